@@ -1,0 +1,80 @@
+"""cgpt: GPT-2 and gpt-oss on the CPU, from the checkpoints as published.
+
+    import cgpt
+    model = cgpt.load("demo-gpt2")                # a directory, or the name of a model in the package
+    print(model.generate("ROMEO:", max_new_tokens=40).text)
+
+The map: gpt2.py and gpt_oss.py are the models, side by side; model.py what they share (steps, logits, scores);
+generate.py and sampling.py make text of it; weights.py, loader.py, configs.py read checkpoints; kvcache.py holds
+sequences; tokenizer.py wraps tiktoken; _kernels.pyx hands everything to the C in csrc/.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cgpt import isa
+from cgpt.configs import GPT2Config, read_config
+from cgpt.errors import CgptError, CheckpointError, InputError
+from cgpt.generate import Completion
+from cgpt.gpt2 import GPT2
+from cgpt.gpt_oss import GptOss
+from cgpt.isa import kernels
+from cgpt.loader import Loader
+from cgpt.model import Model
+from cgpt.threads import usable_cpus
+from cgpt.weights import Checkpoint
+
+__all__ = ["CgptError", "Completion", "Model", "demo_models", "kernels", "load", "locate"]
+__version__ = "0.1.0"
+
+isa.use_best()
+
+_DEMO = Path(__file__).parent / "demo"
+
+
+def demo_models() -> list[str]:
+    """The names of the models that ship in the package."""
+    return sorted(path.parent.name for path in _DEMO.glob("*/config.json"))
+
+
+def locate(path_or_name: str | Path) -> Path:
+    """The checkpoint directory that a path, or the name of a model in the package, stands for."""
+    path = Path(path_or_name)
+    if path.is_dir():
+        return path
+    if str(path_or_name) in demo_models():
+        return _DEMO / str(path_or_name)
+    raise CheckpointError(
+        f"{path_or_name}: no such directory, and no model of the package ({', '.join(demo_models())})"
+    )
+
+
+def load(
+    path_or_name: str | Path,
+    threads: int | None = None,
+    precision: str = "auto",
+    dense: str | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """A model, ready to run, from a checkpoint directory or by the name of one in the package.
+
+    threads: default is the CPUs this process may use. precision: "auto" lets prompts use bf16 matrix units where the
+    CPU has them; "exact" keeps f32 activations everywhere, and then every logit is the same to the bit for any
+    threads, batch companions and chunking. dense: None keeps the dense matrices as stored, "bf16" rounds them.
+    progress(done, total) is told the bytes looked at.
+
+    Raises CheckpointError, ConfigError or InputError, which say what is wrong and what to do.
+    """
+    if precision not in ("auto", "exact"):
+        raise InputError(f'precision is "auto" or "exact", not {precision!r}')
+    if dense not in (None, "bf16"):
+        raise InputError(f'dense is None or "bf16", not {dense!r}')
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
+        raise InputError(f"threads is a number from 1 to 4096, not {threads!r}")
+    directory = locate(path_or_name)
+    config = read_config(directory)
+    checkpoint = Checkpoint(directory)
+    threads = threads or usable_cpus()
+    kind = GPT2 if isinstance(config, GPT2Config) else GptOss
+    return kind(config, checkpoint, Loader(checkpoint, dense, threads, progress), threads, precision)

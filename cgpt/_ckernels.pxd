@@ -1,0 +1,70 @@
+"""csrc/cgpt.h, as far as Python needs it."""
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+
+cdef extern from "cgpt.h" nogil:
+    ctypedef enum cg_dtype:
+        CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_U8
+    ctypedef enum cg_status:
+        CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE
+    ctypedef enum cg_level:
+        CG_REF, CG_LEVELS
+    ctypedef enum cg_activation:
+        CG_GELU_TANH
+    enum:
+        CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_V_ALIGN, CG_KERNEL_COUNT
+
+    ctypedef struct cg_context:
+        int threads
+        int exact
+        void *scratch
+        int64_t scratch_bytes
+    ctypedef struct cg_matrix:
+        cg_dtype dtype
+        int64_t E, N, K
+        const uint8_t *data
+        const uint8_t *scales
+        const float *bias
+    ctypedef struct cg_kv:
+        float *k
+        float *v
+        int64_t blocks
+    ctypedef struct cg_attention:
+        const float *q
+        int64_t q_stride
+        float *out
+        int64_t out_stride
+        int64_t start, T, window, H, G, D
+        const float *sinks
+        float scale
+
+    ctypedef struct cg_kernels:
+        void (*embed)(float *, const void *, cg_dtype, int64_t, const void *, cg_dtype, int64_t, int64_t) noexcept nogil
+        void (*layernorm)(float *, const float *, const float *, const float *, float, int64_t) noexcept nogil
+        void (*rmsnorm)(float *, const float *, const float *, float, int64_t) noexcept nogil
+        void (*rope)(float *, const float *, const float *, int64_t, int64_t) noexcept nogil
+        void (*activation)(float *, cg_activation, int64_t) noexcept nogil
+        void (*topk)(int32_t *, float *, const float *, int64_t, int64_t) noexcept nogil
+        void (*mxfp4_dequantize)(float *, const uint8_t *, const uint8_t *, int64_t) noexcept nogil
+    const cg_kernels *cg_active
+
+    const char *cg_level_name(cg_level)
+    cg_level cg_highest_level()
+    const char *cg_missing_for(cg_level)
+    cg_status cg_use_level(cg_level)
+    void cg_mask_features(int)
+    cg_level cg_current_level()
+    const char *cg_kernel_name(int)
+    const char *cg_kernel_variant(int)
+    int cg_has_openmp()
+
+    int64_t cg_linear_scratch(const cg_matrix *, int64_t)
+    cg_status cg_run_linear(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const cg_matrix *, int)
+    int64_t cg_moe_scratch(const cg_matrix *, const cg_matrix *, int64_t, int64_t)
+    cg_status cg_run_moe(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const int32_t *,
+                         const float *, int64_t, const cg_matrix *, const cg_matrix *, float, float)
+    int64_t cg_attention_scratch(int64_t, int64_t, int64_t)
+    cg_status cg_run_attention(const cg_context *, cg_attention *, const cg_kv *, const float *, const float *, int64_t)
+    cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)
+    ctypedef void cg_row_fn(void *, int64_t) noexcept nogil
+    void cg_for_rows(int, int64_t, int64_t, cg_row_fn *, void *)

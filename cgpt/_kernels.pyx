@@ -1,0 +1,384 @@
+# cython: language_level=3, boundscheck=False, embedsignature=True
+"""The kernels of csrc/ as Python functions: shapes are checked, the GIL is released, C is called. No arithmetic here.
+
+Activations are `Tensor`s, float32 [rows, columns]; T is how many of their rows a call works on. Weights are
+`Matrix`es. Contracts, formulas and references: csrc/cgpt.h.
+"""
+from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdlib cimport free
+from posix.stdlib cimport posix_memalign
+
+from cgpt._ckernels cimport *
+
+import numpy as np
+
+from cgpt.errors import KernelError, OutOfMemoryError
+
+DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "U8": CG_U8}
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
+NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
+MXFP4_MAX_K, MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
+KV_BLOCK, V_ALIGN = CG_KV_BLOCK, CG_V_ALIGN
+
+
+# ------------------------------------------------------------------------------------------------------ the level
+
+def use_level(str name, *, bint mask_bf16=False):
+    """Makes `name` the level in use; KernelError if this machine lacks it. Only while no kernel runs. `mask_bf16`
+    treats the CPU as one with AVX-512 but without AVX512_BF16."""
+    names = [cg_level_name(<cg_level>i).decode() for i in range(CG_LEVELS)]
+    if name not in names:
+        raise KernelError(f"unknown level {name!r}; there are {', '.join(names)}")
+    cg_mask_features(mask_bf16)
+    level = <cg_level><int>names.index(name)
+    if cg_use_level(level) != CG_OK:
+        raise KernelError(f"level {name!r} needs {cg_missing_for(level).decode()}, which this machine does not offer")
+
+
+def level():
+    """The name of the level in use."""
+    return cg_level_name(cg_current_level()).decode()
+
+
+def levels():
+    """{level: what keeps it out on this machine, or None}, lowest first."""
+    cdef const char *missing
+    out = {}
+    for i in range(CG_LEVELS):
+        missing = cg_missing_for(<cg_level><int>i)
+        out[cg_level_name(<cg_level><int>i).decode()] = missing.decode() if missing else None
+    return out
+
+
+def kernels():
+    """{slot: the variant in it}, "-" where the level in use has none."""
+    return {cg_kernel_name(i).decode(): cg_kernel_variant(i).decode() for i in range(CG_KERNEL_COUNT)}
+
+
+def has_openmp():
+    """Whether this build runs on more than one thread."""
+    return bool(cg_has_openmp())
+
+
+# ------------------------------------------------------------------------------------------------ what kernels take
+
+cdef class Context:
+    """Threads, numerics and scratch memory of a series of calls. One at a time may use it."""
+    cdef cg_context c
+
+    def __init__(self, int threads, bint exact):
+        self.c.threads = max(1, threads)
+        self.c.exact = exact
+
+    def __dealloc__(self):
+        free(self.c.scratch)
+
+    @property
+    def threads(self):
+        return self.c.threads
+
+    @property
+    def exact(self):
+        return bool(self.c.exact)
+
+    cdef int reserve(self, int64_t size) except -1:
+        if size <= self.c.scratch_bytes:
+            return 0
+        free(self.c.scratch)
+        self.c.scratch = NULL
+        self.c.scratch_bytes = 0
+        if posix_memalign(&self.c.scratch, 64, size) != 0:
+            raise OutOfMemoryError(f"no memory for {size} bytes of scratch; use shorter chunks or fewer sequences")
+        self.c.scratch_bytes = size
+        return 0
+
+
+cdef class Tensor:
+    """A C-contiguous array of one or two dimensions that stays where it is. dtype "F32", "F16", "BF16" (as uint16)
+    or "U8"."""
+    cdef Py_buffer view
+    cdef bint held
+    cdef cg_dtype dtype
+    cdef readonly object array
+    cdef readonly int64_t rows, cols
+
+    def __cinit__(self, array, str dtype="F32"):
+        expected = NUMPY_DTYPES.get(dtype)
+        if expected is None or array.dtype != expected:
+            raise KernelError(f"a {dtype} tensor cannot hold {array.dtype}")
+        if array.ndim not in (1, 2) or not array.flags.c_contiguous or not array.flags.aligned:
+            raise KernelError(f"a tensor is an aligned, C-contiguous array of 1 or 2 dimensions, not {array.shape}")
+        self.array = array
+        self.dtype = DTYPES[dtype]
+        self.rows = array.shape[0] if array.ndim == 2 else 1
+        self.cols = array.shape[-1]
+        PyObject_GetBuffer(array, &self.view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if array.flags.writeable else 0))
+        self.held = True
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+    cdef float *f32(self, int64_t rows, int64_t cols, str what) except NULL:
+        """Its floats, if it has at least `rows` rows of exactly `cols` (-1: any) columns."""
+        if self.dtype != CG_F32 or rows > self.rows or (cols >= 0 and cols != self.cols):
+            raise KernelError(f"{what}: found {self.array.dtype} {self.array.shape}, expected float32 "
+                              f"[>= {rows}, {'any' if cols < 0 else cols}]")
+        return <float *>self.view.buf
+
+    cdef float *out(self, int64_t rows, int64_t cols, str what) except NULL:
+        if self.view.readonly:
+            raise KernelError(f"{what}: the output is read-only")
+        return self.f32(rows, cols, what)
+
+
+cdef class Matrix:
+    """Weights: [N, K], or [E, N, K] for experts. `data` holds F32, F16, BF16 (as uint16), or with dtype "MXFP4" the
+    blocks [.., N, K/32, 16], with `scales` [.., N, K/32]; `bias` float32 [.., N] or None."""
+    cdef cg_matrix c
+    cdef readonly str dtype
+    cdef readonly tuple shape
+    cdef readonly tuple arrays
+    cdef tuple tensors
+
+    def __init__(self, str dtype, data, scales=None, bias=None):
+        if dtype == "MXFP4":
+            shape = (*data.shape[:-2], data.shape[-2] * 32)
+            fits = data.shape[-1] == 16 and scales is not None and scales.shape == data.shape[:-1]
+        else:
+            shape, fits = data.shape, scales is None
+        if not fits or len(shape) not in (2, 3) or min(shape) < 1:
+            raise KernelError(f"a {dtype} matrix cannot have data {data.shape} and scales "
+                              f"{None if scales is None else scales.shape}")
+        if bias is not None and bias.shape != shape[:-1]:
+            raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
+        held = [Tensor(data.reshape(-1), "U8" if dtype == "MXFP4" else dtype)]
+        self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
+        if scales is not None:
+            held.append(Tensor(scales.reshape(-1), "U8"))
+            self.c.scales = <const uint8_t *>(<Tensor>held[-1]).view.buf
+        if bias is not None:
+            held.append(Tensor(bias.reshape(-1)))
+            self.c.bias = <const float *>(<Tensor>held[-1]).view.buf
+        self.c.dtype = DTYPES[dtype]
+        self.c.E = shape[0] if len(shape) == 3 else 1
+        self.c.N, self.c.K = shape[-2], shape[-1]
+        self.dtype, self.shape, self.tensors = dtype, tuple(shape), tuple(held)
+        self.arrays = tuple(a for a in (data, scales, bias) if a is not None)
+
+
+cdef class LayerCache:
+    """Keys and values of one sequence in one layer, in memory the caller gives: float32 `k` [blocks, G, D, 32] and
+    `v` [blocks, G, 32, D rounded up to 16], zeroed. Fewer positions than the context make a ring."""
+    cdef cg_kv c
+    cdef Tensor k, v
+    cdef int64_t G, D
+
+    def __init__(self, k, v):
+        blocks, G, D, _ = k.shape
+        if k.shape[3] != CG_KV_BLOCK or v.shape != (blocks, G, CG_KV_BLOCK, -(-D // CG_V_ALIGN) * CG_V_ALIGN):
+            raise KernelError(f"a cache cannot have keys {k.shape} and values {v.shape}")
+        self.k, self.v = Tensor(k.reshape(-1)), Tensor(v.reshape(-1))
+        self.c.k, self.c.v = <float *>self.k.view.buf, <float *>self.v.view.buf
+        self.c.blocks, self.G, self.D = blocks, G, D
+
+
+cdef int check(cg_status status, str op, object details) except -1:
+    if status == CG_OK:
+        return 0
+    why = {CG_BAD_SHAPE: "shapes do not fit", CG_BAD_DTYPE: "no kernel for this dtype",
+           CG_NO_MEMORY: "scratch is too small", CG_BAD_VALUE: "an index is out of range"}[status]
+    raise KernelError(f"{op}: {why}: {details}")
+
+
+# ----------------------------------------------------------------------------------------------- row-wise kernels
+
+cdef struct RowJob:
+    float *out
+    const float *x
+    const float *a
+    const float *b
+    float eps
+    int64_t cols, stride, start, heads
+    int which
+    int32_t *index
+
+cdef void layernorm_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cg_active.layernorm(j.out + t * j.cols, j.x + t * j.cols, j.a, j.b, j.eps, j.cols)
+
+cdef void rmsnorm_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cg_active.rmsnorm(j.out + t * j.cols, j.x + t * j.cols, j.a, j.eps, j.cols)
+
+cdef void rope_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cdef int64_t at = (j.start + t) * (j.cols // 2)
+    cg_active.rope(j.out + t * j.stride, j.a + at, j.b + at, j.heads, j.cols)
+
+cdef void activation_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cg_active.activation(j.out + t * j.cols, <cg_activation>j.which, j.cols)
+
+cdef void topk_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cg_active.topk(j.index + t * j.heads, j.out + t * j.heads, j.x + t * j.cols, j.cols, j.heads)
+
+
+def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, float eps, int64_t T):
+    """out[t] = layer norm of x[t]; out may be x."""
+    cdef RowJob job
+    job.x = x.f32(T, -1, "layernorm x")
+    job.cols, job.eps = x.cols, eps
+    job.out = out.out(T, x.cols, "layernorm out")
+    job.a, job.b = weight.f32(1, x.cols, "layernorm weight"), bias.f32(1, x.cols, "layernorm bias")
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, job.cols, layernorm_row, &job)
+
+
+def rmsnorm(Context ctx, Tensor out, Tensor x, Tensor weight, float eps, int64_t T):
+    """out[t] = RMS norm of x[t]; out may be x."""
+    cdef RowJob job
+    job.x = x.f32(T, -1, "rmsnorm x")
+    job.cols, job.eps = x.cols, eps
+    job.out = out.out(T, x.cols, "rmsnorm out")
+    job.a = weight.f32(1, x.cols, "rmsnorm weight")
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, job.cols, rmsnorm_row, &job)
+
+
+def rope(Context ctx, Tensor x, Tensor cos, Tensor sin, int64_t row, int64_t start, int64_t heads, int64_t D, int64_t T):
+    """Rotates the first `heads` heads of D columns of rows row .. row+T-1 of x, which stand at positions start ..;
+    cos, sin [positions, D/2]."""
+    cdef RowJob job
+    job.out = x.out(row + T, -1, "rope x") + row * x.cols
+    job.a, job.b = cos.f32(start + T, D // 2, "rope cos"), sin.f32(start + T, D // 2, "rope sin")
+    if heads * D > x.cols or D % 2 or min(row, start) < 0:
+        raise KernelError(f"rope: {heads} heads of {D} do not fit {x.cols} columns")
+    job.stride, job.start, job.heads, job.cols = x.cols, start, heads, D
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, heads * D, rope_row, &job)
+
+
+def activation(Context ctx, Tensor x, str which, int64_t T):
+    """x[t] = f(x[t]) in place; `which` is one of ACTIVATIONS."""
+    cdef RowJob job
+    job.out, job.cols = x.out(T, -1, "activation x"), x.cols
+    if which not in ACTIVATIONS:
+        raise KernelError(f"activation: {which!r} is none of {', '.join(ACTIVATIONS)}")
+    job.which = ACTIVATIONS.index(which)
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, job.cols * 8, activation_row, &job)
+
+
+def topk(Context ctx, int32_t[:, ::1] index, Tensor weight, Tensor logits, int64_t T):
+    """index, weight [.., k] of the k largest logits [.., E] of each row, and the softmax over those k."""
+    cdef RowJob job
+    job.x, job.cols, job.heads = logits.f32(T, -1, "topk logits"), logits.cols, weight.cols
+    job.out = weight.out(T, -1, "topk weight")
+    if index.shape[0] < T or index.shape[1] != weight.cols or not 1 <= weight.cols <= logits.cols:
+        raise KernelError(f"topk: {index.shape[1]} of {logits.cols} into {weight.array.shape}")
+    if T < 1:
+        return
+    job.index = &index[0, 0]
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, job.cols * 8, topk_row, &job)
+
+
+def embed(Tensor out, Matrix table, int64_t[::1] ids, Matrix positions=None, int64_t row=0, int64_t start=0):
+    """out[row + t] = table[ids[t]] (+ positions[start + t])."""
+    cdef int64_t t, T = ids.shape[0], C = table.c.K
+    cdef float *to = out.out(row + T, C, "embed out") + row * C
+    cdef const void *pos = NULL
+    cdef cg_dtype pos_dtype = CG_F32
+    if positions is not None:
+        if positions.c.K != C or start < 0 or start + T > positions.c.N:
+            raise KernelError(f"embed: positions {start} .. {start + T} of {positions.shape}")
+        pos, pos_dtype = positions.c.data, positions.c.dtype
+    for t in range(T):
+        if not 0 <= ids[t] < table.c.N:
+            raise KernelError(f"embed: id {ids[t]} of {table.c.N}")
+    if table.c.dtype > CG_BF16:
+        raise KernelError(f"embed: no kernel for {table.dtype}")
+    with nogil:
+        for t in range(T):
+            cg_active.embed(to + t * C, table.c.data, table.c.dtype, ids[t], pos, pos_dtype, start + t, C)
+
+
+def mxfp4_dequantize(blocks, scales):
+    """The float32 values [.., 32 G] of MXFP4 blocks uint8 [.., G, 16] (element 2j in the low half of byte j) and
+    scales uint8 [.., G]: E2M1 values times 2^(scale - 127), exactly. Scale 255 is NaN."""
+    blocks, scales = np.ascontiguousarray(blocks), np.ascontiguousarray(scales)
+    if blocks.dtype != np.uint8 or scales.dtype != np.uint8 or blocks.shape != (*scales.shape, 16) or scales.ndim < 1:
+        raise KernelError(f"mxfp4_dequantize: found {blocks.dtype} {blocks.shape} and {scales.dtype} {scales.shape}, "
+                          "expected uint8 [.., G, 16] and uint8 [.., G]")
+    out = np.empty((*scales.shape[:-1], scales.shape[-1] * 32), np.float32)
+    cdef Tensor to = Tensor(out.reshape(-1)), b = Tensor(blocks.reshape(-1), "U8"), s = Tensor(scales.reshape(-1), "U8")
+    cdef int64_t groups = scales.size
+    with nogil:
+        cg_active.mxfp4_dequantize(<float *>to.view.buf, <const uint8_t *>b.view.buf, <const uint8_t *>s.view.buf, groups)
+    return out
+
+
+# ------------------------------------------------------------------------------------------ linear, experts, attention
+
+def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t column=0, int64_t row=0, bint add=False):
+    """y[t, column : column + N] = x[row + t] @ w.T + bias for t < T (+ y where `add`)."""
+    cdef const float *from_ = x.f32(row + T, w.c.K, "linear x") + row * x.cols
+    cdef float *to = y.out(T, -1, "linear y") + column
+    cdef cg_status status
+    if column < 0 or row < 0 or column + w.c.N > y.cols or w.c.E != 1:
+        raise KernelError(f"linear: weights {w.shape} do not fit columns {column} .. of {y.cols}")
+    ctx.reserve(cg_linear_scratch(&w.c, T))
+    with nogil:
+        status = cg_run_linear(&ctx.c, to, y.cols, from_, x.cols, T, &w.c, add)
+    check(status, "linear", (w.dtype, w.shape, T))
+
+
+def moe(Context ctx, Tensor out, Tensor x, int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
+        float alpha, float limit, int64_t T):
+    """out[t] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j]."""
+    cdef const float *from_ = x.f32(T, gate_up.c.K, "moe x")
+    cdef float *to = out.out(T, down.c.N, "moe out")
+    cdef const float *weights = weight.f32(T, index.shape[1], "moe weight")
+    cdef int64_t k = index.shape[1]
+    cdef cg_status status
+    if index.shape[0] < T or T < 1:
+        raise KernelError(f"moe: {index.shape[0]} rows of choices for {T} tokens")
+    ctx.reserve(cg_moe_scratch(&gate_up.c, &down.c, T, k))
+    with nogil:
+        status = cg_run_moe(&ctx.c, to, out.cols, from_, x.cols, T, &index[0, 0], weights, k, &gate_up.c, &down.c, alpha,
+                            limit)
+    check(status, "moe", (gate_up.dtype, gate_up.shape, down.shape, T))
+
+
+def attention(Context ctx, Tensor out, Tensor qkv, LayerCache cache, int64_t row, int64_t start, int64_t T, int64_t H, *,
+              float scale, int64_t window=0, Tensor sinks=None):
+    """out[row + t] = attention of H query heads over the cache and the T new rows of qkv (H query heads, G key heads,
+    G value heads of D columns) at positions start .. start+T-1, which join the cache. window 0 sees everything."""
+    cdef cg_attention a
+    cdef int64_t G = cache.G, D = cache.D
+    cdef cg_status status
+    a.q = qkv.f32(row + T, (H + 2 * G) * D, "attention qkv") + row * qkv.cols
+    a.out = out.out(row + T, H * D, "attention out") + row * out.cols
+    a.q_stride, a.out_stride = qkv.cols, out.cols
+    a.start, a.T, a.window, a.H, a.G, a.D, a.scale = start, T, window, H, G, D, scale
+    a.sinks = sinks.f32(1, H, "attention sinks") if sinks is not None else NULL
+    ctx.reserve(cg_attention_scratch(T, G, D))
+    with nogil:
+        status = cg_run_attention(&ctx.c, &a, &cache.c, a.q + H * D, a.q + (H + G) * D, qkv.cols)
+    check(status, "attention", (H, G, D, start, T, window, cache.c.blocks))
+
+
+def transpose(out, str to, array, str dtype, int threads):
+    """out [cols, rows] = array [rows, cols], from `dtype` to `to`: F32, F16 or BF16 (as uint16); a change of dtype
+    rounds to nearest even."""
+    cdef Tensor dst = Tensor(out, to), src = Tensor(array, dtype)
+    if array.ndim != 2 or out.shape != array.shape[::-1] or dst.view.readonly:
+        raise KernelError(f"transpose: found {array.shape} into {out.shape}")
+    cdef cg_dtype dst_dtype = dst.dtype
+    cdef cg_status status
+    with nogil:
+        status = cg_run_transpose(threads, dst.view.buf, dst_dtype, src.view.buf, src.dtype, src.rows, src.cols)
+    check(status, "transpose", (dtype, to))

@@ -1,0 +1,45 @@
+"""The exceptions cgpt raises. Each message says what was wrong, where, and what to do about it."""
+
+
+class CgptError(Exception):
+    """Base of every exception that cgpt raises on purpose."""
+
+
+class CheckpointError(CgptError, ValueError):
+    """A checkpoint file or tensor is missing, damaged, or not what its config promises."""
+
+
+class ConfigError(CgptError, ValueError):
+    """config.json asks for something cgpt does not support, or contradicts itself."""
+
+
+class TokenizerError(CgptError, ValueError):
+    """A tokenizer file is missing or damaged, or the model has no tokenizer."""
+
+
+class InputError(CgptError, ValueError):
+    """An argument of a call cannot be used."""
+
+
+class EmptyPromptError(InputError):
+    """A prompt holds no token."""
+
+
+class TokenIdError(InputError):
+    """A token id lies outside the vocabulary."""
+
+
+class ContextLengthError(InputError):
+    """A sequence would grow beyond the positions the model has."""
+
+
+class NumericsError(CgptError, ArithmeticError):
+    """NaN or infinity came out of the model."""
+
+
+class KernelError(CgptError, RuntimeError):
+    """A kernel refused its arguments; this is a defect of cgpt, not of the input."""
+
+
+class OutOfMemoryError(CgptError, MemoryError):
+    """The memory a model or a sequence needs cannot be had."""

@@ -1,0 +1,89 @@
+"""Turns stored tensors into what the kernels take."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cgpt._kernels import Matrix, Tensor, transpose
+from cgpt.errors import OutOfMemoryError
+from cgpt.weights import Checkpoint
+
+FLOATS = ("F32", "F16", "BF16")
+
+
+class Loader:
+    """Reads a checkpoint's tensors for a model. Matrices stay where they are in the mapped file, except those whose
+    stored order or precision is not the kernels': they are copied, and the pages they came from given back.
+
+    dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones. progress(done, total) is told the bytes.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dense: str | None = None,
+        threads: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.checkpoint, self.dense, self.threads = checkpoint, dense, threads
+        self._progress = progress
+        self._total, self._done = sum(t.nbytes for t in checkpoint.tensors.values()), 0
+
+    def vector(self, name: str) -> Tensor:
+        """A bias, norm weight or the like, as f32 (a small copy)."""
+        return Tensor(self.floats(name).reshape(-1))
+
+    def floats(self, name: str) -> np.ndarray:
+        """The f32 values of a tensor, in its shape: a copy."""
+        self._count(name)
+        array = self.checkpoint.array(name)
+        if self.checkpoint.tensors[name].dtype == "BF16":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32)
+
+    def matrix(self, name: str, bias: str | None = None) -> Matrix:
+        """A weight stored as [N, K] rows, or [E, N, K]."""
+        self._count(name)
+        array, dtype = self.checkpoint.array(name), self.checkpoint.tensors[name].dtype
+        if self.dense == "bf16" and dtype != "BF16":
+            array, dtype = self._rounded(name, array, dtype), "BF16"
+        return Matrix(dtype, array, bias=self.floats(bias) if bias else None)
+
+    def transposed(self, name: str, bias: str | None = None) -> Matrix:
+        """A weight stored as [K, N] (GPT-2's Conv1D) or [E, K, N] (unquantised gpt-oss experts)."""
+        self._count(name)
+        array, dtype = self.checkpoint.array(name), self.checkpoint.tensors[name].dtype
+        to = "BF16" if self.dense == "bf16" else dtype
+        try:
+            turned = np.empty((*array.shape[:-2], *array.shape[:-3:-1]), np.uint16 if to == "BF16" else array.dtype)
+            for part, out in zip(_matrices(array), _matrices(turned), strict=True):
+                transpose(out, to, part, dtype, self.threads)
+        except MemoryError:
+            raise OutOfMemoryError(f"{name}: no memory to transpose {array.nbytes / 1e9:.1f} GB") from None
+        self.checkpoint.release(name)
+        return Matrix(to, turned, bias=self.floats(bias) if bias else None)
+
+    def mxfp4(self, blocks: str, scales: str, bias: str) -> Matrix:
+        """Experts [E, N, K/32, 16] and [E, N, K/32], as stored."""
+        self._count(blocks)
+        self._count(scales)
+        return Matrix(
+            "MXFP4", self.checkpoint.array(blocks), self.checkpoint.array(scales), self.floats(bias)
+        )
+
+    def _rounded(self, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+        """As bf16, in the same order: the transpose of one long row."""
+        rounded = np.empty(array.shape, np.uint16)
+        transpose(rounded.reshape(-1, 1), "BF16", array.reshape(1, -1), dtype, self.threads)
+        self.checkpoint.release(name)
+        return rounded
+
+    def _count(self, name: str) -> None:
+        self._done += self.checkpoint.tensors[name].nbytes
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+def _matrices(array: np.ndarray) -> np.ndarray:
+    """[.., rows, cols] as [n, rows, cols]."""
+    return array.reshape(-1, *array.shape[-2:])

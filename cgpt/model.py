@@ -1,0 +1,220 @@
+"""What every model does with its blocks: steps over batches of sequences, and the calls of the public API."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cgpt import _kernels as k
+from cgpt.errors import EmptyPromptError, InputError, NumericsError, TokenIdError
+from cgpt.generate import Completion, generate, stream
+from cgpt.kvcache import Sequence
+from cgpt.loader import Loader
+from cgpt.tokenizer import Tokenizer
+
+
+@dataclass
+class Span:
+    """The rows of one sequence in a step."""
+
+    sequence: Sequence
+    row: int
+    T: int
+
+    @property
+    def start(self) -> int:
+        return self.sequence.position
+
+
+class Workspace:
+    """Scratch of one running step: kernel contexts (`exact` for what must not be rounded in any precision) and named
+    activations [rows, columns], which only grow."""
+
+    def __init__(self, threads: int, exact: bool) -> None:
+        self.ctx = k.Context(threads, exact)
+        self.exact = k.Context(threads, True)
+        self._tensors: dict[str, k.Tensor] = {}
+
+    def tensor(self, name: str, rows: int, cols: int) -> k.Tensor:
+        found = self._tensors.get(name)
+        if found is None or found.rows < rows or found.cols != cols:
+            found = self._tensors[name] = k.Tensor(np.empty((rows, cols), np.float32))
+        return found
+
+
+class Model:
+    """Base of GPT2 and GptOss. A subclass gives `windows`, `kv_heads`, `head_dim`, `width`, `head` (the logits
+    matrix), `embed(ws, x, ids, spans)`, `blocks` and `final_norm(ws, out, x, T)`.
+
+    Threads may share a model: each step has its own workspace, each sequence belongs to one step at a time.
+    """
+
+    PREFILL_CHUNK = 512  # tokens per step that bound the memory of long prompts
+    windows: list[int]
+    kv_heads: int
+    head_dim: int
+    width: int
+    head: k.Matrix
+    blocks: list
+
+    def __init__(self, config, directory: Path, threads: int, precision: str) -> None:
+        self.config = config
+        self.directory = directory
+        self.threads = threads
+        self.precision = precision
+        self.vocab_size: int = config.vocab_size
+        self.eos_token_ids: tuple[int, ...] = config.eos_token_ids
+        self._idle: list[Workspace] = []
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back, from the checkpoint's own files or the ranks in the package."""
+        return Tokenizer.from_directory(self.directory, self.vocab_size)
+
+    @property
+    def context_length(self) -> int:
+        """The positions the model has."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------- the step
+
+    def new_sequence(self, context: int | None = None) -> Sequence:
+        """An empty sequence with room for `context` positions (default: all the model has)."""
+        context = self.context_length if context is None else min(context, self.context_length)
+        return Sequence(self.windows, self.kv_heads, self.head_dim, context)
+
+    def step(self, batch, *, rows: str = "last", head: bool = True) -> np.ndarray:
+        """Appends ids to sequences and gives what the model says next.
+
+        batch: pairs (sequence, its new ids), any mix of single tokens and chunks of prompts. rows="last": float32
+        [len(batch), V], the logits after each sequence's last id; "all": [sum of ids, V]. head=False gives the
+        head's input [.., C] instead. Raises EmptyPromptError, TokenIdError or ContextLengthError before anything is
+        computed, NumericsError if what comes out is not finite.
+        """
+        ids, spans = self._lay_out(batch)
+        with self._workspace() as ws:
+            for span in spans:
+                span.sequence.begin()
+            x = ws.tensor("x", len(ids), self.width)
+            self.embed(ws, x, ids, spans)
+            for block in self.blocks:
+                block(ws, x, len(ids), spans)
+            out = self._finish(ws, x, len(ids), spans, rows, head)
+        self._require_finite(out, spans)
+        for span in spans:
+            span.sequence.end(span.T)
+        return out
+
+    def _lay_out(self, batch) -> tuple[np.ndarray, list[Span]]:
+        parts, spans, row = [], [], 0
+        for sequence, new in batch:
+            ids = self._check_ids(new)
+            sequence.require(len(ids))
+            parts.append(ids)
+            spans.append(Span(sequence, row, len(ids)))
+            row += len(ids)
+        if not parts:
+            raise EmptyPromptError("a step needs at least one sequence")
+        if len({id(span.sequence) for span in spans}) < len(spans):
+            raise InputError("a sequence appears twice in one step")
+        return np.concatenate(parts), spans
+
+    def _check_ids(self, ids) -> np.ndarray:
+        array = np.asarray(ids)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise InputError(f"token ids are a flat list of integers, not {array.dtype} {list(array.shape)}")
+        if not array.size:
+            raise EmptyPromptError("the prompt holds no token; give at least one id")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise TokenIdError(f"token id {wrong} is not in the vocabulary, 0 .. {self.vocab_size - 1}")
+        return np.ascontiguousarray(array, np.int64)
+
+    def _finish(self, ws, x, T: int, spans: list[Span], rows: str, head: bool) -> np.ndarray:
+        if rows == "last":
+            T = len(spans)
+            last = ws.tensor("last", T, self.width)
+            last.array[:T] = x.array[[span.row + span.T - 1 for span in spans]]
+            x = last
+        elif rows != "all":
+            raise InputError(f'rows is "last" or "all", not {rows!r}')
+        hidden = k.Tensor(np.empty((T, self.width), np.float32))
+        self.final_norm(ws, hidden, x, T)
+        if not head:
+            return hidden.array
+        logits = k.Tensor(np.empty((T, self.vocab_size), np.float32))
+        k.linear(ws.ctx, logits, hidden, self.head, T)
+        return logits.array
+
+    def _require_finite(self, out: np.ndarray, spans: list[Span]) -> None:
+        if np.isfinite(out).all():
+            return
+        layers = [bad for span in spans if (bad := span.sequence.first_bad_layer()) is not None]
+        where = f"the keys and values of layer {min(layers)} are the first" if layers else "the last layer or the head"
+        raise NumericsError(f"NaN or infinity in the model's output ({where}): damaged weights, or an overflow")
+
+    @contextmanager
+    def _workspace(self) -> Iterator[Workspace]:
+        """A workspace of its own for each step that runs at the same time; list operations are atomic."""
+        try:
+            ws = self._idle.pop()
+        except IndexError:
+            ws = Workspace(self.threads, self.precision == "exact")
+        yield ws
+        self._idle.append(ws)
+
+    # --------------------------------------------------------------------------------------------- the public API
+
+    def encode_prompt(self, prompt) -> list[int]:
+        """The ids of a prompt given as text or as ids."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        return self._check_ids(prompt).tolist()
+
+    def _run(self, ids, **what) -> np.ndarray:
+        """step() over a whole prompt in chunks, every row."""
+        ids = self._check_ids(ids)
+        sequence = self.new_sequence(len(ids))
+        sequence.require(len(ids))
+        chunks = [ids[i : i + self.PREFILL_CHUNK] for i in range(0, len(ids), self.PREFILL_CHUNK)]
+        return np.concatenate([self.step([(sequence, chunk)], rows="all", **what) for chunk in chunks])
+
+    def logits(self, ids) -> np.ndarray:
+        """float32 [T, V]: the logits after each of the T ids."""
+        return self._run(ids)
+
+    def hidden(self, ids) -> np.ndarray:
+        """float32 [T, C]: the output of the final norm, which is the head's input, at each of the T ids."""
+        return self._run(ids, head=False)
+
+    def score(self, prompt) -> np.ndarray:
+        """float32 [T-1]: the log-probability of each token of the prompt (text or ids) given those before it."""
+        ids = self._check_ids(self.encode_prompt(prompt))
+        sequence = self.new_sequence(len(ids))
+        sequence.require(len(ids))
+        out = np.empty(len(ids) - 1, np.float32)
+        for i in range(0, len(ids) - 1, self.PREFILL_CHUNK):
+            chunk, then = ids[: -1][i : i + self.PREFILL_CHUNK], ids[i + 1 : i + 1 + self.PREFILL_CHUNK]
+            logits = self.step([(sequence, chunk)], rows="all").astype(np.float64)
+            logits -= logits.max(-1, keepdims=True)
+            chosen = logits[np.arange(len(chunk)), then]
+            out[i : i + len(chunk)] = chosen - np.log(np.exp(logits).sum(-1))
+        return out
+
+    def generate(self, prompt, **options) -> Completion | list[Completion]:
+        """A completion of `prompt` (text or ids), or of each in a list of prompts; see cgpt.generate.generate."""
+        return generate(self, prompt, **options)
+
+    def stream(self, prompt, **options) -> Iterator[str]:
+        """Pieces of the text that generate() would give, as they come; see cgpt.generate.stream."""
+        return stream(self, prompt, **options)
+
+
+def attend(ws, out, qkv, layer: int, spans: list[Span], H: int, **how) -> None:
+    """Attention of each sequence over its own cache; `how` as in _kernels.attention."""
+    for span in spans:
+        k.attention(ws.ctx, out, qkv, span.sequence.layers[layer], span.row, span.start, span.T, H, **how)

@@ -1,0 +1,186 @@
+/* cgpt's kernels: the contracts.
+
+   Dimensions, the same letters in C, Cython, Python and tests:
+     T tokens   C model width   N outputs   K inputs   H query heads   G key/value heads   D head dimension
+     E experts  V vocabulary
+   Activations are f32, row-major; a *_stride counts elements of its array unless it ends in _bytes.
+   Kernels do not allocate, print, exit or keep state. Every float result depends on its own row alone, never on the
+   number of threads; the functions called *_tile also let the order of a sum depend on the number of tokens.
+
+   A kernel here works on one share of the job and knows nothing of threads; the drivers at the end of this file
+   cut the job into shares. */
+#ifndef CGPT_H
+#define CGPT_H
+
+#include "types.h"
+
+/* ------------------------------------------------------------------------------------------- one row at a time */
+
+/* out[C] = table[id] (+ positions[pos] where positions is given). Tables of any float dtype, row-major [.., C]. */
+typedef void cg_embed_fn(float *out, const void *table, cg_dtype dtype, int64_t id, const void *positions,
+                         cg_dtype positions_dtype, int64_t position, int64_t C);
+
+/* out = (x - mean) / sqrt(var + eps) * weight + bias over C values. out may be x. Ba et al., arXiv:1607.06450. */
+typedef void cg_layernorm_fn(float *out, const float *x, const float *weight, const float *bias, float eps, int64_t C);
+
+/* out = x / sqrt(mean(x^2) + eps) * weight over C values. out may be x. Zhang & Sennrich, arXiv:1910.07467. */
+typedef void cg_rmsnorm_fn(float *out, const float *x, const float *weight, float eps, int64_t C);
+
+/* Rotates `heads` consecutive heads of D values in place, half-split pairs (d, d + D/2); cos and sin [D/2] with
+   YaRN's concentration already in them. Su et al., arXiv:2104.09864; Peng et al., arXiv:2309.00071. */
+typedef void cg_rope_fn(float *x, const float *cos, const float *sin, int64_t heads, int64_t D);
+
+/* x = f(x) for n values, in place. */
+typedef enum { CG_GELU_TANH, CG_GELU_ERF, CG_QUICK_GELU, CG_RELU, CG_SILU, CG_TANH, CG_ACTIVATIONS } cg_activation;
+typedef void cg_activation_fn(float *x, cg_activation which, int64_t n);
+
+/* out[I] from gate_up[2I], gates at even places and ups at odd ones, as gpt-oss stores them:
+   g = min(gate, limit), u = clip(up, -limit, limit), out = g sigmoid(alpha g) (u + 1). Shazeer, arXiv:2002.05202. */
+typedef void cg_swiglu_fn(float *out, const float *gate_up, float alpha, float limit, int64_t I);
+
+/* The k largest of E logits, largest first and the lower index on a tie, and their softmax. NaN counts as lowest. */
+typedef void cg_topk_fn(int32_t *index, float *weight, const float *logits, int64_t E, int64_t k);
+
+/* out[t] += sum over j < k of weight[j] * y[slot[j]] for C values, in the order of j. */
+typedef void cg_combine_fn(float *out, const float *y, int64_t y_stride, const int32_t *slot, const float *weight,
+                           int64_t k, int64_t C);
+
+/* out[groups * 32] = the exact f32 values of MXFP4 blocks [groups, 16] and scales [groups]; scale 255 gives NaN. */
+typedef void cg_mxfp4_dequantize_fn(float *out, const uint8_t *blocks, const uint8_t *scales, int64_t groups);
+
+/* ------------------------------------------------------------------------------------------------------ linear */
+
+/* y[t][n] = sum over k of x[t][k] w[n][k] (+ bias[n]) (+ y[t][n] where add). */
+typedef struct {
+    const uint8_t *w;       /* rows of K weights, row-major; MXFP4: nibbles [N, K/32, 16] */
+    const uint8_t *scales;  /* MXFP4: [N, K/32]; else NULL */
+    const float *bias;      /* [N] or NULL */
+    const void *x;          /* what pack() wrote; where pack is NULL: float rows */
+    const int32_t *rows;    /* token t's float row is rows[t] (NULL: t); only where pack is NULL */
+    int64_t x_stride;       /* only where pack is NULL */
+    float *y;
+    int64_t y_stride;
+    int64_t T, K;
+    int add;
+} cg_product;
+
+/* One way to multiply by weights of one dtype. */
+typedef const struct {
+    /* Bytes that pack() needs for T tokens; a multiple of 64. */
+    int64_t (*packed_bytes)(int64_t T, int64_t K);
+    /* Brings tokens t0 <= t < t1 into the order that panel() reads. t0 is a multiple of 16; t1 too, or T.
+       Token t is row rows[t] of x (NULL: t). NULL where float rows are used as they are. */
+    void (*pack)(void *packed, const float *x, int64_t x_stride, const int32_t *rows, int64_t T, int64_t K,
+                 int64_t t0, int64_t t1);
+    /* The outputs n0 <= n < n1 for all T tokens. n0 is a multiple of 16. */
+    void (*panel)(const cg_product *p, int64_t n0, int64_t n1);
+} cg_linear;
+
+/* --------------------------------------------------------------------------------------------------- attention */
+
+/* The keys and values of one sequence in one layer. Keys are blocked: block b holds positions 32b .. 32b+31 as
+   [G, D, 32], so that 32 scores come from one pass over D; values are rows [32, Dv], Dv = D rounded up to 16. A
+   position's block is block % blocks, so that a sliding layer is a ring. */
+typedef struct {
+    float *k;        /* [blocks, G, D, 32] */
+    float *v;        /* [blocks, G, 32, Dv] */
+    int64_t blocks;
+} cg_kv;
+
+/* Puts the T keys and values of head g (rows k and v, D floats, stride kv_stride) at positions start .. start+T-1. */
+typedef void cg_kv_append_fn(const cg_kv *kv, const float *k, const float *v, int64_t kv_stride, int64_t start,
+                             int64_t T, int64_t g, int64_t G, int64_t D);
+
+/* Causal attention of T queries at positions start .. start+T-1; out[t][h] = softmax(q k * scale) v over the positions
+   p with max(0, pos - window + 1) <= p <= pos (window 0: all). A sink adds exp(sink[h]) to the denominator. Blocks of
+   32 positions >= first_fresh come from `fresh` (block 0 of it is first_fresh / 32), earlier ones from `past`.
+   Online softmax over blocks aligned to absolute positions: Milakov & Gimelshein, arXiv:1805.02867; sinks: Xiao et
+   al., arXiv:2309.17453, as learned in gpt-oss. */
+typedef struct {
+    const float *q;
+    int64_t q_stride;      /* per token */
+    float *out;
+    int64_t out_stride;    /* per token */
+    cg_kv past, fresh;
+    int64_t first_fresh;   /* a multiple of 32 */
+    int64_t start, T, window;
+    int64_t H, G, D;
+    const float *sinks;    /* [H] or NULL */
+    float scale;
+} cg_attention;
+enum { CG_ATTENTION_ROWS = 8 };  /* (token, head) pairs per share; rows of one key/value head are numbered t * H/G + h */
+typedef void cg_attention_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1);
+
+/* ----------------------------------------------------------------------------------- the table, and who fills it */
+
+typedef struct {
+#define KERNEL(name, type) type *name;
+#include "kernels.def"
+#undef KERNEL
+} cg_kernels;
+
+enum { CG_KERNEL_COUNT = 0
+#define KERNEL(name, type) + 1
+#include "kernels.def"
+#undef KERNEL
+};
+
+typedef enum { CG_REF, CG_AVX2, CG_AVX512, CG_AMX, CG_LEVELS } cg_level;
+
+extern const cg_kernels *cg_active;                 /* what the drivers call */
+const char *cg_level_name(cg_level level);
+cg_level cg_highest_level(void);                    /* of this machine and build */
+const char *cg_missing_for(cg_level level);         /* the first CPU feature that keeps a level out, or NULL */
+cg_status cg_use_level(cg_level level);             /* CG_BAD_VALUE beyond the highest */
+void cg_mask_features(int bf16);                    /* pretend the CPU lacks AVX512_BF16; takes effect with cg_use_level */
+cg_level cg_current_level(void);
+const char *cg_kernel_name(int slot);
+const char *cg_kernel_variant(int slot);            /* "ref", "avx2", ..., or "-" for none */
+
+/* --------------------------------------------------------------------------------------------------- the drivers */
+
+typedef struct {
+    int threads;
+    int exact;              /* f32 activations everywhere */
+    void *scratch;          /* 64-byte aligned */
+    int64_t scratch_bytes;
+} cg_context;
+
+/* A weight matrix, or E of them stacked. */
+typedef struct {
+    cg_dtype dtype;
+    int64_t E, N, K;
+    const uint8_t *data;
+    const uint8_t *scales;  /* MXFP4 */
+    const float *bias;      /* [E, N] or NULL */
+} cg_matrix;
+
+int cg_has_openmp(void);
+int cg_bits_differ_by_tokens(cg_dtype dtype);       /* whether `auto` has a tile kernel for this dtype */
+
+int64_t cg_linear_scratch(const cg_matrix *w, int64_t T);
+cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t T,
+                        const cg_matrix *w, int add);
+
+int64_t cg_moe_scratch(const cg_matrix *gate_up, const cg_matrix *down, int64_t T, int64_t k);
+/* out[t] += sum over the k chosen experts of weight * (down(swiglu(gate_up(x[t])))). index, weight [T, k]. */
+cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                     const int32_t *index, const float *weight, int64_t k, const cg_matrix *gate_up,
+                     const cg_matrix *down, float alpha, float limit);
+
+/* Attention over a cache, and the T new keys and values (rows of G heads, stride kv_stride) added to it. a->past,
+   a->fresh and a->first_fresh are set here. A ring may be as small as the window rounded up to 32: the keys that a
+   chunk would overwrite too early wait in scratch. */
+int64_t cg_attention_scratch(int64_t T, int64_t G, int64_t D);
+cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, const cg_kv *cache, const float *k, const float *v,
+                           int64_t kv_stride);
+
+/* dst[cols, rows] of dst_dtype = transpose of src[rows, cols]; the dtypes are f32, f16 or bf16. */
+cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const void *src, cg_dtype src_dtype,
+                           int64_t rows, int64_t cols);
+
+typedef void cg_row_fn(void *job, int64_t row);
+/* Calls fn for every row, in parallel where rows * cost (about one float operation each) is worth a fork. */
+void cg_for_rows(int threads, int64_t rows, int64_t cost, cg_row_fn *fn, void *job);
+
+#endif

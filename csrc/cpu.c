@@ -1,0 +1,56 @@
+/* CPUID, XGETBV and the AMX permission call. Intel SDM vol. 1 ch. 13 and vol. 2 CPUID; Linux Documentation/arch/x86/xstate.rst. */
+#include "arch.h"
+#include "cpu.h"
+
+#ifdef CGPT_X86
+#include <cpuid.h>
+#include <stdint.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+static uint64_t enabled_state(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static int ask_for_amx(void) {
+#if defined(CGPT_EMULATE_AMX)
+    return 1;
+#elif defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return 0;
+#endif
+}
+
+cg_cpu cg_detect_cpu(void) {
+    cg_cpu cpu = {0};
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return cpu;  /* no OSXSAVE: no XGETBV either */
+    uint64_t state = enabled_state();
+    int ymm = (state & 0x6) == 0x6, zmm = ymm && (state & 0xe0) == 0xe0, tiles = (state & 0x60000) == 0x60000;
+    cpu.fma = ymm && (c >> 12 & 1);
+    cpu.f16c = ymm && (c >> 29 & 1);
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        cpu.avx2 = ymm && (b >> 5 & 1);
+        cpu.avx512f = zmm && (b >> 16 & 1);
+        cpu.avx512dq = zmm && (b >> 17 & 1);
+        cpu.avx512bw = zmm && (b >> 30 & 1);
+        cpu.avx512vl = zmm && (b >> 31 & 1);
+        cpu.amx_bf16 = tiles && (d >> 22 & 1);
+        cpu.amx_tile = tiles && (d >> 24 & 1);
+        if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.avx512bf16 = zmm && (a >> 5 & 1);
+    }
+#ifdef CGPT_EMULATE_AMX
+    cpu.amx_tile = cpu.amx_bf16 = cpu.avx512bf16;
+#endif
+    cpu.amx_permitted = cpu.amx_tile && cpu.amx_bf16 && ask_for_amx();
+    return cpu;
+}
+#else
+cg_cpu cg_detect_cpu(void) { return (cg_cpu){0}; }
+#endif

@@ -1,0 +1,9 @@
+/* The avx2 level: AVX2, FMA, F16C. */
+#include "../arch.h"
+#ifdef CGPT_X86
+#pragma GCC target("avx2,fma,f16c")
+#include <immintrin.h>
+#define CG_ISA avx2
+#define CG_LANES 8
+#include "portable.inc"
+#endif

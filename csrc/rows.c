@@ -1,0 +1,22 @@
+/* The small kernels of one row: embedding lookup, sums and copies. Contracts in cgpt.h. */
+static void CG_NAME(embed)(float *out, const void *table, cg_dtype dtype, int64_t id, const void *positions,
+                           cg_dtype positions_dtype, int64_t position, int64_t C) {
+    const char *row = (const char *)table + id * cg_row_bytes(dtype, C);
+    const char *pos = positions ? (const char *)positions + position * cg_row_bytes(positions_dtype, C) : NULL;
+    for (int64_t i = 0; i < C; i += CG_LANES) {
+        int64_t n = cg_min(C - i, CG_LANES);
+        vf v = vf_load_as_n(dtype, row, i, n);
+        if (pos) v += vf_load_as_n(positions_dtype, pos, i, n);
+        vf_store_n(out + i, v, n);
+    }
+}
+
+static void CG_NAME(combine)(float *out, const float *y, int64_t y_stride, const int32_t *slot, const float *weight,
+                             int64_t k, int64_t C) {
+    for (int64_t i = 0; i < C; i += CG_LANES) {
+        int64_t n = cg_min(C - i, CG_LANES);
+        vf sum = vf_set(0.f);
+        for (int64_t j = 0; j < k; j++) sum = vf_fma(vf_set(weight[j]), vf_load_n(y + slot[j] * y_stride + i, n), sum);
+        vf_store_n(out + i, vf_load_n(out + i, n) + sum, n);
+    }
+}

@@ -1,0 +1,95 @@
+/* The driver of linear: picks the kernel, packs the activations, cuts the outputs into panels. */
+#include "products.h"
+
+enum { TILE_MIN_TOKENS = 8 };  /* fewer tokens are memory-bound: the exact kernels are as fast */
+
+cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact) {
+    const cg_kernels *k = cg_active;
+    if (!exact && T >= TILE_MIN_TOKENS && w->K <= CG_TILE_MAX_K) {
+        if (w->dtype == CG_BF16 && k->linear_bf16_tile) return k->linear_bf16_tile;
+        if (w->dtype == CG_MXFP4 && k->linear_mxfp4_tile) return k->linear_mxfp4_tile;
+    }
+    switch (w->dtype) {
+    case CG_F32: return k->linear_f32;
+    case CG_F16: return k->linear_f16;
+    case CG_BF16: return k->linear_bf16;
+    case CG_MXFP4: return k->linear_mxfp4;
+    default: return NULL;
+    }
+}
+
+cg_status cg_check_matrix(const cg_matrix *w) {
+    if (w->E < 1 || w->N < 1 || w->K < 1) return CG_BAD_SHAPE;
+    if (w->dtype == CG_MXFP4 && (w->K % CG_MXFP4_GROUP || w->K > CG_MXFP4_MAX_K || !w->scales)) return CG_BAD_SHAPE;
+    return w->dtype == CG_U8 ? CG_BAD_DTYPE : CG_OK;
+}
+
+cg_product cg_product_of(const cg_matrix *w, int64_t expert) {
+    int64_t rows = expert * w->N;
+    return (cg_product){
+        .w = w->data + rows * cg_row_bytes(w->dtype, w->K),
+        .scales = w->scales ? w->scales + rows * (w->K / CG_MXFP4_GROUP) : NULL,
+        .bias = w->bias ? w->bias + rows : NULL,
+        .K = w->K,
+    };
+}
+
+int64_t cg_panel_rows(int64_t N, int threads) {
+    int64_t rows = cg_round_up(N / (threads * 8) + 1, 16);
+    return cg_max(16, cg_min(rows, 64));
+}
+
+int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
+    int64_t most = 0;
+    for (int exact = 0; exact < 2; exact++) {
+        cg_linear *kernel = cg_pick_linear(w, exact ? 1 : T, exact);
+        if (kernel->pack) most = cg_max(most, kernel->packed_bytes(T, w->K));
+    }
+    return cg_round_up(most, 64);
+}
+
+int64_t cg_linear_scratch(const cg_matrix *w, int64_t T) { return cg_packed_most(w, T); }
+
+typedef struct {
+    cg_linear *kernel;
+    cg_product p;
+    const float *x;
+    int64_t x_stride, N, rows;
+    void *packed;
+} linear_job;
+
+static void pack_task(void *job, int64_t i) {
+    linear_job *j = job;
+    j->kernel->pack(j->packed, j->x, j->x_stride, NULL, j->p.T, j->p.K, i * 16, cg_min(i * 16 + 16, j->p.T));
+}
+
+static void panel_task(void *job, int64_t i) {
+    linear_job *j = job;
+    j->kernel->panel(&j->p, i * j->rows, cg_min((i + 1) * j->rows, j->N));
+}
+
+cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t T,
+                        const cg_matrix *w, int add) {
+    cg_status bad = cg_check_matrix(w);
+    if (bad) return bad;
+    linear_job job = {.kernel = cg_pick_linear(w, T, ctx->exact), .p = cg_product_of(w, 0), .x = x,
+                      .x_stride = x_stride, .N = w->N, .packed = ctx->scratch};
+    job.p.y = y;
+    job.p.y_stride = y_stride;
+    job.p.T = T;
+    job.p.add = add;
+    job.p.x = x;
+    job.p.x_stride = x_stride;
+    job.rows = cg_panel_rows(w->N, ctx->threads);
+    if (job.kernel->pack) {
+        if (job.kernel->packed_bytes(T, w->K) > ctx->scratch_bytes) return CG_NO_MEMORY;
+        job.p.x = ctx->scratch;
+        cg_parallel(ctx->threads, (T + 15) / 16, pack_task, &job);
+    }
+    cg_parallel(ctx->threads, (w->N + job.rows - 1) / job.rows, panel_task, &job);
+    return CG_OK;
+}
+
+int cg_bits_differ_by_tokens(cg_dtype dtype) {
+    return (dtype == CG_BF16 && cg_active->linear_bf16_tile) || (dtype == CG_MXFP4 && cg_active->linear_mxfp4_tile);
+}

@@ -1,0 +1,76 @@
+/* Types shared by every kernel. */
+#ifndef CG_TYPES_H
+#define CG_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Storage types of weights. MXFP4: 32 E2M1 nibbles (16 bytes) and one E8M0 scale byte per group. */
+typedef enum { CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_U8 } cg_dtype;
+
+typedef enum { CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE } cg_status;
+
+enum {
+    CG_MXFP4_GROUP = 32,        /* weights that share a scale */
+    CG_MXFP4_GROUP_BYTES = 16,  /* their nibbles, element 2j in the low half of byte j */
+    CG_MXFP4_MAX_K = 16384,     /* inputs of an MXFP4 row: what kernels keep of it on their stacks */
+    CG_TILE_MAX_K = 16384,      /* inputs beyond which the tile kernels, which keep rows on their stacks, are not used */
+    CG_KV_BLOCK = 32,           /* keys per block of the cache, see kvcache.c */
+    CG_V_ALIGN = 16,            /* value rows are padded to a multiple of this many floats */
+    CG_MAX_HEAD_DIM = 512,
+    CG_MAX_EXPERTS = 1024,
+    CG_MAX_TOP_K = 64,
+};
+
+/* E2M1 in the order of its codes (OCP Microscaling Formats v1.0, section 5.3.3). */
+#define CG_E2M1_VALUES 0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f, -0.f, -.5f, -1.f, -1.5f, -2.f, -3.f, -4.f, -6.f
+
+static inline int64_t cg_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t cg_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t cg_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+static inline float cg_f32_from_bits(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline uint32_t cg_bits_from_f32(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
+
+static inline float cg_bf16_to_f32(uint16_t h) { return cg_f32_from_bits((uint32_t)h << 16); }
+
+/* Round to nearest, ties to even; NaN stays NaN. */
+static inline uint16_t cg_f32_to_bf16(float f) {
+    uint32_t u = cg_bits_from_f32(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* Denormal halves are scaled by a float multiplication, so no table and no loop. */
+static inline float cg_f16_to_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    if (rest < 0x0400) return cg_f32_from_bits(sign | cg_bits_from_f32((float)rest * 0x1p-24f));
+    if (rest >= 0x7c00) return cg_f32_from_bits(sign | 0x7f800000u | (rest & 0x3ff) << 13);
+    return cg_f32_from_bits(sign | ((rest << 13) + 0x38000000u));
+}
+
+/* 2^(scale - 127). Scale 0 is a denormal; 255 is NaN in the OCP specification, here infinity, which ends as a
+   non-finite logit just the same. */
+static inline float cg_e8m0_to_f32(uint8_t scale) {
+    uint32_t bits = (uint32_t)scale << 23;
+    return cg_f32_from_bits(bits ? bits : 0x00400000u);
+}
+
+static inline size_t cg_dtype_bytes(cg_dtype d) { return d == CG_F32 ? 4 : d == CG_U8 || d == CG_MXFP4 ? 1 : 2; }
+
+/* Bytes of one row of K weights. */
+static inline int64_t cg_row_bytes(cg_dtype d, int64_t K) {
+    return d == CG_MXFP4 ? K / 2 : K * (int64_t)cg_dtype_bytes(d);
+}
+
+#endif

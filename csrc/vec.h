@@ -1,0 +1,110 @@
+/* One vector of floats, as wide as the level's registers: CG_LANES is set by the file in isa/ that includes a kernel.
+   GCC and Clang vector types, so one source serves every level and every architecture. */
+#ifndef CG_VEC_H
+#define CG_VEC_H
+
+#include <math.h>
+#include "types.h"
+
+typedef float vf __attribute__((vector_size(4 * CG_LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * CG_LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * CG_LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
+
+#define CG_INLINE static inline __attribute__((always_inline))
+
+CG_INLINE vf vf_set(float f) { return (vf){0} + f; }
+
+CG_INLINE vf vf_load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+CG_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+/* Contracted to one instruction where the level has FMA. */
+CG_INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+
+CG_INLINE vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+CG_INLINE vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
+CG_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
+
+CG_INLINE vf vf_load_bf16(const uint16_t *p) {
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+CG_INLINE vf vf_load_f16(const uint16_t *p) {
+#if defined(__AVX512F__) && CG_LANES == 16
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__) && CG_LANES == 8
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    vf v;
+    for (int i = 0; i < CG_LANES; i++) v[i] = cg_f16_to_f32(p[i]);
+    return v;
+#endif
+}
+
+CG_INLINE vf vf_load_as(cg_dtype d, const void *row, int64_t k) {
+    return d == CG_F32 ? vf_load((const float *)row + k)
+         : d == CG_BF16 ? vf_load_bf16((const uint16_t *)row + k) : vf_load_f16((const uint16_t *)row + k);
+}
+
+/* n < CG_LANES values, the rest zero. */
+CG_INLINE vf vf_load_as_n(cg_dtype d, const void *row, int64_t k, int64_t n) {
+    uint32_t tail[CG_LANES] = {0};
+    size_t size = cg_dtype_bytes(d);
+    memcpy(tail, (const char *)row + (size_t)k * size, (size_t)n * size);
+    return vf_load_as(d, tail, 0);
+}
+
+CG_INLINE vf vf_load_n(const float *p, int64_t n) { return vf_load_as_n(CG_F32, p, 0, n); }
+CG_INLINE void vf_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof(float)); }
+
+/* Halves are added until one lane is left: a fixed order. */
+CG_INLINE float vf_sum(vf v) {
+    typedef float f4 __attribute__((vector_size(16)));
+    f4 q[CG_LANES / 4];
+    memcpy(q, &v, sizeof v);
+    for (int w = CG_LANES / 8; w; w /= 2)
+        for (int i = 0; i < w; i++) q[i] += q[i + w];
+    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+CG_INLINE float vf_max_lane(vf v) {
+    float m = v[0];
+    for (int i = 1; i < CG_LANES; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+/* e^x. x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial for e^r (Remez on that interval), n added to the
+   exponent in two steps so that denormal results are right too. Within 2 ulp; e^0 = 1 exactly; below -104 it is 0. */
+CG_INLINE vf vf_exp(vf x) {
+    vf c = vf_max(vf_min(x, vf_set(89.f)), vf_set(-104.f));
+    vf n = c * 1.44269504f + 12582912.f;  /* 1.5 * 2^23: rounds to the nearest integer */
+    n = n - 12582912.f;
+    vf r = c - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = vf_set(1.98756915e-4f);
+    p = p * r + 1.39819995e-3f;
+    p = p * r + 8.33345205e-3f;
+    p = p * r + 4.16657961e-2f;
+    p = p * r + 1.66666657e-1f;
+    p = p * r + 5.00000000e-1f;
+    p = p * (r * r) + r + 1.f;
+    vi k = __builtin_convertvector(n, vi), half = k >> 1;
+    vf y = p * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
+    y = vf_select(x < -104.f, vf_set(0.f), y);
+    y = vf_select(x > 89.f, vf_set(INFINITY), y);
+    return vf_select(x == x, y, x);
+}
+
+CG_INLINE vf vf_sigmoid(vf x) { return 1.f / (1.f + vf_exp(-x)); }
+
+/* 1 - 2 / (e^2x + 1): an absolute error of about 1e-7, which is what the GELU formula needs. */
+CG_INLINE vf vf_tanh(vf x) { return 1.f - 2.f / (vf_exp(2.f * x) + 1.f); }
+
+#endif

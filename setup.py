@@ -1,0 +1,64 @@
+"""Builds cgpt._kernels: the C of csrc/, every instruction set in one binary, under Cython. See csrc/README.md.
+
+Environment: CGPT_REF_ONLY=1 builds the portable level alone; CGPT_SANITIZE=1 adds ASan and UBSan;
+CGPT_EMULATE_AMX=1 replaces AMX's tiles by C, to test the AMX kernels on machines without AMX.
+"""
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = sorted(str(p) for p in Path("csrc/isa").glob("*.c")) + [
+    f"csrc/{name}.c"
+    for name in ("cpu", "dispatch", "parallel", "run_attention", "run_linear", "run_moe", "run_rows", "transpose")
+]
+# Never -ffast-math: it changes sums, and linking with it turns denormals off for the whole process.
+FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+SWITCHES = [name for name in ("CGPT_REF_ONLY", "CGPT_EMULATE_AMX") if os.environ.get(name) == "1"]
+
+
+class BuildExt(build_ext):
+    def build_extensions(self):
+        for extension in self.extensions:
+            if os.environ.get("CGPT_SANITIZE") == "1":
+                sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1",
+                            "-fno-omit-frame-pointer"]
+                extension.extra_compile_args += sanitize
+                extension.extra_link_args += sanitize[:1]
+            if self.has_openmp():
+                extension.extra_compile_args.append("-fopenmp")
+                extension.extra_link_args.append("-fopenmp")
+            else:
+                print("cgpt: this compiler has no OpenMP; building a serial version", file=sys.stderr)
+        super().build_extensions()
+
+    def has_openmp(self):
+        with tempfile.TemporaryDirectory() as directory:
+            source = Path(directory, "openmp.c")
+            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=directory, extra_postargs=["-fopenmp"])
+                self.compiler.link_executable(objects, str(Path(directory, "openmp")), extra_postargs=["-fopenmp"])
+            except Exception:  # whatever the compiler's wrapper raises, the answer is no
+                return False
+        return True
+
+
+extension = Extension(
+    "cgpt._kernels",
+    ["cgpt/_kernels.pyx", *SOURCES],
+    include_dirs=["csrc"],
+    depends=[str(p) for p in Path("csrc").rglob("*") if p.suffix in {".c", ".h", ".def", ".inc"}],
+    define_macros=[(name, "1") for name in SWITCHES],
+    extra_compile_args=FLAGS,
+    extra_link_args=["-lm"],
+)
+
+setup(
+    ext_modules=cythonize([extension], compiler_directives={"language_level": "3", "boundscheck": False}),
+    cmdclass={"build_ext": BuildExt},
+)
