@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, embedsignature=True
+# cython: language_level=3, boundscheck=False, nonecheck=True, embedsignature=True
 """The kernels of csrc/ as Python functions: shapes are checked, the GIL is released, C is called. No arithmetic here.
 
 Activations are `Tensor`s, float32 [rows, columns]; T is how many of their rows a call works on. Weights are
@@ -20,9 +20,13 @@ ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
 NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
 MXFP4_MAX_K, MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
 KV_BLOCK, V_ALIGN = CG_KV_BLOCK, CG_V_ALIGN
+cdef int64_t ANY = -(2**62)  # as a number of columns
 
 
 # ------------------------------------------------------------------------------------------------------ the level
+
+cdef bint masked = False  # whether AVX512_BF16 is
+
 
 def use_level(str name, *, bint mask_bf16=False):
     """Makes `name` the level in use; KernelError if this machine lacks it. Only while no kernel runs. `mask_bf16`
@@ -30,10 +34,14 @@ def use_level(str name, *, bint mask_bf16=False):
     names = [cg_level_name(<cg_level>i).decode() for i in range(CG_LEVELS)]
     if name not in names:
         raise KernelError(f"unknown level {name!r}; there are {', '.join(names)}")
+    global masked
     cg_mask_features(mask_bf16)
     level = <cg_level><int>names.index(name)
     if cg_use_level(level) != CG_OK:
-        raise KernelError(f"level {name!r} needs {cg_missing_for(level).decode()}, which this machine does not offer")
+        missing = cg_missing_for(level).decode()
+        cg_mask_features(masked)
+        raise KernelError(f"level {name!r} needs {missing}, which this machine does not offer")
+    masked = mask_bf16
 
 
 def level():
@@ -60,6 +68,8 @@ def has_openmp():
     """Whether this build runs on more than one thread."""
     return bool(cg_has_openmp())
 
+
+use_level("ref")  # so that there is something to call; cgpt.isa chooses better
 
 # ------------------------------------------------------------------------------------------------ what kernels take
 
@@ -120,17 +130,17 @@ cdef class Tensor:
         if self.held:
             PyBuffer_Release(&self.view)
 
-    cdef float *f32(self, int64_t rows, int64_t cols, str what) except NULL:
-        """Its floats, if it has at least `rows` rows of exactly `cols` (-1: any) columns."""
-        if self.dtype != CG_F32 or rows > self.rows or (cols >= 0 and cols != self.cols):
-            raise KernelError(f"{what}: found {self.array.dtype} {self.array.shape}, expected float32 "
-                              f"[>= {rows}, {'any' if cols < 0 else cols}]")
-        return <float *>self.view.buf
+    cdef float *f32(self, int64_t row, int64_t T, int64_t cols, str what) except NULL:
+        """Where its row `row` begins, if T rows from there exist and rows have exactly `cols` (ANY: any) columns."""
+        if self.dtype != CG_F32 or row < 0 or T < 0 or T > self.rows - row or (cols != ANY and cols != self.cols):
+            raise KernelError(f"{what}: found {self.array.dtype} {self.array.shape}, expected rows {row} .. of float32 "
+                              f"[{row} + {T}, {'any' if cols == ANY else cols}]")
+        return <float *>self.view.buf + row * self.cols
 
-    cdef float *out(self, int64_t rows, int64_t cols, str what) except NULL:
+    cdef float *out(self, int64_t row, int64_t T, int64_t cols, str what) except NULL:
         if self.view.readonly:
             raise KernelError(f"{what}: the output is read-only")
-        return self.f32(rows, cols, what)
+        return self.f32(row, T, cols, what)
 
 
 cdef class Matrix:
@@ -144,10 +154,10 @@ cdef class Matrix:
 
     def __init__(self, str dtype, data, scales=None, bias=None):
         if dtype == "MXFP4":
-            shape = (*data.shape[:-2], data.shape[-2] * 32)
-            fits = data.shape[-1] == 16 and scales is not None and scales.shape == data.shape[:-1]
+            shape = (*data.shape[:-2], *(32 * g for g in data.shape[-2:-1]))
+            fits = data.shape[-1:] == (16,) and scales is not None and scales.shape == data.shape[:-1]
         else:
-            shape, fits = data.shape, scales is None
+            shape, fits = data.shape, scales is None and dtype != "U8"
         if not fits or len(shape) not in (2, 3) or min(shape) < 1:
             raise KernelError(f"a {dtype} matrix cannot have data {data.shape} and scales "
                               f"{None if scales is None else scales.shape}")
@@ -176,11 +186,13 @@ cdef class LayerCache:
     cdef int64_t G, D
 
     def __init__(self, k, v):
-        blocks, G, D, _ = k.shape
-        if k.shape[3] != CG_KV_BLOCK or v.shape != (blocks, G, CG_KV_BLOCK, -(-D // CG_V_ALIGN) * CG_V_ALIGN):
+        blocks, G, D, width = k.shape if k.ndim == 4 else (0, 0, 0, 0)
+        if width != CG_KV_BLOCK or v.shape != (blocks, G, CG_KV_BLOCK, -(-D // CG_V_ALIGN) * CG_V_ALIGN):
             raise KernelError(f"a cache cannot have keys {k.shape} and values {v.shape}")
+        if not (k.flags.c_contiguous and v.flags.c_contiguous):
+            raise KernelError("a cache needs C-contiguous arrays: it is written in place")
         self.k, self.v = Tensor(k.reshape(-1)), Tensor(v.reshape(-1))
-        self.c.k, self.c.v = <float *>self.k.view.buf, <float *>self.v.view.buf
+        self.c.k, self.c.v = self.k.out(0, 1, k.size, "cache keys"), self.v.out(0, 1, v.size, "cache values")
         self.c.blocks, self.G, self.D = blocks, G, D
 
 
@@ -200,7 +212,7 @@ cdef struct RowJob:
     const float *a
     const float *b
     float eps
-    int64_t cols, stride, start, heads
+    int64_t cols, stride, heads
     int which
     int32_t *index
 
@@ -214,7 +226,7 @@ cdef void rmsnorm_row(void *job, int64_t t) noexcept nogil:
 
 cdef void rope_row(void *job, int64_t t) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
-    cdef int64_t at = (j.start + t) * (j.cols // 2)
+    cdef int64_t at = t * (j.cols // 2)
     cg_active.rope(j.out + t * j.stride, j.a + at, j.b + at, j.heads, j.cols)
 
 cdef void activation_row(void *job, int64_t t) noexcept nogil:
@@ -229,10 +241,10 @@ cdef void topk_row(void *job, int64_t t) noexcept nogil:
 def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, float eps, int64_t T):
     """out[t] = layer norm of x[t]; out may be x."""
     cdef RowJob job
-    job.x = x.f32(T, -1, "layernorm x")
+    job.x = x.f32(0, T, ANY, "layernorm x")
     job.cols, job.eps = x.cols, eps
-    job.out = out.out(T, x.cols, "layernorm out")
-    job.a, job.b = weight.f32(1, x.cols, "layernorm weight"), bias.f32(1, x.cols, "layernorm bias")
+    job.out = out.out(0, T, x.cols, "layernorm out")
+    job.a, job.b = weight.f32(0, 1, x.cols, "layernorm weight"), bias.f32(0, 1, x.cols, "layernorm bias")
     with nogil:
         cg_for_rows(ctx.c.threads, T, job.cols, layernorm_row, &job)
 
@@ -240,10 +252,10 @@ def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, flo
 def rmsnorm(Context ctx, Tensor out, Tensor x, Tensor weight, float eps, int64_t T):
     """out[t] = RMS norm of x[t]; out may be x."""
     cdef RowJob job
-    job.x = x.f32(T, -1, "rmsnorm x")
+    job.x = x.f32(0, T, ANY, "rmsnorm x")
     job.cols, job.eps = x.cols, eps
-    job.out = out.out(T, x.cols, "rmsnorm out")
-    job.a = weight.f32(1, x.cols, "rmsnorm weight")
+    job.out = out.out(0, T, x.cols, "rmsnorm out")
+    job.a = weight.f32(0, 1, x.cols, "rmsnorm weight")
     with nogil:
         cg_for_rows(ctx.c.threads, T, job.cols, rmsnorm_row, &job)
 
@@ -252,11 +264,11 @@ def rope(Context ctx, Tensor x, Tensor cos, Tensor sin, int64_t row, int64_t sta
     """Rotates the first `heads` heads of D columns of rows row .. row+T-1 of x, which stand at positions start ..;
     cos, sin [positions, D/2]."""
     cdef RowJob job
-    job.out = x.out(row + T, -1, "rope x") + row * x.cols
-    job.a, job.b = cos.f32(start + T, D // 2, "rope cos"), sin.f32(start + T, D // 2, "rope sin")
-    if heads * D > x.cols or D % 2 or min(row, start) < 0:
+    job.out = x.out(row, T, ANY, "rope x")
+    job.a, job.b = cos.f32(start, T, D // 2, "rope cos"), sin.f32(start, T, D // 2, "rope sin")
+    if D < 2 or D % 2 or heads < 0 or heads > x.cols // D:
         raise KernelError(f"rope: {heads} heads of {D} do not fit {x.cols} columns")
-    job.stride, job.start, job.heads, job.cols = x.cols, start, heads, D
+    job.stride, job.heads, job.cols = x.cols, heads, D
     with nogil:
         cg_for_rows(ctx.c.threads, T, heads * D, rope_row, &job)
 
@@ -264,7 +276,7 @@ def rope(Context ctx, Tensor x, Tensor cos, Tensor sin, int64_t row, int64_t sta
 def activation(Context ctx, Tensor x, str which, int64_t T):
     """x[t] = f(x[t]) in place; `which` is one of ACTIVATIONS."""
     cdef RowJob job
-    job.out, job.cols = x.out(T, -1, "activation x"), x.cols
+    job.out, job.cols = x.out(0, T, ANY, "activation x"), x.cols
     if which not in ACTIVATIONS:
         raise KernelError(f"activation: {which!r} is none of {', '.join(ACTIVATIONS)}")
     job.which = ACTIVATIONS.index(which)
@@ -275,8 +287,8 @@ def activation(Context ctx, Tensor x, str which, int64_t T):
 def topk(Context ctx, int32_t[:, ::1] index, Tensor weight, Tensor logits, int64_t T):
     """index, weight [.., k] of the k largest logits [.., E] of each row, and the softmax over those k."""
     cdef RowJob job
-    job.x, job.cols, job.heads = logits.f32(T, -1, "topk logits"), logits.cols, weight.cols
-    job.out = weight.out(T, -1, "topk weight")
+    job.x, job.cols, job.heads = logits.f32(0, T, ANY, "topk logits"), logits.cols, weight.cols
+    job.out = weight.out(0, T, ANY, "topk weight")
     if index.shape[0] < T or index.shape[1] != weight.cols or not 1 <= weight.cols <= logits.cols:
         raise KernelError(f"topk: {index.shape[1]} of {logits.cols} into {weight.array.shape}")
     if T < 1:
@@ -286,21 +298,21 @@ def topk(Context ctx, int32_t[:, ::1] index, Tensor weight, Tensor logits, int64
         cg_for_rows(ctx.c.threads, T, job.cols * 8, topk_row, &job)
 
 
-def embed(Tensor out, Matrix table, int64_t[::1] ids, Matrix positions=None, int64_t row=0, int64_t start=0):
+def embed(Tensor out, Matrix table, const int64_t[::1] ids, Matrix positions=None, int64_t row=0, int64_t start=0):
     """out[row + t] = table[ids[t]] (+ positions[start + t])."""
     cdef int64_t t, T = ids.shape[0], C = table.c.K
-    cdef float *to = out.out(row + T, C, "embed out") + row * C
+    cdef float *to = out.out(row, T, C, "embed out")
     cdef const void *pos = NULL
     cdef cg_dtype pos_dtype = CG_F32
     if positions is not None:
-        if positions.c.K != C or start < 0 or start + T > positions.c.N:
+        if positions.c.K != C or start < 0 or T > positions.c.N - start:
             raise KernelError(f"embed: positions {start} .. {start + T} of {positions.shape}")
         pos, pos_dtype = positions.c.data, positions.c.dtype
     for t in range(T):
         if not 0 <= ids[t] < table.c.N:
             raise KernelError(f"embed: id {ids[t]} of {table.c.N}")
-    if table.c.dtype > CG_BF16:
-        raise KernelError(f"embed: no kernel for {table.dtype}")
+    if table.c.dtype > CG_BF16 or pos_dtype > CG_BF16:
+        raise KernelError(f"embed: no kernel for {table.dtype if table.c.dtype > CG_BF16 else positions.dtype}")
     with nogil:
         for t in range(T):
             cg_active.embed(to + t * C, table.c.data, table.c.dtype, ids[t], pos, pos_dtype, start + t, C)
@@ -325,10 +337,10 @@ def mxfp4_dequantize(blocks, scales):
 
 def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t column=0, int64_t row=0, bint add=False):
     """y[t, column : column + N] = x[row + t] @ w.T + bias for t < T (+ y where `add`)."""
-    cdef const float *from_ = x.f32(row + T, w.c.K, "linear x") + row * x.cols
-    cdef float *to = y.out(T, -1, "linear y") + column
+    cdef const float *from_ = x.f32(row, T, w.c.K, "linear x")
+    cdef float *to = y.out(0, T, ANY, "linear y") + column
     cdef cg_status status
-    if column < 0 or row < 0 or column + w.c.N > y.cols or w.c.E != 1:
+    if column < 0 or column > y.cols - w.c.N or w.c.E != 1:
         raise KernelError(f"linear: weights {w.shape} do not fit columns {column} .. of {y.cols}")
     ctx.reserve(cg_linear_scratch(&w.c, T))
     with nogil:
@@ -336,12 +348,12 @@ def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t colu
     check(status, "linear", (w.dtype, w.shape, T))
 
 
-def moe(Context ctx, Tensor out, Tensor x, int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
+def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
         float alpha, float limit, int64_t T):
     """out[t] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j]."""
-    cdef const float *from_ = x.f32(T, gate_up.c.K, "moe x")
-    cdef float *to = out.out(T, down.c.N, "moe out")
-    cdef const float *weights = weight.f32(T, index.shape[1], "moe weight")
+    cdef const float *from_ = x.f32(0, T, gate_up.c.K, "moe x")
+    cdef float *to = out.out(0, T, down.c.N, "moe out")
+    cdef const float *weights = weight.f32(0, T, index.shape[1], "moe weight")
     cdef int64_t k = index.shape[1]
     cdef cg_status status
     if index.shape[0] < T or T < 1:
@@ -360,11 +372,11 @@ def attention(Context ctx, Tensor out, Tensor qkv, LayerCache cache, int64_t row
     cdef cg_attention a
     cdef int64_t G = cache.G, D = cache.D
     cdef cg_status status
-    a.q = qkv.f32(row + T, (H + 2 * G) * D, "attention qkv") + row * qkv.cols
-    a.out = out.out(row + T, H * D, "attention out") + row * out.cols
+    a.q = qkv.f32(row, T, (H + 2 * G) * D, "attention qkv")
+    a.out = out.out(row, T, H * D, "attention out")
     a.q_stride, a.out_stride = qkv.cols, out.cols
     a.start, a.T, a.window, a.H, a.G, a.D, a.scale = start, T, window, H, G, D, scale
-    a.sinks = sinks.f32(1, H, "attention sinks") if sinks is not None else NULL
+    a.sinks = sinks.f32(0, 1, H, "attention sinks") if sinks is not None else NULL
     ctx.reserve(cg_attention_scratch(T, G, D))
     with nogil:
         status = cg_run_attention(&ctx.c, &a, &cache.c, a.q + H * D, a.q + (H + G) * D, qkv.cols)

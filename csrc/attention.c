@@ -3,14 +3,18 @@
    Online softmax, one step per block of 32 absolute positions: a sink is a first key with score sink[h] and value 0.
    f32 throughout; a row's order of summation depends on its own position and window only. Parallel over (g, rows). */
 
-enum { ATT_VECS = CG_KV_BLOCK / CG_LANES, ATT_ROWS = CG_LANES == 16 ? 8 : 4 };
+enum {
+    ATT_VECS = CG_KV_BLOCK / CG_LANES,
+    ATT_ROWS = CG_LANES == 16 ? 8 : 4,  /* rows together */
+    ATT_AHEAD = 4,                      /* blocks whose scores one row alone takes together: more sums in flight */
+};
 
 typedef struct {
-    const float *q;
+    float q[CG_MAX_HEAD_DIM];         /* a copy: all rows' elements at constant distances need one address */
     float *out;
     int64_t first, last;              /* visible positions */
     float top, sum;                   /* running maximum and denominator */
-    float p[CG_KV_BLOCK];             /* scores, then probabilities, of the block at hand */
+    float p[ATT_AHEAD][CG_KV_BLOCK];  /* scores, then probabilities, of the blocks at hand */
     float acc[CG_MAX_HEAD_DIM];
 } att_row;
 
@@ -22,76 +26,92 @@ static inline void att_locate(const cg_attention *a, int64_t block, int64_t g, c
     *v = kv->v + at * CG_KV_BLOCK * cg_round_up(a->D, CG_V_ALIGN);
 }
 
-/* p[m][j] = q[m] . k[j] for the 32 keys of a block [D, 32]; a pair of vectors of keys at a time. */
-CG_INLINE void att_scores(const int M, att_row *row, const float *k, int64_t D) {
+/* row[m].p[b][j] = q[m] . k[b][j] for the 32 keys of B blocks [D, 32]; a pair of vectors of keys at a time. */
+CG_INLINE void att_scores(const int M, const int B, att_row *row, const float *const *k, int64_t D) {
     for (int c = 0; c < CG_KV_BLOCK; c += 2 * CG_LANES) {
         vf s[ATT_ROWS][2];
-        for (int m = 0; m < M; m++) s[m][0] = s[m][1] = vf_set(0.f);
+        for (int i = 0; i < M * B; i++) s[i][0] = s[i][1] = vf_set(0.f);
         for (int64_t d = 0; d < D; d++) {
-            vf k0 = vf_load(k + d * CG_KV_BLOCK + c), k1 = vf_load(k + d * CG_KV_BLOCK + c + CG_LANES);
-            for (int m = 0; m < M; m++) {
-                vf q = vf_set(row[m].q[d]);
-                s[m][0] = vf_fma(q, k0, s[m][0]);
-                s[m][1] = vf_fma(q, k1, s[m][1]);
+            for (int b = 0; b < B; b++) {
+                const float *kd = k[b] + d * CG_KV_BLOCK + c;
+                vf k0 = vf_load(kd), k1 = vf_load(kd + CG_LANES);
+                for (int m = 0; m < M; m++) {
+                    vf q = vf_set(row[m].q[d]);
+                    s[m * B + b][0] = vf_fma(q, k0, s[m * B + b][0]);
+                    s[m * B + b][1] = vf_fma(q, k1, s[m * B + b][1]);
+                }
             }
         }
-        for (int m = 0; m < M; m++) {
-            vf_store(row[m].p + c, s[m][0]);
-            vf_store(row[m].p + c + CG_LANES, s[m][1]);
+        for (int i = 0; i < M * B; i++) {
+            vf_store(row[i / B].p[i % B] + c, s[i][0]);
+            vf_store(row[i / B].p[i % B] + c + CG_LANES, s[i][1]);
         }
     }
 }
 
-/* Scores to probabilities relative to the running maximum; returns the factor for what was summed before. A block
+/* Scores p to probabilities relative to the running maximum; returns the factor for what was summed before. A block
    that is masked out changes no bit: its probabilities are 0 and the factor is e^0 = 1. */
-static inline float att_softmax(att_row *row, int64_t base, float scale) {
+CG_INLINE float att_softmax(att_row *row, float *scores, int64_t base, float scale) {
     vf p[ATT_VECS], most = vf_set(row->top);
-    for (int i = 0; i < ATT_VECS; i++) {
-        float *s = row->p + i * CG_LANES;
-        int64_t at = base + i * CG_LANES;
-        p[i] = vf_load(s) * scale;
-        if (at < row->first || at + CG_LANES - 1 > row->last) {
-            for (int j = 0; j < CG_LANES; j++)
-                if (at + j < row->first || at + j > row->last) p[i][j] = -INFINITY;
-        }
-        most = vf_select(p[i] > most, p[i], most);
-    }
-    float top = vf_max_lane(most), factor = vf_exp(vf_set(row->top - top))[0];
+    int inside = base >= row->first && base + CG_KV_BLOCK - 1 <= row->last;
+    for (int i = 0; i < ATT_VECS; i++) p[i] = vf_load(scores + i * CG_LANES) * scale;
+    if (!inside)
+        for (int i = 0; i < CG_KV_BLOCK; i++)
+            if (base + i < row->first || base + i > row->last) p[i / CG_LANES][i % CG_LANES] = -INFINITY;
+    for (int i = 0; i < ATT_VECS; i++) most = vf_select(p[i] > most, p[i], most);
+    float top = vf_max_lane(most);
     vf sum = vf_set(0.f);
     for (int i = 0; i < ATT_VECS; i++) {
         p[i] = vf_exp(p[i] - top);
         sum += p[i];
-        vf_store(row->p + i * CG_LANES, p[i]);
+        vf_store(scores + i * CG_LANES, p[i]);
     }
+    float factor = top == row->top ? 1.f : vf_exp(vf_set(row->top - top))[0];
     row->top = top;
     row->sum = row->sum * factor + vf_sum(sum);
     return factor;
 }
 
-/* acc[m] = acc[m] * factor[m] + sum over j of p[m][j] v[j]; v [32, Dv]. */
-CG_INLINE void att_values(const int M, att_row *row, const float *factor, const float *v, int64_t Dv) {
-    const int wide = CG_LANES == 16 ? 1 : 2;  /* vectors of D at a time: Dv is a multiple of 16 */
-    for (int64_t d = 0; d < Dv; d += wide * CG_LANES) {
-        vf acc[ATT_ROWS][2];
-        for (int m = 0; m < M; m++)
-            for (int i = 0; i < wide; i++) acc[m][i] = vf_load(row[m].acc + d + i * CG_LANES) * factor[m];
-        for (int j = 0; j < CG_KV_BLOCK; j++) {
-            for (int i = 0; i < wide; i++) {
-                vf vj = vf_load(v + j * Dv + d + i * CG_LANES);
-                for (int m = 0; m < M; m++) acc[m][i] = vf_fma(vf_set(row[m].p[j]), vj, acc[m][i]);
-            }
+/* acc[m][d ..] = acc[m][d ..] * factor[m] + sum over j of row[m].p[b][j] v[j][d ..], W vectors wide; v [32, Dv], from
+   position `base`. `edge`: a row may not see all 32, and skips what it does not see, because 0 x NaN is not 0. */
+CG_INLINE void att_values(const int M, const int W, const int edge, att_row *row, int b, int64_t base,
+                          const float *factor, const float *v, int64_t Dv, int64_t d) {
+    vf acc[ATT_ROWS][4];
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < W; i++) acc[m][i] = vf_load(row[m].acc + d + i * CG_LANES) * factor[m];
+    for (int j = 0; j < CG_KV_BLOCK; j++) {
+        vf vj[4];
+        for (int i = 0; i < W; i++) vj[i] = vf_load(v + j * Dv + d + i * CG_LANES);
+        for (int m = 0; m < M; m++) {
+            if (edge && (base + j < row[m].first || base + j > row[m].last)) continue;
+            vf p = vf_set(row[m].p[b][j]);
+            for (int i = 0; i < W; i++) acc[m][i] = vf_fma(p, vj[i], acc[m][i]);
         }
-        for (int m = 0; m < M; m++)
-            for (int i = 0; i < wide; i++) vf_store(row[m].acc + d + i * CG_LANES, acc[m][i]);
     }
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < W; i++) vf_store(row[m].acc + d + i * CG_LANES, acc[m][i]);
 }
 
-CG_INLINE void att_block(const int M, att_row *row, const float *k, const float *v, int64_t base, float scale,
-                         int64_t D, int64_t Dv) {
-    float factor[ATT_ROWS];
-    att_scores(M, row, k, D);
-    for (int m = 0; m < M; m++) factor[m] = att_softmax(row + m, base, scale);
-    att_values(M, row, factor, v, Dv);
+CG_INLINE void att_all_values(const int M, const int edge, att_row *row, int b, int64_t base, const float *factor,
+                              const float *v, int64_t Dv) {
+    const int wide = M == 1 ? 4 : 2;
+    int64_t d = 0;
+    for (; d + wide * CG_LANES <= Dv; d += wide * CG_LANES) att_values(M, wide, edge, row, b, base, factor, v, Dv, d);
+    for (; d < Dv; d += CG_LANES) att_values(M, 1, edge, row, b, base, factor, v, Dv, d);
+}
+
+/* M rows over B blocks, the first at position `base`. Each row takes the blocks one after the other. The first row sees
+   least of what is new and the last least of what is old. */
+CG_INLINE void att_blocks(const int M, const int B, att_row *row, const float *const *k, const float *const *v,
+                          int64_t base, float scale, int64_t D, int64_t Dv) {
+    att_scores(M, B, row, k, D);
+    for (int b = 0; b < B; b++, base += CG_KV_BLOCK) {
+        float factor[ATT_ROWS];
+        for (int m = 0; m < M; m++) factor[m] = att_softmax(row + m, row[m].p[b], base, scale);
+        if (row[0].last < base + CG_KV_BLOCK - 1 || row[M - 1].first > base)
+            att_all_values(M, 1, row, b, base, factor, v[b], Dv);
+        else att_all_values(M, 0, row, b, base, factor, v[b], Dv);
+    }
 }
 
 static void CG_NAME(attention)(const cg_attention *a, int64_t g, int64_t row0, int64_t row1) {
@@ -100,22 +120,28 @@ static void CG_NAME(attention)(const cg_attention *a, int64_t g, int64_t row0, i
     for (int64_t m = 0; m < M; m++) {
         int64_t t = (row0 + m) / rep, h = g * rep + (row0 + m) % rep, pos = a->start + t;
         att_row *r = row + m;
-        r->q = a->q + t * a->q_stride + h * D;
+        memcpy(r->q, a->q + t * a->q_stride + h * D, (size_t)D * 4);
         r->out = a->out + t * a->out_stride + h * D;
         r->first = a->window ? cg_max(0, pos - a->window + 1) : 0;
         r->last = pos;
-        r->top = a->sinks ? a->sinks[h] : -1e30f;
-        r->sum = a->sinks ? 1.f : 0.f;
+        r->top = a->sinks && a->sinks[h] > -1e30f ? a->sinks[h] : -1e30f;
+        r->sum = a->sinks ? vf_exp(vf_set(a->sinks[h] - r->top))[0] : 0.f;
         memset(r->acc, 0, (size_t)Dv * 4);
         first = cg_min(first, r->first);
         last = cg_max(last, pos);
     }
-    for (int64_t block = first / CG_KV_BLOCK; block <= last / CG_KV_BLOCK; block++) {
-        const float *k, *v;
-        att_locate(a, block, g, &k, &v);
+    int64_t block = first / CG_KV_BLOCK, end = last / CG_KV_BLOCK + 1;
+    while (block < end) {
+        const float *k[ATT_AHEAD], *v[ATT_AHEAD];
         int64_t base = block * CG_KV_BLOCK, m = 0;
-        for (; m + ATT_ROWS <= M; m += ATT_ROWS) att_block(ATT_ROWS, row + m, k, v, base, a->scale, D, Dv);
-        for (; m < M; m++) att_block(1, row + m, k, v, base, a->scale, D, Dv);
+        int count = M < ATT_ROWS && block + ATT_AHEAD <= end ? ATT_AHEAD : 1;
+        for (int b = 0; b < count; b++) att_locate(a, block + b, g, k + b, v + b);
+        for (; m + ATT_ROWS <= M; m += ATT_ROWS) att_blocks(ATT_ROWS, 1, row + m, k, v, base, a->scale, D, Dv);
+        for (; m < M; m++) {
+            if (count == 1) att_blocks(1, 1, row + m, k, v, base, a->scale, D, Dv);
+            else att_blocks(1, ATT_AHEAD, row + m, k, v, base, a->scale, D, Dv);
+        }
+        block += count;
     }
     for (int64_t m = 0; m < M; m++)
         for (int64_t d = 0; d < D; d++) row[m].out[d] = row[m].acc[d] / row[m].sum;

@@ -38,7 +38,8 @@ typedef void cg_activation_fn(float *x, cg_activation which, int64_t n);
    g = min(gate, limit), u = clip(up, -limit, limit), out = g sigmoid(alpha g) (u + 1). Shazeer, arXiv:2002.05202. */
 typedef void cg_swiglu_fn(float *out, const float *gate_up, float alpha, float limit, int64_t I);
 
-/* The k largest of E logits, largest first and the lower index on a tie, and their softmax. NaN counts as lowest. */
+/* The k largest of E logits, largest first and the lower index on a tie, and their softmax. A NaN anywhere among the
+   logits makes every weight NaN. */
 typedef void cg_topk_fn(int32_t *index, float *weight, const float *logits, int64_t E, int64_t k);
 
 /* out[t] += sum over j < k of weight[j] * y[slot[j]] for C values, in the order of j. */

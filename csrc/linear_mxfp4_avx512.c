@@ -79,11 +79,11 @@ CG_INLINE void mx_rows(const int R, const int M, const cg_product *p, int64_t n,
         mx_block(R, M, codes, scale, x, whole, sum);
     }
     for (int r = 0; r < R; r++)
-        for (int m = 0; m < M; m++) cg_finish(p, t + m, n + r, vf_sum((vf)sum[r][m]));
+        for (int m = 0; m < M; m++) dot_finish(1, p, t + m, n + r, (const vf *)&sum[r][m]);
 }
 
 static void mx_panel__avx512(const cg_product *p, int64_t n0, int64_t n1) {
-    int64_t block = cg_token_block(p->K, 4);
+    int64_t block = dot_token_block(DOT_F32, p->K);
     for (int64_t t0 = 0; t0 < p->T; t0 += block) {
         int64_t t1 = cg_min(t0 + block, p->T), n = n0;
         for (; n + MX_ROWS <= n1 && t1 - t0 >= MX_TOKENS; n += MX_ROWS) {

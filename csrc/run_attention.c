@@ -30,12 +30,11 @@ int64_t cg_attention_scratch(int64_t T, int64_t G, int64_t D) {
 }
 
 /* Blocks for the chunk's positions, beginning with what the ring holds of the first one. Slots that no token fills
-   are zero: a masked key may hold anything, but a value is multiplied by 0, and 0 x NaN is not 0. */
+   may hold anything. */
 static void lay_out_fresh(const cg_context *ctx, cg_attention *a, const cg_kv *cache) {
     int64_t first = a->start / CG_KV_BLOCK, blocks = (a->start + a->T - 1) / CG_KV_BLOCK - first + 1;
     a->first_fresh = first * CG_KV_BLOCK;
     a->fresh = (cg_kv){ctx->scratch, (float *)ctx->scratch + blocks * key_block(a), blocks};
-    memset(a->fresh.v + (blocks - 1) * value_block(a), 0, (size_t)value_block(a) * 4);
     if (a->start % CG_KV_BLOCK) {
         memcpy(a->fresh.k, cache->k + first % cache->blocks * key_block(a), (size_t)key_block(a) * 4);
         memcpy(a->fresh.v, cache->v + first % cache->blocks * value_block(a), (size_t)value_block(a) * 4);
@@ -44,10 +43,11 @@ static void lay_out_fresh(const cg_context *ctx, cg_attention *a, const cg_kv *c
 
 cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, const cg_kv *cache, const float *k, const float *v,
                            int64_t kv_stride) {
-    int64_t slots = cache->blocks * CG_KV_BLOCK, end = a->start + a->T;
     if (a->G < 1 || a->H < 1 || a->H % a->G || a->D < 1 || a->D > CG_MAX_HEAD_DIM || a->T < 1 || a->start < 0 ||
-        a->window < 0 || slots < (a->window ? cg_min(a->window, end) : end))
+        a->start > INT64_MAX - a->T || a->window < 0)
         return CG_BAD_SHAPE;
+    int64_t slots = cache->blocks * CG_KV_BLOCK, end = a->start + a->T;
+    if (slots < (a->window ? cg_min(a->window, end) : end)) return CG_BAD_SHAPE;
     int64_t rows = a->T * (a->H / a->G), shares = (rows + CG_ATTENTION_ROWS - 1) / CG_ATTENTION_ROWS;
     int64_t visible = a->window ? cg_min(a->window, end) : end;
     int threads = rows * a->G * visible * a->D < 65536 ? 1 : ctx->threads;

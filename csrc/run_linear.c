@@ -43,7 +43,7 @@ int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
     int64_t most = 0;
     for (int exact = 0; exact < 2; exact++) {
         cg_linear *kernel = cg_pick_linear(w, exact ? 1 : T, exact);
-        if (kernel->pack) most = cg_max(most, kernel->packed_bytes(T, w->K));
+        if (kernel && kernel->pack) most = cg_max(most, kernel->packed_bytes(T, w->K));
     }
     return cg_round_up(most, 64);
 }

@@ -13,6 +13,15 @@ typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
 
 #define CG_INLINE static inline __attribute__((always_inline))
 
+/* Keeps a value in a register: GCC would rather load it again at each use. */
+#if defined(__AVX512F__)
+#define VF_KEEP(v) __asm__("" : "+v"(v))
+#elif defined(__x86_64__)
+#define VF_KEEP(v) __asm__("" : "+x"(v))
+#else
+#define VF_KEEP(v) (void)(v)
+#endif
+
 CG_INLINE vf vf_set(float f) { return (vf){0} + f; }
 
 CG_INLINE vf vf_load(const float *p) {
@@ -64,20 +73,45 @@ CG_INLINE vf vf_load_as_n(cg_dtype d, const void *row, int64_t k, int64_t n) {
 CG_INLINE vf vf_load_n(const float *p, int64_t n) { return vf_load_as_n(CG_F32, p, 0, n); }
 CG_INLINE void vf_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof(float)); }
 
-/* Halves are added until one lane is left: a fixed order. */
-CG_INLINE float vf_sum(vf v) {
-    typedef float f4 __attribute__((vector_size(16)));
+/* Halves are added until four lanes are left, then (0 + 2) + (1 + 3): a fixed order. */
+typedef float f4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
+#if __has_builtin(__builtin_shufflevector)
+#define F4_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else  /* GCC 11 */
+#define F4_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
+#endif
+
+CG_INLINE f4 vf_quarter(vf v) {
     f4 q[CG_LANES / 4];
     memcpy(q, &v, sizeof v);
     for (int w = CG_LANES / 8; w; w /= 2)
         for (int i = 0; i < w; i++) q[i] += q[i + w];
-    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+    return q[0];
+}
+
+CG_INLINE float vf_sum(vf v) {
+    f4 q = vf_quarter(v);
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+/* out[0 .. 3] = the sums of four vectors, the same bits as vf_sum gives. */
+CG_INLINE void vf_sum4(float *out, vf a, vf b, vf c, vf d) {
+    f4 p = vf_quarter(a), q = vf_quarter(b), r = vf_quarter(c), s = vf_quarter(d);
+    f4 pq_low = F4_SHUFFLE(p, q, 0, 4, 1, 5), pq_high = F4_SHUFFLE(p, q, 2, 6, 3, 7);
+    f4 rs_low = F4_SHUFFLE(r, s, 0, 4, 1, 5), rs_high = F4_SHUFFLE(r, s, 2, 6, 3, 7);
+    f4 pq = pq_low + pq_high, rs = rs_low + rs_high;  /* p0+p2 q0+q2 p1+p3 q1+q3 */
+    f4 sum = F4_SHUFFLE(pq, rs, 0, 1, 4, 5) + F4_SHUFFLE(pq, rs, 2, 3, 6, 7);
+    memcpy(out, &sum, sizeof sum);
 }
 
 CG_INLINE float vf_max_lane(vf v) {
-    float m = v[0];
-    for (int i = 1; i < CG_LANES; i++) m = v[i] > m ? v[i] : m;
-    return m;
+    f4 q[CG_LANES / 4];
+    memcpy(q, &v, sizeof v);
+    for (int w = CG_LANES / 8; w; w /= 2)
+        for (int i = 0; i < w; i++) q[i] = (f4)(((q[i] > q[i + w]) & (i4)q[i]) | (~(q[i] > q[i + w]) & (i4)q[i + w]));
+    float a = q[0][0] > q[0][1] ? q[0][0] : q[0][1], b = q[0][2] > q[0][3] ? q[0][2] : q[0][3];
+    return a > b ? a : b;
 }
 
 /* e^x. x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial for e^r (Remez on that interval), n added to the

@@ -6,4 +6,8 @@
 #define CG_ISA avx2
 #define CG_LANES 8
 #include "portable.inc"
+#include "../linear_mxfp4_avx2.c"
+
+extern const cg_kernels cg_kernels_hand__avx2;
+const cg_kernels cg_kernels_hand__avx2 = {.linear_mxfp4 = &mx_linear__avx2};
 #endif

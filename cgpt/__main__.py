@@ -1,0 +1,8 @@
+"""python -m cgpt is the command line."""
+
+import sys
+
+from cgpt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""The command line: cgpt generate, info, synth, kernels."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+import warnings
+from typing import Any
+
+import cgpt
+from cgpt import isa
+from cgpt.errors import CgptError, InputError
+from cgpt.sizes import SIZES
+
+DEFAULT_MODEL = "demo-gpt2"
+INTERRUPTED, PIPE_CLOSED, FAILED = 130, 141, 2  # as shells report SIGINT and SIGPIPE, and as argparse fails
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status. argparse exits by itself for --help and wrong usage."""
+    args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it knows few characters, the others become "?"
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            args.run(args)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read has gone. Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
+        except (CgptError, OSError, MemoryError) as problem:
+            print(f"cgpt: error: {str(problem) or 'out of memory'}", file=sys.stderr)
+            return FAILED
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------- commands
+
+
+def _generate(args: argparse.Namespace) -> None:
+    prompt = _read_stdin() if args.prompt == "-" else args.prompt
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+    options = {name: getattr(args, name) for name in names}
+    with ProgressBar(f"loading {args.model}") as progress:
+        model = cgpt.load(args.model, args.threads, args.precision, args.dense, progress=progress)
+    if args.json:
+        print(json.dumps(_report(model.generate(prompt, **options))))
+        return
+    pieces = model.stream(prompt, **options)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    finally:
+        print(flush=True)
+
+
+def _report(done: cgpt.Completion) -> dict[str, Any]:
+    def timing(tokens: int, seconds: float) -> dict[str, Any]:
+        rate = tokens / seconds if tokens and seconds else None
+        return {"tokens": tokens, "seconds": seconds, "tokens_per_second": rate}
+
+    return {
+        "text": done.text,
+        "ids": done.ids,
+        "finish_reason": done.finish_reason,
+        "timings": {
+            "prefill": timing(len(done.prompt_ids), done.prefill_seconds),
+            "decode": timing(len(done.ids) - 1, done.decode_seconds),  # prefill gave the first
+        },
+    }
+
+
+def _info(args: argparse.Namespace) -> None:
+    from cgpt import info
+
+    facts = info.describe(args.model, context=args.context)
+    print(json.dumps(facts, indent=2) if args.json else info.render(facts))
+
+
+def _synth(args: argparse.Namespace) -> None:
+    from cgpt import synth
+
+    with ProgressBar(f"writing {args.directory}") as progress:
+        synth.write(args.size, args.directory, seed=args.seed, progress=progress)
+    print(f"wrote a random {args.size} to {args.directory}; try: cgpt info {args.directory}")
+
+
+def _kernels(args: argparse.Namespace) -> None:
+    print(f"level   {isa.level()}")
+    for name, missing in isa.levels().items():
+        print(f"        {name:8}{'available' if missing is None else 'needs ' + missing}")
+    slots = cgpt.kernels()
+    width = max(map(len, slots)) + 2
+    print(f"\n{'kernel':{width}}variant")
+    for slot, variant in slots.items():
+        print(f"{slot:{width}}{variant}")
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise InputError(f"the prompt on stdin is not UTF-8: {problem}") from None
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"cgpt: warning: {message}", file=sys.stderr)
+
+
+class ProgressBar:
+    """Shows how many bytes are done, on stderr where that is a terminal, if the work takes a while."""
+
+    DELAY, INTERVAL, CELLS = 0.5, 0.1, 30  # seconds before the first drawing, between drawings; width
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._next = time.monotonic() + self.DELAY
+        self._drawn = False
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now < self._next or not sys.stderr.isatty():
+            return
+        self._next, self._drawn = now + self.INTERVAL, True
+        filled = self.CELLS * done // total if total else self.CELLS
+        bar = "#" * filled + "." * (self.CELLS - filled)
+        sys.stderr.write(f"\r{self._label} [{bar}] {done / 1e9:.2f} of {total / 1e9:.2f} GB\x1b[K")
+        sys.stderr.flush()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+# -------------------------------------------------------------------------------------------------- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cgpt",
+        description="GPT-2 and gpt-oss on the CPU, from the checkpoints as published.",
+        epilog='Begin with:  cgpt generate "ROMEO:"\nEach command explains itself:  cgpt generate --help',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_generate, _add_info, _add_synth, _add_kernels):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, summary: str, examples: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_generate(commands: Any) -> None:
+    models = ", ".join(cgpt.demo_models())
+    parser = _command(
+        commands,
+        "generate",
+        _generate,
+        "continue a prompt, as a stream of text",
+        '  cgpt generate "ROMEO:"\n'
+        '  cgpt generate --temperature 0.8 --top-p 0.95 --seed 1 --max-new-tokens 100 "To be"\n'
+        "  cgpt generate --stop $'\\n\\n' --json - < prompt.txt\n"
+        '  cgpt generate --model ./gpt-oss-20b --threads 8 "Roses are red, violets"',
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_DIR",
+        default=DEFAULT_MODEL,
+        help=f"a checkpoint directory, or one of {models} (default: {DEFAULT_MODEL})",
+    )
+    add = parser.add_argument
+    add("--max-new-tokens", type=int, metavar="N", default=256, help="stop after N tokens (default: 256)")
+    add("--stop", action="append", metavar="TEXT", help="stop before this text (may be given several times)")
+    add("--json", action="store_true", help="print one JSON object: text, ids, finish_reason, timings")
+
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=float, metavar="T", default=0.0, help="0, the default, takes the likeliest")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    add("--top-p", type=float, metavar="P", help="draw from the likeliest that have probability P together")
+    add("--min-p", type=float, metavar="P", help="draw from those at least P times as likely as the first")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens seen before less likely")
+    add("--seed", type=int, metavar="N", help="the same seed draws the same text again")
+
+    add = parser.add_argument_group("running").add_argument
+    add("--threads", type=int, metavar="N", help="default: the CPUs this process may use")
+    exact = "exact keeps float32 activations everywhere; auto (default) lets prompts use bf16 matrix units"
+    add("--precision", choices=("auto", "exact"), default="auto", help=exact)
+    add("--dense", choices=("bf16",), help="round float32 matrices to bf16: half the bytes to read per token")
+
+
+def _add_info(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "info",
+        _info,
+        "say what a model is, what it reads per token, and whether it fits here",
+        "  cgpt info demo-gpt-oss\n  cgpt info ./gpt-oss-20b --context 8192",
+    )
+    parser.add_argument(
+        "model",
+        metavar="NAME_OR_DIR",
+        help=f"a checkpoint directory, or one of {', '.join([*cgpt.demo_models(), *SIZES])}",
+    )
+    parser.add_argument("--context", type=int, metavar="N", help="tokens to have room for (default: all)")
+    parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
+
+
+def _add_synth(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "synth",
+        _synth,
+        "write a checkpoint of random weights, to measure a machine before a download",
+        "  cgpt synth gpt2 /tmp/gpt2\n  cgpt synth gpt-oss-20b /tmp/gpt-oss-20b    (13.8 GB)",
+    )
+    parser.add_argument("size", metavar="SIZE", help=f"one of {', '.join(SIZES)}; or a config.json")
+    parser.add_argument("directory", metavar="DIR", help="where to write; must be empty or not exist yet")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
+
+
+def _add_kernels(commands: Any) -> None:
+    _command(
+        commands,
+        "kernels",
+        _kernels,
+        "say which instruction set is in use, and which variant of each kernel",
+        "  cgpt kernels\n  CGPT_ISA=avx2 cgpt kernels",
+    )

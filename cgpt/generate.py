@@ -1,0 +1,325 @@
+"""Makes text of a model: requests, the scheduler that runs any number of them together, and the calls on top.
+
+A Request is one prompt being continued. The Scheduler feeds the running requests' next ids to the model, one
+`model.step` at a time; requests may join and leave between steps. generate() and stream() loop over it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cgpt.errors import ContextLengthError, EmptyPromptError, InputError, TokenIdError, TokenizerError
+from cgpt.jsonfile import shown
+from cgpt.sampling import Sampler, Sampling, likeliest, log_probabilities, require_integer
+from cgpt.tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from cgpt.kvcache import Sequence
+    from cgpt.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """What a model made of a prompt.
+
+    text: of `ids`, without the eos or stop id that ended them and cut before a stop string; None where the
+        model has no tokenizer (`model.tokenizer` then says why)
+    ids: every new id, those that ended it and those of a stop string too
+    finish_reason: "stop" (an eos id, a stop id, a stop string), or "length" (max_new_tokens, a full context)
+    logprobs: float32 [len(ids)], the log-probability of each id under the model's own distribution, before
+        temperature, penalty and filters; None unless asked for
+    top_logprobs: for each id {id: log-probability} of the likeliest, these first; None unless asked for
+    prompt_ids: the prompt
+    prefill_seconds, decode_seconds: from its first step to the first new id, and from there to the last one
+    """
+
+    text: str | None
+    ids: list[int]
+    finish_reason: str
+    logprobs: np.ndarray | None
+    top_logprobs: list[dict[int, float]] | None
+    prompt_ids: list[int]
+    prefill_seconds: float
+    decode_seconds: float
+
+
+def generate(model: Model, prompt: Any, *, seed: Any = None, **options: Any) -> Completion | list[Completion]:
+    """A completion of a prompt, a str or ids; of a list of prompts a list of completions, run as one batch.
+
+    Special tokens in a str are ordinary text; `model.tokenizer.encode` gives their ids where they are wanted.
+
+    max_new_tokens: 256 unless given
+    temperature: 0, greedy, unless given
+    top_k, top_p, min_p, repetition_penalty: see cgpt.sampling.Sampling
+    seed: an integer that makes sampling repeatable: the same text alone, in a batch or streamed; None takes a
+        fresh one. Each prompt of a batch starts from the seed, or from its own in a list of seeds
+    stop: a str, a token id, or a list of these, that ends the text too
+    logprobs: True keeps the log-probability of each new id, a number k also those of the k likeliest
+    ignore_eos: go on after the checkpoint's eos ids
+
+    A prompt of n tokens gets context_length - n + 1 new ids at most. Raises, before anything is computed,
+    ContextLengthError, EmptyPromptError, TokenIdError or another InputError; TokenizerError where text is
+    given to a model without a tokenizer.
+    """
+    if not _is_batch(prompt):
+        request = Request(model, prompt, seed=seed, **options)
+        _run_all(model, [request])
+        return request.completion()
+    seeds = [seed] * len(prompt) if seed is None or np.ndim(seed) == 0 else list(seed)
+    if len(seeds) != len(prompt):
+        raise InputError(f"there are {len(seeds)} seeds for {len(prompt)} prompts; give one, or one for each")
+    requests = [Request(model, p, seed=s, **options) for p, s in zip(prompt, seeds, strict=True)]
+    _run_all(model, requests)
+    return [request.completion() for request in requests]
+
+
+def stream(model: Model, prompt: Any, **options: Any) -> Iterator[str]:
+    """Pieces of the text that generate() with the same options makes of one prompt; joined they are it.
+
+    Each comes as soon as it is certain: whole characters, and no beginning of a stop string. Closing the
+    iterator ends the work.
+    """
+    request = Request(model, prompt, **options)
+    if request.text is None:
+        raise TokenizerError(f"{model.directory}: the model has no tokenizer to make text with; use generate")
+    return _pieces(model, request)
+
+
+class Request:
+    """One prompt being continued. The arguments are those of generate().
+
+    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | int | Iterable[str | int] | None = None,
+        logprobs: bool | int | None = None,
+        ignore_eos: bool = False,
+    ) -> None:
+        if _is_batch(prompt):
+            raise InputError(f"one prompt is a text or a flat list of ids, not {shown(prompt)}")
+        max_new_tokens = require_integer("max_new_tokens", max_new_tokens, low=1)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        stop_ids, stop_texts = _read_stop(stop, model.vocab_size)
+        self.alternatives = _read_logprobs(logprobs)
+        self.prompt_ids: list[int] = model.encode_prompt(prompt)
+        if not self.prompt_ids:
+            raise EmptyPromptError("the prompt is empty; give a text of one token at least")
+        if len(self.prompt_ids) > model.context_length:
+            raise ContextLengthError(
+                f"the prompt has {len(self.prompt_ids)} tokens, the model {model.context_length} positions; "
+                f"shorten the prompt"
+            )
+        self.limit = min(max_new_tokens, model.context_length - len(self.prompt_ids) + 1)
+        self.end_ids = frozenset(stop_ids if ignore_eos else (*stop_ids, *model.eos_token_ids))
+        self.sampler = Sampler(sampling, model.vocab_size, seed=seed, prompt_ids=self.prompt_ids)
+        self.text = _text_stream(model, stop_texts)
+
+        self.ids: list[int] = []
+        self.pieces: list[str] = []
+        self.logprobs: list[float] = []
+        self.top_logprobs: list[dict[int, float]] = []
+        self.finish_reason: str | None = None
+        self.unread = np.array(self.prompt_ids, np.int64)  # ids that the model has not seen
+        self.sequence: Sequence | None = None  # while it runs
+        self.started = self.answered = self.finished = 0.0  # perf_counter() at first step, first id, last id
+
+    def start(self, model: Model) -> None:
+        """Gets the request its sequence. The last new id is never fed, so it needs no position."""
+        self.started = time.perf_counter()
+        self.sequence = model.new_sequence(len(self.prompt_ids) + self.limit - 1)
+
+    def accept(self, logits: np.ndarray) -> str:
+        """Chooses the next id from float32 logits [V]; returns the text that is certain now."""
+        token = self.sampler.choose(logits)
+        if self.alternatives is not None:
+            self._note_logprobs(logits, token)
+        self.ids.append(token)
+        self.unread = np.array([token], np.int64)
+        piece = self._advance_text(token)
+        if piece:
+            self.pieces.append(piece)
+        if len(self.ids) == 1:
+            self.answered = time.perf_counter()
+        if self.finish_reason:
+            self.finished = time.perf_counter()
+            self.sequence = None  # gives its memory back
+        return piece
+
+    def completion(self) -> Completion:
+        """The result, once the request is finished."""
+        return Completion(
+            text=None if self.text is None else "".join(self.pieces),
+            ids=self.ids,
+            finish_reason=self.finish_reason,
+            logprobs=None if self.alternatives is None else np.array(self.logprobs, np.float32),
+            top_logprobs=self.top_logprobs if self.alternatives else None,
+            prompt_ids=self.prompt_ids,
+            prefill_seconds=self.answered - self.started,
+            decode_seconds=self.finished - self.answered,
+        )
+
+    def _advance_text(self, token: int) -> str:
+        """Adds the newest id to the text, and sees whether it is the last."""
+        ended, full, piece = token in self.end_ids, len(self.ids) >= self.limit, ""
+        if self.text is not None:
+            if not ended:
+                piece = self.text.push(token)
+            if ended or full:
+                piece += self.text.flush()
+            ended = ended or self.text.stopped
+        if ended or full:
+            self.finish_reason = "stop" if ended else "length"
+        return piece
+
+    def _note_logprobs(self, logits: np.ndarray, token: int) -> None:
+        logprobs = log_probabilities(logits)
+        self.logprobs.append(float(logprobs[token]))
+        if self.alternatives:
+            self.top_logprobs.append(likeliest(logprobs, self.alternatives))
+
+
+class Scheduler:
+    """Runs requests through one model together.
+
+    Each step() is one model.step: every running request's next ids, in order of arrival, PREFILL_CHUNK at
+    most in all. So what decodes goes on decoding, and prompts are read with the room that is left.
+    """
+
+    MAX_RUNNING = 64  # bounds the memory of caches and logits; the others wait for their turn
+
+    def __init__(self, model: Model, requests: Iterable[Request] = ()) -> None:
+        self.model = model
+        self.requests = list(requests)  # all that are not finished; more may be appended at any time
+
+    def step(self) -> list[tuple[Request, str]]:
+        """The requests that got a new id in this step, each with the text, often "", that is certain now."""
+        room, batch, answered, rows = self.model.PREFILL_CHUNK, [], [], []
+        for request in islice(self.requests, self.MAX_RUNNING):
+            if not room:
+                break
+            if request.sequence is None:
+                request.start(self.model)
+            ids, request.unread = request.unread[:room], request.unread[room:]
+            room -= len(ids)
+            if not len(request.unread):
+                answered.append(request)
+                rows.append(len(batch))
+            batch.append((request.sequence, ids))
+        logits = self.model.step(batch, head=bool(answered))
+        pieces = [(request, request.accept(logits[row])) for request, row in zip(answered, rows, strict=True)]
+        if any(request.finish_reason for request in answered):
+            self.requests = [request for request in self.requests if not request.finish_reason]
+        return pieces
+
+
+class TextStream:
+    """The text of ids that come one by one, up to the first stop string.
+
+    Pieces end neither within a character nor with what may be the beginning of a stop string. Of several stop
+    strings that one counts whose end comes first, so how the text is cut into tokens makes no difference.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = stops
+        self._held = ""
+        self.stopped = False  # a stop string has come; nothing follows
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain once this id is known."""
+        return self._cut(self._decoder.push(token_id))
+
+    def flush(self) -> str:
+        """The rest, when no more ids come."""
+        piece = self._cut(self._decoder.flush()) + self._held
+        self._held = ""
+        return piece
+
+    def _cut(self, piece: str) -> str:
+        if not self._stops or self.stopped:
+            return "" if self.stopped else piece
+        text = self._held + piece
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        certain = 0
+        while not any(stop.startswith(text[certain:]) for stop in self._stops):
+            certain += 1
+        self._held = text[certain:]
+        return text[:certain]
+
+
+def _is_batch(prompt: Any) -> bool:
+    """Whether `prompt` is a list of prompts, which holds texts or lists; a flat list of ids is one prompt."""
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim > 1
+    parts = prompt if isinstance(prompt, (list, tuple)) else ()
+    return any(isinstance(part, (str, list, tuple, np.ndarray)) for part in parts)
+
+
+def _run_all(model: Model, requests: list[Request]) -> None:
+    scheduler = Scheduler(model, requests)
+    while scheduler.requests:
+        scheduler.step()
+
+
+def _pieces(model: Model, request: Request) -> Iterator[str]:
+    scheduler = Scheduler(model, [request])
+    while scheduler.requests:
+        for _, piece in scheduler.step():
+            if piece:
+                yield piece
+
+
+def _text_stream(model: Model, stops: tuple[str, ...]) -> TextStream | None:
+    try:
+        return TextStream(model.tokenizer, stops)
+    except TokenizerError:
+        if stops:
+            raise
+        return None
+
+
+def _read_stop(stop: Any, vocab_size: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The ids and the strings in `stop`, checked."""
+    if stop is None:
+        return (), ()
+    ids, texts = [], []
+    for one in stop if isinstance(stop, (list, tuple, set, frozenset)) else [stop]:
+        if isinstance(one, str):
+            if not one:
+                raise InputError("stop holds an empty string, which would end every text; leave it out")
+            texts.append(one)
+        elif isinstance(one, (int, np.integer)) and not isinstance(one, bool):
+            if not 0 <= one < vocab_size:
+                raise TokenIdError(f"stop holds the id {one}; the vocabulary has 0 to {vocab_size - 1}")
+            ids.append(int(one))
+        else:
+            raise InputError(f"stop must be a string, a token id or a list of these, found {shown(one)}")
+    return tuple(ids), tuple(texts)
+
+
+def _read_logprobs(logprobs: Any) -> int | None:
+    """How many likeliest tokens to note beside the chosen one; None to note nothing."""
+    if logprobs is None or logprobs is False:
+        return None
+    return 0 if logprobs is True else require_integer("logprobs", logprobs, low=0)

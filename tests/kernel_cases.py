@@ -1,0 +1,142 @@
+"""What the kernel tests share: the levels, which variant each must run, operands, and bits."""
+
+import functools
+import math
+import os
+
+import numpy as np
+from reference.mxfp4 import dequantise
+
+from cgpt import _kernels
+
+# Row-wise and exact kernels, and the tile kernels ("-": none), that each level must run. A kernel that silently
+# falls back to a lower level's fails the test that asks for it.
+VARIANTS = {
+    "ref": ("ref", "-"),
+    "avx2": ("avx2", "-"),
+    "avx512": ("avx512", "avx512bf16"),
+    "avx512-nobf16": ("avx512", "-"),
+    "amx": ("avx512", "amx"),
+}
+FLOATS = ("F32", "F16", "BF16")
+TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 16, 17, 31, 33, 48, 49, 100)
+TILE_TOKENS = 8  # `auto` uses tile kernels from here on
+THREADS = (1, 2, 4)
+
+
+def missing(level):
+    """Why `level` cannot be tested here, or None."""
+    name, masked = level.removesuffix("-nobf16"), level.endswith("-nobf16")
+    ceiling = os.environ.get("CGPT_ISA") or "amx"
+    if list(_kernels.levels()).index(name) > list(_kernels.levels()).index(ceiling):
+        return f"CGPT_ISA={ceiling}"
+    use_level("ref")  # lifts a mask that would show in levels()
+    lacks = _kernels.levels()[name]
+    if lacks is None and level == "avx512" and _kernels.levels()["amx"] == "AVX512_BF16":
+        lacks = "AVX512_BF16"
+    if lacks:
+        return f"needs {lacks}"
+    return "CGPT_MASK" if os.environ.get("CGPT_MASK") and VARIANTS[level][1] != "-" and not masked else None
+
+
+def use_level(level):
+    _kernels.use_level(level.removesuffix("-nobf16"), mask_bf16=level.endswith("-nobf16"))
+
+
+def check_slots(level, *slots):
+    """Asserts that each slot holds the variant that `level` promises."""
+    for slot in slots:
+        expected = VARIANTS[level][slot.endswith("_tile")]
+        found = _kernels.kernels()[slot]
+        assert found == expected, f"{slot} at level {level}: the variant is {found}, expected {expected}"
+
+
+def has_tile(level, dtype):
+    """Whether precision auto may multiply in bf16."""
+    return dtype in ("BF16", "MXFP4") and VARIANTS[level][1] != "-"
+
+
+def context(exact=True, threads=1):
+    return _kernels.Context(threads, exact)
+
+
+def tensor(array):
+    return _kernels.Tensor(np.ascontiguousarray(array, np.float32))
+
+
+def to_bf16(x):
+    """float32 -> uint16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(h):
+    return (h.astype(np.uint32) << 16).view(np.float32)
+
+
+def round_bf16(x):
+    """float32 values rounded to bf16, as float32."""
+    return from_bf16(to_bf16(x))
+
+
+def bits(x):
+    return np.ascontiguousarray(x, np.float32).view(np.uint32)
+
+
+def assert_same_bits(actual, expected, what):
+    differ = np.argwhere(bits(actual) != bits(expected))
+    assert actual.shape == expected.shape and not len(differ), (
+        f"{what}: {len(differ)} of {actual.size} values differ in their bits, the first at {differ[0]}: "
+        f"{actual[tuple(differ[0])]!r}, expected {expected[tuple(differ[0])]!r}"
+    )
+
+
+class Weights:
+    """Random weights of one dtype, [.., N, K]: what a Matrix is made of, and `values`, float64, exactly what it
+    stores."""
+
+    def __init__(self, dtype, shape, seed=0):
+        rng = np.random.default_rng([seed, *shape])
+        self.dtype, self.scales = dtype, None
+        if dtype == "MXFP4":
+            groups = (*shape[:-1], shape[-1] // 32)
+            self.data = rng.integers(0, 256, (*groups, 16), np.uint8)
+            self.scales = rng.integers(120, 127, groups, np.uint8)
+            self.values = dequantise(self.data, self.scales)
+        else:
+            w = rng.standard_normal(shape, np.float32)
+            w[rng.random(shape) < 0.02] *= 2.0**-14  # denormal halves among them
+            self.data = {"F32": np.float32, "F16": np.float16, "BF16": to_bf16}[dtype](w)
+            self.values = (from_bf16(self.data) if dtype == "BF16" else self.data).astype(np.float64)
+
+    def matrix(self, N=None, bias=None):
+        """Its first N rows as a Matrix."""
+        return _kernels.Matrix(
+            self.dtype, self.data[:N], None if self.scales is None else self.scales[:N], bias
+        )
+
+
+@functools.cache
+def activations(T, K, seed=0):
+    """float32 [T, K], rows of very different size."""
+    rng = np.random.default_rng([seed, T, K])
+    return rng.standard_normal((T, K), np.float32) * np.exp2(rng.integers(-6, 7, (T, 1))).astype(np.float32)
+
+
+def linear(matrix, x, T, *, exact=True, threads=1, start=None, column=0, row=0):
+    """x[row : row + T] @ matrix.T by the kernel, [T, N], in the middle of a larger array of which it asserts that
+    nothing else is written. start [T, N]: what the product is added to."""
+    N, guard = matrix.shape[0], np.float32(math.pi)
+    y = np.full((T + 1, column + N + 3), guard)
+    if start is not None:
+        y[:T, column : column + N] = start[:T]
+    _kernels.linear(
+        context(exact, threads), tensor_of(y), tensor_of(x), matrix, T, column=column, row=row, add=start is not None
+    )
+    assert (y[T] == guard).all() and (y[:, :column] == guard).all() and (y[:, column + N :] == guard).all()
+    return y[:T, column : column + N]
+
+
+def tensor_of(array):
+    """A Tensor over `array` itself, never a copy."""
+    return _kernels.Tensor(array)

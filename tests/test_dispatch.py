@@ -1,0 +1,197 @@
+"""Which level runs: detection, CGPT_ISA and CGPT_MASK, and that no instruction strays below its level."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_cases import VARIANTS, check_slots, use_level
+
+from cgpt import _kernels, isa
+from cgpt.errors import KernelError
+
+NEEDS = {  # the names of /proc/cpuinfo
+    "ref": "",
+    "avx2": "avx2 fma f16c",
+    "avx512": "avx512f avx512bw avx512dq avx512vl",
+    "amx": "avx512_bf16 amx_tile amx_bf16",
+}
+REPORT = """
+import json
+from cgpt import isa
+print(json.dumps({"level": isa.level(), "kernels": isa.kernels()}))
+"""
+
+
+def python(program, **environment):
+    """Runs `program` in a new process that has these CGPT_ variables only."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("CGPT_")}
+    clean["PYTHONPATH"] = str(Path(_kernels.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", program], env=clean | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def report(**environment):
+    done = python(REPORT, **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def expected_kernels(level):
+    common, tile = VARIANTS[level]
+    return {slot: tile if slot.endswith("_tile") else common for slot in _kernels.kernels()}
+
+
+def best():
+    """The name in VARIANTS of the highest level here."""
+    level = isa.available()[-1]
+    return "avx512-nobf16" if level == "avx512" and _kernels.levels()["amx"] == "AVX512_BF16" else level
+
+
+def test_every_slot_of_the_level(level):
+    check_slots(level, *_kernels.kernels())
+    assert _kernels.level() == level.removesuffix("-nobf16")
+
+
+def test_the_best_level_is_the_default():
+    assert report() == {"level": best().removesuffix("-nobf16"), "kernels": expected_kernels(best())}
+
+
+@pytest.mark.parametrize("name", list(NEEDS))
+def test_CGPT_ISA(name):
+    missing = _kernels.levels()[name]
+    if missing:
+        done = python(REPORT, CGPT_ISA=name)
+        assert done.returncode and f"KernelError: level '{name}' needs {missing}" in done.stderr
+    else:
+        level = best() if name == best().removesuffix("-nobf16") else name
+        assert report(CGPT_ISA=name) == {"level": name, "kernels": expected_kernels(level)}
+
+
+def test_CGPT_ISA_that_is_no_level():
+    done = python(REPORT, CGPT_ISA="sse9")
+    assert done.returncode and "KernelError: CGPT_ISA=sse9" in done.stderr and "ref" in done.stderr.splitlines()[-1]
+
+
+def test_CGPT_MASK():
+    level = "avx512" if "avx512" in isa.available() else best()
+    expected = expected_kernels("avx512-nobf16" if level == "avx512" else level)
+    assert report(CGPT_MASK="avx512_bf16") == {"level": level, "kernels": expected}
+    done = python(REPORT, CGPT_MASK="sse2")
+    assert done.returncode and "KernelError: CGPT_MASK=sse2" in done.stderr
+    done = python(REPORT, CGPT_MASK="avx512_bf16", CGPT_ISA="amx")
+    assert done.returncode and "KernelError: level 'amx' needs" in done.stderr
+
+
+def test_use_level_refuses(level):
+    """And leaves the level as it is."""
+    before, masked = (_kernels.kernels(), _kernels.levels()), level.endswith("-nobf16")
+    with pytest.raises(KernelError, match="unknown level 'avx1024'; there are ref, avx2, avx512, amx"):
+        _kernels.use_level("avx1024")
+    for name, missing in _kernels.levels().items():
+        if missing:
+            with pytest.raises(KernelError, match=f"level '{name}' needs {missing}"):
+                _kernels.use_level(name, mask_bf16=masked)
+    with pytest.raises(KernelError, match="level 'amx' needs"):
+        _kernels.use_level("amx", mask_bf16=True)
+    assert (_kernels.kernels(), _kernels.levels()) == before
+
+
+def test_levels_build_on_one_another():
+    """A level that is missing takes those above it along."""
+    use_level("ref")
+    reasons = list(_kernels.levels().values())
+    isa.use_best()
+    assert reasons[0] is None
+    assert all(above or not below for below, above in zip(reasons, reasons[1:], strict=False))
+
+
+def test_detection_agrees_with_the_kernel():
+    """What CPUID and XCR0 say is what Linux read from them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or not (flags := re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.M)):
+        pytest.skip("no /proc/cpuinfo with flags")
+    if missing_everything() or emulated():
+        pytest.skip("this build has no levels above ref, or emulates AMX")
+    flags, offered = set(flags[1].split()), True
+    for name, needs in NEEDS.items():
+        offered = offered and set(needs.split()) <= flags
+        assert (_kernels.levels()[name] is None) == offered, f"{name}: {_kernels.levels()[name]}"
+
+
+def missing_everything():
+    return _kernels.levels()["avx2"] == "an x86-64 processor"
+
+
+def emulated():
+    return isa.available()[-1] == "amx" and "ldtilecfg" not in instructions("amx.c")
+
+
+@functools.cache
+def disassembly():
+    """{source file: {function: its instructions}}; functions with external linkage are under ''."""
+    if missing_everything():
+        pytest.skip("this build has no levels above ref")
+    if not shutil.which("objdump"):
+        pytest.skip("needs objdump")
+    library = _kernels.__file__
+    symbols = subprocess.run(["objdump", "-t", library], capture_output=True, text=True, check=True).stdout
+    file_of, file = {}, ""
+    for line in symbols.splitlines():
+        if " df *ABS*" in line:
+            file = line.split()[-1] if line.split()[-1].endswith(".c") else ""
+        elif " F .text" in line:
+            file_of[int(line.split()[0], 16)] = file
+    if "ref.c" not in file_of.values():
+        pytest.skip("the extension's symbols have been stripped")
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", "-j", ".text", library], capture_output=True, text=True, check=True
+    ).stdout
+    out = {}
+    for block in re.split(r"\n\n", listing):
+        head = re.match(r"([0-9a-f]+) <(.*)>:", block.strip())
+        if head:
+            body = [line.split("\t", 1)[1] for line in block.splitlines()[1:] if "\t" in line]
+            out.setdefault(file_of.get(int(head[1], 16), ""), {})[head[2]] = body
+    return out
+
+
+def instructions(file):
+    """All instructions of a source file, as one text."""
+    return "\n".join("\n".join(body) for body in disassembly().get(file, {}).values())
+
+
+ABOVE_REF = {"avx2.c", "avx512.c", "avx512bf16.c", "amx.c"}
+AVX = r"^v(?!err\b|erw\b)\w+|%[yz]mm"
+AVX512 = r"%zmm|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b"
+BF16 = r"^v\w*(?:dpbf16|ne2ps2bf16|neps2bf16)"
+AMX = r"^(?:ld|st)tilecfg|^tile(?:load|stored|zero|release)|^tdp"
+
+
+def test_only_the_levels_files_use_their_instructions():
+    """The baseline (everything but the levels' files) runs on any x86-64, avx2 without AVX-512, and so on."""
+    code = disassembly()
+    assert ABOVE_REF | {"ref.c"} <= set(code), f"found {sorted(code)}"
+    for file, functions in code.items():
+        rules = {"avx2.c": [AVX512, BF16, AMX], "avx512.c": [BF16, AMX], "avx512bf16.c": [AMX], "amx.c": []}
+        for rule in rules.get(file, [AVX, AMX]):
+            for function, body in functions.items():
+                stray = next((i for i in body if re.search(rule, i)), None)
+                assert stray is None, f"{function} of {file or 'an external function'} has {stray}"
+
+
+def test_each_level_uses_its_instructions():
+    """A level whose pragma had no effect would pass every other test."""
+    assert re.search(r"^vfmadd.*%ymm", instructions("avx2.c"), re.M)
+    assert re.search(r"^vfmadd.*%zmm", instructions("avx512.c"), re.M)
+    assert re.search(r"^vpermps.*%zmm", instructions("avx512.c"), re.M)
+    assert re.search(r"^vdpbf16ps.*%zmm", instructions("avx512bf16.c"), re.M)
+    if not emulated():
+        for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilezero", "tilerelease"):
+            assert re.search(rf"^{name}\b", instructions("amx.c"), re.M), f"the amx level never uses {name}"

@@ -1,0 +1,181 @@
+"""mxfp4_dequantize exactly; linear_mxfp4 and linear_mxfp4_tile against float64, on every level."""
+
+import functools
+
+import numpy as np
+import pytest
+from kernel_cases import (
+    THREADS,
+    TILE_TOKENS,
+    TOKENS,
+    Weights,
+    activations,
+    assert_same_bits,
+    check_slots,
+    has_tile,
+    linear,
+    round_bf16,
+)
+from reference.mxfp4 import dequantise
+from tolerance import F32, TINY, assert_close, dot_tolerance
+
+from cgpt import _kernels
+
+INPUTS = (32, 64, 96, 128, 160, 2880)
+OUTPUTS = (1, 3, 16, 21, 70)
+MOST = max(TOKENS), max(OUTPUTS)
+
+
+@functools.cache
+def case(K):
+    """x [100, K], weights [70, K]."""
+    return activations(MOST[0], K), Weights("MXFP4", (MOST[1], K))
+
+
+@functools.cache
+def product(K, rounded):
+    """x @ w.T, float64, and its bound; `rounded`: of activations rounded to bf16, products then exact in f32."""
+    x, w = case(K)
+    x = round_bf16(x) if rounded else x
+    return x.astype(np.float64) @ w.values.T, dot_tolerance(x, w.values)
+
+
+def every_code_and_scale():
+    """blocks [256, 2, 16], scales [256, 2]: each scale with all 16 codes, in low and in high nibbles."""
+    codes = np.arange(16, dtype=np.uint8)
+    blocks = np.stack([codes | codes[::-1] << 4, codes[::-1] | codes << 4])
+    return np.tile(blocks, (256, 1, 1)), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 2, 1)
+
+
+def test_dequantize_is_exact(level):
+    check_slots(level, "mxfp4_dequantize")
+    blocks, scales = every_code_and_scale()
+    with np.errstate(over="ignore"):
+        expected = dequantise(blocks, scales).astype(np.float32)  # 4 * 2^127 is infinite in both
+    found = _kernels.mxfp4_dequantize(blocks, scales)
+    assert np.isnan(found[255]).all() and np.isnan(expected[255]).all()
+    assert_same_bits(found[:255], expected[:255], "all codes and scales")
+    e2m1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
+    assert_same_bits(found[127, 0:32:2], np.float32(e2m1), "the low nibbles at scale 127")
+    assert_same_bits(found[127, 1:32:2], np.float32(e2m1[::-1]), "the high nibbles at scale 127")
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 90), (2, 3, 4), (0,)])
+def test_dequantize_shapes(level, shape, rng):
+    blocks, scales = rng.integers(0, 256, (*shape, 16), np.uint8), rng.integers(100, 140, shape, np.uint8)
+    found = _kernels.mxfp4_dequantize(blocks, scales)
+    assert found.dtype == np.float32 and found.shape == (*shape[:-1], shape[-1] * 32)
+    assert_same_bits(found, dequantise(blocks, scales).astype(np.float32), f"{shape}")
+    strided = np.zeros((*shape, 32), np.uint8)
+    strided[..., ::2] = blocks
+    assert_same_bits(_kernels.mxfp4_dequantize(strided[..., ::2], scales), found, "not contiguous")
+
+
+def test_exact(level):
+    """Every K against float64; every T and N against the bits of the largest."""
+    check_slots(level, "linear_mxfp4")
+    for K in INPUTS:
+        x, w = case(K)
+        whole = linear(w.matrix(), x, MOST[0])
+        assert_close(whole, *product(K, False), f"K = {K}")
+        for N in OUTPUTS:
+            matrix = w.matrix(N)
+            for T in TOKENS:
+                assert_same_bits(linear(matrix, x, T), whole[:T, :N], f"T = {T}, N = {N}, K = {K}")
+
+
+def test_tile(level):
+    """precision auto: activations rounded to bf16, from 8 tokens on."""
+    check_slots(level, "linear_mxfp4_tile")
+    for K in INPUTS:
+        x, w = case(K)
+        exact = linear(w.matrix(), x, MOST[0])
+        values, bound = product(K, has_tile(level, "MXFP4"))
+        for N in OUTPUTS:
+            matrix = w.matrix(N)
+            for T in TOKENS:
+                y, what = linear(matrix, x, T, exact=False), f"T = {T}, N = {N}, K = {K}"
+                if T >= TILE_TOKENS and has_tile(level, "MXFP4"):
+                    assert_close(y, values[:T, :N], bound[:T, :N], what)
+                else:
+                    assert_same_bits(y, exact[:T, :N], what)
+        if has_tile(level, "MXFP4"):
+            assert (y != exact[:T, :N]).any(), f"K = {K}: the activations were not rounded"
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
+def test_bias_add_rows_and_columns(level, exact, rng):
+    for K, N, T, row, column in ((32, 21, 3, 2, 5), (160, 70, 17, 80, 0), (2880, 19, 33, 7, 16)):
+        x, w = case(K)
+        rounded = not exact and T >= TILE_TOKENS and has_tile(level, "MXFP4")
+        values, bound = (a[row : row + T, :N] for a in product(K, rounded))
+        bias = rng.standard_normal(N, np.float32) * 10
+        start = rng.standard_normal((T, N), np.float32) * 100
+        y = linear(w.matrix(N, bias=bias), x, T, exact=exact, start=start, row=row, column=column)
+        slack = 2 * F32 * (np.abs(values) + np.abs(bias) + np.abs(start))
+        assert_close(y, values + bias + start, bound + slack, f"T = {T}, N = {N}, K = {K}")
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
+def test_every_scale(level, exact, rng):
+    """One scale per row, every scale there is. Codes are small enough that weights fit in float32; the denormal
+    ones (scales 0, 1, 2) may count as zero. Scale 255 must not end in a finite number."""
+    K = 160
+    small = np.array([0, 1, 2, 3, 8, 9, 10, 11], np.uint8)  # up to 1.5: times 2^127 is still finite
+    blocks = small[rng.integers(0, 8, (256, 5, 16))] | small[rng.integers(0, 8, (256, 5, 16))] << 4
+    scales = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 5, 1)
+    matrix = _kernels.Matrix("MXFP4", blocks, scales)
+    for T in (1, 5, 17):
+        x = rng.standard_normal((T, K), np.float32) * np.float32(2**-10)
+        y = linear(matrix, x, T, exact=exact)
+        values = dequantise(blocks, scales)
+        rounded = round_bf16(x) if not exact and T >= TILE_TOKENS and has_tile(level, "MXFP4") else x
+        bound = dot_tolerance(rounded, values[:255]) + K * TINY  # bf16 products flush every partial sum
+        assert_close(y[:, :255], rounded.astype(np.float64) @ values[:255].T, bound, f"T = {T}")
+        assert not np.isfinite(y[:, 255]).any(), f"T = {T}: scale 255 is not to be seen"
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
+def test_mixed_scales(level, exact, rng):
+    """Scales at the edges of every path side by side in one row: the smallest and the largest, and common ones."""
+    K, N = 224, 21
+    edges = np.array([0, 1, 2, 3, 120, 127, 130], np.uint8)
+    blocks = rng.integers(0, 256, (N, 7, 16), np.uint8)
+    scales = rng.permuted(np.tile(edges, (N, 1)), axis=1)
+    matrix, values = _kernels.Matrix("MXFP4", blocks, scales), dequantise(blocks, scales)
+    for T in (1, 4, 5, 9, 33):
+        x = rng.standard_normal((T, K), np.float32)
+        rounded = round_bf16(x) if not exact and T >= TILE_TOKENS and has_tile(level, "MXFP4") else x
+        y = linear(matrix, x, T, exact=exact)
+        assert_close(y, rounded.astype(np.float64) @ values.T, dot_tolerance(rounded, values), f"T = {T}")
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_special_values_stay_in_their_row(level, exact, special):
+    N, T = 21, 17
+    for K, at in ((32, 31), (160, 0), (160, 130), (2880, 2879)):
+        x, w = case(K)
+        clean = linear(w.matrix(N), x, T, exact=exact)
+        bad = x.copy()
+        bad[5, at] = special
+        y = linear(w.matrix(N), bad, T, exact=exact)
+        assert not np.isfinite(y[5][w.values[:N, at] != 0]).any(), f"x[5, {at}] of K = {K}"
+        assert np.isnan(y[5][w.values[:N, at] == 0]).all(), f"x[5, {at}] of K = {K} times 0"
+        assert_same_bits(np.delete(y, 5, 0), np.delete(clean, 5, 0), f"the rows beside x[5, {at}] of K = {K}")
+
+        w = Weights("MXFP4", (N, K))
+        clean = linear(w.matrix(), x, T, exact=exact)
+        w.scales[20, at // 32] = 255
+        y = linear(w.matrix(), x, T, exact=exact)
+        assert not np.isfinite(y[:, 20]).any(), f"scale 255 at {at} of K = {K}"
+        assert_same_bits(y[:, :20], clean[:, :20], f"the outputs beside scale 255 at {at} of K = {K}")
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
+def test_threads_change_no_bit(level, exact):
+    x, matrix = activations(49, 992), Weights("MXFP4", (1000, 992)).matrix()
+    for T in (1, 7, 49):
+        one = linear(matrix, x, T, exact=exact)
+        for threads in THREADS[1:]:
+            assert_same_bits(linear(matrix, x, T, exact=exact, threads=threads), one, f"T = {T}, {threads} threads")
