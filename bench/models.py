@@ -41,7 +41,8 @@ def measure(directory: str, a: argparse.Namespace) -> None:
     if a.dense and model.head.dtype == "BF16" and describe(directory)["architecture"] == "GPT-2":
         stored /= 2  # published in f32
     print(f"{directory.rstrip('/').rsplit('/', 1)[-1]:14s} {cgpt.isa.level()} {a.precision} dense={a.dense} "
-          f"threads={model.threads}: load {loaded:.2f} s, prefill {a.prompt} {statistics.median(prefill[1:]):.1f} tok/s, "
+          f"threads={model.threads}: load {loaded:.2f} s, "
+          f"prefill {a.prompt} {statistics.median(prefill[1:]):.1f} tok/s, "
           f"decode {rate:.2f} tok/s ({stored * rate / 1e9:.1f} GB/s), peak {peak:.2f} GB, "
           f"read {read_bandwidth(model.threads, 1 << 28):.1f} GB/s")
 

@@ -94,14 +94,14 @@ class GPT2(Model):
     def __init__(self, config: GPT2Config, checkpoint: Checkpoint, load: Loader, threads: int, precision: str):
         super().__init__(config, checkpoint.directory, threads, precision)
         prefix = name_prefix(checkpoint.tensors)
-        tied_head = ("lm_head.weight",) if config.tie_word_embeddings else ()
+        tied_head = (r"lm_head\.weight",) if config.tie_word_embeddings else ()
         checkpoint.check(tensor_specs(config, prefix), ignore=MASK_BUFFERS + tied_head)
         self.width, self.kv_heads, self.head_dim = config.n_embd, config.n_head, config.n_embd // config.n_head
         self.windows = [0] * config.n_layer
         self.wte, self.wpe = load.matrix(prefix + "wte.weight"), load.matrix(prefix + "wpe.weight")
         self.blocks = [Block(config, n, load, prefix) for n in range(config.n_layer)]
         self.ln_f = load.vector(prefix + "ln_f.weight"), load.vector(prefix + "ln_f.bias")
-        self.head = self.wte if config.tie_word_embeddings else load.matrix("lm_head.weight")
+        self.head = load.head(self.wte, prefix + "wte.weight", "lm_head.weight", config.tie_word_embeddings)
 
     @property
     def context_length(self) -> int:

@@ -4,6 +4,8 @@ OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card" (2025); gpt_oss/torch/model.py; 
 Read it beside gpt2.py: the sections have the same order.
 """
 
+import re
+
 import numpy as np
 
 from cgpt import _kernels as k
@@ -182,7 +184,7 @@ class GptOss(Model):
         super().__init__(config, checkpoint.directory, threads, precision)
         layout = layout_of(checkpoint.tensors)
         names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
-        tied_head = ("lm_head.weight",) if config.tie_word_embeddings else ()
+        tied_head = (re.escape(names["head"]),) if config.tie_word_embeddings else ()
         checkpoint.check(tensor_specs(config, layout), ignore=tied_head)
         self.width, self.kv_heads, self.head_dim = config.hidden_size, config.num_key_value_heads, config.head_dim
         self.windows = [config.sliding_window if kind == SLIDING else 0 for kind in config.layer_types]
@@ -190,7 +192,7 @@ class GptOss(Model):
         self.embedding = load.matrix(names["embed"])
         self.blocks = [Block(config, n, load, layout, rope) for n in range(config.num_hidden_layers)]
         self.norm = load.vector(names["norm"])
-        self.head = self.embedding if config.tie_word_embeddings else load.matrix(names["head"])
+        self.head = load.head(self.embedding, names["embed"], names["head"], config.tie_word_embeddings)
 
     @property
     def context_length(self) -> int:

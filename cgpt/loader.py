@@ -49,6 +49,17 @@ class Loader:
             array, dtype = self._rounded(name, array, dtype), "BF16"
         return Matrix(dtype, array, bias=self.floats(bias) if bias else None)
 
+    def head(self, embedding: Matrix, embedding_name: str, name: str, tied: bool) -> Matrix:
+        """The logits matrix: the embedding where they are tied, unless the checkpoint stores a head that differs from
+        it; then the stored one, as transformers does since version 5."""
+        stored = self.checkpoint.tensors.get(name)
+        if tied:
+            if stored is None or stored.shape != embedding.shape:
+                return embedding
+            if np.array_equal(self.checkpoint.array(name), self.checkpoint.array(embedding_name)):
+                return embedding
+        return self.matrix(name)
+
     def transposed(self, name: str, bias: str | None = None) -> Matrix:
         """A weight stored as [K, N] (GPT-2's Conv1D) or [E, K, N] (unquantised gpt-oss experts)."""
         self._count(name)

@@ -12,7 +12,6 @@ from cgpt import _kernels as k
 from cgpt.errors import EmptyPromptError, InputError, NumericsError, TokenIdError
 from cgpt.generate import Completion, generate, stream
 from cgpt.kvcache import Sequence
-from cgpt.loader import Loader
 from cgpt.tokenizer import Tokenizer
 
 

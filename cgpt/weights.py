@@ -95,6 +95,7 @@ class Checkpoint:
         if tensor.offset % dtype.itemsize:
             data = data.copy()
             data.flags.writeable = False
+            self.release(name)
         return data.view(dtype).reshape(tensor.shape)
 
     def release(self, name: str) -> None:

@@ -90,6 +90,7 @@ static void mx_panel__avx2(const cg_product *p, int64_t n0, int64_t n1) {
         for (int64_t n = n0; n < n1; n++) {
             int64_t t = t0;
             for (; t + MX_TOKENS <= t1; t += MX_TOKENS) mx_row(MX_TOKENS, p, n, t);
+            for (; t + 2 <= t1; t += 2) mx_row(2, p, n, t);
             for (; t < t1; t++) mx_row(1, p, n, t);
         }
     }

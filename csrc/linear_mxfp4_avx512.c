@@ -52,7 +52,7 @@ CG_INLINE void mx_block(const int R, const int M, const __m512i *codes, const __
     }
 }
 
-CG_INLINE void mx_rows(const int R, const int M, const cg_product *p, int64_t n, int64_t t) {
+CG_INLINE void mx_rows(const int R, const int M, const int fetch, const cg_product *p, int64_t n, int64_t t) {
     int64_t groups = p->K / CG_MXFP4_GROUP, whole = p->K / MX_BLOCK * MX_BLOCK, left = groups % 4;
     const uint8_t *blocks = p->w + n * groups * CG_MXFP4_GROUP_BYTES, *scales = p->scales + n * groups;
     const float *x[MX_TOKENS];
@@ -64,7 +64,7 @@ CG_INLINE void mx_rows(const int R, const int M, const cg_product *p, int64_t n,
     for (int64_t k = 0; k < whole; k += MX_BLOCK) {
         for (int r = 0; r < R; r++) {
             const uint8_t *at = blocks + r * groups * CG_MXFP4_GROUP_BYTES + k / 2;
-            if (M == 1) _mm_prefetch((const char *)at + MX_AHEAD_BYTES, _MM_HINT_T0);
+            if (fetch) _mm_prefetch((const char *)at + MX_AHEAD_BYTES, _MM_HINT_T0);
             codes[r] = _mm512_loadu_si512(at);
             scale[r] = mx_scales(scales + r * groups + k / CG_MXFP4_GROUP, 4);
         }
@@ -82,17 +82,25 @@ CG_INLINE void mx_rows(const int R, const int M, const cg_product *p, int64_t n,
         for (int m = 0; m < M; m++) dot_finish(1, p, t + m, n + r, (const vf *)&sum[r][m]);
 }
 
+/* R rows for the tokens t0 <= t < t1, as many at a time as there are. The first of them bring the weights in. */
+CG_INLINE void mx_tokens(const int R, const cg_product *p, int64_t n, int64_t t0, int64_t t1) {
+    int64_t t = t0;
+    if (t + MX_TOKENS <= t1) mx_rows(R, MX_TOKENS, 1, p, n, t), t += MX_TOKENS;
+    for (; t + MX_TOKENS <= t1; t += MX_TOKENS) mx_rows(R, MX_TOKENS, 0, p, n, t);
+    switch (t1 - t) {
+    case 3: mx_rows(R, 3, 1, p, n, t); break;
+    case 2: mx_rows(R, 2, 1, p, n, t); break;
+    case 1: mx_rows(R, 1, 1, p, n, t); break;
+    }
+}
+
 static void mx_panel__avx512(const cg_product *p, int64_t n0, int64_t n1) {
     int64_t block = dot_token_block(DOT_F32, p->K);
     for (int64_t t0 = 0; t0 < p->T; t0 += block) {
         int64_t t1 = cg_min(t0 + block, p->T), n = n0;
-        for (; n + MX_ROWS <= n1 && t1 - t0 >= MX_TOKENS; n += MX_ROWS) {
-            int64_t t = t0;
-            for (; t + MX_TOKENS <= t1; t += MX_TOKENS) mx_rows(MX_ROWS, MX_TOKENS, p, n, t);
-            for (; t < t1; t++) mx_rows(MX_ROWS, 1, p, n, t);
-        }
-        for (; n < n1; n++)  /* one row after the other is one stream of memory: the fastest for one token */
-            for (int64_t t = t0; t < t1; t++) mx_rows(1, 1, p, n, t);
+        if (t1 - t0 > 1)  /* one row after the other is one stream of memory: the fastest for one token */
+            for (; n + MX_ROWS <= n1; n += MX_ROWS) mx_tokens(MX_ROWS, p, n, t0, t1);
+        for (; n < n1; n++) mx_tokens(1, p, n, t0, t1);
     }
 }
 

@@ -284,7 +284,7 @@ def damaged(rng: random.Random, files: Files) -> Files:
         if not files or rng.random() < 0.05:
             damaged_directory(rng, files or {"config.json": b"{}"})
             continue
-        name = rng.choice(list(files))
+        name = rng.choice(["config.json"] * ("config.json" in files) + list(files))
         files[name] = (damaged_json if name.endswith(".json") else damaged_safetensors)(rng, files[name])
     return files
 
