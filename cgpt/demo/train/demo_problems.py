@@ -49,7 +49,7 @@ class Source:
 
     def __init__(self, seed, split, random_cities=0.0):
         self.r = random.Random(f"{split}-{seed}")
-        self.heldout = split == "heldout"
+        self.heldout, self.training = split == "heldout", split == "train"
         self.random_cities = random_cities
 
     def draw(self, make, key=str):

@@ -137,6 +137,8 @@ def follow_up(s, kind, value, effort):
         if op == "+":
             return ask(s, "then_add", b=b), *problems.add(value, b, effort)
         return ask(s, "then_subtract", b=b), *problems.subtract(value, b, effort)
+    if s.training and problems.held(value):            # a sentence may hold any word, a question may not
+        return None
     if kind == "word":
         k = r.randrange(3)
         if k == 0:
