@@ -25,7 +25,9 @@ def new_cache(positions, G, D, fill=0.0):
     return k, np.full((blocks, G, _kernels.KV_BLOCK, -(-D // _kernels.V_ALIGN) * _kernels.V_ALIGN), np.float32(fill))
 
 
-def attention(qkv, H, G, chunks=None, window=0, sinks=None, positions=None, threads=1, scale=None, cache=None, fill=0.0):
+def attention(
+    qkv, H, G, chunks=None, window=0, sinks=None, positions=None, threads=1, scale=None, cache=None, fill=0.0
+):
     """The kernel's output [T, H * D] for a sequence qkv [T, (H + 2 G) D] cut into chunks, with a cache of
     `positions` positions (all of them where None)."""
     T, D = len(qkv), qkv.shape[1] // (H + 2 * G)

@@ -34,7 +34,8 @@ def test_embed(level, dtype, positions_dtype, rng):
 def test_every_half(level, dtype):
     """All 65,536 patterns of a 16-bit dtype, denormals, infinities and NaN among them (float32: the same values)."""
     patterns = np.arange(65536, dtype=np.uint16)
-    data = {"F32": patterns.view(np.float16).astype(np.float32), "F16": patterns.view(np.float16), "BF16": patterns}[dtype]
+    halves = patterns.view(np.float16)
+    data = {"F32": halves.astype(np.float32), "F16": halves, "BF16": patterns}[dtype]
     with np.errstate(invalid="ignore"):
         expected = (patterns.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else data.astype(np.float32)
     out = np.empty((1024, 64), np.float32)

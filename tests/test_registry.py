@@ -26,10 +26,22 @@ def test_some_test_asserts_which_variant_ran(slot):
     )
 
 
-@pytest.mark.parametrize("slot", SLOTS)
-def test_the_readme_explains_it(slot):
-    readme = CSRC / "README.md"
-    assert readme.exists() and re.search(rf"`{slot}`", readme.read_text()), f"csrc/README.md does not name `{slot}`"
+def readme_table():
+    """{(slot, level): variant}, as csrc/README.md has it."""
+    rows = [line.strip("| \n").split(" | ") for line in (CSRC / "README.md").read_text().splitlines() if "|" in line]
+    levels = next(row[2:] for row in rows if row[0] == "kernels")
+    return {
+        (slot, level): variant
+        for kernels, _, *variants in (row for row in rows if row[0].startswith("`"))
+        for slot in re.findall(r"`(\w+)`", kernels)
+        for level, variant in zip(levels, variants, strict=True)
+    }
+
+
+def test_the_readme_says_which_variant_runs(level):
+    table = readme_table()
+    assert {slot for slot, _ in table} == set(SLOTS)
+    assert {slot: table.get((slot, level)) for slot in SLOTS} == _kernels.kernels()
 
 
 def files():
