@@ -1,7 +1,7 @@
 """Builds cgpt._kernels: the C of csrc/, every instruction set in one binary, under Cython. See csrc/README.md.
 
 Environment: CGPT_REF_ONLY=1 builds the portable level alone; CGPT_SANITIZE=1 adds ASan and UBSan;
-CGPT_EMULATE_AMX=1 replaces AMX's tiles by C, to test the AMX kernels on machines without AMX.
+CGPT_EMULATE=1 replaces AVX-512's and AMX's instructions by C, to test their kernels on machines that lack them.
 """
 import os
 import sys
@@ -18,7 +18,7 @@ SOURCES = sorted(str(p) for p in Path("csrc/isa").glob("*.c")) + [
 ]
 # Never -ffast-math: it changes sums, and linking with it turns denormals off for the whole process.
 FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
-SWITCHES = [name for name in ("CGPT_REF_ONLY", "CGPT_EMULATE_AMX") if os.environ.get(name) == "1"]
+SWITCHES = [name for name in ("CGPT_REF_ONLY", "CGPT_EMULATE") if os.environ.get(name) == "1"]
 
 
 class BuildExt(build_ext):

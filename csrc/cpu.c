@@ -17,7 +17,7 @@ static uint64_t enabled_state(void) {
 }
 
 static int ask_for_amx(void) {
-#if defined(CGPT_EMULATE_AMX)
+#if defined(CGPT_EMULATE)
     return 1;
 #elif defined(__linux__)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
@@ -45,8 +45,8 @@ cg_cpu cg_detect_cpu(void) {
         cpu.amx_tile = tiles && (d >> 24 & 1);
         if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.avx512bf16 = zmm && (a >> 5 & 1);
     }
-#ifdef CGPT_EMULATE_AMX
-    cpu.amx_tile = cpu.amx_bf16 = cpu.avx512bf16;
+#ifdef CGPT_EMULATE
+    cpu.avx512f = cpu.avx512bw = cpu.avx512dq = cpu.avx512vl = cpu.avx512bf16 = cpu.amx_tile = cpu.amx_bf16 = cpu.avx2;
 #endif
     cpu.amx_permitted = cpu.amx_tile && cpu.amx_bf16 && ask_for_amx();
     return cpu;

@@ -37,7 +37,7 @@ CG_INLINE vf dot_load_w_n(const dot_kind kind, const char *w, int64_t k, int64_t
 }
 
 CG_INLINE vf dot_multiply(const dot_kind kind, vf w, vf x, vf sum) {
-#ifdef __AVX512BF16__
+#ifdef CG_HAS_AVX512BF16
     if (kind == DOT_PAIRS) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
 #endif
     (void)kind;

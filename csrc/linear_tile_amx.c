@@ -49,28 +49,28 @@ static void amx_block(const cg_product *p, const uint16_t *w, int64_t w_stride, 
     const uint16_t *x0 = (const uint16_t *)p->x + t * Kp, *x1 = x0 + TILE_EDGE * Kp;
     const uint16_t *w1 = w + TILE_EDGE * w_stride;
     float c[4][TILE_EDGE][TILE_EDGE];
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
     for (int64_t k = 0; k < Kp; k += TILE_K) {
-        TILE_LOAD(4, w + k, w_stride * 2);
-        TILE_LOAD(6, x0 + k * TILE_EDGE, 64);
-        TILE_DOT(0, 4, 6);
+        _tile_loadd(4, w + k, w_stride * 2);
+        _tile_loadd(6, x0 + k * TILE_EDGE, 64);
+        _tile_dpbf16ps(0, 4, 6);
         if (two_rows) {
-            TILE_LOAD(5, w1 + k, w_stride * 2);
-            TILE_DOT(1, 5, 6);
+            _tile_loadd(5, w1 + k, w_stride * 2);
+            _tile_dpbf16ps(1, 5, 6);
         }
         if (two_tokens) {
-            TILE_LOAD(7, x1 + k * TILE_EDGE, 64);
-            TILE_DOT(2, 4, 7);
-            if (two_rows) TILE_DOT(3, 5, 7);
+            _tile_loadd(7, x1 + k * TILE_EDGE, 64);
+            _tile_dpbf16ps(2, 4, 7);
+            if (two_rows) _tile_dpbf16ps(3, 5, 7);
         }
     }
-    TILE_STORE(0, c[0], 64);
-    TILE_STORE(1, c[1], 64);
-    TILE_STORE(2, c[2], 64);
-    TILE_STORE(3, c[3], 64);
+    _tile_stored(0, c[0], 64);
+    _tile_stored(1, c[1], 64);
+    _tile_stored(2, c[2], 64);
+    _tile_stored(3, c[3], 64);
     for (int64_t i = 0; i <= two_rows; i++)
         for (int64_t j = 0; j <= two_tokens; j++)
             amx_finish(p, c[i + 2 * j], n + i * TILE_EDGE, cg_min(rows - i * TILE_EDGE, TILE_EDGE), t + j * TILE_EDGE,

@@ -14,12 +14,12 @@ typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
 #define CG_INLINE static inline __attribute__((always_inline))
 
 /* Keeps a value in a register: GCC would rather load it again at each use. */
-#if defined(__AVX512F__)
-#define VF_KEEP(v) __asm__("" : "+v"(v))
-#elif defined(__x86_64__)
-#define VF_KEEP(v) __asm__("" : "+x"(v))
-#else
+#if !defined(__x86_64__) || (CG_LANES == 16 && defined(CGPT_EMULATE))
 #define VF_KEEP(v) (void)(v)
+#elif CG_LANES == 16
+#define VF_KEEP(v) __asm__("" : "+v"(v))
+#else
+#define VF_KEEP(v) __asm__("" : "+x"(v))
 #endif
 
 CG_INLINE vf vf_set(float f) { return (vf){0} + f; }
@@ -46,9 +46,9 @@ CG_INLINE vf vf_load_bf16(const uint16_t *p) {
 }
 
 CG_INLINE vf vf_load_f16(const uint16_t *p) {
-#if defined(__AVX512F__) && CG_LANES == 16
+#if CG_LANES == 16 && !defined(CGPT_EMULATE)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#elif defined(__F16C__) && CG_LANES == 8
+#elif CG_LANES == 8
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 #else
     vf v;
@@ -64,7 +64,7 @@ CG_INLINE vf vf_load_as(cg_dtype d, const void *row, int64_t k) {
 
 /* n < CG_LANES values, the rest zero. */
 CG_INLINE vf vf_load_as_n(cg_dtype d, const void *row, int64_t k, int64_t n) {
-    uint32_t tail[CG_LANES] = {0};
+    uint16_t tail[2 * CG_LANES] = {0};  /* as halves are read; floats are copied out */
     size_t size = cg_dtype_bytes(d);
     memcpy(tail, (const char *)row + (size_t)k * size, (size_t)n * size);
     return vf_load_as(d, tail, 0);

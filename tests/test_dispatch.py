@@ -189,9 +189,10 @@ def test_only_the_levels_files_use_their_instructions():
 def test_each_level_uses_its_instructions():
     """A level whose pragma had no effect would pass every other test."""
     assert re.search(r"^vfmadd.*%ymm", instructions("avx2.c"), re.M)
+    if emulated():
+        pytest.skip("built with CGPT_EMULATE")
     assert re.search(r"^vfmadd.*%zmm", instructions("avx512.c"), re.M)
     assert re.search(r"^vpermps.*%zmm", instructions("avx512.c"), re.M)
     assert re.search(r"^vdpbf16ps.*%zmm", instructions("avx512bf16.c"), re.M)
-    if not emulated():
-        for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilezero", "tilerelease"):
-            assert re.search(rf"^{name}\b", instructions("amx.c"), re.M), f"the amx level never uses {name}"
+    for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilezero", "tilerelease"):
+        assert re.search(rf"^{name}\b", instructions("amx.c"), re.M), f"the amx level never uses {name}"

@@ -1,9 +1,11 @@
 /* The amx level: what it adds to avx512 with AVX512_BF16 (Sapphire Rapids and later). */
 #include "../arch.h"
 #ifdef CGPT_X86
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
 #include <immintrin.h>
+CG_TARGET(CG_FEATURES_AMX)
 #define CG_LANES 16
+#define CG_HAS_AVX512BF16 1
+#include "../emulate.h"
 #include "../linear_tile_amx.c"
 
 extern const cg_kernels cg_kernels__amx;
@@ -11,4 +13,5 @@ const cg_kernels cg_kernels__amx = {
     .linear_bf16_tile = &linear_bf16_tile__amx,
     .linear_mxfp4_tile = &linear_mxfp4_tile__amx,
 };
+CG_TARGET_END
 #endif

@@ -1,8 +1,8 @@
 /* The avx2 level: AVX2, FMA, F16C. */
 #include "../arch.h"
 #ifdef CGPT_X86
-#pragma GCC target("avx2,fma,f16c")
 #include <immintrin.h>
+CG_TARGET(CG_FEATURES_AVX2)
 #define CG_ISA avx2
 #define CG_LANES 8
 #include "portable.inc"
@@ -10,4 +10,5 @@
 
 extern const cg_kernels cg_kernels_hand__avx2;
 const cg_kernels cg_kernels_hand__avx2 = {.linear_mxfp4 = &mx_linear__avx2};
+CG_TARGET_END
 #endif

@@ -1,13 +1,15 @@
 /* The avx512 level: AVX-512 F, BW, DQ, VL (Skylake-X and later); what needs more is in avx512bf16.c. */
 #include "../arch.h"
 #ifdef CGPT_X86
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 #include <immintrin.h>
+CG_TARGET(CG_FEATURES_AVX512)
 #define CG_ISA avx512
 #define CG_LANES 16
+#include "../emulate.h"
 #include "portable.inc"
 #include "../linear_mxfp4_avx512.c"
 
 extern const cg_kernels cg_kernels_hand__avx512;
 const cg_kernels cg_kernels_hand__avx512 = {.linear_mxfp4 = &mx_linear__avx512};
+CG_TARGET_END
 #endif
