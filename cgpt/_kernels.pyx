@@ -342,7 +342,7 @@ def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t colu
     cdef cg_status status
     if column < 0 or column > y.cols - w.c.N or w.c.E != 1:
         raise KernelError(f"linear: weights {w.shape} do not fit columns {column} .. of {y.cols}")
-    ctx.reserve(cg_linear_scratch(&w.c, T))
+    ctx.reserve(cg_packed_most(&w.c, T))
     with nogil:
         status = cg_run_linear(&ctx.c, to, y.cols, from_, x.cols, T, &w.c, add)
     check(status, "linear", (w.dtype, w.shape, T))

@@ -56,23 +56,29 @@ typedef struct {
     const uint8_t *w;       /* rows of K weights, row-major; MXFP4: nibbles [N, K/32, 16] */
     const uint8_t *scales;  /* MXFP4: [N, K/32]; else NULL */
     const float *bias;      /* [N] or NULL */
-    const void *x;          /* what pack() wrote; where pack is NULL: float rows */
-    const int32_t *rows;    /* token t's float row is rows[t] (NULL: t); only where pack is NULL */
-    int64_t x_stride;       /* only where pack is NULL */
+    const void *x;          /* what pack() wrote */
     float *y;
     int64_t y_stride;
     int64_t T, K;
     int add;
 } cg_product;
 
+/* Rows of activations: row t begins at data + index[t] * stride (index NULL: t). */
+typedef struct {
+    const float *data;
+    int64_t stride;
+    const int32_t *index;
+} cg_rows;
+static inline const float *cg_row_of(const cg_rows *x, int64_t t) {
+    return x->data + (x->index ? x->index[t] : t) * x->stride;
+}
+
 /* One way to multiply by weights of one dtype. */
 typedef const struct {
     /* Bytes that pack() needs for T tokens; a multiple of 64. */
     int64_t (*packed_bytes)(int64_t T, int64_t K);
-    /* Brings tokens t0 <= t < t1 into the order that panel() reads. t0 is a multiple of 16; t1 too, or T.
-       Token t is row rows[t] of x (NULL: t). NULL where float rows are used as they are. */
-    void (*pack)(void *packed, const float *x, int64_t x_stride, const int32_t *rows, int64_t T, int64_t K,
-                 int64_t t0, int64_t t1);
+    /* Brings rows t0 <= t < t1 of the T into the order that panel() reads. t0 is a multiple of 16; t1 too, or T. */
+    void (*pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1);
     /* The outputs n0 <= n < n1 for all T tokens. n0 is a multiple of 16. */
     void (*panel)(const cg_product *p, int64_t n0, int64_t n1);
 } cg_linear;
@@ -159,7 +165,8 @@ typedef struct {
 int cg_has_openmp(void);
 int cg_bits_differ_by_tokens(cg_dtype dtype);       /* whether `auto` has a tile kernel for this dtype */
 
-int64_t cg_linear_scratch(const cg_matrix *w, int64_t T);
+/* Bytes of packed activations that T tokens need at most, whichever kernel is picked: the scratch of linear. */
+int64_t cg_packed_most(const cg_matrix *w, int64_t T);
 cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t T,
                         const cg_matrix *w, int add);
 

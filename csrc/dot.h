@@ -1,8 +1,10 @@
-/* The product of a few weight rows with a few tokens, both row-major along K: every output is one dot product whose
-   partial sums, one per lane, run over k in steps of a vector, so its bits do not depend on its neighbours.
+/* Products of weight rows with token rows, both along K: every output is one dot product whose partial sums, one per
+   lane, run over k in steps of a vector, so its bits do not depend on its neighbours. Two ways to the same sums:
 
-   Blocks of 8 rows x 3 tokens fill AVX-512's 32 registers (4 x 3 those of AVX2). Rows are cut along K so that they stay
-   in the first-level cache while tokens stream from the second: the partial sums of a cut wait in memory, unrounded. */
+   A few tokens (dot_few): the weights are read once, as they are stored, which is what memory allows.
+   Many (dot_many): rows are cut along K into pieces of 2 KB. The pieces of 12 tokens stay in the first-level cache while
+   the decoded pieces of 64 weight rows pass over them from the second; 96 tokens share a decoding. The partial sums of
+   a cut wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill AVX-512's 32 registers (4 x 3 those of AVX2). */
 #ifndef CG_DOT_H
 #define CG_DOT_H
 
@@ -12,60 +14,26 @@
 enum {
     DOT_ROWS = CG_LANES == 16 ? 8 : 4,
     DOT_TOKENS = 3,
-    DOT_SPAN_BYTES = 3072,          /* of a row at a time: 8 of them are 24 KB */
+    DOT_FEW = 5,                             /* up to here the weights' bytes count for more than the sums */
+    DOT_PIECE_BYTES = 2048,
+    DOT_PIECE = DOT_PIECE_BYTES / (4 * CG_LANES),  /* in vectors */
+    DOT_BATCH = 12,                          /* tokens whose pieces are neighbours */
     DOT_MOST_TOKENS = 96,
-    DOT_TOKEN_BYTES = 524288,       /* activations that share the second-level cache with a panel's rows */
+    DOT_PANEL = 64,                          /* rows decoded together */
 };
 
-/* What is multiplied: weights of a dtype with f32 activations, or pairs of bf16 with bf16 activations. */
-typedef enum { DOT_F32 = CG_F32, DOT_F16 = CG_F16, DOT_BF16 = CG_BF16, DOT_PAIRS } dot_kind;
+/* How vectors of weights w and activations x are summed. DOT_F32: f32 lanes. DOT_PAIRS: pairs of bf16 a lane.
+   DOT_GROUPED: f32 lanes, each 8 vectors first, in the order of MXFP4's kernels (w x 2^scale is exact, so it does not
+   matter when the scale is applied). */
+typedef enum { DOT_F32, DOT_PAIRS, DOT_GROUPED } dot_sums;
+enum { DOT_GROUP = 8 };
 
-CG_INLINE int64_t dot_step(const dot_kind kind) { return kind == DOT_PAIRS ? 2 * CG_LANES : CG_LANES; }
-CG_INLINE int64_t dot_w_bytes(const dot_kind kind) { return kind == DOT_F32 ? 4 : 2; }
-CG_INLINE int64_t dot_x_bytes(const dot_kind kind) { return kind == DOT_PAIRS ? 2 : 4; }
-
-CG_INLINE vf dot_load_w(const dot_kind kind, const char *w, int64_t k) {
-    return kind == DOT_PAIRS ? vf_load((const float *)(w + 2 * k)) : vf_load_as((cg_dtype)kind, w, k);
-}
-
-/* The last n < dot_step weights of a row; lanes beyond them are 0. */
-CG_INLINE vf dot_load_w_n(const dot_kind kind, const char *w, int64_t k, int64_t n) {
-    if (kind != DOT_PAIRS) return vf_load_as_n((cg_dtype)kind, w, k, n);
-    uint16_t tail[2 * CG_LANES] = {0};
-    memcpy(tail, w + 2 * k, (size_t)n * 2);
-    return vf_load((const float *)tail);
-}
-
-CG_INLINE vf dot_multiply(const dot_kind kind, vf w, vf x, vf sum) {
+CG_INLINE vf dot_multiply(const dot_sums how, vf w, vf x, vf sum) {
 #ifdef CG_HAS_AVX512BF16
-    if (kind == DOT_PAIRS) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+    if (how == DOT_PAIRS) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
 #endif
-    (void)kind;
+    (void)how;
     return vf_fma(w, x, sum);
-}
-
-/* sum[r][m] += rows w, w + w_bytes, .. times tokens x[m], over k0 <= k < k1. R, M and kind are constants. */
-CG_INLINE void dot_block(const int R, const int M, const dot_kind kind, const char *w, int64_t w_bytes,
-                         const char *const *x, int64_t k0, int64_t k1, vf (*sum)[DOT_TOKENS]) {
-    int64_t step = dot_step(kind), x_bytes = dot_x_bytes(kind), whole = k0 + (k1 - k0) / step * step;
-    for (int64_t k = k0; k < whole; k += step) {
-        vf xk[DOT_TOKENS];
-        for (int m = 0; m < M; m++) xk[m] = vf_load((const float *)(x[m] + k * x_bytes));
-        for (int r = 0; r < R; r++) {
-            vf wk = dot_load_w(kind, w + r * w_bytes, k);
-            if (M > 1) VF_KEEP(wk);
-            for (int m = 0; m < M; m++) sum[r][m] = dot_multiply(kind, wk, xk[m], sum[r][m]);
-        }
-    }
-    if (whole < k1) {
-        for (int m = 0; m < M; m++) {
-            /* packed bf16 activations are padded with zeros, float rows are not */
-            vf xk = kind == DOT_PAIRS ? vf_load((const float *)(x[m] + whole * 2))
-                                      : vf_load_n((const float *)x[m] + whole, k1 - whole);
-            for (int r = 0; r < R; r++)
-                sum[r][m] = dot_multiply(kind, dot_load_w_n(kind, w + r * w_bytes, whole, k1 - whole), xk, sum[r][m]);
-        }
-    }
 }
 
 /* What linear does with finished dot products: outputs n .. n+R-1 of token t get the bias, are added or stored. */
@@ -80,89 +48,168 @@ CG_INLINE void dot_finish(const int R, const cg_product *p, int64_t t, int64_t n
     for (int r = 0; r < R; r++) y[r] = out[r];
 }
 
-typedef struct {
-    const cg_product *p;
-    const char *w;
-    int64_t w_bytes, n, k0, k1;
-    vf (*state)[DOT_ROWS];
-} dot_job;
+/* ------------------------------------------------------------------------------------------------------ packing */
 
-/* Tokens t .. t+M-1 over one cut k0 .. k1 of the rows; `at` is where the block's state is kept between cuts. */
-CG_INLINE void dot_tokens(const int R, const int M, const dot_kind kind, const dot_job *j, int64_t t, int64_t at) {
-    const cg_product *p = j->p;
-    const char *x[DOT_TOKENS];
+/* Values of x in a piece, and pieces of a row. */
+CG_INLINE int64_t dot_span(const dot_sums how) { return how == DOT_PAIRS ? DOT_PIECE_BYTES / 2 : DOT_PIECE_BYTES / 4; }
+CG_INLINE int64_t dot_pieces(const dot_sums how, int64_t K) { return (K + dot_span(how) - 1) / dot_span(how); }
+
+/* Few tokens are packed as rows of whole groups of vectors, many in batches: [T / 12][pieces][12][2 KB]. */
+CG_INLINE int64_t dot_row_bytes(int64_t K) { return cg_round_up(K * 4, DOT_GROUP * 4 * CG_LANES); }
+CG_INLINE int64_t dot_packed_bytes(const dot_sums how, int64_t T, int64_t K) {
+    if (T <= DOT_FEW) return cg_round_up(T * dot_row_bytes(K), 64);
+    return cg_round_up(T, DOT_BATCH) * dot_pieces(how, K) * DOT_PIECE_BYTES;
+}
+
+/* Brings `count` values of x into the order of the weights, zeros up to a whole group. */
+typedef void dot_order(void *out, const float *x, int64_t count);
+
+CG_INLINE void dot_as_it_is(void *out, const float *x, int64_t count) {
+    memcpy(out, x, (size_t)count * 4);
+    memset((float *)out + count, 0, (size_t)(cg_round_up(count, DOT_GROUP * CG_LANES) - count) * 4);
+}
+
+CG_INLINE void dot_pack(const dot_sums how, dot_order *order, void *packed, const cg_rows *x, int64_t T, int64_t K,
+                        int64_t t0, int64_t t1) {
+    int64_t span = dot_span(how), pieces = dot_pieces(how, K);
+    for (int64_t t = t0; t < t1; t++) {
+        const float *from = cg_row_of(x, t);
+        if (T <= DOT_FEW) order((char *)packed + t * dot_row_bytes(K), from, K);
+        else
+            for (int64_t s = 0; s < pieces; s++)
+                order((char *)packed + ((t / DOT_BATCH * pieces + s) * DOT_BATCH + t % DOT_BATCH) * DOT_PIECE_BYTES,
+                      from + s * span, cg_min(span, K - s * span));
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------- a few tokens */
+
+/* sum[r][m] of R stored rows w and M packed tokens. */
+CG_INLINE void dot_stored(const int R, const int M, const cg_dtype dtype, const char *w, int64_t w_bytes,
+                          const float *const *x, int64_t K, vf (*sum)[DOT_TOKENS]) {
+    int64_t whole = K / CG_LANES * CG_LANES;
+    for (int64_t k = 0; k < whole; k += CG_LANES) {
+        vf xk[DOT_TOKENS];
+        for (int m = 0; m < M; m++) xk[m] = vf_load(x[m] + k);
+        for (int r = 0; r < R; r++) {
+            vf wk = vf_load_as(dtype, w + r * w_bytes, k);
+            if (M > 1) VF_KEEP(wk);
+            for (int m = 0; m < M; m++) sum[r][m] = vf_fma(wk, xk[m], sum[r][m]);
+        }
+    }
+    if (whole < K)
+        for (int r = 0; r < R; r++)
+            for (int m = 0; m < M; m++)
+                sum[r][m] = vf_fma(vf_load_as_n(dtype, w + r * w_bytes, whole, K - whole), vf_load(x[m] + whole),
+                                   sum[r][m]);
+}
+
+CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n, int64_t t) {
+    int64_t w_bytes = cg_row_bytes(dtype, p->K), x_bytes = dot_row_bytes(p->K);
+    const float *x[DOT_TOKENS];
     vf sum[DOT_ROWS][DOT_TOKENS];
     for (int m = 0; m < M; m++) {
-        x[m] = (const char *)p->x + (p->rows ? p->rows[t + m] : t + m) * p->x_stride * dot_x_bytes(kind);
-        for (int r = 0; r < R; r++) sum[r][m] = j->k0 ? j->state[at + m][r] : vf_set(0.f);
+        x[m] = (const float *)((const char *)p->x + (t + m) * x_bytes);
+        for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
     }
-    dot_block(R, M, kind, j->w, j->w_bytes, x, j->k0, j->k1, sum);
+    dot_stored(R, M, dtype, (const char *)p->w + n * w_bytes, w_bytes, x, p->K, sum);
     for (int m = 0; m < M; m++) {
         vf column[DOT_ROWS];
         for (int r = 0; r < R; r++) column[r] = sum[r][m];
-        if (j->k1 == p->K) dot_finish(R, p, t + m, j->n, column);
-        else
-            for (int r = 0; r < R; r++) j->state[at + m][r] = column[r];
+        dot_finish(R, p, t + m, n, column);
     }
 }
 
-/* Memory that will be wanted soon, and how much of it one call fetches. Addresses beyond the weights do no harm: a
-   prefetch never faults. */
+CG_INLINE void dot_few_rows(const int R, const cg_dtype dtype, const cg_product *p, int64_t n) {
+    int64_t t = 0;
+    for (; t + DOT_TOKENS <= p->T; t += DOT_TOKENS) dot_few_tokens(R, DOT_TOKENS, dtype, p, n, t);
+    if (p->T - t == 2) dot_few_tokens(R, 2, dtype, p, n, t);
+    if (p->T - t == 1) dot_few_tokens(R, 1, dtype, p, n, t);
+}
+
+CG_INLINE void dot_few(const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
+    int64_t n = n0;
+    for (; n + DOT_ROWS <= n1; n += DOT_ROWS) dot_few_rows(DOT_ROWS, dtype, p, n);
+    for (; n < n1; n++) dot_few_rows(1, dtype, p, n);
+}
+
+/* ---------------------------------------------------------------------------------------------------- many tokens */
+
+/* Writes the values k0 <= k < k1 of row n as dot_order orders them, zeros up to a whole group. */
+typedef void dot_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1);
+
 typedef struct {
-    const char *at;
-    int64_t bytes, share;
-} dot_fetch;
+    const cg_product *p;
+    vf pieces[DOT_PANEL * DOT_PIECE];
+    vf state[DOT_MOST_TOKENS][DOT_PANEL];
+    int64_t vectors;   /* in the pieces at hand */
+    int first, last;   /* whether these are the first, the last of their rows */
+} dot_job;
 
-CG_INLINE void dot_fetch_some(dot_fetch *f) {
-    int64_t n = cg_min(f->share, f->bytes);
-    for (int64_t b = 0; b < n; b += 64) __builtin_prefetch((const void *)((uintptr_t)f->at + (uintptr_t)b), 0, 2);
-    f->at = (const char *)((uintptr_t)f->at + (uintptr_t)n);
-    f->bytes -= n;
-}
-
-/* R rows w for the tokens t0 <= t < t1, at most DOT_MOST_TOKENS. Meanwhile fetches `next`, the weights after these. */
-CG_INLINE void dot_rows(const int R, const dot_kind kind, const cg_product *p, const char *w, int64_t w_bytes,
-                        int64_t n, int64_t t0, int64_t t1, dot_fetch next) {
-    vf state[DOT_MOST_TOKENS][DOT_ROWS];
-    int64_t groups = (t1 - t0) / DOT_TOKENS, span = groups > 1 ? DOT_SPAN_BYTES / dot_w_bytes(kind) : p->K;
-    dot_job j = {p, w, w_bytes, n, 0, 0, state};
-    if (groups) next.share = cg_round_up(next.bytes / (groups * cg_max(1, p->K / span)) + 1, 64);
-    for (; j.k0 < p->K; j.k0 = j.k1) {
-        j.k1 = p->K - j.k0 < span * 3 / 2 ? p->K : j.k0 + span;
-        int64_t t = t0;
-        for (; t + DOT_TOKENS <= t1; t += DOT_TOKENS) {
-            dot_fetch_some(&next);
-            dot_tokens(R, DOT_TOKENS, kind, &j, t, t - t0);
+/* Rows n0 + r .. of the panel and tokens t .. of a block: x are the tokens' pieces, `at` the first token's state. */
+CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job *j, const vf *x, int64_t n0, int64_t r0,
+                          int64_t t, int64_t at) {
+    const vf *w = j->pieces + r0 * DOT_PIECE;
+    vf sum[DOT_ROWS][DOT_TOKENS];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sum[r][m] = j->first ? vf_set(0.f) : j->state[at + m][r0 + r];
+    for (int64_t v = 0; v < j->vectors; v += DOT_GROUP) {
+        vf part[DOT_ROWS][DOT_TOKENS];
+#pragma GCC unroll 8
+        for (int i = 0; i < DOT_GROUP; i++) {
+            vf xi[DOT_TOKENS];
+            for (int m = 0; m < M; m++) xi[m] = x[m * DOT_PIECE + v + i];
+            for (int r = 0; r < R; r++) {
+                vf wi = w[r * DOT_PIECE + v + i];
+                if (M > 1) VF_KEEP(wi);
+                for (int m = 0; m < M; m++) {
+                    if (how != DOT_GROUPED) sum[r][m] = dot_multiply(how, wi, xi[m], sum[r][m]);
+                    else part[r][m] = vf_fma(wi, xi[m], i ? part[r][m] : vf_set(0.f));  /* never a * b + c * d */
+                }
+            }
         }
-        if (t1 - t == 2) dot_tokens(R, 2, kind, &j, t, t - t0);
-        if (t1 - t == 1) dot_tokens(R, 1, kind, &j, t, t - t0);
+        if (how == DOT_GROUPED)
+            for (int r = 0; r < R; r++)
+                for (int m = 0; m < M; m++) sum[r][m] += part[r][m];
+    }
+    for (int m = 0; m < M; m++) {
+        vf column[DOT_ROWS];
+        for (int r = 0; r < R; r++) column[r] = sum[r][m];
+        if (j->last) dot_finish(R, j->p, t + m, n0 + r0, column);
+        else
+            for (int r = 0; r < R; r++) j->state[at + m][r0 + r] = column[r];
     }
 }
 
-/* `count` <= DOT_ROWS rows that begin at w: together, or one by one at the end of a matrix. */
-CG_INLINE void dot_some_rows(const dot_kind kind, const cg_product *p, const char *w, int64_t w_bytes, int64_t n,
-                             int64_t count, int64_t t0, int64_t t1, dot_fetch next) {
-    if (count == DOT_ROWS) dot_rows(DOT_ROWS, kind, p, w, w_bytes, n, t0, t1, next);
-    else
-        for (int64_t r = 0; r < count; r++)
-            dot_rows(1, kind, p, w + r * w_bytes, w_bytes, n + r, t0, t1, (dot_fetch){NULL, 0, 0});
+CG_INLINE void dot_rows(const int R, const dot_sums how, dot_job *j, const vf *x, int64_t n0, int64_t r0, int64_t t0,
+                        int64_t t1, int64_t at) {
+    int64_t t = t0;
+    for (; t + DOT_TOKENS <= t1; t += DOT_TOKENS, x += DOT_TOKENS * DOT_PIECE)
+        dot_tokens(R, DOT_TOKENS, how, j, x, n0, r0, t, at + t - t0);
+    if (t1 - t == 2) dot_tokens(R, 2, how, j, x, n0, r0, t, at + t - t0);
+    if (t1 - t == 1) dot_tokens(R, 1, how, j, x, n0, r0, t, at + t - t0);
 }
 
-/* Tokens of a block: their activations stay in the second-level cache while a panel's rows pass over them. */
-CG_INLINE int64_t dot_token_block(const dot_kind kind, int64_t K) {
-    int64_t fit = DOT_TOKEN_BYTES / (K * dot_x_bytes(kind)) / DOT_TOKENS * DOT_TOKENS;
-    return cg_max(8 * DOT_TOKENS, cg_min(fit, DOT_MOST_TOKENS));
-}
-
-/* Outputs n0 .. n1-1 of a matrix of stored rows, for all tokens. */
-CG_INLINE void dot_panel(const dot_kind kind, const cg_product *p, int64_t n0, int64_t n1) {
-    int64_t w_bytes = p->K * dot_w_bytes(kind), block = dot_token_block(kind, p->K);
-    for (int64_t t0 = 0; t0 < p->T; t0 += block)
-        for (int64_t n = n0; n < n1; n += DOT_ROWS) {
-            const char *w = (const char *)p->w + n * w_bytes;
-            dot_fetch next = {w + DOT_ROWS * w_bytes, DOT_ROWS * w_bytes, 0};
-            dot_some_rows(kind, p, w, w_bytes, n, cg_min(DOT_ROWS, n1 - n), t0, cg_min(t0 + block, p->T), next);
-        }
+/* Outputs n0 .. n1-1 for all tokens. */
+CG_INLINE void dot_many(const dot_sums how, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
+    dot_job j;
+    int64_t span = dot_span(how), pieces = dot_pieces(how, p->K), step = how == DOT_PAIRS ? 2 * CG_LANES : CG_LANES;
+    j.p = p;
+    for (int64_t t0 = 0; t0 < p->T; t0 += DOT_MOST_TOKENS)
+        for (int64_t n = n0; n < n1; n += DOT_PANEL)
+            for (int64_t s = 0; s < pieces; s++) {
+                int64_t rows = cg_min(DOT_PANEL, n1 - n), k0 = s * span, k1 = cg_min(k0 + span, p->K);
+                for (int64_t r = 0; r < rows; r++) decode(j.pieces + r * DOT_PIECE, p, n + r, k0, k1);
+                j.vectors = cg_round_up((k1 - k0 + step - 1) / step, DOT_GROUP);
+                j.first = s == 0;
+                j.last = s == pieces - 1;
+                for (int64_t t = t0; t < cg_min(t0 + DOT_MOST_TOKENS, p->T); t += DOT_BATCH) {
+                    int64_t end = cg_min(t + DOT_BATCH, p->T), r = 0;
+                    const vf *x = (const vf *)p->x + (t / DOT_BATCH * pieces + s) * DOT_BATCH * DOT_PIECE;
+                    for (; r + DOT_ROWS <= rows; r += DOT_ROWS) dot_rows(DOT_ROWS, how, &j, x, n, r, t, end, t - t0);
+                    for (; r < rows; r++) dot_rows(1, how, &j, x, n, r, t, end, t - t0);
+                }
+            }
 }
 
 #endif

@@ -1,20 +1,26 @@
 /* linear_mxfp4: as linear_dense.c, with w [N, K/32, 16] nibbles and scales [N, K/32].
-   A few rows are dequantised to f32 on the stack (exact: a weight has two significant bits), then multiplied as f32
-   rows are; with one token and with many, in the same order. */
+   Pieces of rows are dequantised to f32 (exact: a weight has two significant bits), then multiplied as f32 rows are;
+   with one token and with many, in the same order. */
 #include "dot.h"
 
-static void CG_NAME(panel_mxfp4)(const cg_product *p, int64_t n0, int64_t n1) {
-    float rows[DOT_ROWS * CG_MXFP4_MAX_K];
-    int64_t groups = p->K / CG_MXFP4_GROUP, w_bytes = p->K * 4, block = dot_token_block(DOT_F32, p->K);
-    for (int64_t n = n0; n < n1; n += DOT_ROWS) {
-        int64_t count = cg_min(DOT_ROWS, n1 - n);
-        CG_NAME(mxfp4_dequantize)(rows, p->w + n * groups * CG_MXFP4_GROUP_BYTES, p->scales + n * groups,
-                                  count * groups);
-        for (int64_t t0 = 0; t0 < p->T; t0 += block) {
-            int64_t t1 = cg_min(t0 + block, p->T);
-            dot_some_rows(DOT_F32, p, (const char *)rows, w_bytes, n, count, t0, t1, (dot_fetch){NULL, 0, 0});
-        }
-    }
+CG_INLINE void mxfp4_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    int64_t group = n * (p->K / CG_MXFP4_GROUP) + k0 / CG_MXFP4_GROUP;
+    CG_NAME(mxfp4_dequantize)(out, p->w + group * CG_MXFP4_GROUP_BYTES, p->scales + group, (k1 - k0) / CG_MXFP4_GROUP);
+    int64_t count = k1 - k0;
+    memset((float *)out + count, 0, (size_t)(cg_round_up(count, DOT_GROUP * CG_LANES) - count) * 4);
 }
 
-static cg_linear CG_NAME(linear_mxfp4) = {NULL, NULL, CG_NAME(panel_mxfp4)};
+/* One layout for any number of tokens. */
+static int64_t CG_NAME(mxfp4_packed_bytes)(int64_t T, int64_t K) {
+    return dot_packed_bytes(DOT_F32, cg_max(T, DOT_FEW + 1), K);
+}
+
+static void CG_NAME(mxfp4_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    dot_pack(DOT_F32, dot_as_it_is, packed, x, cg_max(T, DOT_FEW + 1), K, t0, t1);
+}
+
+static void CG_NAME(mxfp4_panel)(const cg_product *p, int64_t n0, int64_t n1) {
+    dot_many(DOT_F32, mxfp4_decode, p, n0, n1);
+}
+
+static cg_linear CG_NAME(linear_mxfp4) = {CG_NAME(mxfp4_packed_bytes), CG_NAME(mxfp4_pack), CG_NAME(mxfp4_panel)};

@@ -11,13 +11,12 @@ static int64_t packed_bytes_tile__amx(int64_t T, int64_t K) {
     return cg_round_up(T, TILE_EDGE) * cg_round_up(K, TILE_K) * 2;
 }
 
-static void pack_tile__amx(void *packed, const float *x, int64_t x_stride, const int32_t *rows, int64_t T, int64_t K,
-                           int64_t t0, int64_t t1) {
+static void pack_tile__amx(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
     int64_t Kp = cg_round_up(K, TILE_K);
     for (int64_t b = t0; b < t1; b += TILE_EDGE) {
         uint32_t *to = (uint32_t *)packed + b * (Kp / 2);
         for (int j = 0; j < TILE_EDGE; j++) {
-            const float *from = b + j < T ? x + (rows ? rows[b + j] : b + j) * x_stride : NULL;
+            const float *from = b + j < T ? cg_row_of(x, b + j) : NULL;
             uint32_t pairs[TILE_K / 2];
             for (int64_t k = 0; k < Kp; k += TILE_K) {
                 if (from) bf16_row((uint16_t *)pairs, from + k, cg_min(K - k, TILE_K));

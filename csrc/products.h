@@ -12,7 +12,5 @@ cg_status cg_check_matrix(const cg_matrix *w);
 cg_product cg_product_of(const cg_matrix *w, int64_t expert);
 /* Rows per task: several tasks a thread, so that a slow core holds nobody up. */
 int64_t cg_panel_rows(int64_t N, int threads);
-/* Bytes of packed activations that T tokens need at most, whichever kernel is picked. */
-int64_t cg_packed_most(const cg_matrix *w, int64_t T);
 
 #endif

@@ -40,27 +40,21 @@ int64_t cg_panel_rows(int64_t N, int threads) {
 }
 
 int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
-    int64_t most = 0;
-    for (int exact = 0; exact < 2; exact++) {
-        cg_linear *kernel = cg_pick_linear(w, exact ? 1 : T, exact);
-        if (kernel && kernel->pack) most = cg_max(most, kernel->packed_bytes(T, w->K));
-    }
-    return cg_round_up(most, 64);
+    cg_linear *exact = cg_pick_linear(w, T, 1), *fast = cg_pick_linear(w, T, 0);
+    return exact ? cg_max(exact->packed_bytes(T, w->K), fast->packed_bytes(T, w->K)) : 0;
 }
-
-int64_t cg_linear_scratch(const cg_matrix *w, int64_t T) { return cg_packed_most(w, T); }
 
 typedef struct {
     cg_linear *kernel;
     cg_product p;
-    const float *x;
-    int64_t x_stride, N, rows;
+    cg_rows x;
+    int64_t N, rows;
     void *packed;
 } linear_job;
 
 static void pack_task(void *job, int64_t i) {
     linear_job *j = job;
-    j->kernel->pack(j->packed, j->x, j->x_stride, NULL, j->p.T, j->p.K, i * 16, cg_min(i * 16 + 16, j->p.T));
+    j->kernel->pack(j->packed, &j->x, j->p.T, j->p.K, i * 16, cg_min(i * 16 + 16, j->p.T));
 }
 
 static void panel_task(void *job, int64_t i) {
@@ -72,20 +66,16 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
                         const cg_matrix *w, int add) {
     cg_status bad = cg_check_matrix(w);
     if (bad) return bad;
-    linear_job job = {.kernel = cg_pick_linear(w, T, ctx->exact), .p = cg_product_of(w, 0), .x = x,
-                      .x_stride = x_stride, .N = w->N, .packed = ctx->scratch};
+    linear_job job = {.kernel = cg_pick_linear(w, T, ctx->exact), .p = cg_product_of(w, 0), .x = {x, x_stride, NULL},
+                      .N = w->N, .packed = ctx->scratch};
+    if (job.kernel->packed_bytes(T, w->K) > ctx->scratch_bytes) return CG_NO_MEMORY;
     job.p.y = y;
     job.p.y_stride = y_stride;
     job.p.T = T;
     job.p.add = add;
-    job.p.x = x;
-    job.p.x_stride = x_stride;
+    job.p.x = ctx->scratch;
     job.rows = cg_panel_rows(w->N, ctx->threads);
-    if (job.kernel->pack) {
-        if (job.kernel->packed_bytes(T, w->K) > ctx->scratch_bytes) return CG_NO_MEMORY;
-        job.p.x = ctx->scratch;
-        cg_parallel(ctx->threads, (T + 15) / 16, pack_task, &job);
-    }
+    cg_parallel(ctx->threads, (T + 15) / 16, pack_task, &job);
     cg_parallel(ctx->threads, (w->N + job.rows - 1) / job.rows, panel_task, &job);
     return CG_OK;
 }

@@ -29,9 +29,8 @@ static int64_t lay_out(moe_job *job, char *base, int64_t T, int64_t k) {
     const cg_matrix *up = job->matrix[0], *down = job->matrix[1];
     int64_t S = T * k, at = 0, groups = cg_min(S, up->E);
     int64_t sizes[7] = {S * 4, S * 4, S * up->N * 4, S * down->K * 4, S * down->N * 4,
-                        /* a group's packed size may be rounded up to 16 tokens */
-                        cg_packed_most(up, S) + groups * cg_packed_most(up, 16),
-                        cg_packed_most(down, S) + groups * cg_packed_most(down, 16)};
+                        /* packing may round each group's tokens up, to 16 at most */
+                        cg_packed_most(up, S + 16 * groups), cg_packed_most(down, S + 16 * groups)};
     void **places[7] = {(void **)&job->token_of, (void **)&job->slot_of, (void **)&job->hidden, (void **)&job->act,
                         (void **)&job->result, (void **)&job->packed[0], (void **)&job->packed[1]};
     for (int i = 0; i < 7; i++) {
@@ -63,7 +62,7 @@ static cg_status group_slots(moe_job *job, const int32_t *index, int64_t T, int 
             const cg_matrix *w = job->matrix[m];
             g->kernel[m] = cg_pick_linear(w, count, exact);
             g->packed[m] = packed[m];
-            if (g->kernel[m]->pack) packed[m] += cg_round_up(g->kernel[m]->packed_bytes(count, w->K), 64);
+            packed[m] += g->kernel[m]->packed_bytes(count, w->K);
         }
     }
     for (int64_t i = 0; i < T * job->k; i++) {
@@ -74,14 +73,11 @@ static cg_status group_slots(moe_job *job, const int32_t *index, int64_t T, int 
     return CG_OK;
 }
 
-/* Packs one group's tokens (m = 0) or activated rows (m = 1) in blocks of 16. */
+/* Packs one group's tokens (m = 0) or activated rows (m = 1). */
 static void pack_group(moe_job *job, const moe_group *g, int m) {
-    cg_linear *kernel = g->kernel[m];
-    if (!kernel->pack) return;
-    const float *from = m ? job->act + g->first * job->matrix[1]->K : job->x;
-    for (int64_t t = 0; t < g->count; t += 16)
-        kernel->pack(job->packed[m] + g->packed[m], from, m ? job->matrix[1]->K : job->x_stride,
-                     m ? NULL : job->token_of + g->first, g->count, job->matrix[m]->K, t, cg_min(t + 16, g->count));
+    int64_t I = job->matrix[1]->K;
+    cg_rows tokens = {job->x, job->x_stride, job->token_of + g->first}, activated = {job->act + g->first * I, I, NULL};
+    g->kernel[m]->pack(job->packed[m] + g->packed[m], m ? &activated : &tokens, g->count, job->matrix[m]->K, 0, g->count);
 }
 
 static void pack_task(void *job, int64_t i) { pack_group(job, &((moe_job *)job)->groups[i], 0); }
@@ -94,13 +90,7 @@ static void product_task(moe_job *job, int64_t task, int m) {
     p.T = g->count;
     p.y = (m ? job->result : job->hidden) + g->first * w->N;
     p.y_stride = w->N;
-    if (g->kernel[m]->pack) {
-        p.x = job->packed[m] + g->packed[m];
-    } else {
-        p.x = m ? job->act + g->first * w->K : job->x;
-        p.x_stride = m ? w->K : job->x_stride;
-        p.rows = m ? NULL : job->token_of + g->first;
-    }
+    p.x = job->packed[m] + g->packed[m];
     g->kernel[m]->panel(&p, n0, cg_min(n0 + job->rows[m], w->N));
 }
 
