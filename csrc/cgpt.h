@@ -5,7 +5,8 @@
      E experts  V vocabulary
    Activations are f32, row-major; a *_stride counts elements of its array unless it ends in _bytes.
    Kernels do not allocate, print, exit or keep state. Every float result depends on its own row alone, never on the
-   number of threads; the functions called *_tile also let the order of a sum depend on the number of tokens.
+   number of threads; the functions called *_tile also let the order of a sum depend on the number of tokens, and round
+   activations, as does *_fixed.
 
    A kernel here works on one share of the job and knows nothing of threads; the drivers at the end of this file
    cut the job into shares. */
@@ -163,7 +164,6 @@ typedef struct {
 } cg_matrix;
 
 int cg_has_openmp(void);
-int cg_bits_differ_by_tokens(cg_dtype dtype);       /* whether `auto` has a tile kernel for this dtype */
 
 /* Bytes of packed activations that T tokens need at most, whichever kernel is picked: the scratch of linear. */
 int64_t cg_packed_most(const cg_matrix *w, int64_t T);

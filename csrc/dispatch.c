@@ -44,6 +44,11 @@ static void overlay(const cg_kernels *from, const char *variant) {
     }
 }
 
+static void leave_out(size_t offset) {
+    memset((char *)&table + offset, 0, sizeof(void *));
+    variants[offset / sizeof(void *)] = "-";
+}
+
 const char *cg_missing_for(cg_level level) {
 #ifdef CGPT_X86
     const cg_cpu *c = cpu();
@@ -89,6 +94,7 @@ cg_status cg_use_level(cg_level level) {
     if (level >= CG_AVX512) {
         overlay(&cg_kernels__avx512, "avx512");
         overlay(&cg_kernels_hand__avx512, "avx512");
+        leave_out(offsetof(cg_kernels, linear_mxfp4_fixed));
         if (cpu()->avx512bf16 && !bf16_masked) overlay(&cg_kernels__avx512bf16, "avx512bf16");
     }
     if (level >= CG_AMX) overlay(&cg_kernels__amx, "amx");

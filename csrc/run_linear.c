@@ -1,10 +1,14 @@
 /* The driver of linear: picks the kernel, packs the activations, cuts the outputs into panels. */
 #include "products.h"
 
-enum { TILE_MIN_TOKENS = 8 };  /* fewer tokens are memory-bound: the exact kernels are as fast */
+enum {
+    TILE_MIN_TOKENS = 8,   /* fewer tokens are memory-bound: the exact kernels are as fast */
+    FIXED_MAX_TOKENS = 4,  /* more are bound by the products, where f32 is as fast */
+};
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact) {
     const cg_kernels *k = cg_active;
+    if (!exact && w->dtype == CG_MXFP4 && T <= FIXED_MAX_TOKENS && k->linear_mxfp4_fixed) return k->linear_mxfp4_fixed;
     if (!exact && T >= TILE_MIN_TOKENS && w->K <= CG_TILE_MAX_K) {
         if (w->dtype == CG_BF16 && k->linear_bf16_tile) return k->linear_bf16_tile;
         if (w->dtype == CG_MXFP4 && k->linear_mxfp4_tile) return k->linear_mxfp4_tile;
@@ -78,8 +82,4 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
     cg_parallel(ctx->threads, (T + 15) / 16, pack_task, &job);
     cg_parallel(ctx->threads, (w->N + job.rows - 1) / job.rows, panel_task, &job);
     return CG_OK;
-}
-
-int cg_bits_differ_by_tokens(cg_dtype dtype) {
-    return (dtype == CG_BF16 && cg_active->linear_bf16_tile) || (dtype == CG_MXFP4 && cg_active->linear_mxfp4_tile);
 }

@@ -9,18 +9,18 @@ from reference.mxfp4 import dequantise
 
 from cgpt import _kernels
 
-# Row-wise and exact kernels, and the tile kernels ("-": none), that each level must run. A kernel that silently
-# falls back to a lower level's fails the test that asks for it.
+# Row-wise and exact kernels, the tile kernels and linear_mxfp4_fixed ("-": none), that each level must run. A kernel
+# that silently falls back to a lower level's fails the test that asks for it.
 VARIANTS = {
-    "ref": ("ref", "-"),
-    "avx2": ("avx2", "-"),
-    "avx512": ("avx512", "avx512bf16"),
-    "avx512-nobf16": ("avx512", "-"),
-    "amx": ("avx512", "amx"),
+    "ref": ("ref", "-", "ref"),
+    "avx2": ("avx2", "-", "avx2"),
+    "avx512": ("avx512", "avx512bf16", "-"),
+    "avx512-nobf16": ("avx512", "-", "-"),
+    "amx": ("avx512", "amx", "-"),
 }
 FLOATS = ("F32", "F16", "BF16")
 TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 16, 17, 31, 33, 48, 49, 100)
-TILE_TOKENS = 8  # `auto` uses tile kernels from here on
+TILE_TOKENS, FIXED_TOKENS = 8, 4  # `auto` uses tile kernels from here on, linear_mxfp4_fixed up to here
 THREADS = (1, 2, 4)
 
 
@@ -46,14 +46,27 @@ def use_level(level):
 def check_slots(level, *slots):
     """Asserts that each slot holds the variant that `level` promises."""
     for slot in slots:
-        expected = VARIANTS[level][slot.endswith("_tile")]
+        expected = VARIANTS[level][slot.endswith("_tile") + 2 * slot.endswith("_fixed")]
         found = _kernels.kernels()[slot]
         assert found == expected, f"{slot} at level {level}: the variant is {found}, expected {expected}"
 
 
-def has_tile(level, dtype):
-    """Whether precision auto may multiply in bf16."""
-    return dtype in ("BF16", "MXFP4") and VARIANTS[level][1] != "-"
+def rounding(level, dtype, T, exact=False):
+    """How a product with T tokens rounds its activations: "bf16", "fixed" (16 bits per group) or None, not at all."""
+    if exact:
+        return None
+    if dtype in ("BF16", "MXFP4") and VARIANTS[level][1] != "-" and T >= TILE_TOKENS:
+        return "bf16"
+    return "fixed" if dtype == "MXFP4" and VARIANTS[level][2] != "-" and T <= FIXED_TOKENS else None
+
+
+def operand(x, how):
+    """x as a kernel that rounds so multiplies it, and how far off each value may be yet."""
+    if how == "fixed":
+        groups = np.abs(x).reshape(*x.shape[:-1], -1, 32)
+        step = groups.max(-1, keepdims=True) / 32767.0
+        return x, np.broadcast_to(0.501 * step, groups.shape).reshape(x.shape)
+    return (round_bf16(x) if how == "bf16" else x), np.zeros(x.shape)
 
 
 def context(exact=True, threads=1):

@@ -7,15 +7,14 @@ import pytest
 from kernel_cases import (
     FLOATS,
     THREADS,
-    TILE_TOKENS,
     TOKENS,
     Weights,
     activations,
     assert_same_bits,
     check_slots,
-    has_tile,
     linear,
-    round_bf16,
+    operand,
+    rounding,
 )
 from tolerance import F32, assert_close, dot_tolerance
 
@@ -31,10 +30,10 @@ def case(dtype, K):
 
 
 @functools.cache
-def product(dtype, K, rounded):
-    """x @ w.T, float64, and its bound; `rounded`: of activations rounded to bf16, products then exact in f32."""
+def product(dtype, K, how):
+    """x @ w.T, float64, and its bound, with activations rounded as `how` says."""
     x, w = case(dtype, K)
-    x = round_bf16(x) if rounded else x
+    x, _ = operand(x, how)
     return x.astype(np.float64) @ w.values.T, dot_tolerance(x, w.values)
 
 
@@ -45,7 +44,7 @@ def test_exact(level, dtype):
     for K in INPUTS:
         x, w = case(dtype, K)
         whole = linear(w.matrix(), x, MOST[0])
-        assert_close(whole, *product(dtype, K, False), f"K = {K}")
+        assert_close(whole, *product(dtype, K, None), f"K = {K}")
         for N in OUTPUTS:
             matrix = w.matrix(N)
             for T in TOKENS:
@@ -58,16 +57,17 @@ def test_bf16_tile(level):
     for K in INPUTS:
         x, w = case("BF16", K)
         exact = linear(w.matrix(), x, MOST[0])
-        values, bound = product("BF16", K, has_tile(level, "BF16"))
         for N in OUTPUTS:
             matrix = w.matrix(N)
             for T in TOKENS:
-                y, what = linear(matrix, x, T, exact=False), f"T = {T}, N = {N}, K = {K}"
-                if T >= TILE_TOKENS and has_tile(level, "BF16"):
+                y, how = linear(matrix, x, T, exact=False), rounding(level, "BF16", T)
+                what = f"T = {T}, N = {N}, K = {K}"
+                if how:
+                    values, bound = product("BF16", K, how)
                     assert_close(y, values[:T, :N], bound[:T, :N], what)
                 else:
                     assert_same_bits(y, exact[:T, :N], what)
-        if has_tile(level, "BF16"):
+        if how:
             assert (y != exact[:T, :N]).any(), f"K = {K}: the activations were not rounded"
 
 
@@ -76,8 +76,7 @@ def test_bf16_tile(level):
 def test_bias_and_add(level, dtype, exact, rng):
     for K, N, T in ((31, 21, 3), (80, 70, 17), (2880, 19, 33)):
         x, w = case(dtype, K)
-        rounded = not exact and T >= TILE_TOKENS and has_tile(level, dtype)
-        values, bound = (a[:T, :N] for a in product(dtype, K, rounded))
+        values, bound = (a[:T, :N] for a in product(dtype, K, rounding(level, dtype, T, exact)))
         bias = rng.standard_normal(N, np.float32) * 10
         start = rng.standard_normal((T, N), np.float32) * 100
         for b, s in ((bias, None), (None, start), (bias, start)):

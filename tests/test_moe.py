@@ -7,13 +7,12 @@ import pytest
 from kernel_cases import (
     FLOATS,
     THREADS,
-    TILE_TOKENS,
     Weights,
     assert_same_bits,
     check_slots,
     context,
-    has_tile,
-    round_bf16,
+    operand,
+    rounding,
     tensor,
     tensor_of,
 )
@@ -30,6 +29,7 @@ ALPHA, LIMIT = 1.702, 7.0
 class Experts:
     def __init__(self, dtype, experts=EXPERTS, k=K, width=WIDTH, n=N):
         rng = np.random.default_rng([experts, k, width, n])
+        self.dtype = dtype
         self.gate_up, self.down = Weights(dtype, (experts, 2 * width, k)), Weights(dtype, (experts, n, width), 1)
         self.biases = [rng.standard_normal(shape, np.float32) for shape in ((experts, 2 * width), (experts, n))]
         self.matrices = [w.matrix(bias=b) for w, b in zip((self.gate_up, self.down), self.biases, strict=True)]
@@ -66,25 +66,27 @@ def moe(model, x, index, weight, out, exact=True, threads=1):
     return y[:T]
 
 
-def exact_moe(model, x, index, weight, out, tile):
-    """float64 result and bound, carried through each stage. `tile`: groups of 8 tokens and more round their
-    activations to bf16, those of the second product by at most BF16 of their size."""
+def exact_moe(model, x, index, weight, out, level=None):
+    """float64 result and bound, carried through each stage. With a level, groups of tokens round their activations as
+    `auto` does there, and may be off in those of the second product by that rounding."""
     total, bound = out.astype(np.float64), F32 * np.abs(out.astype(np.float64))
     for e in np.unique(index):
         tokens, choice = np.nonzero(index == e)
-        rounds = tile and len(tokens) >= TILE_TOKENS
-        rows = round_bf16(x[tokens]) if rounds else x[tokens]
+        how = rounding(level, model.dtype, len(tokens)) if level else None
+        rows, off = operand(x[tokens], how)
         up, down = model.gate_up.values[e], model.down.values[e]
         hidden = rows.astype(np.float64) @ up.T + model.biases[0][e]
-        off_hidden = dot_tolerance(rows, up) + 2 * F32 * np.abs(hidden)
+        off_hidden = dot_tolerance(rows, up) + off @ np.abs(up).T + 2 * F32 * np.abs(hidden)
         g, u = np.minimum(hidden[:, 0::2], LIMIT), np.clip(hidden[:, 1::2], -LIMIT, LIMIT)
         sigmoid = 1 / (1 + np.exp(-ALPHA * g))
         act = g * sigmoid * (u + 1)
         slope = np.abs(sigmoid * (1 + ALPHA * g * (1 - sigmoid)) * (u + 1)) + 0.1  # of the gate; 0.1 for its curve
         off_act = 1.1 * slope * off_hidden[:, 0::2] + np.abs(g * sigmoid) * off_hidden[:, 1::2]
         off_act += (8 + 2 * np.abs(ALPHA * g)) * F32 * np.abs(act) + TINY
-        if rounds:
+        if how == "bf16":
             off_act += BF16 * (np.abs(act) + off_act)
+        if how == "fixed":
+            off_act += operand(np.abs(act) + off_act, how)[1]
         y = act @ down.T + model.biases[1][e]
         off_y = off_act @ np.abs(down).T + dot_tolerance(act, down) + 2 * F32 * np.abs(y)
         w = weight[tokens, choice, None].astype(np.float64)
@@ -94,8 +96,8 @@ def exact_moe(model, x, index, weight, out, tile):
 
 
 @functools.cache
-def expected(dtype, T, k, favourite, tile):
-    return exact_moe(experts(dtype), *routed(T, k, favourite), tile)
+def expected(dtype, T, k, favourite, level):
+    return exact_moe(experts(dtype), *routed(T, k, favourite), level)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,12 +106,12 @@ def expected(dtype, T, k, favourite, tile):
 @pytest.mark.parametrize("favourite", [False, True])
 def test_moe(level, dtype, exact, k, favourite):
     check_slots(level, "combine", "swiglu", f"linear_{dtype.lower()}")
-    model, tile = experts(dtype), not exact and has_tile(level, dtype)
+    model = experts(dtype)
     for T in TOKENS:
         case = routed(T, k, favourite)
         y = moe(model, *case, exact=exact)
-        assert_close(y, *expected(dtype, T, k, favourite, tile), f"{T} tokens, {k} experts each")
-        if tile and favourite and T >= TILE_TOKENS:
+        assert_close(y, *expected(dtype, T, k, favourite, None if exact else level), f"{T} tokens, {k} experts each")
+        if favourite and rounding(level, dtype, T, exact):
             assert (y != moe(model, *case)).any(), f"{T} tokens: the activations were not rounded"
 
 
@@ -143,7 +145,7 @@ def test_as_many_experts_as_tokens(level, exact, rng):
     index[:9, 1:][index[:9, 1:] == 63] = 0
     weight, out = rng.random((70, 4), np.float32), np.zeros((70, 7), np.float32)
     y = moe(model, x, index, weight, out, exact, 2)
-    assert_close(y, *exact_moe(model, x, index, weight, out, not exact and has_tile(level, "MXFP4")), "64 experts")
+    assert_close(y, *exact_moe(model, x, index, weight, out, None if exact else level), "64 experts")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

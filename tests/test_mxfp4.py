@@ -1,4 +1,4 @@
-"""mxfp4_dequantize exactly; linear_mxfp4 and linear_mxfp4_tile against float64, on every level."""
+"""mxfp4_dequantize exactly; linear_mxfp4, linear_mxfp4_tile and linear_mxfp4_fixed against float64, on every level."""
 
 import functools
 
@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from kernel_cases import (
     THREADS,
-    TILE_TOKENS,
     TOKENS,
     Weights,
     activations,
     assert_same_bits,
     check_slots,
-    has_tile,
     linear,
-    round_bf16,
+    operand,
+    rounding,
 )
 from reference.mxfp4 import dequantise
 from tolerance import F32, TINY, assert_close, dot_tolerance
@@ -33,11 +32,14 @@ def case(K):
 
 
 @functools.cache
-def product(K, rounded):
-    """x @ w.T, float64, and its bound; `rounded`: of activations rounded to bf16, products then exact in f32."""
-    x, w = case(K)
-    x = round_bf16(x) if rounded else x
-    return x.astype(np.float64) @ w.values.T, dot_tolerance(x, w.values)
+def product(K, how):
+    """x @ w.T, float64, and its bound, with activations rounded as `how` says."""
+    return rounded_product(*case(K), how)
+
+
+def rounded_product(x, w, how):
+    x, off = operand(x, how)
+    return x.astype(np.float64) @ w.values.T, dot_tolerance(x, w.values) + off @ np.abs(w.values).T
 
 
 def every_code_and_scale():
@@ -77,38 +79,38 @@ def test_exact(level):
     for K in INPUTS:
         x, w = case(K)
         whole = linear(w.matrix(), x, MOST[0])
-        assert_close(whole, *product(K, False), f"K = {K}")
+        assert_close(whole, *product(K, None), f"K = {K}")
         for N in OUTPUTS:
             matrix = w.matrix(N)
             for T in TOKENS:
                 assert_same_bits(linear(matrix, x, T), whole[:T, :N], f"T = {T}, N = {N}, K = {K}")
 
 
-def test_tile(level):
-    """precision auto: activations rounded to bf16, from 8 tokens on."""
-    check_slots(level, "linear_mxfp4_tile")
+def test_auto(level):
+    """precision auto: activations rounded to bf16 from 8 tokens on, or to 16 bits per group up to 4."""
+    check_slots(level, "linear_mxfp4_tile", "linear_mxfp4_fixed")
     for K in INPUTS:
         x, w = case(K)
         exact = linear(w.matrix(), x, MOST[0])
-        values, bound = product(K, has_tile(level, "MXFP4"))
         for N in OUTPUTS:
             matrix = w.matrix(N)
             for T in TOKENS:
-                y, what = linear(matrix, x, T, exact=False), f"T = {T}, N = {N}, K = {K}"
-                if T >= TILE_TOKENS and has_tile(level, "MXFP4"):
+                y, how = linear(matrix, x, T, exact=False), rounding(level, "MXFP4", T)
+                what = f"T = {T}, N = {N}, K = {K}"
+                if how:
+                    values, bound = product(K, how)
                     assert_close(y, values[:T, :N], bound[:T, :N], what)
                 else:
                     assert_same_bits(y, exact[:T, :N], what)
-        if has_tile(level, "MXFP4"):
-            assert (y != exact[:T, :N]).any(), f"K = {K}: the activations were not rounded"
+                if how and N == OUTPUTS[-1]:
+                    assert (y != exact[:T, :N]).any(), f"{what}: the activations were not rounded"
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 def test_bias_add_rows_and_columns(level, exact, rng):
     for K, N, T, row, column in ((32, 21, 3, 2, 5), (160, 70, 17, 80, 0), (2880, 19, 33, 7, 16)):
         x, w = case(K)
-        rounded = not exact and T >= TILE_TOKENS and has_tile(level, "MXFP4")
-        values, bound = (a[row : row + T, :N] for a in product(K, rounded))
+        values, bound = (a[row : row + T, :N] for a in product(K, rounding(level, "MXFP4", T, exact)))
         bias = rng.standard_normal(N, np.float32) * 10
         start = rng.standard_normal((T, N), np.float32) * 100
         y = linear(w.matrix(N, bias=bias), x, T, exact=exact, start=start, row=row, column=column)
@@ -129,8 +131,9 @@ def test_every_scale(level, exact, rng):
         x = rng.standard_normal((T, K), np.float32) * np.float32(2**-10)
         y = linear(matrix, x, T, exact=exact)
         values = dequantise(blocks, scales)
-        rounded = round_bf16(x) if not exact and T >= TILE_TOKENS and has_tile(level, "MXFP4") else x
-        bound = dot_tolerance(rounded, values[:255]) + K * TINY  # bf16 products flush every partial sum
+        rounded, off = operand(x, rounding(level, "MXFP4", T, exact))
+        bound = dot_tolerance(rounded, values[:255]) + off @ np.abs(values[:255]).T
+        bound += K * TINY  # bf16 products flush every partial sum
         assert_close(y[:, :255], rounded.astype(np.float64) @ values[:255].T, bound, f"T = {T}")
         assert not np.isfinite(y[:, 255]).any(), f"T = {T}: scale 255 is not to be seen"
 
@@ -145,24 +148,26 @@ def test_mixed_scales(level, exact, rng):
     matrix, values = _kernels.Matrix("MXFP4", blocks, scales), dequantise(blocks, scales)
     for T in (1, 4, 5, 9, 33):
         x = rng.standard_normal((T, K), np.float32)
-        rounded = round_bf16(x) if not exact and T >= TILE_TOKENS and has_tile(level, "MXFP4") else x
-        y = linear(matrix, x, T, exact=exact)
-        assert_close(y, rounded.astype(np.float64) @ values.T, dot_tolerance(rounded, values), f"T = {T}")
+        rounded, off = operand(x, rounding(level, "MXFP4", T, exact))
+        bound = dot_tolerance(rounded, values) + off @ np.abs(values).T
+        assert_close(linear(matrix, x, T, exact=exact), rounded.astype(np.float64) @ values.T, bound, f"T = {T}")
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_special_values_stay_in_their_row(level, exact, special):
-    N, T = 21, 17
+@pytest.mark.parametrize("T", [3, 17])
+def test_special_values_stay_in_their_row(level, exact, special, T):
+    N, bad_row = 21, T - 2
     for K, at in ((32, 31), (160, 0), (160, 130), (2880, 2879)):
         x, w = case(K)
         clean = linear(w.matrix(N), x, T, exact=exact)
         bad = x.copy()
-        bad[5, at] = special
+        bad[bad_row, at] = special
         y = linear(w.matrix(N), bad, T, exact=exact)
-        assert not np.isfinite(y[5][w.values[:N, at] != 0]).any(), f"x[5, {at}] of K = {K}"
-        assert np.isnan(y[5][w.values[:N, at] == 0]).all(), f"x[5, {at}] of K = {K} times 0"
-        assert_same_bits(np.delete(y, 5, 0), np.delete(clean, 5, 0), f"the rows beside x[5, {at}] of K = {K}")
+        assert not np.isfinite(y[bad_row][w.values[:N, at] != 0]).any(), f"x[{bad_row}, {at}] of K = {K}"
+        assert np.isnan(y[bad_row][w.values[:N, at] == 0]).all(), f"x[{bad_row}, {at}] of K = {K} times 0"
+        what = f"the rows beside x[{bad_row}, {at}] of K = {K}"
+        assert_same_bits(np.delete(y, bad_row, 0), np.delete(clean, bad_row, 0), what)
 
         w = Weights("MXFP4", (N, K))
         clean = linear(w.matrix(), x, T, exact=exact)
