@@ -4,7 +4,7 @@
 #include "dot.h"
 #include "fixed.h"
 
-enum { FIXED_TOKENS = 4 };
+enum { FIXED_TOKENS = 4, FIXED_AHEAD_BYTES = 2048 };
 
 CG_INLINE void fixed_block(const int M, __m256i codes, __m256 scale, const char *const *x, __m256 *sum) {
     const __m256i doubled = _mm256_broadcastsi128_si256(
@@ -42,6 +42,7 @@ CG_INLINE void fixed_tokens(const int M, const cg_product *p, int64_t n, int64_t
     }
     for (int64_t g = 0; g + 2 <= groups; g += 2, w += 2 * CG_MXFP4_GROUP_BYTES) {
         uint16_t two;
+        __builtin_prefetch(w + FIXED_AHEAD_BYTES, 0, 3);
         memcpy(&two, scales + g, 2);
         fixed_block(M, _mm256_loadu_si256((const __m256i *)w), fixed_scales(two), x, sum);
         for (int m = 0; m < M; m++) x[m] += FIXED_BLOCK_BYTES;
