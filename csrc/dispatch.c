@@ -23,16 +23,6 @@ static const char *const kernel_names[CG_KERNEL_COUNT] = {
 #undef KERNEL
 };
 
-static const cg_cpu *cpu(void) {
-    static cg_cpu found;
-    static int known;
-    if (!known) {
-        found = cg_detect_cpu();
-        known = 1;
-    }
-    return &found;
-}
-
 /* A table is an array of pointers; those that are not NULL replace what is there. */
 static void overlay(const cg_kernels *from, const char *variant) {
     for (int i = 0; i < CG_KERNEL_COUNT; i++) {
@@ -44,10 +34,22 @@ static void overlay(const cg_kernels *from, const char *variant) {
     }
 }
 
+#ifdef CGPT_X86
 static void leave_out(size_t offset) {
     memset((char *)&table + offset, 0, sizeof(void *));
     variants[offset / sizeof(void *)] = "-";
 }
+
+static const cg_cpu *cpu(void) {
+    static cg_cpu found;
+    static int known;
+    if (!known) {
+        found = cg_detect_cpu();
+        known = 1;
+    }
+    return &found;
+}
+#endif
 
 const char *cg_missing_for(cg_level level) {
 #ifdef CGPT_X86
