@@ -168,7 +168,7 @@ CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job 
                 if (M > 1) VF_KEEP(wi);
                 for (int m = 0; m < M; m++) {
                     if (how != DOT_GROUPED) sum[r][m] = dot_multiply(how, wi, xi[m], sum[r][m]);
-                    else part[r][m] = vf_fma(wi, xi[m], i ? part[r][m] : vf_set(0.f));  /* never a * b + c * d */
+                    else part[r][m] = i ? vf_fma(wi, xi[m], part[r][m]) : wi * xi[m];
                 }
             }
         }

@@ -63,7 +63,6 @@ EMU(__m512i) emu_cvtepu8_epi32(__m128i v) {
 
 /* --------------------------------------------------------------------------------------------------- arithmetic */
 
-EMU(__m512) emu_fmadd_ps(__m512 a, __m512 b, __m512 c) { EMU_LANES(16, c, __builtin_fmaf(a[i], b[i], c[i])); return c; }
 EMU(__m512i) emu_max_epi32(__m512i a, __m512i b) {
     emu_i32 x = (emu_i32)a, y = (emu_i32)b;
     EMU_LANES(16, x, x[i] > y[i] ? x[i] : y[i]);
@@ -164,7 +163,7 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_setr_epi32(...) ((__m512i)(emu_i32){__VA_ARGS__})
 #define _mm512_add_ps(a, b) ((a) + (b))
 #define _mm512_mul_ps(a, b) ((a) * (b))
-#define _mm512_fmadd_ps emu_fmadd_ps
+#define _mm512_fmadd_ps(a, b, c) ((__m512)vf_fma((vf)(a), (vf)(b), (vf)(c)))
 #define _mm512_max_epi32 emu_max_epi32
 #define _mm512_mullo_epi32(a, b) ((__m512i)((emu_i32)(a) * (emu_i32)(b)))
 #define _mm512_slli_epi32(v, n) ((__m512i)((emu_u32)(v) << (n)))

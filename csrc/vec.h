@@ -32,8 +32,20 @@ CG_INLINE vf vf_load(const float *p) {
 
 CG_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
-/* Contracted to one instruction where the level has FMA. */
-CG_INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+/* a * b + c, rounded once where the level has FMA, whatever the compiler would make of it: it may leave a sum
+   uncontracted (at -O1), or contract the wrong product of two. */
+CG_INLINE vf vf_fma(vf a, vf b, vf c) {
+#if CG_LANES == 16 && defined(CGPT_EMULATE)
+    for (int i = 0; i < CG_LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#elif CG_LANES == 16
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif CG_LANES == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
 
 CG_INLINE vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 CG_INLINE vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
