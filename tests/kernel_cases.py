@@ -43,11 +43,16 @@ def use_level(level):
     _kernels.use_level(level.removesuffix("-nobf16"), mask_bf16=level.endswith("-nobf16"))
 
 
+def expected_variant(level, slot):
+    """The variant that `level` promises for a slot."""
+    common, tile, fixed = VARIANTS[level]
+    return tile if slot.endswith("_tile") else fixed if slot.endswith("_fixed") else common
+
+
 def check_slots(level, *slots):
     """Asserts that each slot holds the variant that `level` promises."""
     for slot in slots:
-        expected = VARIANTS[level][slot.endswith("_tile") + 2 * slot.endswith("_fixed")]
-        found = _kernels.kernels()[slot]
+        found, expected = _kernels.kernels()[slot], expected_variant(level, slot)
         assert found == expected, f"{slot} at level {level}: the variant is {found}, expected {expected}"
 
 

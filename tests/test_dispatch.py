@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_cases import VARIANTS, check_slots, use_level
+from kernel_cases import check_slots, expected_variant, use_level
 
 from cgpt import _kernels, isa
 from cgpt.errors import KernelError
@@ -44,8 +44,7 @@ def report(**environment):
 
 
 def expected_kernels(level):
-    common, tile = VARIANTS[level]
-    return {slot: tile if slot.endswith("_tile") else common for slot in _kernels.kernels()}
+    return {slot: expected_variant(level, slot) for slot in _kernels.kernels()}
 
 
 def best():
