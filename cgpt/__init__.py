@@ -61,15 +61,16 @@ def load(
 
     threads: default is the CPUs this process may use. precision: "auto" lets prompts use bf16 matrix units where the
     CPU has them; "exact" keeps f32 activations everywhere, and then every logit is the same to the bit for any
-    threads, batch companions and chunking. dense: None keeps the dense matrices as stored, "bf16" rounds them.
-    progress(done, total) is told the bytes looked at.
+    threads, batch companions and chunking. dense: None keeps the dense matrices as stored, "bf16" rounds them, "int8"
+    quantises those that products read whole, in groups of 64 (`cgpt quality` measures the price). progress(done, total)
+    is told the bytes looked at.
 
     Raises CheckpointError, ConfigError or InputError, which say what is wrong and what to do.
     """
     if precision not in ("auto", "exact"):
         raise InputError(f'precision is "auto" or "exact", not {precision!r}')
-    if dense not in (None, "bf16"):
-        raise InputError(f'dense is None or "bf16", not {dense!r}')
+    if dense not in (None, "bf16", "int8"):
+        raise InputError(f'dense is None, "bf16" or "int8", not {dense!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
         raise InputError(f"threads is a number from 1 to 4096, not {threads!r}")
     directory = locate(path_or_name)

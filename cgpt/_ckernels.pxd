@@ -1,10 +1,10 @@
 """csrc/cgpt.h, as far as Python needs it."""
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 
 
 cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_dtype:
-        CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_U8
+        CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_U8
     ctypedef enum cg_status:
         CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE
     ctypedef enum cg_level:
@@ -12,7 +12,7 @@ cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_activation:
         CG_GELU_TANH
     enum:
-        CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_V_ALIGN, CG_KERNEL_COUNT
+        CG_INT8_GROUP, CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_V_ALIGN, CG_KERNEL_COUNT
 
     ctypedef struct cg_context:
         int threads
@@ -46,6 +46,7 @@ cdef extern from "cgpt.h" nogil:
         void (*activation)(float *, cg_activation, int64_t) noexcept nogil
         void (*topk)(int32_t *, float *, const float *, int64_t, int64_t) noexcept nogil
         void (*mxfp4_dequantize)(float *, const uint8_t *, const uint8_t *, int64_t) noexcept nogil
+        void (*quantize_int8)(int8_t *, uint16_t *, const void *, cg_dtype, int64_t) noexcept nogil
     const cg_kernels *cg_active
 
     const char *cg_level_name(cg_level)

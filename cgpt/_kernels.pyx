@@ -5,7 +5,7 @@ Activations are `Tensor`s, float32 [rows, columns]; T is how many of their rows 
 `Matrix`es. Contracts, formulas and references: csrc/cgpt.h.
 """
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 from libc.stdlib cimport free
 from posix.stdlib cimport posix_memalign
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from cgpt.errors import KernelError, OutOfMemoryError
 
-DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "U8": CG_U8}
+DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT8": CG_INT8, "U8": CG_U8}
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
 NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
 MXFP4_MAX_K, MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
-KV_BLOCK, V_ALIGN = CG_KV_BLOCK, CG_V_ALIGN
+KV_BLOCK, V_ALIGN, INT8_GROUP = CG_KV_BLOCK, CG_V_ALIGN, CG_INT8_GROUP
 cdef int64_t ANY = -(2**62)  # as a number of columns
 
 
@@ -145,17 +145,23 @@ cdef class Tensor:
 
 cdef class Matrix:
     """Weights: [N, K], or [E, N, K] for experts. `data` holds F32, F16, BF16 (as uint16), or with dtype "MXFP4" the
-    blocks [.., N, K/32, 16], with `scales` [.., N, K/32]; `bias` float32 [.., N] or None."""
+    blocks [.., N, K/32, 16], with `scales` [.., N, K/32], or with dtype "INT8" what quantize_int8 gives, and `columns` is
+    K; `bias` float32 [.., N] or None."""
     cdef cg_matrix c
     cdef readonly str dtype
     cdef readonly tuple shape
     cdef readonly tuple arrays
     cdef tuple tensors
 
-    def __init__(self, str dtype, data, scales=None, bias=None):
+    def __init__(self, str dtype, data, scales=None, bias=None, columns=None):
         if dtype == "MXFP4":
             shape = (*data.shape[:-2], *(32 * g for g in data.shape[-2:-1]))
             fits = data.shape[-1:] == (16,) and scales is not None and scales.shape == data.shape[:-1]
+        elif dtype == "INT8":
+            shape = (*data.shape[:-1], data.shape[-1] if columns is None else columns)
+            groups = (*shape[:-1], -(-shape[-1] // CG_INT8_GROUP))
+            fits = data.shape == (*shape[:-1], groups[-1] * CG_INT8_GROUP) and data.dtype == np.int8 \
+                and scales is not None and scales.shape == groups
         else:
             shape, fits = data.shape, scales is None and dtype != "U8"
         if not fits or len(shape) not in (2, 3) or min(shape) < 1:
@@ -163,10 +169,11 @@ cdef class Matrix:
                               f"{None if scales is None else scales.shape}")
         if bias is not None and bias.shape != shape[:-1]:
             raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
-        held = [Tensor(data.reshape(-1), "U8" if dtype == "MXFP4" else dtype)]
+        packed = dtype in ("MXFP4", "INT8")
+        held = [Tensor(data.reshape(-1).view(np.uint8) if packed else data.reshape(-1), "U8" if packed else dtype)]
         self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
         if scales is not None:
-            held.append(Tensor(scales.reshape(-1), "U8"))
+            held.append(Tensor(scales.reshape(-1), "BF16" if dtype == "INT8" else "U8"))
             self.c.scales = <const uint8_t *>(<Tensor>held[-1]).view.buf
         if bias is not None:
             held.append(Tensor(bias.reshape(-1)))
@@ -331,6 +338,37 @@ def mxfp4_dequantize(blocks, scales):
     with nogil:
         cg_active.mxfp4_dequantize(<float *>to.view.buf, <const uint8_t *>b.view.buf, <const uint8_t *>s.view.buf, groups)
     return out
+
+
+cdef struct QuantizeJob:
+    int8_t *out
+    uint16_t *scales
+    const char *x
+    cg_dtype dtype
+    int64_t K, groups
+
+cdef void quantize_row(void *job, int64_t n) noexcept nogil:
+    cdef QuantizeJob *j = <QuantizeJob *>job
+    cg_active.quantize_int8(j.out + n * j.groups * CG_INT8_GROUP, j.scales + n * j.groups,
+                            j.x + n * j.K * (4 if j.dtype == CG_F32 else 2), j.dtype, j.K)
+
+
+def quantize_int8(array, str dtype, int threads):
+    """int8 [N, K rounded up to 64] and bf16 scales (as uint16) [N, groups of 64] for F32, F16 or BF16 [N, K]: what an
+    INT8 Matrix is made of. A weight is its integer, -127 .. 127, times its group's scale."""
+    cdef Tensor x = Tensor(array, dtype)
+    cdef QuantizeJob job
+    if array.ndim != 2 or x.dtype > CG_BF16:
+        raise KernelError(f"quantize_int8: found {dtype} {array.shape}, expected floats [N, K]")
+    job.K, job.groups, job.dtype, job.x = x.cols, -(-x.cols // CG_INT8_GROUP), x.dtype, <const char *>x.view.buf
+    q = np.empty((x.rows, job.groups * CG_INT8_GROUP), np.int8)
+    scales = np.empty((x.rows, job.groups), np.uint16)
+    cdef Tensor out = Tensor(q.view(np.uint8), "U8"), to = Tensor(scales, "BF16")
+    job.out, job.scales = <int8_t *>out.view.buf, <uint16_t *>to.view.buf
+    cdef int64_t rows = x.rows
+    with nogil:
+        cg_for_rows(threads, rows, job.K * 4, quantize_row, &job)
+    return q, scales
 
 
 # ------------------------------------------------------------------------------------------ linear, experts, attention

@@ -209,7 +209,8 @@ def _add_generate(commands: Any) -> None:
     add("--threads", type=int, metavar="N", help="default: the CPUs this process may use")
     exact = "exact keeps float32 activations everywhere; auto (default) lets prompts use bf16 matrix units"
     add("--precision", choices=("auto", "exact"), default="auto", help=exact)
-    add("--dense", choices=("bf16",), help="round float32 matrices to bf16: half the bytes to read per token")
+    dense = "round dense matrices to bf16, or quantise them to 8 bits: fewer bytes to read per token"
+    add("--dense", choices=("bf16", "int8"), help=dense)
 
 
 def _add_info(commands: Any) -> None:

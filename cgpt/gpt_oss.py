@@ -121,7 +121,7 @@ class Block:
         self.sinks = load.vector(name("sinks"))
         self.out = projection("out")
         self.mlp_norm = load.vector(name("mlp_norm"))
-        self.router = load.matrix(name("router") + ".weight", name("router") + ".bias")
+        self.router = load.table(name("router") + ".weight", name("router") + ".bias")
         self.gate_up, self.down = experts("gate_up"), experts("down")
         self.window = config.sliding_window if config.layer_types[layer] == SLIDING else 0
         self.scale = config.head_dim**-0.5
@@ -189,7 +189,7 @@ class GptOss(Model):
         self.width, self.kv_heads, self.head_dim = config.hidden_size, config.num_key_value_heads, config.head_dim
         self.windows = [config.sliding_window if kind == SLIDING else 0 for kind in config.layer_types]
         rope = RopeTables(config)
-        self.embedding = load.matrix(names["embed"])
+        self.embedding = load.table(names["embed"])
         self.blocks = [Block(config, n, load, layout, rope) for n in range(config.num_hidden_layers)]
         self.norm = load.vector(names["norm"])
         self.head = load.head(self.embedding, names["embed"], names["head"], config.tie_word_embeddings)

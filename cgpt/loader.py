@@ -1,10 +1,10 @@
 """Turns stored tensors into what the kernels take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from cgpt._kernels import Matrix, Tensor, transpose
+from cgpt._kernels import Matrix, Tensor, quantize_int8, transpose
 from cgpt.errors import OutOfMemoryError
 from cgpt.weights import Checkpoint
 
@@ -15,7 +15,8 @@ class Loader:
     """Reads a checkpoint's tensors for a model. Matrices stay where they are in the mapped file, except those whose
     stored order or precision is not the kernels': they are copied, and the pages they came from given back.
 
-    dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones. progress(done, total) is told the bytes.
+    dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "int8" quantises those that products read
+    whole. progress(done, total) is told the bytes.
     """
 
     def __init__(
@@ -42,7 +43,17 @@ class Loader:
         return array.astype(np.float32)
 
     def matrix(self, name: str, bias: str | None = None) -> Matrix:
-        """A weight stored as [N, K] rows, or [E, N, K]."""
+        """A weight stored as [N, K] rows."""
+        if self.dense != "int8":
+            return self.table(name, bias)
+        self._count(name)
+        matrix = self._quantised(name, [self.checkpoint.array(name)], self.checkpoint.tensors[name].dtype, bias)
+        self.checkpoint.release(name)
+        return matrix
+
+    def table(self, name: str, bias: str | None = None) -> Matrix:
+        """As matrix(), for what int8 leaves alone: embeddings, of which a token reads one row, and the routers, whose
+        choices a rounding may turn."""
         self._count(name)
         array, dtype = self.checkpoint.array(name), self.checkpoint.tensors[name].dtype
         if self.dense == "bf16" and dtype != "BF16":
@@ -53,17 +64,22 @@ class Loader:
         """The logits matrix: the embedding where they are tied, unless the checkpoint stores a head that differs from
         it; then the stored one, as transformers does since version 5."""
         stored = self.checkpoint.tensors.get(name)
-        if tied:
-            if stored is None or stored.shape != embedding.shape:
-                return embedding
-            if np.array_equal(self.checkpoint.array(name), self.checkpoint.array(embedding_name)):
-                return embedding
+        if tied and (
+            stored is None
+            or stored.shape != embedding.shape
+            or np.array_equal(self.checkpoint.array(name), self.checkpoint.array(embedding_name))
+        ):
+            return embedding if self.dense != "int8" else self.matrix(embedding_name)
         return self.matrix(name)
 
     def transposed(self, name: str, bias: str | None = None) -> Matrix:
         """A weight stored as [K, N] (GPT-2's Conv1D) or [E, K, N] (unquantised gpt-oss experts)."""
         self._count(name)
         array, dtype = self.checkpoint.array(name), self.checkpoint.tensors[name].dtype
+        if self.dense == "int8":
+            matrix = self._quantised(name, self._turned_parts(array, dtype), "F32", bias)
+            self.checkpoint.release(name)
+            return matrix
         to = "BF16" if self.dense == "bf16" else dtype
         try:
             turned = np.empty((*array.shape[:-2], *array.shape[:-3:-1]), np.uint16 if to == "BF16" else array.dtype)
@@ -81,6 +97,25 @@ class Loader:
         return Matrix(
             "MXFP4", self.checkpoint.array(blocks), self.checkpoint.array(scales), self.floats(bias)
         )
+
+    def _turned_parts(self, array: np.ndarray, dtype: str) -> Iterator[np.ndarray]:
+        """Each [K, N] of [.., K, N] as f32 [N, K], one at a time in memory."""
+        for part in _matrices(array):
+            turned = np.empty(part.shape[::-1], np.float32)
+            transpose(turned, "F32", part, dtype, self.threads)
+            yield turned
+
+    def _quantised(self, name: str, parts: Iterable[np.ndarray], dtype: str, bias: str | None) -> Matrix:
+        """The matrices [N, K] of one tensor as INT8."""
+        pairs = []
+        try:
+            for part in parts:
+                pairs.append(quantize_int8(part, dtype, self.threads))
+                K = part.shape[-1]
+            q, scales = pairs[0] if len(pairs) == 1 else map(np.stack, zip(*pairs, strict=True))
+        except MemoryError:
+            raise OutOfMemoryError(f"{name}: no memory to quantise it") from None
+        return Matrix("INT8", q, scales, bias=self.floats(bias) if bias else None, columns=K)
 
     def _rounded(self, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
         """As bf16, in the same order: the transpose of one long row."""

@@ -54,4 +54,17 @@ CG_INLINE void bf16_row_from_mxfp4(uint16_t *out, const uint8_t *blocks, const u
                             bf16_from_mxfp4(blocks + g * CG_MXFP4_GROUP_BYTES, scales[g]));
 }
 
+/* INT8 weights k0 <= k < k1 of a row, whole groups, rounded to bf16. */
+CG_INLINE void bf16_row_from_int8(uint16_t *out, const uint8_t *row, const uint8_t *scales, int64_t k0, int64_t k1) {
+    for (int64_t k = k0; k < k1; k += 32, out += 32) {
+        uint16_t bits;
+        memcpy(&bits, scales + k / CG_INT8_GROUP * 2, 2);
+        __m512 scale = _mm512_set1_ps(cg_bf16_to_f32(bits)), part[2];
+        for (int i = 0; i < 2; i++)
+            part[i] = _mm512_mul_ps(
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + k + 16 * i)))), scale);
+        _mm512_storeu_si512(out, bf16_round(part[0], part[1]));
+    }
+}
+
 #endif

@@ -50,12 +50,16 @@ typedef void cg_combine_fn(float *out, const float *y, int64_t y_stride, const i
 /* out[groups * 32] = the exact f32 values of MXFP4 blocks [groups, 16] and scales [groups]; scale 255 gives NaN. */
 typedef void cg_mxfp4_dequantize_fn(float *out, const uint8_t *blocks, const uint8_t *scales, int64_t groups);
 
+/* A row of K floats of any float dtype as INT8: scales[g] = the group's largest / 127, rounded up to bf16; out = x / scale,
+   to nearest, zeros up to a whole group. A group below 2^-100 is zero; one that is not finite has scale NaN. */
+typedef void cg_quantize_int8_fn(int8_t *out, uint16_t *scales, const void *x, cg_dtype dtype, int64_t K);
+
 /* ------------------------------------------------------------------------------------------------------ linear */
 
 /* y[t][n] = sum over k of x[t][k] w[n][k] (+ bias[n]) (+ y[t][n] where add). */
 typedef struct {
     const uint8_t *w;       /* rows of K weights, row-major; MXFP4: nibbles [N, K/32, 16] */
-    const uint8_t *scales;  /* MXFP4: [N, K/32]; else NULL */
+    const uint8_t *scales;  /* MXFP4: [N, K/32]; INT8: bf16 [N, K/64 rounded up]; else NULL */
     const float *bias;      /* [N] or NULL */
     const void *x;          /* what pack() wrote */
     float *y;
@@ -159,7 +163,7 @@ typedef struct {
     cg_dtype dtype;
     int64_t E, N, K;
     const uint8_t *data;
-    const uint8_t *scales;  /* MXFP4 */
+    const uint8_t *scales;  /* MXFP4, INT8 */
     const float *bias;      /* [E, N] or NULL */
 } cg_matrix;
 

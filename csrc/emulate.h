@@ -60,6 +60,13 @@ EMU(__m512i) emu_cvtepu8_epi32(__m128i v) {
     EMU_LANES(16, out, from[i]);
     return (__m512i)out;
 }
+EMU(__m512i) emu_cvtepi8_epi32(__m128i v) {
+    int8_t from[16];
+    emu_i32 out;
+    memcpy(from, &v, 16);
+    EMU_LANES(16, out, from[i]);
+    return (__m512i)out;
+}
 
 /* --------------------------------------------------------------------------------------------------- arithmetic */
 
@@ -154,6 +161,9 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_broadcast_i32x4 emu_broadcast_i32x4
 #define _mm512_broadcast_i64x4 emu_broadcast_i64x4
 #define _mm512_cvtepu8_epi32 emu_cvtepu8_epi32
+#define _mm512_cvtepi8_epi32 emu_cvtepi8_epi32
+#define _mm512_cvtepi32_ps(v) __builtin_convertvector((emu_i32)(v), __m512)
+#define _mm512_set1_ps(f) ((__m512){0} + (float)(f))
 #define _mm512_castsi512_ps(v) ((__m512)(v))
 #define _mm512_setzero_ps() ((__m512){0})
 #define _mm512_set1_epi16(n) ((__m512i)((emu_u16){0} + (uint16_t)(n)))

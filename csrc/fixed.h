@@ -1,36 +1,43 @@
-/* Activations as 16-bit fixed point: each group of 32 is q * step, step = its largest / 32767. A group below 2^-100
-   counts as zero; one that is not finite has q = 0 and a step of NaN. A packed row is, for every 64 values (two groups),
-   64 int16 in the order [even, odd elements][first, last 8][group][8], then 8 floats: each group's step / 512 four
-   times. 512 is what linear_mxfp4_fixed multiplies E2M1 values by. */
+/* Activations as 16-bit fixed point: each group is q * step, step = its largest / 32767. A group below 2^-100 counts as
+   zero; one that is not finite has q = 0 and a step of NaN. */
 #ifndef CG_FIXED_H
 #define CG_FIXED_H
 
 #include "vec.h"
 #include "cgpt.h"
 
+/* q[n] of a group of n floats, a multiple of 16; returns its step. */
+CG_INLINE float fixed_round(const int n, int32_t *q, const float *x) {
+    vf most = vf_set(0.f), left = vf_set(0.f);  /* left: 0, or NaN if any value is not finite */
+    for (int i = 0; i < n; i += CG_LANES) {
+        vf v = vf_load(x + i);
+        left += v - v;
+        most = vf_max(most, (vf)((vi)v & 0x7fffffff));
+    }
+    float top = vf_max_lane(most), nan = vf_sum(left);
+    int empty = top < 0x1p-100f || nan != 0.f;
+    vf per_step = vf_set(empty ? 0.f : 32767.f / top), round = vf_set(12582912.f);  /* 1.5 * 2^23 */
+    for (int i = 0; i < n; i += CG_LANES) {
+        vi v = (vi)(vf_load(x + i) * per_step + round) - (vi)round;
+        if (empty) v ^= v;
+        memcpy(q + i, &v, sizeof v);
+    }
+    return nan + (empty ? 0.f : top / 32767.f);
+}
+
+/* For MXFP4, groups of 32: a packed row is, for every 64 values (two groups), 64 int16 in the order [even, odd elements]
+   [first, last 8][group][8], then 8 floats: each group's step / 512 four times. 512 is what linear_mxfp4_fixed
+   multiplies E2M1 values by. */
 enum { FIXED_BLOCK = 64, FIXED_BLOCK_BYTES = 64 * 2 + 8 * 4 };
 
 CG_INLINE int64_t fixed_row_bytes(int64_t K) { return (K + FIXED_BLOCK - 1) / FIXED_BLOCK * FIXED_BLOCK_BYTES; }
 
 /* Group `lane` (0, 1) of a block, from 32 floats. */
 CG_INLINE void fixed_group(int16_t *block, int lane, const float *x) {
-    vf most = vf_set(0.f), left = vf_set(0.f);  /* left: 0, or NaN if any value is not finite */
-    for (int i = 0; i < CG_MXFP4_GROUP; i += CG_LANES) {
-        vf v = vf_load(x + i);
-        left += v - v;
-        most = vf_max(most, (vf)((vi)v & 0x7fffffff));
-    }
-    float top = vf_max_lane(most), step[4];
-    int empty = top < 0x1p-100f || vf_sum(left) != 0.f;
     int32_t q[CG_MXFP4_GROUP];
-    vf per_step = vf_set(empty ? 0.f : 32767.f / top), round = vf_set(12582912.f);  /* 1.5 * 2^23 */
-    for (int i = 0; i < CG_MXFP4_GROUP; i += CG_LANES) {
-        vi n = (vi)(vf_load(x + i) * per_step + round) - (vi)round;
-        if (empty) n ^= n;
-        memcpy(q + i, &n, sizeof n);
-    }
+    float step[4], one = fixed_round(CG_MXFP4_GROUP, q, x) / 512.f;
     for (int i = 0; i < CG_MXFP4_GROUP; i++) block[i % 2 * 32 + i / 16 * 16 + lane * 8 + i / 2 % 8] = (int16_t)q[i];
-    for (int i = 0; i < 4; i++) step[i] = vf_sum(left) + (empty ? 0.f : top / 32767.f / 512.f);
+    for (int i = 0; i < 4; i++) step[i] = one;
     memcpy((char *)block + FIXED_BLOCK * 2 + lane * 16, step, 16);
 }
 

@@ -1,7 +1,7 @@
-/* linear_bf16_tile, linear_mxfp4_tile for AMX: activations rounded to bf16, products and sums in f32.
+/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AMX: activations rounded to bf16, products and sums in f32.
    The weights are the A operand: 16 rows x 32 k straight from row-major memory, so they are never packed. The
    activations are B: blocks of 16 tokens as [K/2, 16 tokens, 2], K padded by zeros to a multiple of 32 and T to 16.
-   2 x 2 tiles: 32 rows x 32 tokens. MXFP4 rows, rows of odd length and the last rows are decoded or copied first. */
+   2 x 2 tiles: 32 rows x 32 tokens. MXFP4 and INT8 rows are decoded first, rows of odd length and the last rows copied. */
 #include "bf16_rows.h"
 #include "amx_tiles.h"
 
@@ -98,20 +98,39 @@ static void panel_bf16_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
     tiles_end();
 }
 
-static void panel_mxfp4_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
-    int64_t groups = p->K / CG_MXFP4_GROUP;
+/* Panels of rows that are decoded to bf16 first, [rows, Kw]. */
+typedef void amx_decode(uint16_t *out, const cg_product *p, int64_t n);
+
+CG_INLINE void amx_decoded_panel(amx_decode *decode, int64_t Kw, const cg_product *p, int64_t n0, int64_t n1) {
     uint16_t decoded[AMX_ROWS * CG_TILE_MAX_K];
     tiles_begin();
     for (int64_t n = n0; n < n1; n += AMX_ROWS) {
         int64_t rows = cg_min(AMX_ROWS, n1 - n);
-        for (int64_t r = 0; r < rows; r++)
-            bf16_row_from_mxfp4(decoded + r * p->K, p->w + (n + r) * groups * CG_MXFP4_GROUP_BYTES,
-                                p->scales + (n + r) * groups, p->K);
-        if (rows % TILE_EDGE) memset(decoded + rows * p->K, 0, (size_t)((AMX_ROWS - rows) * p->K) * 2);
-        amx_rows(p, decoded, p->K, n, rows);
+        for (int64_t r = 0; r < rows; r++) decode(decoded + r * Kw, p, n + r);
+        if (rows % TILE_EDGE) memset(decoded + rows * Kw, 0, (size_t)((AMX_ROWS - rows) * Kw) * 2);
+        amx_rows(p, decoded, Kw, n, rows);
     }
     tiles_end();
 }
 
+CG_INLINE void amx_decode_mxfp4(uint16_t *out, const cg_product *p, int64_t n) {
+    int64_t groups = p->K / CG_MXFP4_GROUP;
+    bf16_row_from_mxfp4(out, p->w + n * groups * CG_MXFP4_GROUP_BYTES, p->scales + n * groups, p->K);
+}
+
+CG_INLINE void amx_decode_int8(uint16_t *out, const cg_product *p, int64_t n) {
+    int64_t Kw = cg_row_bytes(CG_INT8, p->K);
+    bf16_row_from_int8(out, p->w + n * Kw, p->scales + n * cg_scale_bytes(CG_INT8, p->K), 0, Kw);
+}
+
+static void panel_mxfp4_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
+    amx_decoded_panel(amx_decode_mxfp4, p->K, p, n0, n1);
+}
+
+static void panel_int8_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
+    amx_decoded_panel(amx_decode_int8, cg_row_bytes(CG_INT8, p->K), p, n0, n1);
+}
+
 static cg_linear linear_bf16_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_bf16_tile__amx};
 static cg_linear linear_mxfp4_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_mxfp4_tile__amx};
+static cg_linear linear_int8_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_int8_tile__amx};

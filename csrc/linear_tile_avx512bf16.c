@@ -1,5 +1,5 @@
-/* linear_bf16_tile, linear_mxfp4_tile for AVX512_BF16: activations rounded to bf16, products and sums in f32.
-   vdpbf16ps on pieces of weight rows and of activations, both bf16 (dot.h); MXFP4 is decoded to bf16, exactly. */
+/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AVX512_BF16: activations rounded to bf16, products and sums in f32.
+   vdpbf16ps on pieces of weight rows and of activations, both bf16 (dot.h); MXFP4 is decoded to bf16, exactly, INT8 rounded. */
 #include "bf16_rows.h"
 
 /* Zeros after `count` values, up to a whole group of vectors. */
@@ -32,6 +32,12 @@ CG_INLINE void tile_decode_mxfp4(void *out, const cg_product *p, int64_t n, int6
     tile_zeros(out, k1 - k0);
 }
 
+CG_INLINE void tile_decode_int8(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    int64_t end = cg_round_up(k1, CG_INT8_GROUP);
+    bf16_row_from_int8(out, p->w + n * cg_row_bytes(CG_INT8, p->K), p->scales + n * cg_scale_bytes(CG_INT8, p->K), k0, end);
+    tile_zeros(out, end - k0);
+}
+
 static void panel_bf16_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
     dot_many(DOT_PAIRS, tile_decode_bf16, p, n0, n1);
 }
@@ -40,7 +46,13 @@ static void panel_mxfp4_tile__avx512bf16(const cg_product *p, int64_t n0, int64_
     dot_many(DOT_PAIRS, tile_decode_mxfp4, p, n0, n1);
 }
 
+static void panel_int8_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
+    dot_many(DOT_PAIRS, tile_decode_int8, p, n0, n1);
+}
+
 static cg_linear linear_bf16_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
                                                  panel_bf16_tile__avx512bf16};
 static cg_linear linear_mxfp4_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
                                                   panel_mxfp4_tile__avx512bf16};
+static cg_linear linear_int8_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
+                                                 panel_int8_tile__avx512bf16};

@@ -12,19 +12,23 @@ cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact) {
     if (!exact && T >= TILE_MIN_TOKENS && w->K <= CG_TILE_MAX_K) {
         if (w->dtype == CG_BF16 && k->linear_bf16_tile) return k->linear_bf16_tile;
         if (w->dtype == CG_MXFP4 && k->linear_mxfp4_tile) return k->linear_mxfp4_tile;
+        if (w->dtype == CG_INT8 && k->linear_int8_tile) return k->linear_int8_tile;
     }
+    if (!exact && w->dtype == CG_INT8) return k->linear_int8_fixed;
     switch (w->dtype) {
     case CG_F32: return k->linear_f32;
     case CG_F16: return k->linear_f16;
     case CG_BF16: return k->linear_bf16;
     case CG_MXFP4: return k->linear_mxfp4;
+    case CG_INT8: return k->linear_int8;
     default: return NULL;
     }
 }
 
 cg_status cg_check_matrix(const cg_matrix *w) {
     if (w->E < 1 || w->N < 1 || w->K < 1) return CG_BAD_SHAPE;
-    if (w->dtype == CG_MXFP4 && (w->K % CG_MXFP4_GROUP || w->K > CG_MXFP4_MAX_K || !w->scales)) return CG_BAD_SHAPE;
+    if (w->dtype == CG_MXFP4 && (w->K % CG_MXFP4_GROUP || w->K > CG_MXFP4_MAX_K)) return CG_BAD_SHAPE;
+    if ((w->dtype == CG_MXFP4 || w->dtype == CG_INT8) && !w->scales) return CG_BAD_SHAPE;
     return w->dtype == CG_U8 ? CG_BAD_DTYPE : CG_OK;
 }
 
@@ -32,7 +36,7 @@ cg_product cg_product_of(const cg_matrix *w, int64_t expert) {
     int64_t rows = expert * w->N;
     return (cg_product){
         .w = w->data + rows * cg_row_bytes(w->dtype, w->K),
-        .scales = w->scales ? w->scales + rows * (w->K / CG_MXFP4_GROUP) : NULL,
+        .scales = w->scales ? w->scales + rows * cg_scale_bytes(w->dtype, w->K) : NULL,
         .bias = w->bias ? w->bias + rows : NULL,
         .K = w->K,
     };

@@ -6,14 +6,16 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Storage types of weights. MXFP4: 32 E2M1 nibbles (16 bytes) and one E8M0 scale byte per group. */
-typedef enum { CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_U8 } cg_dtype;
+/* Storage types of weights. MXFP4: 32 E2M1 nibbles (16 bytes) and one E8M0 scale byte per group. INT8: integers of
+   -127 .. 127 and one bf16 scale per group of 64; rows are padded to whole groups by zeros. */
+typedef enum { CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_U8 } cg_dtype;
 
 typedef enum { CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE } cg_status;
 
 enum {
     CG_MXFP4_GROUP = 32,        /* weights that share a scale */
     CG_MXFP4_GROUP_BYTES = 16,  /* their nibbles, element 2j in the low half of byte j */
+    CG_INT8_GROUP = 64,
     CG_MXFP4_MAX_K = 16384,     /* inputs of an MXFP4 row: what kernels keep of it on their stacks */
     CG_TILE_MAX_K = 16384,      /* inputs beyond which the tile kernels, which keep rows on their stacks, are not used */
     CG_KV_BLOCK = 32,           /* keys per block of the cache, see kvcache.c */
@@ -66,11 +68,18 @@ static inline float cg_e8m0_to_f32(uint8_t scale) {
     return cg_f32_from_bits(bits ? bits : 0x00400000u);
 }
 
-static inline size_t cg_dtype_bytes(cg_dtype d) { return d == CG_F32 ? 4 : d == CG_U8 || d == CG_MXFP4 ? 1 : 2; }
+static inline size_t cg_dtype_bytes(cg_dtype d) { return d == CG_F32 ? 4 : d == CG_F16 || d == CG_BF16 ? 2 : 1; }
 
 /* Bytes of one row of K weights. */
 static inline int64_t cg_row_bytes(cg_dtype d, int64_t K) {
+    if (d == CG_INT8) return cg_round_up(K, CG_INT8_GROUP);
     return d == CG_MXFP4 ? K / 2 : K * (int64_t)cg_dtype_bytes(d);
+}
+
+/* Bytes of its scales. */
+static inline int64_t cg_scale_bytes(cg_dtype d, int64_t K) {
+    if (d == CG_INT8) return cg_round_up(K, CG_INT8_GROUP) / CG_INT8_GROUP * 2;
+    return d == CG_MXFP4 ? K / CG_MXFP4_GROUP : 0;
 }
 
 #endif

@@ -46,7 +46,7 @@ def use_level(level):
 def expected_variant(level, slot):
     """The variant that `level` promises for a slot."""
     common, tile, fixed = VARIANTS[level]
-    return tile if slot.endswith("_tile") else fixed if slot.endswith("_fixed") else common
+    return tile if slot.endswith("_tile") else fixed if slot == "linear_mxfp4_fixed" else common
 
 
 def check_slots(level, *slots):
@@ -57,21 +57,31 @@ def check_slots(level, *slots):
 
 
 def rounding(level, dtype, T, exact=False):
-    """How a product with T tokens rounds its activations: "bf16", "fixed" (16 bits per group) or None, not at all."""
+    """How a product with T tokens rounds its activations: "bf16", "fixed 32" (16 bits per group of 32), "fixed 64" or
+    None, not at all."""
     if exact:
         return None
-    if dtype in ("BF16", "MXFP4") and VARIANTS[level][1] != "-" and T >= TILE_TOKENS:
+    if dtype in ("BF16", "MXFP4", "INT8") and VARIANTS[level][1] != "-" and T >= TILE_TOKENS:
         return "bf16"
-    return "fixed" if dtype == "MXFP4" and VARIANTS[level][2] != "-" and T <= FIXED_TOKENS else None
+    if dtype == "INT8":
+        return "fixed 64"
+    return "fixed 32" if dtype == "MXFP4" and VARIANTS[level][2] != "-" and T <= FIXED_TOKENS else None
 
 
 def operand(x, how):
     """x as a kernel that rounds so multiplies it, and how far off each value may be yet."""
-    if how == "fixed":
-        groups = np.abs(x).reshape(*x.shape[:-1], -1, 32)
+    if how and how.startswith("fixed"):
+        size, K = int(how.split()[1]), x.shape[-1]
+        padded = np.pad(np.abs(x), [(0, 0)] * (x.ndim - 1) + [(0, -K % size)])
+        groups = padded.reshape(*x.shape[:-1], -1, size)
         step = groups.max(-1, keepdims=True) / 32767.0
-        return x, np.broadcast_to(0.501 * step, groups.shape).reshape(x.shape)
+        return x, np.broadcast_to(0.501 * step, groups.shape).reshape(padded.shape)[..., :K]
     return (round_bf16(x) if how == "bf16" else x), np.zeros(x.shape)
+
+
+def multiplied(w, how):
+    """The values of Weights as a kernel multiplies them that rounds activations so: the tile kernels round INT8's."""
+    return round_bf16(w.values).astype(np.float64) if w.dtype == "INT8" and how == "bf16" else w.values
 
 
 def context(exact=True, threads=1):
@@ -115,12 +125,19 @@ class Weights:
 
     def __init__(self, dtype, shape, seed=0):
         rng = np.random.default_rng([seed, *shape])
-        self.dtype, self.scales = dtype, None
+        self.dtype, self.scales, self.columns = dtype, None, None
         if dtype == "MXFP4":
             groups = (*shape[:-1], shape[-1] // 32)
             self.data = rng.integers(0, 256, (*groups, 16), np.uint8)
             self.scales = rng.integers(120, 127, groups, np.uint8)
             self.values = dequantise(self.data, self.scales)
+        elif dtype == "INT8":
+            K = shape[-1]
+            q = rng.integers(-127, 128, shape, np.int8)
+            self.data = np.pad(q, [(0, 0)] * (len(shape) - 1) + [(0, -K % 64)])
+            self.scales = to_bf16(np.exp2(rng.uniform(-9, -5, (*shape[:-1], -(-K // 64)))))
+            self.values = q * np.repeat(from_bf16(self.scales), 64, -1)[..., :K].astype(np.float64)
+            self.columns = K
         else:
             w = rng.standard_normal(shape, np.float32)
             w[rng.random(shape) < 0.02] *= 2.0**-14  # denormal halves among them
@@ -130,7 +147,7 @@ class Weights:
     def matrix(self, N=None, bias=None):
         """Its first N rows as a Matrix."""
         return _kernels.Matrix(
-            self.dtype, self.data[:N], None if self.scales is None else self.scales[:N], bias
+            self.dtype, self.data[:N], None if self.scales is None else self.scales[:N], bias, self.columns
         )
 
 

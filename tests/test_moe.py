@@ -11,6 +11,7 @@ from kernel_cases import (
     assert_same_bits,
     check_slots,
     context,
+    multiplied,
     operand,
     rounding,
     tensor,
@@ -20,7 +21,7 @@ from tolerance import BF16, F32, TINY, assert_close, dot_tolerance
 
 from cgpt import _kernels
 
-DTYPES = (*FLOATS, "MXFP4")
+DTYPES = (*FLOATS, "MXFP4", "INT8")
 EXPERTS, K, WIDTH, N = 6, 96, 64, 50  # inputs, intermediate width, outputs
 TOKENS = (1, 2, 5, 8, 13, 33, 60)
 ALPHA, LIMIT = 1.702, 7.0
@@ -74,7 +75,7 @@ def exact_moe(model, x, index, weight, out, level=None):
         tokens, choice = np.nonzero(index == e)
         how = rounding(level, model.dtype, len(tokens)) if level else None
         rows, off = operand(x[tokens], how)
-        up, down = model.gate_up.values[e], model.down.values[e]
+        up, down = multiplied(model.gate_up, how)[e], multiplied(model.down, how)[e]
         hidden = rows.astype(np.float64) @ up.T + model.biases[0][e]
         off_hidden = dot_tolerance(rows, up) + off @ np.abs(up).T + 2 * F32 * np.abs(hidden)
         g, u = np.minimum(hidden[:, 0::2], LIMIT), np.clip(hidden[:, 1::2], -LIMIT, LIMIT)
@@ -85,7 +86,7 @@ def exact_moe(model, x, index, weight, out, level=None):
         off_act += (8 + 2 * np.abs(ALPHA * g)) * F32 * np.abs(act) + TINY
         if how == "bf16":
             off_act += BF16 * (np.abs(act) + off_act)
-        if how == "fixed":
+        if how and how.startswith("fixed"):
             off_act += operand(np.abs(act) + off_act, how)[1]
         y = act @ down.T + model.biases[1][e]
         off_y = off_act @ np.abs(down).T + dot_tolerance(act, down) + 2 * F32 * np.abs(y)
@@ -167,6 +168,8 @@ def test_nan_reaches_its_tokens_only(level, dtype, exact, where):
     else:
         if dtype == "MXFP4":
             model.down.scales[3, :, 1] = 255
+        elif dtype == "INT8":
+            model.down.scales[3, :, 0] = 0x7FC0
         else:
             model.down.data[3, :, 40] = 0x7FC0 if dtype == "BF16" else np.nan
         spoiled = (index == 3).any(1)

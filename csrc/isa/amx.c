@@ -12,6 +12,7 @@ extern const cg_kernels cg_kernels__amx;
 const cg_kernels cg_kernels__amx = {
     .linear_bf16_tile = &linear_bf16_tile__amx,
     .linear_mxfp4_tile = &linear_mxfp4_tile__amx,
+    .linear_int8_tile = &linear_int8_tile__amx,
 };
 CG_TARGET_END
 #endif

@@ -12,6 +12,7 @@ extern const cg_kernels cg_kernels__avx512bf16;
 const cg_kernels cg_kernels__avx512bf16 = {
     .linear_bf16_tile = &linear_bf16_tile__avx512bf16,
     .linear_mxfp4_tile = &linear_mxfp4_tile__avx512bf16,
+    .linear_int8_tile = &linear_int8_tile__avx512bf16,
 };
 CG_TARGET_END
 #endif

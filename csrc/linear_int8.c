@@ -1,0 +1,122 @@
+/* linear_int8, linear_int8_fixed: as linear_dense.c, with w [N, K] integers and a bf16 scale per group of 64.
+   linear_int8 multiplies the weights' exact values (an integer times a bf16 is exact in f32) as f32 rows are.
+   linear_int8_fixed has the activations as 16-bit fixed point too (fixed.h): the products and their sums within a group
+   are exact integers, so the error is that of rounding x: 2^-16 of its group's largest. Parallel over n. */
+#include "dot.h"
+#include "fixed.h"
+
+enum {
+    INT8_TOKENS = 4,          /* that share a row's weights in registers */
+    INT8_AHEAD_BYTES = 2048,
+    INT8_BLOCK_BYTES = 24576,  /* of tokens, which stay in the first-level cache while the rows pass */
+    INT8_VECTORS = CG_INT8_GROUP / (2 * CG_LANES),
+};
+
+CG_INLINE int64_t int8_groups(int64_t K) { return (K + CG_INT8_GROUP - 1) / CG_INT8_GROUP; }
+
+CG_INLINE float int8_scale(const cg_product *p, int64_t n, int64_t g) {
+    uint16_t scale;
+    memcpy(&scale, p->scales + (n * int8_groups(p->K) + g) * 2, 2);
+    return cg_bf16_to_f32(scale);
+}
+
+/* -------------------------------------------------------------------------------------------------------- exact */
+
+CG_INLINE void int8_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    typedef int8_t vb __attribute__((vector_size(CG_LANES)));
+    const uint8_t *row = p->w + n * cg_row_bytes(CG_INT8, p->K);
+    vf *to = out;
+    for (int64_t k = k0; k < k1; k += CG_LANES) {
+        vb q;
+        memcpy(&q, row + k, sizeof q);
+        *to++ = __builtin_convertvector(q, vf) * int8_scale(p, n, k / CG_INT8_GROUP);
+    }
+    while ((to - (vf *)out) % DOT_GROUP) *to++ = vf_set(0.f);
+}
+
+/* One layout for any number of tokens. */
+static int64_t CG_NAME(int8_packed_bytes)(int64_t T, int64_t K) {
+    return dot_packed_bytes(DOT_F32, cg_max(T, DOT_FEW + 1), K);
+}
+
+static void CG_NAME(int8_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    dot_pack(DOT_F32, dot_as_it_is, packed, x, cg_max(T, DOT_FEW + 1), K, t0, t1);
+}
+
+static void CG_NAME(int8_panel)(const cg_product *p, int64_t n0, int64_t n1) {
+    dot_many(DOT_F32, int8_decode, p, n0, n1);
+}
+
+static cg_linear CG_NAME(linear_int8) = {CG_NAME(int8_packed_bytes), CG_NAME(int8_pack), CG_NAME(int8_panel)};
+
+/* -------------------------------------------------------------------------------------------------- fixed point */
+
+/* A packed row: [groups][64] int16, then [groups] steps. */
+CG_INLINE int64_t int8_fixed_bytes(int64_t K) { return cg_round_up(int8_groups(K) * (CG_INT8_GROUP * 2 + 4), 64); }
+
+static int64_t CG_NAME(int8_fixed_packed_bytes)(int64_t T, int64_t K) { return T * int8_fixed_bytes(K); }
+
+static void CG_NAME(int8_fixed_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    (void)T;
+    int64_t groups = int8_groups(K);
+    for (int64_t t = t0; t < t1; t++) {
+        int16_t *to = (int16_t *)((char *)packed + t * int8_fixed_bytes(K));
+        float *steps = (float *)(to + groups * CG_INT8_GROUP);
+        for (int64_t g = 0; g < groups; g++, to += CG_INT8_GROUP) {
+            const float *from = cg_row_of(x, t) + g * CG_INT8_GROUP;
+            float last[CG_INT8_GROUP] = {0};
+            int32_t q[CG_INT8_GROUP];
+            if (K - g * CG_INT8_GROUP < CG_INT8_GROUP) {
+                memcpy(last, from, (size_t)(K - g * CG_INT8_GROUP) * 4);
+                from = last;
+            }
+            steps[g] = fixed_round(CG_INT8_GROUP, q, from);
+            for (int i = 0; i < CG_INT8_GROUP; i++) to[i] = (int16_t)q[i];
+        }
+    }
+}
+
+/* Row n for M tokens. */
+CG_INLINE void int8_fixed_tokens(const int M, const cg_product *p, int64_t n, int64_t t) {
+    int64_t groups = int8_groups(p->K);
+    const uint8_t *w = p->w + n * groups * CG_INT8_GROUP;
+    const int16_t *x[INT8_TOKENS];
+    const float *steps[INT8_TOKENS];
+    vf sum[INT8_TOKENS];
+    for (int m = 0; m < M; m++) {
+        x[m] = (const int16_t *)((const char *)p->x + (t + m) * int8_fixed_bytes(p->K));
+        steps[m] = (const float *)(x[m] + groups * CG_INT8_GROUP);
+        sum[m] = vf_set(0.f);
+    }
+    for (int64_t g = 0; g < groups; g++, w += CG_INT8_GROUP) {
+        vs wide[INT8_VECTORS];
+        vf scale = vf_set(int8_scale(p, n, g));
+        VF_KEEP(scale);
+        __builtin_prefetch(w + INT8_AHEAD_BYTES, 0, 3);
+        for (int v = 0; v < INT8_VECTORS; v++) wide[v] = vs_load_i8(w + v * 2 * CG_LANES);
+        for (int m = 0; m < M; m++) {
+            vi dot = {0};
+            for (int v = 0; v < INT8_VECTORS; v++) {
+                vs xv;
+                memcpy(&xv, x[m] + g * CG_INT8_GROUP + v * 2 * CG_LANES, sizeof xv);
+                dot += vs_multiply_pairs(wide[v], xv);
+            }
+            sum[m] = vf_fma(__builtin_convertvector(dot, vf), scale * vf_set(steps[m][g]), sum[m]);
+        }
+    }
+    for (int m = 0; m < M; m++) dot_finish(1, p, t + m, n, &sum[m]);
+}
+
+static void CG_NAME(int8_fixed_panel)(const cg_product *p, int64_t n0, int64_t n1) {
+    int64_t block = cg_max(INT8_TOKENS, INT8_BLOCK_BYTES / int8_fixed_bytes(p->K) / INT8_TOKENS * INT8_TOKENS);
+    for (int64_t t0 = 0; t0 < p->T; t0 += block)
+        for (int64_t n = n0; n < n1; n++) {
+            int64_t t = t0, t1 = cg_min(t0 + block, p->T);
+            for (; t + INT8_TOKENS <= t1; t += INT8_TOKENS) int8_fixed_tokens(INT8_TOKENS, p, n, t);
+            for (; t + 2 <= t1; t += 2) int8_fixed_tokens(2, p, n, t);
+            for (; t < t1; t++) int8_fixed_tokens(1, p, n, t);
+        }
+}
+
+static cg_linear CG_NAME(linear_int8_fixed) = {CG_NAME(int8_fixed_packed_bytes), CG_NAME(int8_fixed_pack),
+                                               CG_NAME(int8_fixed_panel)};
