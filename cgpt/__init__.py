@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 isa.use_best()
 
 _DEMO = Path(__file__).parent / "demo"
+PRECISIONS, DENSE = ("auto", "exact"), ("bf16",)  # what load() takes
 
 
 def demo_models() -> list[str]:
@@ -66,9 +67,9 @@ def load(
 
     Raises CheckpointError, ConfigError or InputError, which say what is wrong and what to do.
     """
-    if precision not in ("auto", "exact"):
+    if precision not in PRECISIONS:
         raise InputError(f'precision is "auto" or "exact", not {precision!r}')
-    if dense not in (None, "bf16"):
+    if dense not in (None, *DENSE):
         raise InputError(f'dense is None or "bf16", not {dense!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
         raise InputError(f"threads is a number from 1 to 4096, not {threads!r}")

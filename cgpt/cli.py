@@ -208,8 +208,8 @@ def _add_generate(commands: Any) -> None:
     add = parser.add_argument_group("running").add_argument
     add("--threads", type=int, metavar="N", help="default: the CPUs this process may use")
     exact = "exact keeps float32 activations everywhere; auto (default) lets prompts use bf16 matrix units"
-    add("--precision", choices=("auto", "exact"), default="auto", help=exact)
-    add("--dense", choices=("bf16",), help="round float32 matrices to bf16: half the bytes to read per token")
+    add("--precision", choices=cgpt.PRECISIONS, default="auto", help=exact)
+    add("--dense", choices=cgpt.DENSE, help="round float32 matrices to bf16: half the bytes to read per token")
 
 
 def _add_info(commands: Any) -> None:

@@ -80,10 +80,17 @@ class Model:
 
     # ------------------------------------------------------------------------------------------------- the step
 
-    def new_sequence(self, context: int | None = None) -> Sequence:
-        """An empty sequence with room for `context` positions (default: all the model has)."""
+    def new_sequence(self, context: int | None = None, slack: int = 0) -> Sequence:
+        """An empty sequence with room for `context` positions (default: all the model has) that can go back by `slack`
+        tokens, see Sequence.truncate."""
         context = self.context_length if context is None else min(context, self.context_length)
-        return Sequence(self.windows, self.kv_heads, self.head_dim, context)
+        return Sequence(self.windows, self.kv_heads, self.head_dim, context, slack)
+
+    def uniform_tokens(self, most: int) -> int:
+        """The tokens, `most` at the highest, that a step may hold for each to get the bits it would get alone."""
+        parts = [self.head, *(part for block in self.blocks for part in vars(block).values())]
+        matrices = [m for part in parts for m in (part if isinstance(part, list) else [part]) if type(m) is k.Matrix]
+        return min(k.uniform_tokens(matrix, most, self.precision == "exact") for matrix in matrices)
 
     def step(self, batch, *, rows: str = "last", head: bool = True) -> np.ndarray:
         """Appends ids to sequences and gives what the model says next.
