@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 def _generate(args: argparse.Namespace) -> None:
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in (*names, "prompt_lookup_num_tokens")}
     with ProgressBar(f"loading {args.model}") as progress:
         model = cgpt.load(args.model, args.threads, args.precision, args.dense, progress=progress)
     if args.json:
@@ -75,6 +75,7 @@ def _report(done: cgpt.Completion) -> dict[str, Any]:
             "prefill": timing(len(done.prompt_ids), done.prefill_seconds),
             "decode": timing(len(done.ids) - 1, done.decode_seconds),  # prefill gave the first
         },
+        "prompt_lookup": {"draft_tokens": done.num_draft_tokens, "accepted_tokens": done.num_accepted_tokens},
     }
 
 
@@ -209,6 +210,8 @@ def _add_generate(commands: Any) -> None:
     add("--threads", type=int, metavar="N", help="default: the CPUs this process may use")
     exact = "exact keeps float32 activations everywhere; auto (default) lets prompts use bf16 matrix units"
     add("--precision", choices=cgpt.PRECISIONS, default="auto", help=exact)
+    lookup = "guess K tokens at a time where the text repeats itself: the same text, often sooner"
+    add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
     add("--dense", choices=cgpt.DENSE, help="round float32 matrices to bf16: half the bytes to read per token")
 
 

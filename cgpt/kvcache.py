@@ -12,7 +12,8 @@ class Sequence:
     """One sequence of tokens inside a model, with a cache of its own: what `model.step` extends.
 
     A full layer's cache has address space for `context` positions, which becomes memory as it is touched; a sliding
-    layer's is a ring of its window and of `slack` more, which truncate() needs. Made by `model.new_sequence()`; used by one step at a time.
+    layer's is a ring of its window and of `slack` more, for truncate(). Made by `model.new_sequence()`; used by one
+    step at a time.
     """
 
     def __init__(self, windows: list[int], G: int, D: int, context: int, slack: int = 0) -> None:

@@ -88,13 +88,13 @@ def test_generate_prints_json(cgpt_, gpt2):
 def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     model = FakeModel(monkeypatch)
     defaults = dict(max_new_tokens=256, temperature=0.0, top_k=None, top_p=None, min_p=None)
-    defaults |= dict(repetition_penalty=None, seed=None, stop=None)
+    defaults |= dict(repetition_penalty=None, seed=None, stop=None, prompt_lookup_num_tokens=None)
     assert cgpt_("generate", "a prompt") == (0, "some text\n", "")
     assert model.loaded == ("demo-gpt2", None, "auto", None) and model.prompt == "a prompt"
     assert model.options == defaults
 
     sampling = "--temperature 0.7 --top-k 8 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 3"
-    running = "--model m --threads 2 --precision exact --dense bf16 --stop . --stop ! --max-new-tokens 5"
+    running = "--prompt-lookup-num-tokens 6 --model m --threads 2 --precision exact --dense bf16 --stop . --stop ! --max-new-tokens 5"
     cgpt_("generate", *sampling.split(), *running.split(), "--", "-x")
     assert model.prompt == "-x"
     assert model.loaded == ("m", 2, "exact", "bf16")
@@ -105,6 +105,7 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
         top_p=0.9,
         min_p=0.1,
         repetition_penalty=1.2,
+        prompt_lookup_num_tokens=6,
         seed=3,
         stop=[".", "!"],
     )
