@@ -93,9 +93,10 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     assert model.loaded == ("demo-gpt2", None, "auto", None) and model.prompt == "a prompt"
     assert model.options == defaults
 
+    lookup = ["--prompt-lookup-num-tokens", 6]
     sampling = "--temperature 0.7 --top-k 8 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 3"
-    running = "--prompt-lookup-num-tokens 6 --model m --threads 2 --precision exact --dense bf16 --stop . --stop ! --max-new-tokens 5"
-    cgpt_("generate", *sampling.split(), *running.split(), "--", "-x")
+    running = "--model m --threads 2 --precision exact --dense bf16 --stop . --stop ! --max-new-tokens 5"
+    cgpt_("generate", *sampling.split(), *running.split(), *lookup, "--", "-x")
     assert model.prompt == "-x"
     assert model.loaded == ("m", 2, "exact", "bf16")
     assert model.options == dict(
