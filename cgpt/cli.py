@@ -1,4 +1,4 @@
-"""The command line: cgpt generate, info, synth, kernels."""
+"""The command line: cgpt generate, info, synth, kernels, quality."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ class ProgressBar:
 
     DELAY, INTERVAL, CELLS = 0.5, 0.1, 30  # seconds before the first drawing, between drawings; width
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, unit: str = "GB") -> None:
+        self._label, self._unit = label, unit
         self._next = time.monotonic() + self.DELAY
         self._drawn = False
 
@@ -133,7 +133,8 @@ class ProgressBar:
         self._next, self._drawn = now + self.INTERVAL, True
         filled = self.CELLS * done // total if total else self.CELLS
         bar = "#" * filled + "." * (self.CELLS - filled)
-        sys.stderr.write(f"\r{self._label} [{bar}] {done / 1e9:.2f} of {total / 1e9:.2f} GB\x1b[K")
+        shown = f"{done / 1e9:.2f} of {total / 1e9:.2f}" if self._unit == "GB" else f"{done} of {total}"
+        sys.stderr.write(f"\r{self._label} [{bar}] {shown} {self._unit}\x1b[K")
         sys.stderr.flush()
 
     def __enter__(self) -> ProgressBar:
@@ -149,6 +150,8 @@ class ProgressBar:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from cgpt.quality_cli import add_quality
+
     parser = argparse.ArgumentParser(
         prog="cgpt",
         description="GPT-2 and gpt-oss on the CPU, from the checkpoints as published.",
@@ -157,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_info, _add_synth, _add_kernels):
+    for add in (_add_generate, _add_info, _add_synth, _add_kernels, add_quality):
         add(commands)
     return parser
 

@@ -1,5 +1,6 @@
 """What every model does with its blocks: steps over batches of sequences, and the calls of the public API."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,12 @@ class Model:
     def context_length(self) -> int:
         """The positions the model has."""
         raise NotImplementedError
+
+    def at_precision(self, precision: str) -> "Model":
+        """The same weights, with no copy of them, at another precision."""
+        twin = copy.copy(self)
+        twin.precision, twin._idle = precision, []
+        return twin
 
     # ------------------------------------------------------------------------------------------------- the step
 
