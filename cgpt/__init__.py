@@ -5,14 +5,14 @@
     print(model.generate("ROMEO:", max_new_tokens=40).text)
 
 The map: gpt2.py and gpt_oss.py are the models, side by side; model.py what they share (steps, logits, scores);
-generate.py and sampling.py make text of it; weights.py, loader.py, configs.py read checkpoints; kvcache.py holds
+generate.py, sampling.py and lookup.py make text of it; quality.py compares two settings; weights.py, loader.py, configs.py read checkpoints; kvcache.py holds
 sequences; tokenizer.py wraps tiktoken; _kernels.pyx hands everything to the C in csrc/.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
-from cgpt import isa
+from cgpt import isa, quality
 from cgpt.configs import GPT2Config, read_config
 from cgpt.errors import CgptError, CheckpointError, InputError
 from cgpt.generate import Completion
@@ -24,7 +24,7 @@ from cgpt.model import Model
 from cgpt.threads import usable_cpus
 from cgpt.weights import Checkpoint
 
-__all__ = ["CgptError", "Completion", "Model", "demo_models", "kernels", "load", "locate"]
+__all__ = ["CgptError", "Completion", "Model", "demo_models", "kernels", "load", "locate", "quality"]
 __version__ = "0.1.0"
 
 isa.use_best()

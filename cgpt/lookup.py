@@ -2,9 +2,13 @@
 
 Saxena, "Prompt Lookup Decoding" (2023), https://github.com/apoorvumang/prompt-lookup-decoding; transformers'
 prompt_lookup_num_tokens, vLLM's method "ngram". A step reads the weights once for however many tokens it holds, so
-a guess that comes true is a token for little. A guessed token is kept only where it equals the one that the request
-chooses, or draws, from the same logits without it; so the output is that of plain decoding where the logits are, and
-`Model.uniform_tokens` bounds the steps so that they are.
+a guess that comes true is a token for little.
+
+The output is that of plain decoding. A guess is kept only where it equals what the request chooses, or draws, from the
+logits before it; and those are the same to the bit. In precision="exact" they always are. In "auto" they are in steps
+of up to Model.uniform_tokens, which no step with guesses exceeds: while more requests than that run there are none,
+and while prompts are read neither. (A request that joins others changes what these get in "auto", with guesses or
+without.)
 """
 
 from __future__ import annotations
