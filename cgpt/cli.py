@@ -1,4 +1,4 @@
-"""The command line: cgpt generate, info, synth, kernels, quality."""
+"""The command line: cgpt generate, info, synth, quality, kernels."""
 
 from __future__ import annotations
 
@@ -150,8 +150,6 @@ class ProgressBar:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from cgpt.quality_cli import add_quality
-
     parser = argparse.ArgumentParser(
         prog="cgpt",
         description="GPT-2 and gpt-oss on the CPU, from the checkpoints as published.",
@@ -160,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_info, _add_synth, _add_kernels, add_quality):
+    for add in (_add_generate, _add_info, _add_synth, _add_quality, _add_kernels):
         add(commands)
     return parser
 
@@ -246,6 +244,12 @@ def _add_synth(commands: Any) -> None:
     parser.add_argument("size", metavar="SIZE", help=f"one of {', '.join(SIZES)}; or a config.json")
     parser.add_argument("directory", metavar="DIR", help="where to write; must be empty or not exist yet")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
+
+
+def _add_quality(commands: Any) -> None:
+    from cgpt import quality_cli  # which takes from here
+
+    quality_cli.add_quality(_command, commands)
 
 
 def _add_kernels(commands: Any) -> None:

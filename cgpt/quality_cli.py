@@ -11,16 +11,16 @@ from typing import Any
 
 import cgpt
 from cgpt import quality
-from cgpt.cli import DEFAULT_MODEL, ProgressBar, _command
+from cgpt.cli import DEFAULT_MODEL, ProgressBar
 from cgpt.errors import InputError
 from cgpt.quality import Quality
 
 
-def add_quality(commands: Any) -> None:
-    parser = _command(
+def add_quality(command: Any, commands: Any) -> None:
+    parser = command(
         commands,
         "quality",
-        run,
+        _quality,
         "say how far a setting is from the exact computation: KL divergence, agreement, perplexity",
         "  cgpt quality --model ./gpt2 --dense bf16\n"
         "  cgpt quality --model ./gpt-oss-20b --decode --text notes.txt --context 512",
@@ -38,7 +38,7 @@ def add_quality(commands: Any) -> None:
     add("--json", action="store_true", help="print one JSON object")
 
 
-def run(args: argparse.Namespace) -> None:
+def _quality(args: argparse.Namespace) -> None:
     text = read_text(args.text)
     with ProgressBar(f"loading {args.model}") as progress:
         model = cgpt.load(args.model, args.threads, args.precision, args.dense, progress=progress)

@@ -5,14 +5,13 @@ import io
 import json
 import math
 import re
-import shlex
 
 import numpy as np
 import pytest
 from golden import case
 
 import cgpt
-from cgpt import cli, quality, quality_cli
+from cgpt import cli, quality
 from cgpt.errors import ContextLengthError, EmptyPromptError, InputError, TokenIdError
 from cgpt.quality import Quality, compare, measure, summary
 
@@ -234,10 +233,3 @@ def test_stdin_and_errors(capsys, monkeypatch, tmp_path):
         status, out, err = run(capsys, *args)
         assert (status, out) == (2, "") and re.fullmatch(r"cgpt: error: .+\n", err)
     assert run(capsys, "--dense", "int3")[0] == run(capsys, "--precision", "most")[0] == 2
-
-
-def test_help(capsys):
-    status, out, _ = run(capsys, "--help")
-    examples = re.findall(r"^  cgpt (.*)$", out.split("examples:\n")[1], re.M)
-    assert status == 0 and len(examples) == 2
-    assert all(cli._parser().parse_args(shlex.split(example)).run is quality_cli.run for example in examples)
