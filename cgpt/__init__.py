@@ -5,14 +5,15 @@
     print(model.generate("ROMEO:", max_new_tokens=40).text)
 
 The map: gpt2.py and gpt_oss.py are the models, side by side; model.py what they share (steps, logits, scores);
-generate.py and sampling.py make text of it; weights.py, loader.py, configs.py read checkpoints; kvcache.py holds
-sequences; tokenizer.py wraps tiktoken; _kernels.pyx hands everything to the C in csrc/.
+generate.py, sampling.py and lookup.py make text of it; quality.py compares two settings; weights.py, loader.py,
+configs.py read checkpoints; kvcache.py holds sequences; tokenizer.py wraps tiktoken; _kernels.pyx hands everything to
+the C in csrc/.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
-from cgpt import isa
+from cgpt import isa, quality
 from cgpt.configs import GPT2Config, read_config
 from cgpt.errors import CgptError, CheckpointError, InputError
 from cgpt.generate import Completion
@@ -24,12 +25,13 @@ from cgpt.model import Model
 from cgpt.threads import usable_cpus
 from cgpt.weights import Checkpoint
 
-__all__ = ["CgptError", "Completion", "Model", "demo_models", "kernels", "load", "locate"]
+__all__ = ["CgptError", "Completion", "Model", "demo_models", "kernels", "load", "locate", "quality"]
 __version__ = "0.1.0"
 
 isa.use_best()
 
 _DEMO = Path(__file__).parent / "demo"
+PRECISIONS, DENSE = ("auto", "exact"), ("bf16",)  # what load() takes
 
 
 def demo_models() -> list[str]:
@@ -67,9 +69,9 @@ def load(
 
     Raises CheckpointError, ConfigError or InputError, which say what is wrong and what to do.
     """
-    if precision not in ("auto", "exact"):
+    if precision not in PRECISIONS:
         raise InputError(f'precision is "auto" or "exact", not {precision!r}')
-    if dense not in (None, "bf16", "int8"):
+    if dense not in (None, *DENSE):
         raise InputError(f'dense is None, "bf16" or "int8", not {dense!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
         raise InputError(f"threads is a number from 1 to 4096, not {threads!r}")

@@ -59,6 +59,7 @@ cdef extern from "cgpt.h" nogil:
     const char *cg_kernel_variant(int)
     int cg_has_openmp()
 
+    int64_t cg_uniform_tokens(const cg_matrix *, int64_t, int)
     int64_t cg_packed_most(const cg_matrix *, int64_t)
     cg_status cg_run_linear(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const cg_matrix *, int)
     int64_t cg_moe_scratch(const cg_matrix *, const cg_matrix *, int64_t, int64_t)

@@ -386,6 +386,11 @@ def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t colu
     check(status, "linear", (w.dtype, w.shape, T))
 
 
+def uniform_tokens(Matrix w, int64_t most, bint exact):
+    """The most tokens, `most` at the highest, that a product with w may have for each to get the bits it gets alone."""
+    return cg_uniform_tokens(&w.c, most, exact)
+
+
 def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
         float alpha, float limit, int64_t T):
     """out[t] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j]."""

@@ -1,4 +1,4 @@
-"""The command line: cgpt generate, info, synth, kernels."""
+"""The command line: cgpt generate, info, synth, quality, kernels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 def _generate(args: argparse.Namespace) -> None:
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in (*names, "prompt_lookup_num_tokens")}
     with ProgressBar(f"loading {args.model}") as progress:
         model = cgpt.load(args.model, args.threads, args.precision, args.dense, progress=progress)
     if args.json:
@@ -75,6 +75,7 @@ def _report(done: cgpt.Completion) -> dict[str, Any]:
             "prefill": timing(len(done.prompt_ids), done.prefill_seconds),
             "decode": timing(len(done.ids) - 1, done.decode_seconds),  # prefill gave the first
         },
+        "prompt_lookup": {"draft_tokens": done.num_draft_tokens, "accepted_tokens": done.num_accepted_tokens},
     }
 
 
@@ -120,8 +121,8 @@ class ProgressBar:
 
     DELAY, INTERVAL, CELLS = 0.5, 0.1, 30  # seconds before the first drawing, between drawings; width
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, unit: str = "GB") -> None:
+        self._label, self._unit = label, unit
         self._next = time.monotonic() + self.DELAY
         self._drawn = False
 
@@ -132,7 +133,8 @@ class ProgressBar:
         self._next, self._drawn = now + self.INTERVAL, True
         filled = self.CELLS * done // total if total else self.CELLS
         bar = "#" * filled + "." * (self.CELLS - filled)
-        sys.stderr.write(f"\r{self._label} [{bar}] {done / 1e9:.2f} of {total / 1e9:.2f} GB\x1b[K")
+        shown = f"{done / 1e9:.2f} of {total / 1e9:.2f}" if self._unit == "GB" else f"{done} of {total}"
+        sys.stderr.write(f"\r{self._label} [{bar}] {shown} {self._unit}\x1b[K")
         sys.stderr.flush()
 
     def __enter__(self) -> ProgressBar:
@@ -156,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_info, _add_synth, _add_kernels):
+    for add in (_add_generate, _add_info, _add_synth, _add_quality, _add_kernels):
         add(commands)
     return parser
 
@@ -208,9 +210,11 @@ def _add_generate(commands: Any) -> None:
     add = parser.add_argument_group("running").add_argument
     add("--threads", type=int, metavar="N", help="default: the CPUs this process may use")
     exact = "exact keeps float32 activations everywhere; auto (default) lets prompts use bf16 matrix units"
-    add("--precision", choices=("auto", "exact"), default="auto", help=exact)
+    add("--precision", choices=cgpt.PRECISIONS, default="auto", help=exact)
+    lookup = "guess K tokens at a time where the text repeats itself: the same text, often sooner"
+    add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
     dense = "round dense matrices to bf16, or quantise them to 8 bits: fewer bytes to read per token"
-    add("--dense", choices=("bf16", "int8"), help=dense)
+    add("--dense", choices=cgpt.DENSE, help=dense)
 
 
 def _add_info(commands: Any) -> None:
@@ -241,6 +245,12 @@ def _add_synth(commands: Any) -> None:
     parser.add_argument("size", metavar="SIZE", help=f"one of {', '.join(SIZES)}; or a config.json")
     parser.add_argument("directory", metavar="DIR", help="where to write; must be empty or not exist yet")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
+
+
+def _add_quality(commands: Any) -> None:
+    from cgpt import quality_cli  # which takes from here
+
+    quality_cli.add_quality(_command, commands)
 
 
 def _add_kernels(commands: Any) -> None:

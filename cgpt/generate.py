@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from cgpt.errors import ContextLengthError, EmptyPromptError, InputError, TokenIdError, TokenizerError
 from cgpt.jsonfile import shown
+from cgpt.lookup import Lookup, Speculation
 from cgpt.sampling import Sampler, Sampling, likeliest, log_probabilities, require_integer
 from cgpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -37,6 +39,7 @@ class Completion:
     top_logprobs: for each id {id: log-probability} of the likeliest, these first; None unless asked for
     prompt_ids: the prompt
     prefill_seconds, decode_seconds: from its first step to the first new id, and from there to the last one
+    num_draft_tokens, num_accepted_tokens: ids that prompt lookup guessed, and of these the right ones
     """
 
     text: str | None
@@ -47,6 +50,8 @@ class Completion:
     prompt_ids: list[int]
     prefill_seconds: float
     decode_seconds: float
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 def generate(model: Model, prompt: Any, *, seed: Any = None, **options: Any) -> Completion | list[Completion]:
@@ -62,6 +67,9 @@ def generate(model: Model, prompt: Any, *, seed: Any = None, **options: Any) -> 
     stop: a str, a token id, or a list of these, that ends the text too
     logprobs: True keeps the log-probability of each new id, a number k also those of the k likeliest
     ignore_eos: go on after the checkpoint's eos ids
+    prompt_lookup_num_tokens: guess so many tokens at a time from what followed the same words before, and check them
+        in one step (cgpt.lookup). The output is the same, sooner where texts repeat themselves; where guessing does
+        not pay, it pauses. None, the default, never guesses
 
     A prompt of n tokens gets context_length - n + 1 new ids at most. Raises, before anything is computed,
     ContextLengthError, EmptyPromptError, TokenIdError or another InputError; TokenizerError where text is
@@ -112,6 +120,7 @@ class Request:
         stop: str | int | Iterable[str | int] | None = None,
         logprobs: bool | int | None = None,
         ignore_eos: bool = False,
+        prompt_lookup_num_tokens: int | None = None,
     ) -> None:
         if _is_batch(prompt):
             raise InputError(f"one prompt is a text or a flat list of ids, not {shown(prompt)}")
@@ -131,6 +140,10 @@ class Request:
         self.end_ids = frozenset(stop_ids if ignore_eos else (*stop_ids, *model.eos_token_ids))
         self.sampler = Sampler(sampling, model.vocab_size, seed=seed, prompt_ids=self.prompt_ids)
         self.text = _text_stream(model, stop_texts)
+        self.lookup: Lookup | None = None
+        if prompt_lookup_num_tokens is not None:
+            guesses = require_integer("prompt_lookup_num_tokens", prompt_lookup_num_tokens, low=1)
+            self.lookup = Lookup(guesses, len(self.prompt_ids) + self.limit)
 
         self.ids: list[int] = []
         self.pieces: list[str] = []
@@ -144,7 +157,8 @@ class Request:
     def start(self, model: Model) -> None:
         """Gets the request its sequence. The last new id is never fed, so it needs no position."""
         self.started = time.perf_counter()
-        self.sequence = model.new_sequence(len(self.prompt_ids) + self.limit - 1)
+        slack = {"slack": self.lookup.num_tokens} if self.lookup else {}
+        self.sequence = model.new_sequence(len(self.prompt_ids) + self.limit - 1, **slack)
 
     def accept(self, logits: np.ndarray) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain now."""
@@ -174,6 +188,8 @@ class Request:
             prompt_ids=self.prompt_ids,
             prefill_seconds=self.answered - self.started,
             decode_seconds=self.finished - self.answered,
+            num_draft_tokens=self.lookup.proposed if self.lookup else 0,
+            num_accepted_tokens=self.lookup.accepted if self.lookup else 0,
         )
 
     def _advance_text(self, token: int) -> str:
@@ -200,7 +216,8 @@ class Scheduler:
     """Runs requests through one model together.
 
     Each step() is one model.step: every running request's next ids, in order of arrival, PREFILL_CHUNK at
-    most in all. So what decodes goes on decoding, and prompts are read with the room that is left.
+    most in all. So what decodes goes on decoding, and prompts are read with the room that is left. A step that reads
+    no prompt is the place for prompt lookup: its time says what guessing is worth.
     """
 
     MAX_RUNNING = 64  # bounds the memory of caches and logits; the others wait for their turn
@@ -209,8 +226,12 @@ class Scheduler:
         self.model = model
         self.requests = list(requests)  # all that are not finished; more may be appended at any time
 
+    @cached_property
+    def speculation(self) -> Speculation:
+        return Speculation(self.model, self.MAX_RUNNING)
+
     def step(self) -> list[tuple[Request, str]]:
-        """The requests that got a new id in this step, each with the text, often "", that is certain now."""
+        """For each new id of this step its request, with the text, often "", that is certain by it."""
         room, batch, answered, rows = self.model.PREFILL_CHUNK, [], [], []
         for request in islice(self.requests, self.MAX_RUNNING):
             if not room:
@@ -223,8 +244,12 @@ class Scheduler:
                 answered.append(request)
                 rows.append(len(batch))
             batch.append((request.sequence, ids))
-        logits = self.model.step(batch, head=bool(answered))
-        pieces = [(request, request.accept(logits[row])) for request, row in zip(answered, rows, strict=True)]
+        decodes_only = len(answered) == self.model.PREFILL_CHUNK - room
+        if decodes_only and any(request.lookup for request in answered):
+            pieces = self.speculation.step(batch, answered)
+        else:
+            logits = self.model.step(batch, head=bool(answered))
+            pieces = [(request, request.accept(logits[row])) for request, row in zip(answered, rows, strict=True)]
         if any(request.finish_reason for request in answered):
             self.requests = [request for request in self.requests if not request.finish_reason]
         return pieces

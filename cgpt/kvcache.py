@@ -12,17 +12,20 @@ class Sequence:
     """One sequence of tokens inside a model, with a cache of its own: what `model.step` extends.
 
     A full layer's cache has address space for `context` positions, which becomes memory as it is touched; a sliding
-    layer's is a ring of its window. Made by `model.new_sequence()`; used by one step at a time.
+    layer's is a ring of its window and of `slack` more, for truncate(). Made by `model.new_sequence()`; used by one
+    step at a time.
     """
 
-    def __init__(self, windows: list[int], G: int, D: int, context: int) -> None:
+    def __init__(self, windows: list[int], G: int, D: int, context: int, slack: int = 0) -> None:
         """windows: per layer, how many positions it sees (0: all); G key/value heads of D."""
         self.position = 0
         self.context = context
+        self._written = 0  # the positions that have ever been reached
+        self._slack = slack if any(windows) else context
         self.layers: list[LayerCache] = []
         self.arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._whole = True
-        blocks = [-(-min(window or context, context) // KV_BLOCK) for window in windows]
+        blocks = [-(-min(window + slack if window else context, context) // KV_BLOCK) for window in windows]
         key_shape, value_shape = (G, D, KV_BLOCK), (G, KV_BLOCK, -(-D // V_ALIGN) * V_ALIGN)
         sizes = [b * int(np.prod(shape)) for b in blocks for shape in (key_shape, value_shape)]
         try:
@@ -54,7 +57,19 @@ class Sequence:
     def end(self, tokens: int) -> None:
         """Called when the step is complete."""
         self.position += tokens
+        self._written = max(self._written, self.position)
         self._whole = True
+
+    def truncate(self, position: int) -> None:
+        """Forgets what stands at `position` and after it. Not further back than `slack` from the farthest that was
+        reached where there are sliding layers: their rings have lost what is older. InputError otherwise."""
+        self.require(0)
+        if not max(0, self._written - self._slack) <= position <= self.position:
+            raise InputError(
+                f"a sequence that holds {self.position} tokens and has held {self._written} cannot be cut to "
+                f"{position}; give model.new_sequence() more slack than {self._slack}"
+            )
+        self.position = position
 
     def first_bad_layer(self) -> int | None:
         """The first layer whose keys or values are not finite."""

@@ -1,5 +1,6 @@
 """What every model does with its blocks: steps over batches of sequences, and the calls of the public API."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,12 +79,25 @@ class Model:
         """The positions the model has."""
         raise NotImplementedError
 
+    def at_precision(self, precision: str) -> "Model":
+        """The same weights, with no copy of them, at another precision."""
+        twin = copy.copy(self)
+        twin.precision, twin._idle = precision, []
+        return twin
+
     # ------------------------------------------------------------------------------------------------- the step
 
-    def new_sequence(self, context: int | None = None) -> Sequence:
-        """An empty sequence with room for `context` positions (default: all the model has)."""
+    def new_sequence(self, context: int | None = None, slack: int = 0) -> Sequence:
+        """An empty sequence with room for `context` positions (default: all the model has) that can go back by `slack`
+        tokens, see Sequence.truncate."""
         context = self.context_length if context is None else min(context, self.context_length)
-        return Sequence(self.windows, self.kv_heads, self.head_dim, context)
+        return Sequence(self.windows, self.kv_heads, self.head_dim, context, slack)
+
+    def uniform_tokens(self, most: int) -> int:
+        """The tokens, `most` at the highest, that a step may hold for each to get the bits it would get alone."""
+        parts = [self.head, *(part for block in self.blocks for part in vars(block).values())]
+        matrices = [m for part in parts for m in (part if isinstance(part, list) else [part]) if type(m) is k.Matrix]
+        return min(k.uniform_tokens(matrix, most, self.precision == "exact") for matrix in matrices)
 
     def step(self, batch, *, rows: str = "last", head: bool = True) -> np.ndarray:
         """Appends ids to sequences and gives what the model says next.

@@ -116,10 +116,10 @@ def candidates(logits: np.ndarray, peak: float, sampling: Sampling) -> tuple[np.
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """float64 [V]: the logarithms of the softmax of the logits [V]."""
+    """float64 [.., V]: the logarithms of the softmax of the logits [.., V]."""
     shifted = logits.astype(np.float64)
-    shifted -= shifted.max()
-    return shifted - np.log(np.exp(shifted).sum())
+    shifted -= shifted.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def likeliest(logprobs: np.ndarray, k: int) -> dict[int, float]:

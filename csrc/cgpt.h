@@ -171,6 +171,8 @@ int cg_has_openmp(void);
 
 /* Bytes of packed activations that T tokens need at most, whichever kernel is picked: the scratch of linear. */
 int64_t cg_packed_most(const cg_matrix *w, int64_t T);
+/* The most tokens, `most` at the highest, that a product may have for every one to get the bits it gets alone. */
+int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, int exact);
 cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t T,
                         const cg_matrix *w, int add);
 

@@ -52,6 +52,13 @@ int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
     return exact ? cg_max(exact->packed_bytes(T, w->K), fast->packed_bytes(T, w->K)) : 0;
 }
 
+/* One kernel gives a row the same bits among any number of rows; the *_tile ones do not, but none is for one token. */
+int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, int exact) {
+    int64_t T = 1;
+    while (T < most && cg_pick_linear(w, T + 1, exact) == cg_pick_linear(w, 1, exact)) T++;
+    return T;
+}
+
 typedef struct {
     cg_linear *kernel;
     cg_product p;

@@ -471,7 +471,7 @@ def test_unknown_options(gpt2):
 
 def test_every_option_is_explained():
     options = [name for name, p in inspect.signature(Request).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert len(options) == 10
+    assert len(options) == 11
     for name in options:
         assert name in generate.__doc__
 

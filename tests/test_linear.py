@@ -18,6 +18,8 @@ from kernel_cases import (
 )
 from tolerance import F32, assert_close, dot_tolerance
 
+from cgpt import _kernels
+
 INPUTS = (1, 7, 15, 16, 17, 31, 33, 63, 65, 80, 100, 2880)
 OUTPUTS = (1, 3, 16, 21, 70)
 MOST = max(TOKENS), max(OUTPUTS)
@@ -35,6 +37,16 @@ def product(dtype, K, how):
     x, w = case(dtype, K)
     x, _ = operand(x, how)
     return x.astype(np.float64) @ w.values.T, dot_tolerance(x, w.values)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
+@pytest.mark.parametrize("dtype", [*FLOATS, "MXFP4"])
+def test_uniform_tokens(level, dtype, exact):
+    """As long as the rounding is that of one token; test_kvcache.py compares the bits."""
+    alike = [rounding(level, dtype, T, exact) == rounding(level, dtype, 1, exact) for T in range(1, 21)]
+    expected = ([*alike, False]).index(False)
+    assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 20, exact) == expected >= 4
+    assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 1, exact) == 1
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
