@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 isa.use_best()
 
 _DEMO = Path(__file__).parent / "demo"
-PRECISIONS, DENSE = ("auto", "exact"), ("bf16",)  # what load() takes
+PRECISIONS, DENSE = ("auto", "exact"), ("bf16", "int8")  # what load() takes
 
 
 def demo_models() -> list[str]:
