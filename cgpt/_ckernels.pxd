@@ -57,6 +57,7 @@ cdef extern from "cgpt.h" nogil:
     const char *cg_kernel_name(int)
     const char *cg_kernel_variant(int)
     int cg_has_openmp()
+    int cg_openmp_places(int *, int)
 
     int64_t cg_packed_most(const cg_matrix *, int64_t)
     cg_status cg_run_linear(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const cg_matrix *, int)

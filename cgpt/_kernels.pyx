@@ -69,6 +69,12 @@ def has_openmp():
     return bool(cg_has_openmp())
 
 
+def openmp_places():
+    """The CPUs that OpenMP binds threads to; [] where it binds none (OMP_PROC_BIND and OMP_PLACES are not set)."""
+    cdef int cpus[4096]
+    return [cpus[i] for i in range(cg_openmp_places(cpus, 4096))]
+
+
 use_level("ref")  # so that there is something to call; cgpt.isa chooses better
 
 # ------------------------------------------------------------------------------------------------ what kernels take

@@ -206,7 +206,7 @@ def _add_generate(commands: Any) -> None:
     add("--seed", type=int, metavar="N", help="the same seed draws the same text again")
 
     add = parser.add_argument_group("running").add_argument
-    add("--threads", type=int, metavar="N", help="default: the CPUs this process may use")
+    add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
     exact = "exact keeps float32 activations everywhere; auto (default) lets prompts use bf16 matrix units"
     add("--precision", choices=("auto", "exact"), default="auto", help=exact)
     add("--dense", choices=("bf16",), help="round float32 matrices to bf16: half the bytes to read per token")
