@@ -32,8 +32,8 @@ def cpus(path: Path) -> set[int]:
     found: set[int] = set()
     try:
         for part in text(path).split(","):
-            first, _, last = part.partition("-")
-            found |= set(range(int(first), min(int(last or first), 1 << 16) + 1))
+            first, dash, last = part.partition("-")
+            found |= set(range(int(first), min(int(last if dash else first), 1 << 16) + 1))
     except ValueError:
         return set()
     return found

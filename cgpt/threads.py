@@ -24,14 +24,15 @@ def default_threads(root: Path = Path("/")) -> int:
     most = [len(topology.cores(topology.usable_cpus(root), root))]
     if (quota := cpu_quota(root)) is not None:
         most.append(int(quota))
-    most += [limit for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT") if (limit := openmp_limit(name))]
+    names = "OMP_NUM_THREADS", "OMP_THREAD_LIMIT"
+    most += [limit for name in names if (limit := openmp_limit(os.environ.get(name, "")))]
     return max(1, min(most))
 
 
-def openmp_limit(name: str) -> int | None:
-    """What an environment variable of OpenMP's asks for at the outermost level ("4" or "4,2"); None where it is unset
-    or no number, which OpenMP ignores too."""
-    first = os.environ.get(name, "").split(",")[0].strip()
+def openmp_limit(setting: str) -> int | None:
+    """The number of threads that OpenMP's variables ask for at the outermost level ("4" or "4,2"); None where it is no
+    number, which OpenMP ignores too."""
+    first = setting.split(",")[0].strip()
     return int(first) or None if first.isdecimal() else None
 
 

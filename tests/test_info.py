@@ -169,7 +169,7 @@ def test_refuses_too_long_a_context():
 
 def test_what_fits(monkeypatch):
     def here(available, context=None):
-        monkeypatch.setattr(cgpt.info, "available_memory", lambda: available)
+        monkeypatch.setattr(cgpt.info, "available_memory", lambda root: available)
         return describe("gpt-oss-20b", context)
 
     def needed(context):
