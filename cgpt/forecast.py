@@ -15,8 +15,8 @@ from cgpt.sizes import SIZES
 
 CONTEXT = 512  # tokens of the prompt, and before the token decoded
 
-# The share of the roof where it was measured, whole models (bench/SPEED.md): decode 73 to 84 %, prompts of 512 tokens
-# 60 to 65 % on AVX2. Other machines will differ; hence "expected" beside "at_most", never instead of it.
+# The share of the roof where it was measured, whole models on AVX2 (bench/SPEED.md): decode 71 to 84 %, prompts of 512
+# tokens 62 to 64 %. Other machines will differ; hence "expected" beside "at_most", never instead of it.
 REACHED = {"decode": 0.75, "prompt": 0.6}
 
 VARIANTS: list[tuple[str, str | None]] = [

@@ -97,6 +97,7 @@ def quota_v1(directory, quota, period=100000):
     (v2("/", **{"__cpu-max": "max 100000"}), 16),
     (v2("/", **{"__cpu-max": "300000 100000"}), 3),  # a namespace of its own: the container's cgroup is "/"
     (v2("/../other", **{"__cpu-max": "300000 100000", "other__cpu-max": "100000 100000"}), 3),  # moved out of it
+    (v2("/../other", **{"__cpu-max": "300000 100000"}) | {"sys/fs/other/cpu.max": "100000 100000"}, 3),
     (v2("/docker/1f", top="/docker/1f", **{"__cpu-max": "300000 100000"}), 3),  # no namespace
     (v2("/docker/1f/x", top="/docker/1f", **{"x__cpu-max": "200000 100000"}), 2),
     (v2("/docker/1f", top="/docker/2e", **{"__cpu-max": "300000 100000"}), 3),
