@@ -18,7 +18,7 @@ from cgpt.doctor import ENVIRONMENT, examine
 from cgpt.doctor_text import render
 from cgpt.errors import InputError
 from cgpt.forecast import VARIANTS, flops_per_token, forecast
-from cgpt.info import cache_read, dense_bits, describe
+from cgpt.info import _loaded, cache_read, dense_bits, describe
 from cgpt.sizes import SIZES
 
 ROOF = SimpleNamespace(read_bytes_per_s=40e9, flops_per_s=500e9, level="avx2", dtype="f32")
@@ -267,6 +267,13 @@ def test_int8_takes_eight_bits_and_a_scale_a_row(name):
         vectors = 2 * L * (rows + C + 64)
         assert small["attention"] == L * (rows * (C + 4) + C * (out + 4)) + vectors
     assert dense_bits("int8", 64) == 8.5 and dense_bits("bf16", 64) == 16
+
+
+def test_biases_of_experts_stay_as_they_are():
+    """They have two dimensions, [E, N], and are no matrices."""
+    name = "model.layers.0.mlp.experts.down_proj_bias"
+    bias = SimpleNamespace(name=name, shape=(32, 2880), dtype="F32", nbytes=368640)
+    assert [_loaded(SIZES["gpt-oss-20b"], bias, dense) for dense in (None, "bf16", "int8")] == [368640] * 3
 
 
 def test_flops_of_a_prompt():
