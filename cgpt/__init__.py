@@ -22,7 +22,7 @@ from cgpt.gpt_oss import GptOss
 from cgpt.isa import kernels
 from cgpt.loader import Loader
 from cgpt.model import Model
-from cgpt.threads import usable_cpus
+from cgpt.threads import default_threads
 from cgpt.weights import Checkpoint
 
 __all__ = ["CgptError", "Completion", "Model", "demo_models", "kernels", "load", "locate", "quality"]
@@ -61,11 +61,11 @@ def load(
 ) -> Model:
     """A model, ready to run, from a checkpoint directory or by the name of one in the package.
 
-    threads: default is the CPUs this process may use. precision: "auto" lets prompts use bf16 matrix units where the
-    CPU has them; "exact" keeps f32 activations everywhere, and then every logit is the same to the bit for any
-    threads, batch companions and chunking. dense: None keeps the dense matrices as stored, "bf16" rounds them, "int8"
-    quantises those that products read whole, in groups of 64 (`cgpt quality` measures the price). progress(done, total)
-    is told the bytes looked at.
+    threads: default is the physical cores this process may use (cgpt.threads). precision: "auto" lets prompts use bf16
+    matrix units where the CPU has them; "exact" keeps f32 activations everywhere, and then every logit is the same to
+    the bit for any threads, batch companions and chunking. dense: None keeps the dense matrices as stored, "bf16"
+    rounds them, "int8" quantises those that products read whole, in groups of 64 (`cgpt quality` measures the price).
+    progress(done, total) is told the bytes looked at.
 
     Raises CheckpointError, ConfigError or InputError, which say what is wrong and what to do.
     """
@@ -78,6 +78,6 @@ def load(
     directory = locate(path_or_name)
     config = read_config(directory)
     checkpoint = Checkpoint(directory)
-    threads = threads or usable_cpus()
+    threads = threads or default_threads()
     kind = GPT2 if isinstance(config, GPT2Config) else GptOss
     return kind(config, checkpoint, Loader(checkpoint, dense, threads, progress), threads, precision)

@@ -1,4 +1,4 @@
-"""The command line: cgpt generate, info, synth, quality, kernels."""
+"""The command line: cgpt generate, info, synth, quality, doctor, kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import cgpt
-from cgpt import isa
+from cgpt import doctor_cli, isa
 from cgpt.errors import CgptError, InputError
 from cgpt.sizes import SIZES
 
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_info, _add_synth, _add_quality, _add_kernels):
+    for add in (_add_generate, _add_info, _add_synth, _add_quality, _add_doctor, _add_kernels):
         add(commands)
     return parser
 
@@ -208,7 +208,7 @@ def _add_generate(commands: Any) -> None:
     add("--seed", type=int, metavar="N", help="the same seed draws the same text again")
 
     add = parser.add_argument_group("running").add_argument
-    add("--threads", type=int, metavar="N", help="default: the CPUs this process may use")
+    add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
     exact = "exact keeps float32 activations everywhere; auto (default) lets prompts use bf16 matrix units"
     add("--precision", choices=cgpt.PRECISIONS, default="auto", help=exact)
     lookup = "guess K tokens at a time where the text repeats itself: the same text, often sooner"
@@ -251,6 +251,10 @@ def _add_quality(commands: Any) -> None:
     from cgpt import quality_cli  # which takes from here
 
     quality_cli.add_quality(_command, commands)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor_cli.add_doctor(_command, commands)
 
 
 def _add_kernels(commands: Any) -> None:

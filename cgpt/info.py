@@ -7,6 +7,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,16 @@ _PARTS = {
 _ORDER = ("embedding", "attention", "mlp", "norms", "unembedding")
 
 
-def describe(name_or_dir: str | os.PathLike, context: int | None = None) -> dict[str, Any]:
+def describe(
+    name_or_dir: str | os.PathLike,
+    context: int | None = None,
+    dense: str | None = None,
+    root: Path = Path("/"),
+) -> dict[str, Any]:
     """Facts about a checkpoint directory, a model of the package, or a published size (no files needed).
 
-    context: positions to have room for; default all the model has. The result, which json can write, holds
+    context: positions to have room for; default all the model has. dense: as load() is told, "bf16" or "int8"; bytes
+    are those in memory then. root: the file system that holds proc and sys. The result, which json can write, holds
       name, source ("files" or "published size"), architecture;
       shape: layers, width, heads and so on;
       parameters: total, active (those a token is multiplied with), parts {name: number};
@@ -50,10 +57,10 @@ def describe(name_or_dir: str | os.PathLike, context: int | None = None) -> dict
     config, tensors, disk, source = _look_up(name_or_dir)
     limit = config.n_positions if isinstance(config, GPT2Config) else config.max_position_embeddings
     context = _checked_context(context, limit)
-    weights = sum(tensor.nbytes for tensor in tensors)
+    weights = round(sum(_loaded(config, tensor, dense) for tensor in tensors))
     cache = cache_bytes(config, context)
     needed = weights + cache + RUNTIME
-    available = available_memory()
+    available = available_memory(root)
     return {
         "name": Path(name_or_dir).name or str(name_or_dir),
         "source": source,
@@ -63,7 +70,7 @@ def describe(name_or_dir: str | os.PathLike, context: int | None = None) -> dict
         "bytes": {
             "disk": disk,
             "weights": weights,
-            "per_token": _bytes_per_token(config, tensors) | {"cache": cache_read(config, context)},
+            "per_token": _bytes_per_token(config, tensors, dense) | {"cache": cache_read(config, context)},
         },
         "memory": {
             "context": context,
@@ -164,6 +171,7 @@ def _shape(config: GPT2Config | GptOssConfig, limit: int) -> dict[str, int]:
     }
 
 
+@cache
 def _part(name: str) -> str:
     return next(part for part, pattern in _PARTS.items() if re.search(pattern, name))
 
@@ -192,12 +200,35 @@ def _parameters(config: GPT2Config | GptOssConfig, tensors: Iterable[Any]) -> di
     return {"total": parts.total(), "active": round(active), "parts": _in_order(parts)}
 
 
-def _bytes_per_token(config: GPT2Config | GptOssConfig, tensors: Iterable[Any]) -> dict[str, int]:
+def _bytes_per_token(
+    config: GPT2Config | GptOssConfig, tensors: Iterable[Any], dense: str | None
+) -> dict[str, int]:
     parts: Counter[str] = Counter()
     for tensor in tensors:
         part, share = _use(config, tensor)
-        parts[part] += tensor.nbytes * share
+        parts[part] += _loaded(config, tensor, dense) * share
     return _in_order(parts)
+
+
+def _loaded(config: GPT2Config | GptOssConfig, tensor: Any, dense: str | None) -> float:
+    """The bytes of a tensor in memory, once load() has heard of `dense`."""
+    if not dense or len(tensor.shape) < 2 or tensor.dtype == "U8" or tensor.name.endswith("bias"):
+        return tensor.nbytes
+    if dense == "int8" and not _becomes_int8(config, tensor):
+        return tensor.nbytes
+    turned = isinstance(config, GPT2Config) and ".h." in f".{tensor.name}" or len(tensor.shape) == 3  # [.., K, N]
+    return prod(tensor.shape) * dense_bits(dense, tensor.shape[-2 if turned else -1]) / 8
+
+
+def _becomes_int8(config: GPT2Config | GptOssConfig, tensor: Any) -> bool:
+    """The projections of attention, GPT-2's MLP and the head: what the dense kernels multiply for every token."""
+    part, _ = _use(config, tensor)
+    return part in ("attention", "unembedding") or part == "mlp" and isinstance(config, GPT2Config)
+
+
+def dense_bits(dense: str, K: int) -> float:
+    """The bits that a weight takes in a matrix of K inputs loaded as `dense`."""
+    return {"bf16": 16, "int8": 8 + 32 / K}[dense]  # int8: one f32 scale for each row of K weights
 
 
 def _in_order(parts: Mapping[str, float]) -> dict[str, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cgpt import cgroup, sysfiles
+
 
 def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that can be had without swapping, page cache counted as free; None where nothing tells.
@@ -17,7 +19,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 
 def _machine(root: Path) -> int | None:
-    found = _numbers(root / "proc/meminfo").get("MemAvailable:")
+    found = sysfiles.numbers(root / "proc/meminfo").get("MemAvailable:")
     if found is not None:
         return found * 1024  # in KiB
     try:  # not Linux: what is installed is the best that is known
@@ -27,26 +29,8 @@ def _machine(root: Path) -> int | None:
 
 
 def _cgroups(root: Path) -> list[int | None]:
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    left = []
-    for line in lines:
-        hierarchy, controllers, path = line.split(":", 2)
-        if hierarchy == "0":
-            base, read = root / "sys/fs/cgroup", _left_v2
-        elif "memory" in controllers.split(","):
-            base, read = root / "sys/fs/cgroup/memory", _left_v1
-        else:
-            continue
-        directory = base / path.lstrip("/")
-        while True:
-            left.append(read(directory))
-            if directory == base:
-                break
-            directory = directory.parent
-    return left
+    places = cgroup.directories("memory", root)
+    return [_left_v2(place) if version == 2 else _left_v1(place) for version, place in places]
 
 
 def _left_v2(directory: Path) -> int | None:
@@ -59,19 +43,8 @@ def _left_v1(directory: Path) -> int | None:
 
 
 def _left(directory: Path, limit: str, usage: str, page_cache: tuple[str, ...]) -> int | None:
-    try:
-        allowed = int((directory / limit).read_text())
-        used = int((directory / usage).read_text())
-    except (OSError, ValueError):  # ValueError: "max"
+    allowed, used = sysfiles.number(directory / limit), sysfiles.number(directory / usage)
+    if allowed is None or used is None:  # "max" is no number
         return None
-    stat = _numbers(directory / "memory.stat")
+    stat = sysfiles.numbers(directory / "memory.stat")
     return max(0, allowed - used + sum(stat.get(name, 0) for name in page_cache))
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """The lines "name number ..." of a file of the kernel's."""
-    try:
-        lines = [line.split() for line in path.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}

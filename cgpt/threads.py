@@ -1,51 +1,59 @@
-"""How many threads a model uses unless told otherwise: the CPUs this process may really have."""
+"""How many threads a model uses unless told otherwise: the physical cores this process may really have."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
 
-
-def usable_cpus(root: Path = Path("/")) -> int:
-    """CPUs of the affinity mask, no more than the cgroup's quota (v2 or v1) pays for, at least 1."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(root)
-    return max(1, min(cpus, int(quota))) if quota else max(1, cpus)
+from cgpt import cgroup, sysfiles, topology
 
 
-def _quota(root: Path) -> float | None:
-    """The smallest CPU quota of this process's cgroups and their parents, in CPUs; None where there is none."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
+def default_threads(root: Path = Path("/")) -> int:
+    """The physical cores of the affinity mask, no more than the cgroups' CPU quota pays for (2.5 for 2), at least 1.
+
+    Two threads on one core share its caches and arithmetic: they gain nothing and wait for each other. On a hybrid
+    machine performance and efficiency cores count alike: tasks are dealt out one by one as threads become free
+    (csrc/parallel.c), so a slow core does less instead of holding the others up. Whoever wants the fast cores alone, to
+    save the battery, gives their number or uses taskset.
+
+    OMP_NUM_THREADS and OMP_THREAD_LIMIT, which Slurm, joblib and users set to leave room for others, lower this number.
+    They never raise it: they are often set once to all CPUs, siblings included. load(threads=..) is free to.
+
+    root: the root of the file system that holds proc and sys.
+    """
+    most = [len(topology.cores(topology.usable_cpus(root), root))]
+    if (quota := cpu_quota(root)) is not None:
+        most.append(int(quota))
+    names = "OMP_NUM_THREADS", "OMP_THREAD_LIMIT"
+    most += [limit for name in names if (limit := openmp_limit(os.environ.get(name, "")))]
+    return max(1, min(most))
+
+
+def openmp_limit(setting: str) -> int | None:
+    """The number of threads that OpenMP's variables ask for at the outermost level ("4" or "4,2"); None where it is no
+    number, which OpenMP ignores too."""
+    first = setting.split(",")[0].strip()
+    return int(first) or None if first.isdecimal() else None
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """The smallest CPU quota of this process's cgroups, in CPUs; None where there is none."""
+    places = cgroup.directories("cpu", root)
+    quotas = [_quota_v2(place) if version == 2 else _quota_v1(place) for version, place in places]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(place: Path) -> float | None:
+    quota, _, period = sysfiles.text(place / "cpu.max").partition(" ")
+    return _ratio(quota, period)
+
+
+def _quota_v1(place: Path) -> float | None:
+    return _ratio(sysfiles.text(place / "cpu.cfs_quota_us"), sysfiles.text(place / "cpu.cfs_period_us"))
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    """None for "max" or -1, which mean no quota, and for what is no quota at all."""
+    if not (quota.isdecimal() and period.isdecimal() and int(quota) and int(period)):
         return None
-    quotas = []
-    for line in lines:
-        hierarchy, controllers, path = line.split(":", 2)
-        if hierarchy == "0":
-            base, read = root / "sys/fs/cgroup", _quota_v2
-        elif "cpu" in controllers.split(","):
-            base, read = root / "sys/fs/cgroup/cpu", _quota_v1
-        else:
-            continue
-        directory = base / path.lstrip("/")
-        while True:
-            quotas.append(read(directory))
-            if directory == base:
-                break
-            directory = directory.parent
-    return min((q for q in quotas if q), default=None)
-
-
-def _quota_v2(directory: Path) -> float | None:
-    try:
-        quota, period = (directory / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _quota_v1(directory: Path) -> float | None:
-    try:
-        quota = int((directory / "cpu.cfs_quota_us").read_text())
-        return quota / int((directory / "cpu.cfs_period_us").read_text()) if quota > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+    return int(quota) / int(period)

@@ -123,6 +123,18 @@ typedef struct {
 enum { CG_ATTENTION_ROWS = 8 };  /* (token, head) pairs per share; rows of one key/value head are numbered t * H/G + h */
 typedef void cg_attention_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1);
 
+/* ---------------------------------------------------------------------------------------- what the machine can do */
+
+/* The exclusive or of n words. */
+typedef uint32_t cg_read_fn(const uint32_t *data, int64_t n);
+
+/* Multiply-adds as fast as they go, from registers, on a single core. With one = 1 the result of run() is
+   flops / 2 * rounds * x (exact while it is an integer below 2^24): nothing of the work can be left out. */
+typedef const struct {
+    int64_t flops;  /* of a round; a multiply-add is two */
+    float (*run)(float one, float x, int64_t rounds);
+} cg_peak;
+
 /* ----------------------------------------------------------------------------------- the table, and who fills it */
 
 typedef struct {
@@ -142,7 +154,7 @@ typedef enum { CG_REF, CG_AVX2, CG_AVX512, CG_AMX, CG_LEVELS } cg_level;
 extern const cg_kernels *cg_active;                 /* what the drivers call */
 const char *cg_level_name(cg_level level);
 cg_level cg_highest_level(void);                    /* of this machine and build */
-const char *cg_missing_for(cg_level level);         /* the first CPU feature that keeps a level out, or NULL */
+const char *cg_missing_for(cg_level level);         /* the first thing that keeps a level out, or NULL */
 cg_status cg_use_level(cg_level level);             /* CG_BAD_VALUE beyond the highest */
 void cg_mask_features(int bf16);                    /* pretend the CPU lacks AVX512_BF16; takes effect with cg_use_level */
 cg_level cg_current_level(void);
@@ -168,6 +180,8 @@ typedef struct {
 } cg_matrix;
 
 int cg_has_openmp(void);
+/* Writes the CPUs of the places that OpenMP binds threads to, at most `most`, and returns how many; 0: it binds none. */
+int cg_openmp_places(int *cpus, int most);
 
 /* Bytes of packed activations that T tokens need at most, whichever kernel is picked: the scratch of linear. */
 int64_t cg_packed_most(const cg_matrix *w, int64_t T);

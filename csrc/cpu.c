@@ -30,25 +30,28 @@ static int ask_for_amx(void) {
 cg_cpu cg_detect_cpu(void) {
     cg_cpu cpu = {0};
     uint32_t a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return cpu;  /* no OSXSAVE: no XGETBV either */
-    uint64_t state = enabled_state();
-    int ymm = (state & 0x6) == 0x6, zmm = ymm && (state & 0xe0) == 0xe0, tiles = (state & 0x60000) == 0x60000;
-    cpu.fma = ymm && (c >> 12 & 1);
-    cpu.f16c = ymm && (c >> 29 & 1);
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return cpu;
+    uint64_t state = c >> 27 & 1 ? enabled_state() : 0;  /* without OSXSAVE there is no XGETBV */
+    cpu.ymm = (state & 0x6) == 0x6;
+    cpu.zmm = cpu.ymm && (state & 0xe0) == 0xe0;
+    cpu.tiles = (state & 0x60000) == 0x60000;
+    cpu.fma = c >> 12 & 1;
+    cpu.f16c = c >> 29 & 1;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
-        cpu.avx2 = ymm && (b >> 5 & 1);
-        cpu.avx512f = zmm && (b >> 16 & 1);
-        cpu.avx512dq = zmm && (b >> 17 & 1);
-        cpu.avx512bw = zmm && (b >> 30 & 1);
-        cpu.avx512vl = zmm && (b >> 31 & 1);
-        cpu.amx_bf16 = tiles && (d >> 22 & 1);
-        cpu.amx_tile = tiles && (d >> 24 & 1);
-        if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.avx512bf16 = zmm && (a >> 5 & 1);
+        cpu.avx2 = b >> 5 & 1;
+        cpu.avx512f = b >> 16 & 1;
+        cpu.avx512dq = b >> 17 & 1;
+        cpu.avx512bw = b >> 30 & 1;
+        cpu.avx512vl = b >> 31 & 1;
+        cpu.amx_bf16 = d >> 22 & 1;
+        cpu.amx_tile = d >> 24 & 1;
+        if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.avx512bf16 = a >> 5 & 1;
     }
 #ifdef CGPT_EMULATE
     cpu.avx512f = cpu.avx512bw = cpu.avx512dq = cpu.avx512vl = cpu.avx512bf16 = cpu.amx_tile = cpu.amx_bf16 = cpu.avx2;
+    cpu.zmm = cpu.tiles = cpu.ymm;
 #endif
-    cpu.amx_permitted = cpu.amx_tile && cpu.amx_bf16 && ask_for_amx();
+    cpu.amx_permitted = cpu.tiles && cpu.amx_tile && cpu.amx_bf16 && ask_for_amx();
     return cpu;
 }
 #else

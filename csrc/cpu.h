@@ -5,11 +5,13 @@
 typedef struct {
     int avx2, fma, f16c;
     int avx512f, avx512bw, avx512dq, avx512vl, avx512bf16;
-    int amx_tile, amx_bf16, amx_permitted;
+    int amx_tile, amx_bf16;
+    int ymm, zmm, tiles, amx_permitted;
 } cg_cpu;
 
-/* Each member is 1 only if CPUID has the feature and XCR0 says that the system saves its registers. AMX also needs
-   the system's permission, which is asked for here; it holds for all threads of the process. */
+/* The features are what CPUID has; ymm, zmm and tiles say whether the system saves such registers (XCR0): without
+   that a feature cannot be used. AMX also needs the system's permission, which is asked for here; it holds for all
+   threads of the process. */
 cg_cpu cg_detect_cpu(void);
 
 #endif

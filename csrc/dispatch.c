@@ -58,17 +58,20 @@ const char *cg_missing_for(cg_level level) {
         if (!c->avx2) return "AVX2";
         if (!c->fma) return "FMA";
         if (!c->f16c) return "F16C";
+        if (!c->ymm) return "an operating system that enables AVX";
     }
     if (level >= CG_AVX512) {
         if (!c->avx512f) return "AVX512F";
         if (!c->avx512bw) return "AVX512BW";
         if (!c->avx512dq) return "AVX512DQ";
         if (!c->avx512vl) return "AVX512VL";
+        if (!c->zmm) return "an operating system that enables AVX-512";
     }
     if (level >= CG_AMX) {
         if (!c->avx512bf16 || bf16_masked) return "AVX512_BF16";
         if (!c->amx_tile) return "AMX-TILE";
         if (!c->amx_bf16) return "AMX-BF16";
+        if (!c->tiles) return "an operating system that enables AMX";
         if (!c->amx_permitted) return "the system's permission for AMX";
     }
     return NULL;

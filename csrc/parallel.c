@@ -13,6 +13,15 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(give
 
 int cg_has_openmp(void) { return 1; }
 
+int cg_openmp_places(int *cpus, int most) {
+    int found = 0;
+    for (int i = 0; i < omp_get_num_places(); i++) {
+        int n = omp_get_place_num_procs(i);
+        if (n <= most - found) omp_get_place_proc_ids(i, cpus + found), found += n;
+    }
+    return found;
+}
+
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
     if (threads > tasks) threads = (int)tasks;
     if (threads <= 1) {
@@ -24,6 +33,12 @@ void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
 }
 #else
 int cg_has_openmp(void) { return 0; }
+
+int cg_openmp_places(int *cpus, int most) {
+    (void)cpus;
+    (void)most;
+    return 0;
+}
 
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
     (void)threads;

@@ -19,7 +19,7 @@ from cgpt import cli, info, isa
 from cgpt.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["generate", "info", "synth", "quality", "kernels"]
+COMMANDS = ["generate", "info", "synth", "quality", "doctor", "kernels"]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_characters_that_the_terminal_lacks_become_question_marks(monkeypatch):
 
 
 def test_info(cgpt_, monkeypatch):
-    monkeypatch.setattr(info, "available_memory", lambda: 10**10)
+    monkeypatch.setattr(info, "available_memory", lambda root: 10**10)
     assert cgpt_("info", "demo-gpt2") == (0, info.render(info.describe("demo-gpt2")) + "\n", "")
     status, out, _ = cgpt_("info", "gpt-oss-20b", "--context", 4096, "--json")
     assert (status, json.loads(out)["memory"]) == (0, info.describe("gpt-oss-20b", 4096)["memory"])

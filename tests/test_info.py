@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from machine_cases import CGROUP1, CGROUP2, write
 from synth_cases import CONFIGS, GPT2, GPT_OSS, ORIGINAL, PLAIN, stored
 
 import cgpt
@@ -168,7 +169,7 @@ def test_refuses_too_long_a_context():
 
 def test_what_fits(monkeypatch):
     def here(available, context=None):
-        monkeypatch.setattr(cgpt.info, "available_memory", lambda: available)
+        monkeypatch.setattr(cgpt.info, "available_memory", lambda root: available)
         return describe("gpt-oss-20b", context)
 
     def needed(context):
@@ -193,14 +194,13 @@ V1_LIMIT, V1_USAGE = "memory.limit_in_bytes", "memory.usage_in_bytes"
 
 def system(root, meminfo_kib, cgroup, files):
     """A /proc and a /sys below `root`."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemFree: 7 kB\nMemAvailable: {meminfo_kib} kB\n")
-    (root / "proc/self/cgroup").write_text(cgroup)
-    for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-    return root
+    mounts = CGROUP1.format(n=1, top="/", name="memory", controllers="memory") + CGROUP2.format(top="/")
+    return write(root, {
+        "proc/meminfo": f"MemTotal: 99 kB\nMemFree: 7 kB\nMemAvailable: {meminfo_kib} kB",
+        "proc/self/cgroup": cgroup,
+        "proc/self/mountinfo": mounts,
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    })
 
 
 @pytest.mark.parametrize("cgroup, files, expected", [
