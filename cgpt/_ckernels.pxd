@@ -1,5 +1,5 @@
 """csrc/cgpt.h, as far as Python needs it."""
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 
 cdef extern from "cgpt.h" nogil:
@@ -38,6 +38,10 @@ cdef extern from "cgpt.h" nogil:
         const float *sinks
         float scale
 
+    ctypedef struct cg_peak:
+        int64_t flops
+        float (*run)(float, float, int64_t) noexcept nogil
+
     ctypedef struct cg_kernels:
         void (*embed)(float *, const void *, cg_dtype, int64_t, const void *, cg_dtype, int64_t, int64_t) noexcept nogil
         void (*layernorm)(float *, const float *, const float *, const float *, float, int64_t) noexcept nogil
@@ -46,6 +50,9 @@ cdef extern from "cgpt.h" nogil:
         void (*activation)(float *, cg_activation, int64_t) noexcept nogil
         void (*topk)(int32_t *, float *, const float *, int64_t, int64_t) noexcept nogil
         void (*mxfp4_dequantize)(float *, const uint8_t *, const uint8_t *, int64_t) noexcept nogil
+        uint32_t (*read)(const uint32_t *, int64_t) noexcept nogil
+        const cg_peak *peak
+        const cg_peak *peak_tile
     const cg_kernels *cg_active
 
     const char *cg_level_name(cg_level)

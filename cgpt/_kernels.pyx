@@ -5,7 +5,7 @@ Activations are `Tensor`s, float32 [rows, columns]; T is how many of their rows 
 `Matrix`es. Contracts, formulas and references: csrc/cgpt.h.
 """
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free
 from posix.stdlib cimport posix_memalign
 
@@ -394,3 +394,46 @@ def transpose(out, str to, array, str dtype, int threads):
     with nogil:
         status = cg_run_transpose(threads, dst.view.buf, dst_dtype, src.view.buf, src.dtype, src.rows, src.cols)
     check(status, "transpose", (dtype, to))
+
+
+# ------------------------------------------------------------------------------------------- what the machine can do
+
+cdef struct PeakJob:
+    float *out
+    const cg_peak *kernel
+    float one, x
+    int64_t rounds
+
+cdef void read_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    j.index[t] = <int32_t>cg_active.read(<const uint32_t *>(j.x + t * j.cols), j.cols)
+
+cdef void peak_row(void *job, int64_t t) noexcept nogil:
+    cdef PeakJob *j = <PeakJob *>job
+    j.out[t] = j.kernel.run(j.one, j.x, j.rounds)
+
+
+def read(Context ctx, int32_t[::1] out, Tensor data):
+    """out[t] = the exclusive or of the 32-bit words in row t of the float32 `data`."""
+    cdef RowJob job
+    job.x, job.cols = data.f32(0, data.rows, ANY, "read data"), data.cols
+    if out.shape[0] != data.rows or data.rows < 1:
+        raise KernelError(f"read: {out.shape[0]} results for {data.rows} rows")
+    job.index = &out[0]
+    with nogil:
+        cg_for_rows(ctx.c.threads, data.rows, job.cols, read_row, &job)
+
+
+def peak(Context ctx, Tensor out, int64_t rounds, *, float one=1, float x=1, bint tile=False):
+    """out[t] (one row) = what one run of `rounds` multiply-adds in every register gives, see cgpt.h; `tile`: of bf16.
+    The number of floating-point operations that took."""
+    cdef PeakJob job
+    job.out = out.out(0, 1, ANY, "peak out")
+    job.kernel = cg_active.peak_tile if tile else cg_active.peak
+    if job.kernel == NULL or rounds < 0:
+        raise KernelError(f"peak: {rounds} rounds of {'bf16' if tile else 'f32'} at level {level()}")
+    job.one, job.x, job.rounds = one, x, rounds
+    cdef int64_t tasks = out.cols, flops = job.kernel.flops * rounds
+    with nogil:
+        cg_for_rows(ctx.c.threads, tasks, flops, peak_row, &job)
+    return tasks * flops

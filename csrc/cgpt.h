@@ -119,6 +119,18 @@ typedef struct {
 enum { CG_ATTENTION_ROWS = 8 };  /* (token, head) pairs per share; rows of one key/value head are numbered t * H/G + h */
 typedef void cg_attention_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1);
 
+/* ---------------------------------------------------------------------------------------- what the machine can do */
+
+/* The exclusive or of n words. */
+typedef uint32_t cg_read_fn(const uint32_t *data, int64_t n);
+
+/* Multiply-adds as fast as they go, from registers, on a single core. With one = 1 the result of run() is
+   flops / 2 * rounds * x (exact while it is an integer below 2^24): nothing of the work can be left out. */
+typedef const struct {
+    int64_t flops;  /* of a round; a multiply-add is two */
+    float (*run)(float one, float x, int64_t rounds);
+} cg_peak;
+
 /* ----------------------------------------------------------------------------------- the table, and who fills it */
 
 typedef struct {

@@ -7,11 +7,13 @@ CG_TARGET(CG_FEATURES_AMX)
 #define CG_HAS_AVX512BF16 1
 #include "../emulate.h"
 #include "../linear_tile_amx.c"
+#include "../peak_tile_amx.c"
 
 extern const cg_kernels cg_kernels__amx;
 const cg_kernels cg_kernels__amx = {
     .linear_bf16_tile = &linear_bf16_tile__amx,
     .linear_mxfp4_tile = &linear_mxfp4_tile__amx,
+    .peak_tile = &peak_tile__amx,
 };
 CG_TARGET_END
 #endif

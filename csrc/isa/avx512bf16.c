@@ -7,11 +7,13 @@ CG_TARGET(CG_FEATURES_AVX512BF16)
 #define CG_HAS_AVX512BF16 1
 #include "../emulate.h"
 #include "../linear_tile_avx512bf16.c"
+#include "../peak_tile_avx512bf16.c"
 
 extern const cg_kernels cg_kernels__avx512bf16;
 const cg_kernels cg_kernels__avx512bf16 = {
     .linear_bf16_tile = &linear_bf16_tile__avx512bf16,
     .linear_mxfp4_tile = &linear_mxfp4_tile__avx512bf16,
+    .peak_tile = &peak_tile__avx512bf16,
 };
 CG_TARGET_END
 #endif
