@@ -1,4 +1,4 @@
-"""The command line: cgpt generate, info, synth, kernels."""
+"""The command line: cgpt generate, info, synth, bench, kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import cgpt
-from cgpt import isa
+from cgpt import bench_cli, isa
 from cgpt.errors import CgptError, InputError
 from cgpt.sizes import SIZES
 
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_info, _add_synth, _add_kernels):
+    for add in (_add_generate, _add_info, _add_synth, _add_bench, _add_kernels):
         add(commands)
     return parser
 
@@ -240,6 +240,10 @@ def _add_synth(commands: Any) -> None:
     parser.add_argument("size", metavar="SIZE", help=f"one of {', '.join(SIZES)}; or a config.json")
     parser.add_argument("directory", metavar="DIR", help="where to write; must be empty or not exist yet")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
+
+
+def _add_bench(commands: Any) -> None:
+    bench_cli.add_bench(_command, commands)
 
 
 def _add_kernels(commands: Any) -> None:
