@@ -48,8 +48,11 @@ def bench(
         facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
         if prompts is None:
             prompts = (min(512, model.context_length // 2),)
+        fitting, too_long = cases(model.context_length, prompts, gens, depths, parallels)
+        for case in too_long:
+            say(f"{case} is left out: it takes more than the {model.context_length} positions of this model")
         rng, before = np.random.default_rng(), roof.measure(model.threads, ROOF_SECONDS)
-        for case in cases(model.context_length, prompts, gens, depths, parallels):
+        for case in fitting:
             say(f"{case}, {model.threads} threads")
             rows.reset_peak_memory()
             watch = Watch()

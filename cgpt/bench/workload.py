@@ -50,9 +50,10 @@ class Measured:
         return [sum(steps) for steps in self.repetitions]
 
 
-def cases(context: int, prompts, gens, depths, parallels) -> list[Case]:
+def cases(context: int, prompts, gens, depths, parallels) -> tuple[list[Case], list[Case]]:
     """Every prompt and every number of generated tokens at every depth, generation for every number of sequences; a 0
-    among prompts or gens is none. ContextLengthError where the model's context is shorter, InputError for nonsense."""
+    among prompts or gens is none. Those that fit `context` positions, and those that do not. ContextLengthError where
+    none does, InputError for nonsense."""
     for name, values in {"prompt": prompts, "generated": gens, "depth": depths}.items():
         if min(values, default=0) < 0:
             raise InputError(f"{name} tokens: {min(values)} is less than none")
@@ -68,10 +69,10 @@ def cases(context: int, prompts, gens, depths, parallels) -> list[Case]:
     ]
     if not found:
         raise InputError("nothing to measure: give a number of prompt tokens or of tokens to generate")
-    for case in found:
-        if case.n_depth + case.n_prompt + case.n_gen > context:
-            raise ContextLengthError(f"{case} takes more than the {context} positions of this model")
-    return found
+    fitting = [case for case in found if case.n_depth + case.n_prompt + case.n_gen <= context]
+    if not fitting:
+        raise ContextLengthError(f"{found[0]} takes more than the {context} positions of this model")
+    return fitting, [case for case in found if case not in fitting]
 
 
 def measure(model: Model, case: Case, repetitions: int, rng: np.random.Generator) -> Measured:
