@@ -1,58 +1,112 @@
-"""How fast each kernel is at the models' shapes: GB/s of weights and GFLOP/s, beside what the machine can do.
+"""How fast is each kernel at the models' shapes, level by level, and how far below the roof?
 
-    python bench/kernels.py [--only linear_bf16] [--level avx512] [--threads 2] [--tokens 1 8 64 512] [--seconds 0.5]
+    python bench/kernels.py [--only "20b moe"] [--levels avx2 ref | all] [--threads 2] [--tokens 1 8 64 512]
 
-Every figure is the median of repeated calls on weights that do not fit the caches (a ring of copies). "read" is the
-bandwidth of NumPy summing a large array in as many threads, taken at the start and the end.
+Medians of repeated calls on weights and caches that do not fit the processor's caches (a ring of copies). The roof is
+that of the level, measured before its kernels and after them.
 """
 
 import argparse
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
 
+import cgpt
 from cgpt import _kernels as k
+from cgpt import roof
+from cgpt.bench.costs import cost, matrix_bytes
+from cgpt.kvcache import Sequence
 
-SHAPES = {  # name: (dtype, N, K, model)
-    "qkv 20b": ("BF16", 5120, 2880),
-    "out 20b": ("BF16", 2880, 4096),
-    "head 20b": ("BF16", 201088, 2880),
-    "expert 20b": ("MXFP4", 5760, 2880),
-    "c_fc gpt2": ("BF16", 3072, 768),
-    "c_fc gpt2 f32": ("F32", 3072, 768),
-    "c_proj gpt2 f32": ("F32", 768, 3072),
-    "c_fc xl": ("BF16", 6400, 1600),
+RING = 200_000_000  # bytes of copies
+LINEAR = {  # name: dtype, N, K
+    "gpt2 c_attn f32": ("F32", 2304, 768),
+    "gpt2 c_fc f32": ("F32", 3072, 768),
+    "gpt2 c_proj f32": ("F32", 768, 3072),
+    "gpt2 head f32": ("F32", 50257, 768),
+    "gpt2 c_fc bf16": ("BF16", 3072, 768),
+    "gpt2 c_fc f16": ("F16", 3072, 768),
+    "gpt2-xl c_fc bf16": ("BF16", 6400, 1600),
+    "20b q bf16": ("BF16", 4096, 2880),
+    "20b out bf16": ("BF16", 2880, 4096),
+    "20b head bf16": ("BF16", 201088, 2880),
+    "20b gate_up mxfp4": ("MXFP4", 5760, 2880),
 }
+ATTENTION = {  # name: H, G, D, window, positions before
+    "gpt2 attention": (12, 12, 64, 0, 0),
+    "gpt2 attention @ d960": (12, 12, 64, 0, 960),
+    "20b attention": (64, 8, 64, 0, 0),
+    "20b attention @ d4096": (64, 8, 64, 0, 4096),
+    "20b sliding @ d4096": (64, 8, 64, 128, 4096),
+}
+rng = np.random.default_rng(0)
 
 
-def read_bandwidth(threads: int, size: int = 1 << 29) -> float:
-    """GB/s of reading `size` bytes in each thread, best of five."""
-    arrays = [np.ones(size // 8) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        best = 0.0
-        for _ in range(5):
-            start = time.perf_counter()
-            list(pool.map(np.max, arrays))
-            best = max(best, threads * size / (time.perf_counter() - start) / 1e9)
-    return best
+def tensor(rows: int, cols: int) -> k.Tensor:
+    return k.Tensor(rng.standard_normal((rows, cols), np.float32))
 
 
-def make(dtype: str, N: int, K: int, rng) -> k.Matrix:
+def matrix(dtype: str, *shape: int) -> k.Matrix:
+    """Random weights [.., N, K]: 16 MiB of random bits, over and over."""
+
+    def words(count: int) -> np.ndarray:
+        return np.resize(rng.integers(0, 1 << 32, 1 << 22, np.uint32), -(-count // 4))
+
+    *outer, K = shape
     if dtype == "MXFP4":
-        blocks = rng.integers(0, 256, (N, K // 32, 16), np.uint8)
-        return k.Matrix("MXFP4", blocks, rng.integers(118, 123, (N, K // 32), np.uint8))
-    values = rng.standard_normal((N, K), np.float32)
-    return k.Matrix(dtype, (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else values)
+        blocks = words(int(np.prod(shape)) // 2).view(np.uint8).reshape(*outer, K // 32, 16)
+        return k.Matrix(dtype, blocks, np.full((*outer, K // 32), 120, np.uint8))
+    values = np.resize(rng.standard_normal(1 << 20, np.float32), shape)
+    if dtype == "BF16":
+        return k.Matrix(dtype, (values.view(np.uint32) >> 16).astype(np.uint16))
+    return k.Matrix(dtype, values.astype(np.float16) if dtype == "F16" else values)
 
 
-def median_seconds(call, budget: float) -> float:
-    times, end = [], time.perf_counter() + budget
-    call()
+def copies(make, size: int) -> list:
+    return [make() for _ in range(max(1, min(RING // size, 24)))]
+
+
+def calls(T: int, only: str) -> Iterator[tuple[str, str, list]]:
+    """(name, kernel, [(arguments, options), ..]) of each shape; the arguments are taken in turn."""
+    for name, (dtype, N, K) in LINEAR.items():
+        if only in name and not ("head" in name and T > 64):
+            size = N * K * {"F32": 4, "MXFP4": 0.53}.get(dtype, 2)
+            x, y = tensor(T, K), tensor(T, N)
+            yield name, "linear", [((y, x, w, T), {}) for w in copies(lambda d=(dtype, N, K): matrix(*d), int(size))]
+    if only in "20b moe mxfp4":
+        gate_up, down = matrix("MXFP4", 32, 5760, 2880), matrix("MXFP4", 32, 2880, 2880)
+        x, out, weight = tensor(T, 2880), tensor(T, 2880), k.Tensor(np.full((T, 4), 0.25, np.float32))
+        chosen = [np.array([rng.choice(32, 4, replace=False) for _ in range(T)], np.int32) for _ in range(16)]
+        assert matrix_bytes(gate_up) > RING
+        yield "20b moe mxfp4", "moe", [((out, x, i, weight, gate_up, down, 1.702, 7.0, T), {}) for i in chosen]
+    for name, (H, G, D, window, start) in ATTENTION.items():
+        if only in name and not (start == 960 and T > 64):
+            qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
+            size = 2 * 4 * G * D * min(start + T, window or start + T)
+            caches = copies(lambda a=(window, G, D, start): Sequence([a[0]], a[1], a[2], a[3] + T), size)
+            options = {"scale": D**-0.5, "window": window}
+            for array in (a for cache in caches for arrays in cache.arrays for a in arrays):
+                array.fill(0.5)  # else all pages are the same one
+            yield name, "attention", [((out, qkv, c.layers[0], 0, start, T, H), options) for c in caches]
+    for name, C in {"gpt2 layernorm": 768, "20b rmsnorm": 2880}.items():
+        if only in name:
+            x, weights = tensor(T, C), [tensor(1, C)] * (2 if "layer" in name else 1)
+            yield name, name.split()[1], [((x, x, *weights, 1e-5, T), {})]
+    if only in "gpt2 activation":
+        yield "gpt2 activation", "activation", [((tensor(T, 3072), "gelu_tanh", T), {})]
+    if only in "20b rope":
+        yield "20b rope", "rope", [((tensor(T, 5120), tensor(T, 32), tensor(T, 32), 0, 0, 72, 64, T), {})]
+
+
+def median_seconds(kernel: str, ctx: k.Context, arguments: list, budget: float) -> float:
+    function, times, end = getattr(k, kernel), [], time.perf_counter() + budget
+    for args, options in arguments[:2]:
+        function(ctx, *args, **options)
     while len(times) < 3 or time.perf_counter() < end:
+        args, options = arguments[len(times) % len(arguments)]
         start = time.perf_counter()
-        call()
+        function(ctx, *args, **options)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -60,35 +114,33 @@ def median_seconds(call, budget: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of a shape's name")
-    parser.add_argument("--level", default=k.level())
+    parser.add_argument("--levels", nargs="+", default=[cgpt.isa.level()], help="or all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--exact", action="store_true")
-    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--seconds", type=float, default=0.3)
     a = parser.parse_args()
-    import cgpt  # noqa: F401  chooses the level
-
-    k.use_level(a.level)
-    rng, ctx = np.random.default_rng(0), k.Context(a.threads, a.exact)
-    print(f"level {a.level}, {a.threads} threads, read {read_bandwidth(a.threads):.1f} GB/s")
-    for name, (dtype, N, K) in SHAPES.items():
-        if a.only not in name:
-            continue
-        first = make(dtype, N, K, rng)
-        size = sum(x.nbytes for x in first.arrays)
-        ring = [first] + [make(dtype, N, K, rng) for _ in range(min(int(2e8 // size), 24))]
+    ctx = k.Context(a.threads, a.exact)
+    for level in cgpt.isa.available() if a.levels == ["all"] else a.levels:
+        k.use_level(level)
+        top = say_roof(a.threads)
         for T in a.tokens:
-            x, y = k.Tensor(rng.standard_normal((T, K), np.float32)), k.Tensor(np.zeros((T, N), np.float32))
-            at = [0]
+            for name, kernel, arguments in calls(T, a.only):
+                s = median_seconds(kernel, ctx, arguments, a.seconds)
+                read, flops = cost(kernel, (ctx, *arguments[0][0]), arguments[0][1])
+                line = f"{level:7s} {name:22s} T {T:4d} {s * 1e3:10.3f} ms"
+                if read:
+                    line += f" {read / s / 1e9:7.1f} GB/s {read / s / top.read_bytes_per_s:5.0%}"
+                    line += f" {flops / s / 1e9:8.1f} GFLOP/s {flops / s / top.flops_per_s:5.0%}"
+                print(line, flush=True)
+        say_roof(a.threads)
 
-            def call(x=x, y=y, at=at, T=T, ring=ring):
-                at[0] = (at[0] + 1) % len(ring)
-                k.linear(ctx, y, x, ring[at[0]], T)
 
-            s = median_seconds(call, a.seconds)
-            print(f"{name:16s} {dtype:6s} {N:6d} x {K:5d}  T {T:4d}  {s * 1e3:9.3f} ms  {size / s / 1e9:6.1f} GB/s"
-                  f"  {2 * T * N * K / s / 1e9:7.1f} GFLOP/s")
-    print(f"read {read_bandwidth(a.threads):.1f} GB/s")
+def say_roof(threads: int) -> roof.Roof:
+    found = roof.measure(threads)
+    print(f"{found.level:7s} roof of {threads} threads: {found.read_bytes_per_s / 1e9:.1f} GB/s, "
+          f"{found.flops_per_s / 1e9:.1f} GFLOP/s {found.dtype}")  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""The model to measure: a checkpoint, a model of the package, or a published size with random weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cgpt
+from cgpt import synth
+from cgpt.errors import InputError
+from cgpt.info import describe
+from cgpt.sizes import SIZES
+
+Progress = Callable[[int, int], None]
+
+
+@contextmanager
+def checkpoint(
+    name_or_dir: str, keep: str | None, say: Callable[[str], None], progress: Progress | None = None
+) -> Iterator[Path]:
+    """The directory of a model's files. A published size is written with random weights: into keep/<size>, where it
+    stays and is found the next time, or else for as long as the context lasts, also if Ctrl-C or SIGTERM ends it.
+    InputError for a name that is none of these, or a disk too full."""
+    if os.path.isdir(name_or_dir) or name_or_dir in cgpt.demo_models():
+        yield cgpt.locate(name_or_dir)
+        return
+    if name_or_dir not in SIZES:
+        known = ", ".join([*cgpt.demo_models(), *SIZES])
+        raise InputError(f"{name_or_dir}: no such directory, and none of the known models {known}")
+    gigabytes = f"{describe(name_or_dir)['bytes']['disk'] / 1e9:.1f} GB"
+    if keep is not None:
+        directory = Path(keep, name_or_dir)
+        if directory.is_dir() and any(directory.iterdir()):
+            say(f"{name_or_dir}: random weights of {directory}")
+        else:
+            say(f"{name_or_dir}: writing {gigabytes} of random weights to {directory}, to stay")
+            synth.write(name_or_dir, directory, progress=progress)
+        yield directory
+        return
+    with _terminable(), tempfile.TemporaryDirectory(prefix="cgpt-bench-") as temporary:
+        directory = Path(temporary, name_or_dir)
+        say(f"{name_or_dir}: writing {gigabytes} of random weights to {directory} until the end (--keep DIR, TMPDIR)")
+        synth.write(name_or_dir, directory, progress=progress)
+        yield directory
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the program by an exception, so that what is temporary is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,57 @@
+"""What one call of a kernel has to read from memory, and how many floating-point operations it takes.
+
+Counted are weights and the cache, once a call each: what cannot be in the processor's caches. Activations can. A
+multiply-add is two operations; those of norms, activations and the like are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cgpt import _kernels as k
+
+CACHE_BYTES = 4  # of a key's or value's element
+
+
+def cost(kernel: str, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, int]:
+    """(bytes, operations) of _kernels.<kernel>(*args, **options)."""
+    return _COSTS[kernel](*args, **options) if kernel in _COSTS else (0, 0)
+
+
+def matrix_bytes(matrix: k.Matrix) -> int:
+    """Of its weights, scales and biases."""
+    return sum(array.nbytes for array in matrix.arrays)
+
+
+def _linear(ctx, y, x, w, T, **_: Any) -> tuple[int, int]:
+    N, K = w.shape
+    return matrix_bytes(w), 2 * T * N * K
+
+
+def _moe(ctx, out, x, index, weight, gate_up, down, alpha, limit, T) -> tuple[int, int]:
+    """The experts that some token chose."""
+    chosen = index[:T]
+    E, experts = gate_up.shape[0], len(np.unique(chosen))
+    active = sum(N * K for _, N, K in (gate_up.shape, down.shape))
+    return (matrix_bytes(gate_up) + matrix_bytes(down)) * experts // E, 2 * chosen.size * active
+
+
+def _attention(ctx, out, qkv, cache, row, start, T, H, *, window=0, **_: Any) -> tuple[int, int]:
+    """The positions that some query sees; a query and each of its keys meet in D products, its values in as many."""
+    D = out.cols // H
+    G = (qkv.cols // D - H) // 2
+    first = max(0, start + 1 - window) if window else 0
+    pairs = sum(min(p + 1, window or p + 1) for p in range(start, start + T))
+    return 2 * CACHE_BYTES * G * D * (start + T - first), 4 * D * H * pairs
+
+
+def _embed(out, table, ids, positions=None, **_: Any) -> tuple[int, int]:
+    """A row of each table for a token."""
+    tables = [table] if positions is None else [table, positions]
+    return sum(matrix_bytes(t) // t.shape[0] for t in tables) * len(ids), 0
+
+
+_COSTS = {"linear": _linear, "moe": _moe, "attention": _attention, "embed": _embed}

@@ -1,0 +1,85 @@
+"""Rows as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def heading(row: Row) -> str:
+    """What all rows of a model have in common."""
+    dense = f", dense={row['dense']}" if row["dense"] else ""
+    return (
+        f"{Path(row['model_filename']).name}: {row['model_type']}, {row['model_size'] / 1e9:.2f} GB stored; "
+        f"{row['cpu_info']}, {row['level']}, precision {row['precision']}{dense}"
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line for each row, then what disturbed them, the roofs, and what loading took."""
+    lines = [_columns(["test", "threads", "tok/s", "spread", "first", "next p50", "p99", "MB/tok", "GB/s", "of roof",
+                       "GFLOP/s", "of peak", ""])]  # fmt: skip
+    notes = []
+    for row in rows:
+        mark = ""
+        if row["warnings"]:
+            notes.append(row["warnings"])
+            mark = f"({len(notes)})"
+        lines.append(_columns([
+            row["test"], str(row["n_threads"]), _digits(row["median_ts"]), f"{row['spread']:.1%}",
+            _ms(row["first_token_ns"]), _ms(row["token_ns_p50"]), _ms(row["token_ns_p99"]),
+            _digits(row["bytes_per_token"] / 1e6), f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['bandwidth_share']:.0%}",
+            f"{row['flops_per_s'] / 1e9:.1f}", f"{row['peak_share']:.0%}", mark,
+        ]))  # fmt: skip
+    lines += [f"({number}) noisy: {'; '.join(found)}" for number, found in enumerate(notes, 1)]
+    for threads in dict.fromkeys(row["n_threads"] for row in rows):
+        lines.append(_machine([row for row in rows if row["n_threads"] == threads]))
+    return "\n".join(lines)
+
+
+def profile_table(row: Row) -> str:
+    """Where the time of a row's steps went."""
+    unit = "a chunk" if row["n_prompt"] else "a step"
+    head = f"  {'':24}{'calls':>6}{'ms':>10}{'time':>7}{'GB/s':>8}{'of roof':>9}{'GFLOP/s':>9}{'of peak':>9}"
+    lines = [f"{row['test']}, {row['n_threads']} threads, {unit}:", head]
+    for op in row["profile"]:
+        line = f"  {op['op']:24}{op['calls']:6.0f}{op['ns'] / 1e6:10.3f}{op['share']:7.1%}"
+        if op["bytes_per_s"]:
+            line += f"{op['bytes_per_s'] / 1e9:8.1f}{op['bandwidth_share']:9.0%}"
+        if op["flops_per_s"]:
+            line += f"{op['flops_per_s'] / 1e9:9.1f}{op['peak_share']:9.0%}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _machine(rows: Sequence[Row]) -> str:
+    """The roofs and the memory of the rows of one number of threads."""
+    reads, peaks = _range(r["roof_bytes_per_s"] for r in rows), _range(r["roof_flops_per_s"] for r in rows)
+    memory = [r["peak_memory_bytes"] for r in rows if r["peak_memory_bytes"] is not None]
+    text = f"{rows[0]['n_threads']} threads: memory {reads} GB/s, {rows[0]['roof_dtype']} products {peaks} GFLOP/s; "
+    text += f"loaded in {rows[0]['load_ns'] / 1e9:.2f} s"
+    return text + (f", at most {max(memory) / 1e9:.2f} GB in memory" if memory else "")
+
+
+def _range(values: Iterable[float]) -> str:
+    values = [value / 1e9 for value in values]
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _columns(cells: Sequence[str]) -> str:
+    *cells, mark = cells
+    widths = (-20, 8, 9, 8, 10, 10, 10, 9, 7, 9, 9, 9)  # the first to the left
+    padded = (cell.ljust(-w) if w < 0 else cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
+    return f"{''.join(padded)} {mark}".rstrip()
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _ms(ns: float | None) -> str:
+    return "" if ns is None else f"{_digits(ns / 1e6)} ms"

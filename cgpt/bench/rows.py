@@ -1,0 +1,154 @@
+"""From seconds to figures: one row for each case, beside the roof of the same minute."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cgpt
+from cgpt import sysfiles
+from cgpt.bench.noise import spread, warnings
+from cgpt.bench.trace import Trace
+from cgpt.bench.workload import Measured
+from cgpt.info import describe
+from cgpt.model import Model
+from cgpt.roof import Roof
+
+
+def model_facts(model: Model, name: str, dense: str | None, load_seconds: float) -> dict[str, Any]:
+    """What the rows of a loaded model have in common. Named as llama-bench does where it has the same."""
+    facts = describe(model.directory)
+    kinds = sorted({part.dtype for block in model.blocks for part in vars(block).values() if hasattr(part, "dtype")})
+    return {
+        "cgpt_version": cgpt.__version__,
+        "cpu_info": cpu_name(),
+        "model_filename": name,
+        "model_type": f"{facts['architecture']} {_count(facts['parameters']['total'])} {'+'.join(kinds)}",
+        "model_size": facts["bytes"]["weights"],
+        "model_n_params": facts["parameters"]["total"],
+        "n_ubatch": model.PREFILL_CHUNK,
+        "n_threads": model.threads,
+        "level": cgpt.isa.level(),
+        "precision": model.precision,
+        "dense": dense,
+        "load_ns": round(load_seconds * 1e9),
+    }
+
+
+def row(
+    measured: Measured,
+    roofs: tuple[Roof, Roof],
+    shares: tuple[float | None, float | None],
+    peak_memory: int | None,
+) -> dict[str, Any]:
+    """The figures of a case. avg_, stddev_ and samples_ are llama-bench's: nanoseconds of a repetition, tokens per
+    second. roofs: before and after; the better one counts. shares: what other processes, and the host, took.
+
+    bytes_per_token, flops_per_token: what must be read and calculated; bytes_per_s, flops_per_s: that over the median;
+    bandwidth_share, peak_share: those of the roof's. first_token_ns: a prompt and picking what follows; token_ns_p50,
+    token_ns_p99: from one token of a sequence to its next.
+    """
+    case, seconds = measured.case, measured.seconds
+    median = statistics.median(seconds)
+    rates = [case.tokens / s for s in seconds]
+    read = max(roof.read_bytes_per_s for roof in roofs)
+    best = max(roofs, key=lambda roof: roof.flops_per_s)
+    steps = [s for steps in measured.repetitions for s in steps]
+    p50, p99 = (round(1e9 * float(np.percentile(steps, q))) for q in (50, 99)) if case.n_gen else (None, None)
+    return {
+        "n_prompt": case.n_prompt,
+        "n_gen": case.n_gen,
+        "n_depth": case.n_depth,
+        "n_parallel": case.n_parallel,
+        "test": str(case),
+        "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "avg_ns": round(1e9 * statistics.mean(seconds)),
+        "stddev_ns": round(1e9 * _stdev(seconds)),
+        "avg_ts": statistics.mean(rates),
+        "stddev_ts": _stdev(rates),
+        "samples_ns": [round(1e9 * s) for s in seconds],
+        "samples_ts": rates,
+        "median_ns": round(1e9 * median),
+        "median_ts": case.tokens / median,
+        "spread": spread(seconds),
+        "first_token_ns": round(1e9 * median) if case.n_prompt else None,
+        "token_ns_p50": p50,
+        "token_ns_p99": p99,
+        "bytes_per_token": measured.bytes / case.tokens,
+        "flops_per_token": measured.flops / case.tokens,
+        "bytes_per_s": measured.bytes / median,
+        "flops_per_s": measured.flops / median,
+        "bandwidth_share": measured.bytes / median / read,
+        "peak_share": measured.flops / median / best.flops_per_s,
+        "roof_bytes_per_s": read,
+        "roof_flops_per_s": best.flops_per_s,
+        "roof_dtype": best.dtype,
+        "peak_memory_bytes": peak_memory,
+        "others_share": shares[0],
+        "stolen_share": shares[1],
+        "warnings": warnings(seconds, *shares, *roofs),
+    }
+
+
+def profile(trace: Trace, total_seconds: float, steps: int, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where the time of `steps` steps went, the longest first; what no kernel took is "outside the kernels".
+    figures: the row of the case."""
+    ops = [
+        {
+            "op": name,
+            "calls": op.calls / steps,
+            "ns": 1e9 * op.seconds / steps,
+            "share": op.seconds / total_seconds,
+            "bytes_per_s": op.bytes / op.seconds,
+            "flops_per_s": op.flops / op.seconds,
+            "bandwidth_share": op.bytes / op.seconds / figures["roof_bytes_per_s"],
+            "peak_share": op.flops / op.seconds / figures["roof_flops_per_s"],
+        }
+        for name, op in trace.ops.items()
+    ]
+    outside = total_seconds - trace.seconds
+    empty = dict.fromkeys(("bytes_per_s", "flops_per_s", "bandwidth_share", "peak_share"), 0.0)
+    ops.append({"op": OUTSIDE, "calls": 0, "ns": 1e9 * outside / steps, "share": outside / total_seconds, **empty})
+    return sorted(ops, key=lambda op: -op["ns"])
+
+
+OUTSIDE = "outside the kernels"
+
+
+def peak_memory(root: Path = Path("/")) -> int | None:
+    """Bytes this process had in memory at most, since reset_peak_memory(); None where the system does not tell."""
+    for line in sysfiles.text(root / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def reset_peak_memory() -> None:
+    """Forgets the peak so far, where the system lets it (proc_pid_clear_refs(5))."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """The processor's name, or at least its architecture."""
+    for line in sysfiles.text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def _stdev(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.0f}M"

@@ -1,0 +1,73 @@
+"""One model, measured: every case with every number of threads, beside a roof taken before and after each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cgpt
+from cgpt import roof
+from cgpt.bench import rows
+from cgpt.bench.noise import Watch
+from cgpt.bench.trace import Trace
+from cgpt.bench.workload import Case, cases, measure, run
+from cgpt.errors import InputError
+from cgpt.model import Model
+
+ROOF_SECONDS = 0.6  # for each of the roofs
+
+
+def bench(
+    directory: Path,
+    *,
+    prompts: Sequence[int] | None = None,
+    gens: Sequence[int] = (64,),
+    depths: Sequence[int] = (0,),
+    parallels: Sequence[int] = (1,),
+    threads: Sequence[int | None] = (None,),
+    repetitions: int = 5,
+    precision: str = "auto",
+    dense: str | None = None,
+    profile: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[dict[str, Any]]:
+    """A row (cgpt.bench.rows) for each case, as soon as it is measured; see cgpt.bench.workload.cases for the numbers.
+
+    prompts: default is 512 tokens, or half the model's context. threads: None is the model's own default. The model is
+    loaded anew for each number of threads. profile adds "profile" to each row. say(text) is told what comes next.
+    """
+    if repetitions < 1:
+        raise InputError(f"repetitions: {repetitions} is less than one")
+    for number in threads:
+        start = time.perf_counter()
+        model = cgpt.load(directory, number, precision, dense)
+        facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
+        if prompts is None:
+            prompts = (min(512, model.context_length // 2),)
+        fitting, too_long = cases(model.context_length, prompts, gens, depths, parallels)
+        for case in too_long:
+            say(f"{case} is left out: it takes more than the {model.context_length} positions of this model")
+        rng, before = np.random.default_rng(), roof.measure(model.threads, ROOF_SECONDS)
+        for case in fitting:
+            say(f"{case}, {model.threads} threads")
+            rows.reset_peak_memory()
+            watch = Watch()
+            measured = measure(model, case, repetitions, rng)
+            shares, memory = watch.shares(), rows.peak_memory()
+            after = roof.measure(model.threads, ROOF_SECONDS)
+            row = facts | rows.row(measured, (before, after), shares, memory)
+            if profile:
+                row["profile"] = profiled(model, case, rng, row)
+            yield row
+            before = after
+
+
+def profiled(model: Model, case: Case, rng: np.random.Generator, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where the time of one more repetition goes, kernel by kernel: rows.profile."""
+    with Trace(model) as trace:
+        seconds = run(model, case, rng)
+    return rows.profile(trace, sum(seconds), len(seconds), row)
