@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from cgpt._kernels import mxfp4_dequantize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
