@@ -99,9 +99,9 @@ def test_the_table_has_medians_with_spread_over_all_turns():
 
 
 def test_agreement_is_measured_in_deviations_of_the_logits(tmp_path):
-    exact = np.array([1.0, -1.0, 1.0, -1.0], np.float32)
+    exact = np.array([2.0, -2.0, 2.0, -2.0], np.float32)
     np.save(tmp_path / "reference.npy", exact)
-    np.save(tmp_path / "a.npy", exact + np.float32(0.01))
+    np.save(tmp_path / "a.npy", exact + np.float32(0.02))
     reference = {"greedy": [1, 2, 3], "logits": "reference.npy"}
     checked = {"greedy": [1, 2, 4], "logits": "a.npy"}
     assert peers.agreement([{}, checked], reference, tmp_path) == ("1.0e-02", "2/3")
