@@ -8,10 +8,11 @@ each turn of an engine is a new process: no engine waits, spins or holds memory 
 says how long a start takes and how much memory it needs. Within a turn: start to first token (a prompt of 8), warm-up,
 then --repeat times a prompt of fresh random ids and --new tokens. Figures are medians (lowest-highest) over all turns.
 
-What an engine needs converted is written to WORK once. An engine that is absent or cannot do it is skipped with the
-reason. Each is checked against cgpt in exact f32: "off" is the rms distance of its logits after 32 tokens, in standard
-deviations of the logits, "same" how many of 16 greedy tokens agree (random weights: rounding may turn one, and then all
-that follow). With --log, turns add up over several calls with the same arguments.
+What an engine needs converted is written to WORK/NAME once, NAME being DIR's: delete it if DIR changes. An engine that
+is absent or cannot do it is skipped with the reason. Each is checked against cgpt in exact f32: "off" is the rms
+distance of its logits after 32 tokens, in standard deviations of the logits, "same" how many of 16 greedy tokens agree
+(random weights: rounding may turn one, and then all that follow). With --log, turns
+add up over several calls with the same arguments.
 """
 
 import argparse
@@ -84,13 +85,16 @@ class Runner:
 
     def reference(self) -> dict | None:
         """Logits and greedy tokens of cgpt in exact f32; None, and a line that says why, where there are none."""
-        logits = self.work / "reference.npy"
+        known, logits = self.work / "reference.json", self.work / "reference.npy"
+        if known.exists():
+            return json.loads(known.read_text())
         setting = Setting("cgpt", "exact", self.a.checkpoint)
         result = self.job(setting, "turn", prompt=8, new=1, repeat=1, check=str(logits))
         if "skipped" in result:
             print(f"nothing is compared with cgpt: {result['skipped']}")
             return None
-        return {"greedy": result["greedy"], "logits": logits.name}
+        known.write_text(json.dumps({"greedy": result["greedy"], "logits": logits.name}))
+        return json.loads(known.read_text())
 
 
 def choose(model_type: str, engines: str, precisions: str) -> list[Setting]:
