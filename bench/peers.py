@@ -11,8 +11,9 @@ then --repeat times a prompt of fresh random ids and --new tokens. Figures are m
 What an engine needs converted is written to WORK/NAME once, NAME being DIR's: delete it if DIR changes. An engine that
 is absent or cannot do it is skipped with the reason. Each is checked against cgpt in exact f32: "off" is the rms
 distance of its logits after 32 tokens, in standard deviations of the logits, "same" how many of 16 greedy tokens agree
-(random weights: rounding may turn one, and then all that follow). With --log, turns
-add up over several calls with the same arguments.
+(random weights: rounding may turn one, and then all that follow). In a mixture of experts with random weights rounding
+turns the routing too, layer by layer: check a conversion of gpt-oss on `cgpt synth` of a config.json with 4 layers.
+With --log, turns add up over several calls with the same arguments.
 """
 
 import argparse
