@@ -12,7 +12,8 @@ cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_activation:
         CG_GELU_TANH
     enum:
-        CG_INT8_GROUP, CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_V_ALIGN, CG_KERNEL_COUNT
+        CG_INT8_GROUP, CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN
+        CG_KERNEL_COUNT
 
     ctypedef struct cg_context:
         int threads
@@ -26,9 +27,10 @@ cdef extern from "cgpt.h" nogil:
         const uint8_t *scales
         const float *bias
     ctypedef struct cg_kv:
-        float *k
-        float *v
+        void *k
+        void *v
         int64_t blocks
+        cg_dtype dtype
     ctypedef struct cg_attention:
         const float *q
         int64_t q_stride
@@ -73,7 +75,7 @@ cdef extern from "cgpt.h" nogil:
     int64_t cg_moe_scratch(const cg_matrix *, const cg_matrix *, int64_t, int64_t)
     cg_status cg_run_moe(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const int32_t *,
                          const float *, int64_t, const cg_matrix *, const cg_matrix *, float, float)
-    int64_t cg_attention_scratch(int64_t, int64_t, int64_t)
+    int64_t cg_attention_scratch(const cg_context *, const cg_attention *, const cg_kv *)
     cg_status cg_run_attention(const cg_context *, cg_attention *, const cg_kv *, const float *, const float *, int64_t)
     cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)
     ctypedef void cg_row_fn(void *, int64_t) noexcept nogil

@@ -19,7 +19,7 @@ DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
 NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
 MXFP4_MAX_K, MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
-KV_BLOCK, V_ALIGN, INT8_GROUP = CG_KV_BLOCK, CG_V_ALIGN, CG_INT8_GROUP
+KV_BLOCK, KV_PANEL, KV_SPAN, INT8_GROUP = CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN, CG_INT8_GROUP
 cdef int64_t ANY = -(2**62)  # as a number of columns
 
 
@@ -192,21 +192,30 @@ cdef class Matrix:
 
 
 cdef class LayerCache:
-    """Keys and values of one sequence in one layer, in memory the caller gives: float32 `k` [blocks, G, D, 32] and
-    `v` [blocks, G, 32, D rounded up to 16], zeroed. Fewer positions than the context make a ring."""
+    """Keys and values of one sequence in one layer, in memory the caller gives: zeroed arrays `k` and `v` of
+    kv_shapes(), "F32", "F16" or "BF16" (as uint16). Fewer positions than the context make a ring."""
     cdef cg_kv c
     cdef Tensor k, v
     cdef int64_t G, D
 
-    def __init__(self, k, v):
-        blocks, G, D, width = k.shape if k.ndim == 4 else (0, 0, 0, 0)
-        if width != CG_KV_BLOCK or v.shape != (blocks, G, CG_KV_BLOCK, -(-D // CG_V_ALIGN) * CG_V_ALIGN):
-            raise KernelError(f"a cache cannot have keys {k.shape} and values {v.shape}")
+    def __init__(self, k, v, str dtype="F32"):
+        G, blocks, _, D, _ = k.shape if k.ndim == 5 else (0, 0, 0, 0, 0)
+        if dtype == "U8" or (k.shape, v.shape) != kv_shapes(blocks, G, D):
+            raise KernelError(f"a {dtype} cache cannot have keys {k.shape} and values {v.shape}")
         if not (k.flags.c_contiguous and v.flags.c_contiguous):
             raise KernelError("a cache needs C-contiguous arrays: it is written in place")
-        self.k, self.v = Tensor(k.reshape(-1)), Tensor(v.reshape(-1))
-        self.c.k, self.c.v = self.k.out(0, 1, k.size, "cache keys"), self.v.out(0, 1, v.size, "cache values")
+        self.k, self.v = Tensor(k.reshape(-1), dtype), Tensor(v.reshape(-1), dtype)
+        if self.k.view.readonly or self.v.view.readonly:
+            raise KernelError("a cache needs arrays that can be written")
+        self.c.k, self.c.v, self.c.dtype = self.k.view.buf, self.v.view.buf, self.k.dtype
         self.c.blocks, self.G, self.D = blocks, G, D
+
+
+def kv_shapes(int64_t blocks, int64_t G, int64_t D):
+    """The shapes of the keys and values of `blocks` blocks of KV_BLOCK positions: [G, blocks, 2, D, 16] and [G, blocks,
+    panels of 16 of the D dimensions, 32, 16]. See cg_kv in csrc/cgpt.h."""
+    return ((G, blocks, CG_KV_BLOCK // CG_KV_PANEL, D, CG_KV_PANEL),
+            (G, blocks, -(-D // CG_KV_PANEL), CG_KV_BLOCK, CG_KV_PANEL))
 
 
 cdef int check(cg_status status, str op, object details) except -1:
@@ -426,7 +435,7 @@ def attention(Context ctx, Tensor out, Tensor qkv, LayerCache cache, int64_t row
     a.q_stride, a.out_stride = qkv.cols, out.cols
     a.start, a.T, a.window, a.H, a.G, a.D, a.scale = start, T, window, H, G, D, scale
     a.sinks = sinks.f32(0, 1, H, "attention sinks") if sinks is not None else NULL
-    ctx.reserve(cg_attention_scratch(T, G, D))
+    ctx.reserve(cg_attention_scratch(&ctx.c, &a, &cache.c))
     with nogil:
         status = cg_run_attention(&ctx.c, &a, &cache.c, a.q + H * D, a.q + (H + G) * D, qkv.cols)
     check(status, "attention", (H, G, D, start, T, window, cache.c.blocks))

@@ -14,7 +14,7 @@ from typing import Any
 
 import cgpt
 from cgpt import gpt2, gpt_oss
-from cgpt._kernels import KV_BLOCK, V_ALIGN
+from cgpt._kernels import KV_BLOCK, KV_PANEL
 from cgpt.configs import SLIDING, GPT2Config, GptOssConfig, read_config
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.memory import available_memory
@@ -91,7 +91,7 @@ def cache_bytes(config: GPT2Config | GptOssConfig, context: int) -> int:
     """The bytes of keys and values of one sequence of `context` positions, float32, in whole blocks."""
     windows, G, D = _attention_shape(config)
     blocks = sum(-(-min(window or context, context) // KV_BLOCK) for window in windows)
-    return 4 * blocks * KV_BLOCK * G * (D + -(-D // V_ALIGN) * V_ALIGN)
+    return 4 * blocks * KV_BLOCK * G * (D + -(-D // KV_PANEL) * KV_PANEL)
 
 
 def cache_read(config: GPT2Config | GptOssConfig, context: int) -> int:

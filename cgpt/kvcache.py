@@ -4,8 +4,10 @@ import mmap
 
 import numpy as np
 
-from cgpt._kernels import KV_BLOCK, V_ALIGN, LayerCache
+from cgpt._kernels import KV_BLOCK, NUMPY_DTYPES, LayerCache, kv_shapes
 from cgpt.errors import ContextLengthError, InputError, OutOfMemoryError
+
+KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}  # as load() names them, and the kernels
 
 
 class Sequence:
@@ -16,30 +18,31 @@ class Sequence:
     step at a time.
     """
 
-    def __init__(self, windows: list[int], G: int, D: int, context: int, slack: int = 0) -> None:
-        """windows: per layer, how many positions it sees (0: all); G key/value heads of D."""
+    def __init__(
+        self, windows: list[int], G: int, D: int, context: int, slack: int = 0, dtype: str = "F32"
+    ) -> None:
+        """windows: per layer, how many positions it sees (0: all); G key/value heads of D. dtype: "F32", "F16" or
+        "BF16", of what is kept."""
         self.position = 0
         self.context = context
         self._written = 0  # the positions that have ever been reached
         self._slack = slack if any(windows) else context
-        self.layers: list[LayerCache] = []
-        self.arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._whole = True
         blocks = [-(-min(window + slack if window else context, context) // KV_BLOCK) for window in windows]
-        key_shape, value_shape = (G, D, KV_BLOCK), (G, KV_BLOCK, -(-D // V_ALIGN) * V_ALIGN)
-        sizes = [b * int(np.prod(shape)) for b in blocks for shape in (key_shape, value_shape)]
+        shapes = [shape for b in blocks for shape in kv_shapes(b, G, D)]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        kept = np.dtype(NUMPY_DTYPES[dtype])
+        size = sum(sizes) * kept.itemsize
         try:
-            memory = np.frombuffer(mmap.mmap(-1, sum(sizes) * 4), np.float32)  # zeroed, and untouched so far
+            memory = np.frombuffer(mmap.mmap(-1, size), kept)  # zeroed, and untouched so far
         except (OSError, ValueError, OverflowError, MemoryError) as problem:
             raise OutOfMemoryError(
-                f"a cache for {context} positions takes {sum(sizes) * 4 / 1e9:.1f} GB of address space, which the "
-                f"system refuses ({problem}); ask for a shorter context"
+                f"a cache for {context} positions takes {size / 1e9:.1f} GB of address space, which the system "
+                f"refuses ({problem}); ask for a shorter context"
             ) from None
-        parts = np.split(memory, np.cumsum(sizes)[:-1])
-        for layer, b in enumerate(blocks):
-            k, v = parts[2 * layer].reshape(b, *key_shape), parts[2 * layer + 1].reshape(b, *value_shape)
-            self.arrays.append((k, v))
-            self.layers.append(LayerCache(k, v))
+        parts = [part.reshape(s) for part, s in zip(np.split(memory, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+        self.arrays = list(zip(parts[::2], parts[1::2], strict=True))
+        self.layers = [LayerCache(k, v, dtype) for k, v in self.arrays]
 
     def require(self, tokens: int) -> None:
         """Raises where a step of `tokens` more tokens cannot be done."""
@@ -75,6 +78,12 @@ class Sequence:
         """The first layer whose keys or values are not finite."""
         for layer, arrays in enumerate(self.arrays):
             used = -(-(self.position + 1) // KV_BLOCK)
-            if not all(np.isfinite(a[:used]).all() for a in arrays):
+            if not all(_finite(a[:, :used]) for a in arrays):
                 return layer
         return None
+
+
+def _finite(kept: np.ndarray) -> bool:
+    if kept.dtype == np.uint16:  # bf16: all bits of the exponent are set
+        return bool(((kept & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(kept).all())

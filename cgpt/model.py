@@ -12,7 +12,7 @@ import numpy as np
 from cgpt import _kernels as k
 from cgpt.errors import EmptyPromptError, InputError, NumericsError, TokenIdError
 from cgpt.generate import Completion, generate, stream
-from cgpt.kvcache import Sequence
+from cgpt.kvcache import KV_DTYPES, Sequence
 from cgpt.tokenizer import Tokenizer
 
 
@@ -65,6 +65,7 @@ class Model:
         self.directory = directory
         self.threads = threads
         self.precision = precision
+        self.kv_cache_dtype = "f32"
         self.vocab_size: int = config.vocab_size
         self.eos_token_ids: tuple[int, ...] = config.eos_token_ids
         self._idle: list[Workspace] = []
@@ -91,7 +92,7 @@ class Model:
         """An empty sequence with room for `context` positions (default: all the model has) that can go back by `slack`
         tokens, see Sequence.truncate."""
         context = self.context_length if context is None else min(context, self.context_length)
-        return Sequence(self.windows, self.kv_heads, self.head_dim, context, slack)
+        return Sequence(self.windows, self.kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
 
     def uniform_tokens(self, most: int) -> int:
         """The tokens, `most` at the highest, that a step may hold for each to get the bits it would get alone."""
@@ -168,7 +169,9 @@ class Model:
             return
         layers = [bad for span in spans if (bad := span.sequence.first_bad_layer()) is not None]
         where = f"the keys and values of layer {min(layers)} are the first" if layers else "the last layer or the head"
-        raise NumericsError(f"NaN or infinity in the model's output ({where}): damaged weights, or an overflow")
+        f16 = layers and self.kv_cache_dtype == "f16"
+        hint = '; an f16 cache keeps at most 65,504, kv_cache_dtype="bf16" keeps them' if f16 else ""
+        raise NumericsError(f"NaN or infinity in the model's output ({where}): damaged weights, or an overflow{hint}")
 
     @contextmanager
     def _workspace(self) -> Iterator[Workspace]:

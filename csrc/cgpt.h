@@ -90,38 +90,57 @@ typedef const struct {
 
 /* --------------------------------------------------------------------------------------------------- attention */
 
-/* The keys and values of one sequence in one layer. Keys are blocked: block b holds positions 32b .. 32b+31 as
-   [G, D, 32], so that 32 scores come from one pass over D; values are rows [32, Dv], Dv = D rounded up to 16. A
-   position's block is block % blocks, so that a sliding layer is a ring. */
+/* The keys and values of one sequence in one layer, f32, f16 or bf16. Block b holds positions
+   32b .. 32b+31: keys as 2 panels [D, 16], so that 16 scores come from one pass over D, values as Dv / 16 panels
+   [32, 16], Dv = D rounded up to 16. It is stored at b % blocks, so that a sliding layer is a ring. */
 typedef struct {
-    float *k;        /* [blocks, G, D, 32] */
-    float *v;        /* [blocks, G, 32, Dv] */
+    void *k;         /* [G, blocks, 2, D, 16] */
+    void *v;         /* [G, blocks, Dv / 16, 32, 16] */
     int64_t blocks;
+    cg_dtype dtype;
 } cg_kv;
 
-/* Puts the T keys and values of head g (rows k and v, D floats, stride kv_stride) at positions start .. start+T-1. */
+/* Puts the T keys and values of head g (rows k and v, D floats, stride kv_stride) at positions start .. start+T-1,
+   rounded to nearest even where the cache is of 16 bits; what f16 cannot hold becomes infinity. */
 typedef void cg_kv_append_fn(const cg_kv *kv, const float *k, const float *v, int64_t kv_stride, int64_t start,
-                             int64_t T, int64_t g, int64_t G, int64_t D);
+                             int64_t T, int64_t g, int64_t D);
 
 /* Causal attention of T queries at positions start .. start+T-1; out[t][h] = softmax(q k * scale) v over the positions
-   p with max(0, pos - window + 1) <= p <= pos (window 0: all). A sink adds exp(sink[h]) to the denominator. Blocks of
-   32 positions >= first_fresh come from `fresh` (block 0 of it is first_fresh / 32), earlier ones from `past`.
-   Online softmax over blocks aligned to absolute positions: Milakov & Gimelshein, arXiv:1805.02867; sinks: Xiao et
-   al., arXiv:2309.17453, as learned in gpt-oss. */
+   p with max(0, pos - window + 1) <= p <= pos (window 0: all). A sink adds exp(sink[h]) to the denominator. Blocks
+   >= first_fresh come from `fresh` (its block 0 is first_fresh), earlier ones from `past`.
+   Online softmax over blocks aligned to absolute positions: Milakov & Gimelshein, arXiv:1805.02867; partial sums of
+   spans of a long cache: Dao et al., "Flash-Decoding" (2023); sinks: Xiao et al., arXiv:2309.17453, as learned in
+   gpt-oss. */
 typedef struct {
     const float *q;
     int64_t q_stride;      /* per token */
     float *out;
     int64_t out_stride;    /* per token */
     cg_kv past, fresh;
-    int64_t first_fresh;   /* a multiple of 32 */
+    int64_t first_fresh;   /* a block */
     int64_t start, T, window;
     int64_t H, G, D;
     const float *sinks;    /* [H] or NULL */
     float scale;
 } cg_attention;
-enum { CG_ATTENTION_ROWS = 8 };  /* (token, head) pairs per share; rows of one key/value head are numbered t * H/G + h */
-typedef void cg_attention_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1);
+
+/* (token, head) rows of one key/value head are numbered t * H/G + h; a share is up to cg_attention_rows(D) of them. */
+enum {
+    CG_ATTENTION_ROWS = 32,
+    CG_ATTENTION_FLOATS = 4096,  /* rows * D */
+    CG_ATTENTION_STATE = CG_ATTENTION_FLOATS + 3 * CG_V_ALIGN * CG_ATTENTION_ROWS,  /* floats of a share's state */
+};
+static inline int64_t cg_attention_rows(int64_t D) { return cg_min(CG_ATTENTION_ROWS, CG_ATTENTION_FLOATS / D); }
+static inline int64_t cg_attention_stride(int64_t D) { return cg_round_up(D, CG_V_ALIGN) + 2 * CG_V_ALIGN; }
+
+/* What is known of the rows after the spans span0 .. span1-1 (of CG_KV_SPAN positions each). A row of `state` has
+   cg_attention_stride(D) floats: [Dv] the sum over p of e^(score - top) v[p], [16] that of e^(score - top) in any number
+   of lanes, and `top`, the largest score. */
+typedef void cg_attention_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1, int64_t span0, int64_t span1,
+                             float *state);
+/* Writes the rows of out from n such states [n, rows, stride], in the order of their spans; overwrites the first. */
+typedef void cg_attention_merge_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1, int64_t n,
+                                   float *states);
 
 /* ---------------------------------------------------------------------------------------- what the machine can do */
 
@@ -199,7 +218,7 @@ cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, cons
 /* Attention over a cache, and the T new keys and values (rows of G heads, stride kv_stride) added to it. a->past,
    a->fresh and a->first_fresh are set here. A ring may be as small as the window rounded up to 32: the keys that a
    chunk would overwrite too early wait in scratch. */
-int64_t cg_attention_scratch(int64_t T, int64_t G, int64_t D);
+int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, const cg_kv *cache);
 cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, const cg_kv *cache, const float *k, const float *v,
                            int64_t kv_stride);
 

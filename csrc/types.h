@@ -19,6 +19,8 @@ enum {
     CG_MXFP4_MAX_K = 16384,     /* inputs of an MXFP4 row: what kernels keep of it on their stacks */
     CG_TILE_MAX_K = 16384,      /* inputs beyond which the tile kernels, which keep rows on their stacks, are not used */
     CG_KV_BLOCK = 32,           /* keys per block of the cache, see kvcache.c */
+    CG_KV_SPAN = 512,           /* keys whose sum is finished by itself, see attention.c; a multiple of CG_KV_BLOCK */
+    CG_KV_PANEL = 16,           /* its columns that lie together: keys, or dimensions of values */
     CG_V_ALIGN = 16,            /* value rows are padded to a multiple of this many floats */
     CG_MAX_HEAD_DIM = 512,
     CG_MAX_EXPERTS = 1024,
@@ -51,6 +53,16 @@ static inline uint16_t cg_f32_to_bf16(float f) {
     uint32_t u = cg_bits_from_f32(f);
     if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* Round to nearest, ties to even; NaN stays NaN, 65520 and more becomes infinity. Denormal halves are multiples of
+   2^-24: adding 0.5 rounds to them. */
+static inline uint16_t cg_f32_to_f16(float f) {
+    uint32_t u = cg_bits_from_f32(f), sign = u >> 16 & 0x8000, size = u & 0x7fffffffu;
+    if (size > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+    if (size >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);
+    if (size < 0x38800000u) return (uint16_t)(sign | (cg_bits_from_f32(cg_f32_from_bits(size) + 0.5f) - 0x3f000000u));
+    return (uint16_t)(sign | (size - 0x38000000u + 0xfff + (size >> 13 & 1)) >> 13);
 }
 
 /* Denormal halves are scaled by a float multiplication, so no table and no loop. */

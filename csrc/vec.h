@@ -23,7 +23,7 @@ typedef int16_t vs __attribute__((vector_size(4 * CG_LANES)));  /* two to a lane
 #define VF_KEEP(v) __asm__("" : "+x"(v))
 #endif
 
-CG_INLINE vf vf_set(float f) { return (vf){0} + f; }
+CG_INLINE vf vf_set(float f) { return f - (vf){0}; }  /* x - 0 is x; 0 + x would be a sum, for the sake of -0 */
 
 CG_INLINE vf vf_load(const float *p) {
     vf v;
@@ -76,7 +76,16 @@ CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
 }
 
 CG_INLINE vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
-CG_INLINE vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
+/* b where a or b is NaN. GCC does not find the instruction. */
+CG_INLINE vf vf_max(vf a, vf b) {
+#if CG_LANES == 8
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif CG_LANES == 16 && !defined(CGPT_EMULATE)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return vf_select(a > b, a, b);
+#endif
+}
 CG_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 
 CG_INLINE vf vf_load_bf16(const uint16_t *p) {
@@ -100,6 +109,25 @@ CG_INLINE vf vf_load_f16(const uint16_t *p) {
 CG_INLINE vf vf_load_as(cg_dtype d, const void *row, int64_t k) {
     return d == CG_F32 ? vf_load((const float *)row + k)
          : d == CG_BF16 ? vf_load_bf16((const uint16_t *)row + k) : vf_load_f16((const uint16_t *)row + k);
+}
+
+/* Rounded to nearest even. */
+CG_INLINE void vf_store_as(cg_dtype d, void *row, int64_t k, vf v) {
+    if (d == CG_F32) {
+        vf_store((float *)row + k, v);
+    } else if (d == CG_BF16) {
+        vu u = (vu)v, rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16, nan = (vu)(v != v);
+        vh h = __builtin_convertvector((nan & (u >> 16 | 0x40)) | (~nan & rounded), vh);
+        memcpy((uint16_t *)row + k, &h, sizeof h);
+    } else {
+#if CG_LANES == 16 && !defined(CGPT_EMULATE)
+        _mm256_storeu_si256((__m256i *)((uint16_t *)row + k), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif CG_LANES == 8
+        _mm_storeu_si128((__m128i *)((uint16_t *)row + k), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+        for (int i = 0; i < CG_LANES; i++) ((uint16_t *)row)[k + i] = cg_f32_to_f16(v[i]);
+#endif
+    }
 }
 
 /* n < CG_LANES values, the rest zero. */
@@ -174,6 +202,21 @@ CG_INLINE vf vf_exp(vf x) {
     y = vf_select(x < -104.f, vf_set(0.f), y);
     y = vf_select(x > 89.f, vf_set(INFINITY), y);
     return vf_select(x == x, y, x);
+}
+
+/* e^x for x <= 0, within 2 ulp, in fewer steps: below -87 it is 0; e^0 = 1 exactly; NaN stays. */
+CG_INLINE vf vf_exp_negative(vf x) {
+    vf t = vf_fma(x, vf_set(1.44269504f), vf_set(12582912.f)), n = t - 12582912.f;  /* as above; n in t's low bits */
+    vf r = vf_fma(n, vf_set(-0.693359375f), x);
+    r = vf_fma(n, vf_set(2.12194440e-4f), r);
+    vf p = vf_fma(r, vf_set(1.98756915e-4f), vf_set(1.39819995e-3f));
+    p = vf_fma(p, r, vf_set(8.33345205e-3f));
+    p = vf_fma(p, r, vf_set(4.16657961e-2f));
+    p = vf_fma(p, r, vf_set(1.66666657e-1f));
+    p = vf_fma(p, r, vf_set(5.00000000e-1f));
+    p = vf_fma(p, r * r, r) + 1.f;
+    vf y = p * (vf)(((vu)t << 23) + 0x3f800000u);
+    return (vf)(~(x < -87.f) & (vi)y);
 }
 
 CG_INLINE vf vf_sigmoid(vf x) { return 1.f / (1.f + vf_exp(-x)); }

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from kernel_cases import THREADS, assert_same_bits, check_slots, context, tensor, tensor_of
+from kernel_cases import FLOATS, THREADS, assert_same_bits, check_slots, context, from_bf16, tensor, tensor_of, to_bf16
 from reference.attention import attention as reference
 from tolerance import F32, TINY, assert_close
 
@@ -18,20 +18,31 @@ TOKENS = 163
 assert all(sum(chunks) == TOKENS for chunks in CHUNKS)
 
 
-def new_cache(positions, G, D, fill=0.0):
+def new_cache(positions, G, D, fill=0.0, dtype="F32"):
     """Keys and values for `positions` positions, rounded up to whole blocks."""
-    blocks = -(-positions // _kernels.KV_BLOCK)
-    k = np.full((blocks, G, D, _kernels.KV_BLOCK), np.float32(fill))
-    return k, np.full((blocks, G, _kernels.KV_BLOCK, -(-D // _kernels.V_ALIGN) * _kernels.V_ALIGN), np.float32(fill))
+    shapes = _kernels.kv_shapes(-(-positions // _kernels.KV_BLOCK), G, D)
+    return tuple(np.full(shape, stored(np.float32([fill]), dtype)[0]) for shape in shapes)
+
+
+def stored(x, dtype):
+    """float32 as a cache of `dtype` keeps it."""
+    with np.errstate(over="ignore"):
+        return {"F32": np.float32, "F16": np.float16, "BF16": to_bf16}[dtype](x)
+
+
+def kept(x, dtype):
+    """The values, float32, that a cache of `dtype` keeps of float32 x."""
+    return from_bf16(stored(x, dtype)) if dtype == "BF16" else stored(x, dtype).astype(np.float32)
 
 
 def attention(
-    qkv, H, G, chunks=None, window=0, sinks=None, positions=None, threads=1, scale=None, cache=None, fill=0.0
+    qkv, H, G, chunks=None, window=0, sinks=None, positions=None, threads=1, scale=None, cache=None, fill=0.0,
+    dtype="F32",
 ):
     """The kernel's output [T, H * D] for a sequence qkv [T, (H + 2 G) D] cut into chunks, with a cache of
     `positions` positions (all of them where None)."""
     T, D = len(qkv), qkv.shape[1] // (H + 2 * G)
-    layer = _kernels.LayerCache(*(cache or new_cache(positions or T, G, D, fill)))
+    layer = _kernels.LayerCache(*(cache or new_cache(positions or T, G, D, fill, dtype)), dtype)
     out, x, sinks = np.full((T, H * D), np.float32(7)), tensor(qkv), None if sinks is None else tensor(sinks)
     scale, start, ctx = D**-0.5 if scale is None else scale, 0, context(threads=threads)
     for t in chunks or (T,):
@@ -47,13 +58,14 @@ def sequence(H, G, D, T=TOKENS, size=1.5):
     return rng.standard_normal((T, (H + 2 * G) * D), np.float32) * np.float32(size), rng.standard_normal(H, np.float32)
 
 
-def exact(qkv, H, G, window, sinks, scale=None):
-    """float64 result and bound [T, H * D]. An error d in every score moves each probability by a factor of at most
-    e^(2d), so the result by 2 d of the probabilities' sum of |v|."""
+def exact(qkv, H, G, window, sinks, scale=None, dtype="F32"):
+    """float64 result, of keys and values as the cache keeps them, and bound [T, H * D]. An error d in every score moves
+    each probability by a factor of at most e^(2d), so the result by 2 d of the probabilities' sum of |v|."""
     T, D = len(qkv), qkv.shape[1] // (H + 2 * G)
     scale = D**-0.5 if scale is None else scale
     heads = qkv.astype(np.float64).reshape(T, H + 2 * G, D)
     q, k, v = np.split(heads, [H, H + G], 1)
+    k, v = (kept(x, dtype).astype(np.float64) for x in (k, v))
     sinks = None if sinks is None else sinks.astype(np.float64)
     out = reference(q, k, v, scale, window=window or None, sinks=sinks)
     size = reference(q, k, np.abs(v), scale, window=window or None, sinks=sinks)
@@ -95,18 +107,69 @@ def test_chunks_change_no_bit(level, window, H, G, D):
             assert_same_bits(out, whole, f"a cache of {positions} positions, chunks {chunks[:7]}")
 
 
-@pytest.mark.parametrize("window", [0, 128])
-def test_threads_change_no_bit(level, window):
-    qkv, sinks = sequence(8, 2, 64, 200)
-    one = attention(qkv, 8, 2, window=window, sinks=sinks)
-    for threads in THREADS[1:]:
-        for chunks in ((200,), (70, 130)):
-            out = attention(qkv, 8, 2, chunks, window, sinks, threads=threads, positions=window or 200)
-            assert_same_bits(out, one, f"{threads} threads, chunks {chunks}")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("window", [0, 600])
+def test_long_caches_and_threads(level, window, dtype):
+    """Several spans, one after the other or each for a thread: right, and the same bits whoever sums them."""
+    check_slots(level, "attention", "attention_merge")
+    H, G, D, T = 8, 2, 20, 3 * _kernels.KV_SPAN + 70
+    qkv, sinks = sequence(H, G, D, T)
+    whole = attention(qkv, H, G, window=window, sinks=sinks, dtype=dtype)
+    assert_close(whole, *exact(qkv, H, G, window, sinks, dtype=dtype), "in one call")
+    decoded = (T - 40, *(1,) * 40)
+    for threads in THREADS:
+        for chunks in ((T,), (70, T - 70), (T - 3, 3), decoded):
+            out = attention(qkv, H, G, chunks, window, sinks, threads=threads, positions=window or T, dtype=dtype)
+            assert_same_bits(out, whole, f"{threads} threads, chunks {chunks[:3]}")
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_halves(level, dtype):
+    """A cache of 16 bits: what float64 gives for keys and values rounded to nearest even, nothing else is rounded; and
+    the same bits however the sequence is cut."""
+    for (H, G), D, window in ((HEADS[1], 64, 0), (HEADS[3], 20, 33), (HEADS[2], 80, 0), (HEADS[0], 8, 1)):
+        qkv, sinks = sequence(H, G, D)
+        whole = attention(qkv, H, G, window=window, sinks=sinks, dtype=dtype)
+        assert_close(whole, *exact(qkv, H, G, window, sinks, dtype=dtype), f"H = {H}, G = {G}, D = {D}")
+        for chunks in (*CHUNKS, (1,) * TOKENS):
+            out = attention(qkv, H, G, chunks, window, sinks, window or TOKENS, fill=np.nan, dtype=dtype)
+            assert_same_bits(out, whole, f"chunks {chunks[:7]}")
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_kv_append_rounds_to_nearest_even(level, dtype):
+    """All halves, what lies half-way between two and beside it, NaN, and what is too large for f16."""
+    halves = np.arange(0x7C00, dtype=np.uint16)
+    exact_values = from_bf16(halves) if dtype == "BF16" else halves.view(np.float16).astype(np.float32)
+    middle = (exact_values[1:].astype(np.float64) + exact_values[:-1]) / 2
+    middle = middle.astype(np.float32)
+    values = np.concatenate([exact_values, middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.inf)])
+    values = np.concatenate([values, -values, np.float32([65519, 65520, 1e6, np.inf, -np.inf, np.nan])])
+    D = 20
+    values = np.resize(values, (-(-len(values) // D), D))
+    k, v = new_cache(len(values), 1, D, dtype=dtype)
+    qkv = np.concatenate([np.zeros_like(values), values, values[::-1]], 1)
+    attention(qkv, 1, 1, cache=(k, v), dtype=dtype)
+    for found, written in ((keys_of(k), values), (values_of(v, D), values[::-1])):
+        found = (from_bf16(found) if dtype == "BF16" else found.astype(np.float32))[0, : len(values)]
+        expected = kept(written, dtype)
+        assert np.array_equal(np.isnan(found), np.isnan(expected))
+        known = ~np.isnan(expected)
+        assert_same_bits(found[known], expected[known], dtype)
+
+
+def keys_of(k):
+    """[G, positions, D] of keys [G, blocks, 2, D, 16]."""
+    return k.transpose(0, 1, 2, 4, 3).reshape(len(k), -1, k.shape[3])
+
+
+def values_of(v, D):
+    """[G, positions, D] of values [G, blocks, panels, 32, 16]."""
+    return v.transpose(0, 1, 3, 2, 4).reshape(len(v), -1, v.shape[2] * 16)[..., :D]
 
 
 def test_kv_append_layout(level, rng):
-    """Keys [blocks, G, D, 32], values [blocks, G, 32, Dv]; a ring's block is block % blocks; padding stays."""
+    """Keys [G, blocks, 2, D, 16], values [G, blocks, panels, 32, 16]; a ring; padding stays."""
     H, G, D, T = 2, 2, 20, 100
     qkv, _ = sequence(H, G, D, T)
     for positions, chunks in ((128, (100,)), (64, (100,)), (64, (37, 63)), (64, (1,) * T)):
@@ -114,10 +177,10 @@ def test_kv_append_layout(level, rng):
         attention(qkv, H, G, chunks, window=64, cache=(k, v))
         heads = qkv.reshape(T, H + 2 * G, D)
         for t in range(T - 64, T):
-            block, at = t // 32 % len(k), t % 32
-            assert_same_bits(k[block, :, :, at], heads[t, H : H + G], f"the key of position {t}")
-            assert_same_bits(v[block, :, at, :D], heads[t, H + G :], f"the value of position {t}")
-        assert (v[..., D:] == 0).all()
+            at = t % (32 * k.shape[1])
+            assert_same_bits(keys_of(k)[:, at], heads[t, H : H + G], f"the key of position {t}")
+            assert_same_bits(values_of(v, D)[:, at], heads[t, H + G :], f"the value of position {t}")
+        assert (values_of(v, 32)[..., D:] == 0).all()
 
 
 def test_rows_of_a_batch(level):

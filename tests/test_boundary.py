@@ -41,7 +41,7 @@ def indices(*shape, dtype=np.int32, value=0):
 
 
 def cache(blocks=2, G=1, D=8):
-    return _kernels.LayerCache(np.zeros((blocks, G, D, 32), np.float32), np.zeros((blocks, G, 32, 16), np.float32))
+    return _kernels.LayerCache(*(np.zeros(shape, np.float32) for shape in _kernels.kv_shapes(blocks, G, D)))
 
 
 # The arguments of a call that works, by name; each refused call changes one or two of them.
@@ -253,17 +253,20 @@ def test_matrix_refuses(dtype, data, scales, bias):
 
 
 def test_cache_refuses():
-    k, v = np.zeros((2, 1, 8, 32), np.float32), np.zeros((2, 1, 32, 16), np.float32)
-    wrong = [(k[0], v), (k, v[..., :8]), (k[:1], v), (k[..., :16], v)]
+    k, v = (np.zeros(shape, np.float32) for shape in _kernels.kv_shapes(2, 1, 8))
+    wrong = [(k[0], v), (k, v[..., :8]), (k[:, :1], v), (k[..., :8], v), (k[:, :, :1], v)]
     wrong += [(k.astype(np.float64), v), (k, v.astype(np.uint16))]
     fixed = k.copy()
     fixed.setflags(write=False)
-    for keys, values in (*wrong, (fixed, v), (k, np.zeros((2, 1, 16, 32), np.float32).transpose(0, 1, 3, 2))):
+    for keys, values in (*wrong, (fixed, v), (k, np.zeros((1, 2, 1, 16, 32), np.float32).transpose(0, 1, 2, 4, 3))):
         with pytest.raises(KernelError):
             _kernels.LayerCache(keys, values)
+    for dtype in ("F16", "BF16", "MXFP4", "U8", "F8"):
+        with pytest.raises(KernelError):
+            _kernels.LayerCache(k, v, dtype)
     with pytest.raises(KernelError, match="attention"):  # a head dimension beyond what kernels keep on their stacks
         D = _kernels.MAX_HEAD_DIM + 1
-        big = _kernels.LayerCache(np.zeros((1, 1, D, 32), np.float32), np.zeros((1, 1, 32, 528), np.float32))
+        big = cache(1, 1, D)
         _kernels.attention(context(), f32(1, D), f32(1, 3 * D), big, 0, 0, 1, 1, scale=1.0)
 
 

@@ -170,10 +170,45 @@ def test_nan_is_an_error_that_names_the_layer(tmp_path):
         model.step([(sequence, [1])])
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("name", CASES)
+def test_caches_of_halves(level, name, kv_cache_dtype):
+    """Half the bytes, near the f32 cache's logits, and the same bits for any chunks and threads."""
+    model = load(name, precision="exact", kv_cache_dtype=kv_cache_dtype)
+    full = load(name, precision="exact")
+    bytes_of = [sum(a.nbytes for pair in m.new_sequence().arrays for a in pair) for m in (full, model)]
+    assert bytes_of[0] == 2 * bytes_of[1]
+    ids = prompt_of(model)
+    whole, expected = model.logits(ids), full.logits(ids)
+    rms = np.sqrt(((whole - expected) ** 2).mean()) / expected.std()
+    assert 0 < rms <= {"f16": 0.003, "bf16": 0.02}[kv_cache_dtype]
+    for what, sizes in cuts(len(ids)).items():
+        assert np.array_equal(in_steps(model, ids, sizes), whole), what
+    threaded = load(name, precision="exact", kv_cache_dtype=kv_cache_dtype, threads=4)
+    assert np.array_equal(in_steps(threaded, ids, [40, 1, len(ids) - 41]), whole)
+
+
+def test_values_beyond_f16_are_an_error_that_says_so():
+    models = {dtype: load("gpt2_plain_f32", kv_cache_dtype=dtype) for dtype in ("f16", "bf16", "f32")}
+    for model in models.values():
+        values_bias = model.blocks[1].c_attn.arrays[-1][2 * model.width :]
+        values_bias[:] = 70_000
+    for dtype in ("bf16", "f32"):
+        assert np.isfinite(models[dtype].logits([1, 2, 3])).all()
+    with pytest.raises(errors.NumericsError, match=r"layer 1 .*65,504.*bf16"):
+        models["f16"].logits([1, 2, 3])
+
+
+@pytest.mark.parametrize("wrong", ["F16", "int8", "", 16, ("f16",)])
+def test_other_kv_cache_dtypes_are_refused(wrong):
+    with pytest.raises(errors.InputError, match="kv_cache_dtype"):
+        load("gpt2_plain_f32", kv_cache_dtype=wrong)
+
+
 def test_a_ring_is_no_longer_than_its_window():
     model = load("gptoss_basic/hf_mxfp4")  # windows of 16 in layers 0 and 2
     sliding, full = model.new_sequence().arrays[0][0], model.new_sequence().arrays[1][0]
-    assert len(sliding) == 1 and len(full) == -(-model.context_length // 32)
+    assert sliding.shape[1] == 1 and full.shape[1] == -(-model.context_length // 32)
 
 
 # VmHWM: ru_maxrss would begin with the peak of the process that started this one.

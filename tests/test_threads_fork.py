@@ -271,10 +271,9 @@ def linear():
 
 
 def attention():
-    T, D, block = 1536, 64, _kernels.KV_BLOCK
-    cache = _kernels.LayerCache(
-        np.zeros((T // block, 1, D, block), np.float32), np.zeros((T // block, 1, block, D), np.float32)
-    )
+    T, D = 1536, 64
+    shapes = _kernels.kv_shapes(T // _kernels.KV_BLOCK, 1, D)
+    cache = _kernels.LayerCache(*(np.zeros(shape, np.float32) for shape in shapes))
     out, qkv, ctx = zeros(T, 8 * D), zeros(T, 10 * D), context()
     return lambda: _kernels.attention(ctx, out, qkv, cache, 0, 0, T, 8, scale=1.0)
 

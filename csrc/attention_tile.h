@@ -1,0 +1,134 @@
+/* Attention's inner loops, for attention.c: a tile of M (token, head) rows that share a key/value head against one block
+   of 32 positions. A row's arithmetic is the same whatever shares its tile. */
+#ifndef CG_ATTENTION_TILE_H
+#define CG_ATTENTION_TILE_H
+
+#include "cgpt.h"
+#include "vec.h"
+
+enum { ATT_ROWS = CG_LANES == 16 ? 8 : 4 };  /* of a full tile: as many sums as there are registers for */
+
+typedef struct {
+    int64_t first, last;  /* visible positions */
+    float *acc;           /* a row of cg_attention_fn's `state` */
+} att_row;
+
+/* What to bring into the cache meanwhile: `step` bytes of each per step of the loops. Without it the processor waits for
+   memory at the start of each block; all at once would fill its queue, and it waits again. */
+typedef struct {
+    const char *k, *v;
+    int64_t step;
+} att_ahead;
+
+CG_INLINE void att_fetch(const char *at) {
+    __builtin_prefetch(at);
+    if (CG_LANES == 16) __builtin_prefetch(at + 64);
+}
+
+/* Where column `at` of a block begins that is stored as [columns / 16, rows, 16]. */
+CG_INLINE const float *att_panel(const float *block, int64_t rows, int64_t at) {
+    return block + at / CG_KV_PANEL * CG_KV_PANEL * rows + at % CG_KV_PANEL;
+}
+
+/* Scores p[m][32] of M rows q [D, M] and the keys of a block, a pair of vectors of keys at a time. */
+CG_INLINE void att_scores(const int M, float (*p)[CG_KV_BLOCK], const float *q, const float *k, int64_t D,
+                          const att_ahead *ahead) {
+    const char *next = ahead->k;
+    for (int c = 0; c < CG_KV_BLOCK; c += 2 * CG_LANES) {
+        const float *k0_at = att_panel(k, D, c), *k1_at = att_panel(k, D, c + CG_LANES);
+        vf s[ATT_ROWS][2];
+        for (int m = 0; m < M; m++) s[m][0] = s[m][1] = vf_set(0.f);
+        for (int64_t d = 0; d < D; d++, next += ahead->step) {
+            vf k0 = vf_load(k0_at + d * CG_KV_PANEL), k1 = vf_load(k1_at + d * CG_KV_PANEL);
+            att_fetch(next);
+            for (int m = 0; m < M; m++) {
+                vf qm = vf_set(q[d * M + m]);
+                s[m][0] = vf_fma(qm, k0, s[m][0]);
+                s[m][1] = vf_fma(qm, k1, s[m][1]);
+            }
+        }
+        for (int m = 0; m < M; m++) {
+            vf_store(p[m] + c, s[m][0]);
+            vf_store(p[m] + c + CG_LANES, s[m][1]);
+        }
+    }
+}
+
+/* What lies outside lo .. hi gets a score of -infinity, thus a probability of 0. */
+CG_INLINE void att_mask(float *p, int64_t lo, int64_t hi) {
+    for (int64_t i = 0; i < CG_KV_BLOCK; i++) p[i] = i < lo || i > hi ? -INFINITY : p[i];
+}
+
+/* Scores to probabilities relative to the running maxima, and the factors for what was summed before. A block that is
+   masked out changes no bit: its probabilities are 0 and the factor is e^0 = 1. */
+CG_INLINE void att_softmax(const int M, const att_row *row, float (*p)[CG_KV_BLOCK], float *factor, int64_t Dv) {
+    float now[ATT_ROWS];
+    for (int m = 0; m < M; m++) {
+        float *top = row[m].acc + Dv + CG_V_ALIGN;
+        vf most = vf_set(*top);
+        for (int i = 0; i < CG_KV_BLOCK; i += CG_LANES) most = vf_max(vf_load(p[m] + i), most);
+        now[m] = vf_max_lane(most);
+        factor[m] = *top - now[m];
+        *top = now[m];
+    }
+    for (int m = 0; m < M; m += CG_LANES) vf_store(factor + m, vf_exp_negative(vf_load(factor + m)));
+    for (int m = 0; m < M; m++) {
+        vf sum = vf_load(row[m].acc + Dv) * factor[m];
+        for (int i = 0; i < CG_KV_BLOCK; i += CG_LANES) {
+            vf e = vf_exp_negative(vf_load(p[m] + i) - now[m]);
+            vf_store(p[m] + i, e);
+            sum += e;
+        }
+        vf_store(row[m].acc + Dv, sum);
+    }
+}
+
+/* acc[m][d ..] = acc[m][d ..] * factor[m] + sum over j0 <= j < j1 of p[m][j] v[j][d ..], W vectors wide. */
+CG_INLINE const char *att_values(const int M, const int W, const att_row *row, float (*p)[CG_KV_BLOCK],
+                                 const float *factor, const float *v, int64_t d, int64_t j0, int64_t j1,
+                                 const char *next, int64_t step) {
+    vf acc[ATT_ROWS][4];
+    const float *at[4];
+    for (int i = 0; i < W; i++) at[i] = att_panel(v, CG_KV_BLOCK, d + i * CG_LANES);
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < W; i++) acc[m][i] = vf_load(row[m].acc + d + i * CG_LANES) * factor[m];
+    for (int64_t j = j0; j < j1; j++, next += step) {
+        vf vj[4];
+        for (int i = 0; i < W; i++) vj[i] = vf_load(at[i] + j * CG_KV_PANEL);
+        att_fetch(next);
+        for (int m = 0; m < M; m++) {
+            vf pm = vf_set(p[m][j]);
+            for (int i = 0; i < W; i++) acc[m][i] = vf_fma(pm, vj[i], acc[m][i]);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < W; i++) vf_store(row[m].acc + d + i * CG_LANES, acc[m][i]);
+    return next;
+}
+
+CG_INLINE void att_all_values(const int M, const att_row *row, float (*p)[CG_KV_BLOCK], const float *factor,
+                              const float *v, int64_t Dv, int64_t j0, int64_t j1, const att_ahead *ahead) {
+    const char *next = ahead->v;
+    int64_t d = 0;
+    for (; d + 2 * CG_LANES <= Dv; d += 2 * CG_LANES)
+        next = att_values(M, 2, row, p, factor, v, d, j0, j1, next, ahead->step);
+    for (; d < Dv; d += CG_LANES) next = att_values(M, 1, row, p, factor, v, d, j0, j1, next, ahead->step);
+}
+
+/* M rows q [D, M], later ones at later positions, over the block at position `base`: keys k [2, D, 16], values
+   v [Dv / 16, 32, 16]. What a row does not see it skips, because 0 x NaN is not 0. */
+CG_INLINE void att_block(const int M, const att_row *row, const float *q, const float *k, const float *v, int64_t base,
+                         int64_t D, int64_t Dv, const att_ahead *ahead) {
+    float p[ATT_ROWS][CG_KV_BLOCK], factor[CG_LANES + ATT_ROWS] = {0};
+    if (row[M - 1].last < base || row[0].first >= base + CG_KV_BLOCK) return;
+    int whole = row[0].last >= base + CG_KV_BLOCK - 1 && row[M - 1].first <= base;
+    att_scores(M, p, q, k, D, ahead);
+    for (int m = 0; m < M && !whole; m++) att_mask(p[m], row[m].first - base, row[m].last - base);
+    att_softmax(M, row, p, factor, Dv);
+    if (whole) att_all_values(M, row, p, factor, v, Dv, 0, CG_KV_BLOCK, ahead);
+    for (int m = 0; m < M && !whole; m++)
+        att_all_values(1, row + m, p + m, factor + m, v, Dv, cg_max(row[m].first - base, 0),
+                       cg_min(row[m].last - base + 1, CG_KV_BLOCK), ahead);
+}
+
+#endif
