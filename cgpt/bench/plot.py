@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,38 +40,32 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def _roofline(axes: Any, rows: Sequence[Row]) -> None:
-    """Operations per second over operations per byte, under the least of what memory and cores allow."""
+    """Operations per second over operations per byte, under the least of what memory and cores allow: a colour for each
+    number of threads, a marker for each test."""
     intensity = [row["flops_per_token"] / row["bytes_per_token"] for row in rows]
     low, high = min(intensity) / 3, max(intensity) * 3
-    markers = "osD^vP*X"
+    tests = list(dict.fromkeys(row["test"] for row in rows))
     for n, threads in enumerate(dict.fromkeys(row["n_threads"] for row in rows)):
-        mine = [(x, row) for x, row in zip(intensity, rows, strict=True) if row["n_threads"] == threads]
-        read, peak = (max(row[key] for _, row in mine) for key in ("roof_bytes_per_s", "roof_flops_per_s"))
-        ridge = peak / read
-        xs = sorted({low, min(max(ridge, low), high), high})
-        label = f"roof of {threads} threads: {read / 1e9:.1f} GB/s, {peak / 1e9:.0f} GFLOP/s {mine[0][1]['roof_dtype']}"
+        mine = [row for row in rows if row["n_threads"] == threads]
+        read, peak = (statistics.median(row[key] for row in mine) for key in ("roof_bytes_per_s", "roof_flops_per_s"))
+        xs = sorted({low, min(max(peak / read, low), high), high})
+        label = f"{_threads(threads)}: {read / 1e9:.1f} GB/s, {peak / 1e9:.0f} GFLOP/s {mine[0]['roof_dtype']}"
         axes.plot(xs, [min(peak, read * x) / 1e9 for x in xs], color=f"C{n}", label=label)
-        axes.plot(
-            [x for x, _ in mine],
-            [row["flops_per_s"] / 1e9 for _, row in mine],
-            markers[n % len(markers)],
-            color=f"C{n}",
-            label=f"{threads} threads",
-        )
-        for x, row in mine:
+        for row in mine:
             share = max(row["bandwidth_share"], row["peak_share"])
-            axes.annotate(
-                f"{row['test']}: {share:.0%}",
-                (x, row["flops_per_s"] / 1e9),
-                xytext=(6, -3 - 10 * n),
-                textcoords="offset points",
-                fontsize=8,
+            axes.plot(
+                row["flops_per_token"] / row["bytes_per_token"],
+                row["flops_per_s"] / 1e9,
+                "osD^vP*Xpdh<>"[tests.index(row["test"]) % 13],
                 color=f"C{n}",
+                label=f"{row['test']}: {share:.0%} of the roof",
             )
     axes.set(xscale="log", yscale="log", xlabel="operations per byte read", ylabel="GFLOP/s", title="Roofline")
-    axes.set_xlim(low, high * 3)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(low, high)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=7, loc="lower right")
 
 
 def _depths(axes: Any, rows: Sequence[Row]) -> None:
@@ -78,7 +73,7 @@ def _depths(axes: Any, rows: Sequence[Row]) -> None:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         kind = row["test"].partition(" @")[0]
-        lines.setdefault(f"{kind}, {row['n_threads']} threads", []).append(row)
+        lines.setdefault(f"{kind}, {_threads(row['n_threads'])}", []).append(row)
     for label, mine in lines.items():
         mine = sorted(mine, key=lambda row: row["n_depth"])
         middle = [row["median_ts"] for row in mine]
@@ -86,5 +81,11 @@ def _depths(axes: Any, rows: Sequence[Row]) -> None:
         high = [max(row["samples_ts"]) - row["median_ts"] for row in mine]
         axes.errorbar([row["n_depth"] for row in mine], middle, (low, high), marker="o", capsize=3, label=label)
     axes.set(yscale="log", xlabel="positions before", ylabel="tokens/s", title="Speed by depth")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread" + "s" * (number > 1)

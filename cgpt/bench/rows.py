@@ -52,7 +52,7 @@ def row(
 
     bytes_per_token, flops_per_token: what must be read and calculated; bytes_per_s, flops_per_s: that over the median;
     bandwidth_share, peak_share: those of the roof's. first_token_ns: a prompt and picking what follows; token_ns_p50,
-    token_ns_p99: from one token of a sequence to its next.
+    token_ns_p99: from one token of a sequence to its next. peak_memory: of loading or the case, whichever took more.
     """
     case, seconds = measured.case, measured.seconds
     median = statistics.median(seconds)

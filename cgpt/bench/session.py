@@ -43,9 +43,12 @@ def bench(
     if repetitions < 1:
         raise InputError(f"repetitions: {repetitions} is less than one")
     for number in threads:
+        model = None  # the one before goes first
+        rows.reset_peak_memory()
         start = time.perf_counter()
         model = cgpt.load(directory, number, precision, dense)
         facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
+        loading = rows.peak_memory()
         if prompts is None:
             prompts = (min(512, model.context_length // 2),)
         fitting, too_long = cases(model.context_length, prompts, gens, depths, parallels)
@@ -59,6 +62,7 @@ def bench(
             measured = measure(model, case, repetitions, rng)
             shares, memory = watch.shares(), rows.peak_memory()
             after = roof.measure(model.threads, ROOF_SECONDS)
+            memory = None if memory is None else max(memory, loading)
             row = facts | rows.row(measured, (before, after), shares, memory)
             if profile:
                 row["profile"] = profiled(model, case, rng, row)
