@@ -175,8 +175,8 @@ cdef class Matrix:
                               f"{None if scales is None else scales.shape}")
         if bias is not None and bias.shape != shape[:-1]:
             raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
-        packed = dtype in ("MXFP4", "INT8")
-        held = [Tensor(data.reshape(-1).view(np.uint8) if packed else data.reshape(-1), "U8" if packed else dtype)]
+        flat = data.reshape(-1)
+        held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8") else dtype)]
         self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
         if scales is not None:
             held.append(Tensor(scales.reshape(-1), "BF16" if dtype == "INT8" else "U8"))

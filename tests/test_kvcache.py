@@ -89,4 +89,4 @@ def test_without_windows_nothing_is_lost():
 def test_slack_rounds_up_to_a_block():
     model = cgpt.load("demo-gpt-oss")
     for slack, blocks in ((0, 4), (1, 5), (32, 5), (33, 6), (500, 10)):  # of 32; the context is 300
-        assert [len(k) for k, v in model.new_sequence(300, slack).arrays[:2]] == [blocks, 10]
+        assert [k.shape[1] for k, v in model.new_sequence(300, slack).arrays[:2]] == [blocks, 10]
