@@ -63,9 +63,10 @@ def test_a_row_of_a_prompt():
     (dict(samples=[1.0, 1.0, 1.11]), ["repetitions differ by 11%"]),
     (dict(after=roof(read=8e9)), ["memory was read with 8.0 to 10.0 GB/s"]),
     (dict(after=roof(read=9e9)), []),
+    (dict(faults=1234), ["1,234 reads of the model waited for the disk"]),
 ])  # fmt: skip
 def test_noise(values, expected):
-    quiet = dict(samples=[1.0, 1.0, 1.05], others=0.0, stolen=0.0, before=roof(), after=roof())
+    quiet = dict(samples=[1.0, 1.0, 1.05], others=0.0, stolen=0.0, before=roof(), after=roof(), faults=100)
     assert warnings(**quiet | values) == expected
 
 

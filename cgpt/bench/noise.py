@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from cgpt.roof import Roof
 STOLEN, OTHERS = 0.02, 0.05  # shares of the CPUs' time
 SPREAD = 0.10  # between the slowest and the fastest repetition, of the median
 DRIFT = 0.15  # between the bandwidth before and after
+FAULTS = 100  # pages of the checkpoint that had to come from disk
 
 
 class Watch:
@@ -20,10 +22,19 @@ class Watch:
     def __init__(self) -> None:
         self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
         self._start = CpuTime.now(self._cpus)
+        self._faults = _major_faults()
 
     def shares(self) -> tuple[float | None, float | None]:
         """(what other processes used, what the host took away), as shares of the CPUs' time; None: unknown."""
         return CpuTime.now(self._cpus).shares_since(self._start)
+
+    def faults(self) -> int:
+        """Page faults of this process that waited for a disk."""
+        return _major_faults() - self._faults
+
+
+def _major_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def spread(samples: Sequence[float]) -> float:
@@ -32,7 +43,7 @@ def spread(samples: Sequence[float]) -> float:
 
 
 def warnings(
-    samples: Sequence[float], others: float | None, stolen: float | None, before: Roof, after: Roof
+    samples: Sequence[float], others: float | None, stolen: float | None, before: Roof, after: Roof, faults: int
 ) -> list[str]:
     """What makes figures doubtful, a few words each."""
     found = []
@@ -42,6 +53,8 @@ def warnings(
         found.append(f"other processes used {others:.0%} of the CPUs' time")
     if spread(samples) > SPREAD:
         found.append(f"repetitions differ by {spread(samples):.0%}")
+    if faults > FAULTS:
+        found.append(f"{faults:,} reads of the model waited for the disk")
     slow, fast = sorted((before.read_bytes_per_s, after.read_bytes_per_s))
     if fast - slow > DRIFT * fast:
         found.append(f"memory was read with {slow / 1e9:.1f} to {fast / 1e9:.1f} GB/s")

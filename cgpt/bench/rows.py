@@ -46,9 +46,11 @@ def row(
     roofs: tuple[Roof, Roof],
     shares: tuple[float | None, float | None],
     peak_memory: int | None,
+    faults: int = 0,
 ) -> dict[str, Any]:
     """The figures of a case. avg_, stddev_ and samples_ are llama-bench's: nanoseconds of a repetition, tokens per
-    second. roofs: before and after; the better one counts. shares: what other processes, and the host, took.
+    second. roofs: before and after; the better one counts. shares: what other processes, and the host, took. faults:
+    pages that came from disk.
 
     bytes_per_token, flops_per_token: what must be read and calculated; bytes_per_s, flops_per_s: that over the median;
     bandwidth_share, peak_share: those of the roof's. first_token_ns: a prompt and picking what follows; token_ns_p50,
@@ -92,7 +94,7 @@ def row(
         "peak_memory_bytes": peak_memory,
         "others_share": shares[0],
         "stolen_share": shares[1],
-        "warnings": warnings(seconds, *shares, *roofs),
+        "warnings": warnings(seconds, *shares, *roofs, faults),
     }
 
 

@@ -60,10 +60,10 @@ def bench(
             rows.reset_peak_memory()
             watch = Watch()
             measured = measure(model, case, repetitions, rng)
-            shares, memory = watch.shares(), rows.peak_memory()
+            shares, faults, memory = watch.shares(), watch.faults(), rows.peak_memory()
             after = roof.measure(model.threads, ROOF_SECONDS)
             memory = None if memory is None else max(memory, loading)
-            row = facts | rows.row(measured, (before, after), shares, memory)
+            row = facts | rows.row(measured, (before, after), shares, memory, faults)
             if profile:
                 row["profile"] = profiled(model, case, rng, row)
             yield row
