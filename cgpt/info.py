@@ -16,6 +16,7 @@ from cgpt import gpt2, gpt_oss
 from cgpt._kernels import KV_BLOCK, KV_PANEL
 from cgpt.configs import SLIDING, GPT2Config, GptOssConfig, read_config
 from cgpt.errors import ContextLengthError, InputError
+from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.memory import available_memory
 from cgpt.sizes import SIZES
 from cgpt.synth import SynthTensor, checkpoint_files, file_header
@@ -34,15 +35,18 @@ _PARTS = {
 _ORDER = ("embedding", "attention", "mlp", "norms", "unembedding")
 
 
-def describe(name_or_dir: str | os.PathLike, context: int | None = None) -> dict[str, Any]:
+def describe(
+    name_or_dir: str | os.PathLike, context: int | None = None, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]
+) -> dict[str, Any]:
     """Facts about a checkpoint directory, a model of the package, or a published size (no files needed).
 
-    context: positions to have room for; default all the model has. The result, which json can write, holds
+    context: positions to have room for; default all the model has. kv_cache_dtype: what keys and
+      values are kept as, "f32", "f16" or "bf16". The result, which json can write, holds
       name, source ("files" or "published size"), architecture;
       shape: layers, width, heads and so on;
       parameters: total, active (those a token is multiplied with), parts {name: number};
       bytes: disk (files), weights (in memory), per_token {part: what decoding a token reads, and "cache"};
-      memory: bytes needed at `context`, as weights, cache, runtime and total;
+      memory: bytes needed at `context`, as weights, cache (of kv_cache_dtype), runtime and total;
       here: available bytes (None: unknown), whether it fits, and max_context that does (0: none).
 
     Raises CheckpointError, ConfigError, InputError or ContextLengthError.
@@ -51,7 +55,7 @@ def describe(name_or_dir: str | os.PathLike, context: int | None = None) -> dict
     limit = config.n_positions if isinstance(config, GPT2Config) else config.max_position_embeddings
     context = _checked_context(context, limit)
     weights = sum(tensor.nbytes for tensor in tensors)
-    cache = cache_bytes(config, context)
+    cache = cache_bytes(config, context, kv_cache_dtype)
     needed = weights + cache + RUNTIME
     available = available_memory()
     return {
@@ -63,10 +67,11 @@ def describe(name_or_dir: str | os.PathLike, context: int | None = None) -> dict
         "bytes": {
             "disk": disk,
             "weights": weights,
-            "per_token": _bytes_per_token(config, tensors) | {"cache": cache_read(config, context)},
+            "per_token": _bytes_per_token(config, tensors) | {"cache": cache_read(config, context, kv_cache_dtype)},
         },
         "memory": {
             "context": context,
+            "kv_cache_dtype": kv_cache_dtype,
             "weights": weights,
             "cache": cache,
             "runtime": RUNTIME,
@@ -75,22 +80,28 @@ def describe(name_or_dir: str | os.PathLike, context: int | None = None) -> dict
         "here": {
             "available": available,
             "fits": None if available is None else needed <= available,
-            "max_context": None if available is None else _longest(config, limit, available - weights),
+            "max_context": None if available is None else _longest(config, limit, kv_cache_dtype, available - weights),
         },
     }
 
 
-def cache_bytes(config: GPT2Config | GptOssConfig, context: int) -> int:
-    """The bytes of keys and values of one sequence of `context` positions, float32, in whole blocks."""
+def cache_bytes(config: GPT2Config | GptOssConfig, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
+    """The bytes of keys and values of one sequence of `context` positions, in whole blocks."""
     windows, G, D = _attention_shape(config)
     blocks = sum(-(-min(window or context, context) // KV_BLOCK) for window in windows)
-    return 4 * blocks * KV_BLOCK * G * (D + -(-D // KV_PANEL) * KV_PANEL)
+    return _kept_bytes(kv_cache_dtype) * blocks * KV_BLOCK * G * (D + -(-D // KV_PANEL) * KV_PANEL)
 
 
-def cache_read(config: GPT2Config | GptOssConfig, context: int) -> int:
+def cache_read(config: GPT2Config | GptOssConfig, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
     """The bytes of keys and values that decoding the token at the end of `context` positions reads."""
     windows, G, D = _attention_shape(config)
-    return sum(2 * 4 * G * D * min(window or context, context) for window in windows)
+    return sum(2 * _kept_bytes(kv_cache_dtype) * G * D * min(window or context, context) for window in windows)
+
+
+def _kept_bytes(kv_cache_dtype: str) -> int:
+    if kv_cache_dtype not in KV_DTYPES:
+        raise InputError(f"kv_cache_dtype is one of {', '.join(KV_DTYPES)}, not {kv_cache_dtype!r}")
+    return 4 if kv_cache_dtype == "f32" else 2
 
 
 def _look_up(
@@ -204,10 +215,10 @@ def _in_order(parts: Mapping[str, float]) -> dict[str, int]:
     return {part: round(parts[part]) for part in _ORDER if part in parts}
 
 
-def _longest(config: GPT2Config | GptOssConfig, limit: int, room: int) -> int:
+def _longest(config: GPT2Config | GptOssConfig, limit: int, kv_cache_dtype: str, room: int) -> int:
     """The longest context whose cache fits into `room` bytes, beside the runtime; 0 where none does."""
     contexts = range(1, limit + 1)
-    return bisect_right(contexts, room - RUNTIME, key=lambda context: cache_bytes(config, context))
+    return bisect_right(contexts, room - RUNTIME, key=lambda context: cache_bytes(config, context, kv_cache_dtype))
 
 
 # ------------------------------------------------------------------------------------------------------- text
@@ -220,6 +231,7 @@ def render(facts: Mapping[str, Any]) -> str:
     read = {part: n for part, n in per_token.items() if part != "cache"}
     parts = {part: memory[part] for part in ("weights", "cache", "runtime")}
     active = f"{_count(parameters['active'])} of them active per token"
+    cache = f"{memory['kv_cache_dtype']} cache"
     published = "" if facts["source"] == "files" else " (as published)"
     lines = [
         ("architecture", _architecture(facts["architecture"], shape)),
@@ -227,7 +239,7 @@ def render(facts: Mapping[str, Any]) -> str:
         ("", _list(parameters["parts"], _count)),
         ("on disk", _size(facts["bytes"]["disk"]) + published),
         ("read per token", f"{_size(sum(read.values()))}: {_list(read, _size)}"),
-        ("", f"and {_size(per_token['cache'])} of cache at the end of {memory['context']:,} positions"),
+        ("", f"and {_size(per_token['cache'])} of {cache} at the end of {memory['context']:,} positions"),
         ("memory", f"{_size(memory['total'])} at a context of {memory['context']:,}: {_list(parts, _size)}"),
         ("here", _verdict(here, shape["context"])),
     ]
