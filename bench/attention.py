@@ -9,9 +9,10 @@ keys and values its window sees once; prefill's FLOPs are those of the visible (
 import argparse
 
 import numpy as np
-from kernels import median_seconds, read_bandwidth
+from kernels import median_seconds
 
 from cgpt import _kernels as k
+from cgpt import roof
 
 CASES = {  # name: (H, G, D, window, T, start)
     "decode gpt2 at 1,000": (12, 12, 64, 0, 1, 1000),
@@ -51,7 +52,7 @@ def main() -> None:
     k.use_level(a.level or k.level())
     rng = np.random.default_rng(0)
     def show_bandwidth() -> None:
-        print("read " + ", ".join(f"{n} threads {read_bandwidth(n):.1f} GB/s" for n in a.threads), flush=True)
+        print("read " + ", ".join(f"{n} threads {roof.read_bandwidth(n, 0.5) / 1e9:.1f} GB/s" for n in a.threads), flush=True)
 
     print(f"level {k.level()}, cache {a.dtype}")
     show_bandwidth()
@@ -62,16 +63,11 @@ def main() -> None:
         first, size = make(G, D, seen, a.dtype, rng)
         ring = [first] + [make(G, D, seen, a.dtype, rng)[0] for _ in range(RING // size)]
         qkv = k.Tensor(rng.standard_normal((T, (H + 2 * G) * D), np.float32))
-        out, at = k.Tensor(np.zeros((T, H * D), np.float32)), [0]
+        out = k.Tensor(np.zeros((T, H * D), np.float32))
+        calls = [((out, qkv, cache, 0, start, T, H), {"scale": D**-0.5, "window": window}) for cache in ring]
         pairs = sum(min(window or p + 1, p + 1) for p in range(start, start + T))
         for threads in a.threads:
-            ctx = k.Context(threads, True)
-
-            def call(ctx=ctx, ring=ring, at=at, qkv=qkv, out=out, start=start, T=T, H=H, D=D, window=window):
-                at[0] = (at[0] + 1) % len(ring)
-                k.attention(ctx, out, qkv, ring[at[0]], 0, start, T, H, scale=D**-0.5, window=window)
-
-            s = median_seconds(call, a.seconds)
+            s = median_seconds("attention", k.Context(threads, True), calls, a.seconds)
             read = size / -(-seen // k.KV_BLOCK) * seen / k.KV_BLOCK
             print(f"{name:26s} {threads} threads  {s * 1e3:9.3f} ms  {read / s / 1e9:6.1f} GB/s"
                   f"  {4 * D * H * pairs / s / 1e9:7.1f} GFLOP/s", flush=True)

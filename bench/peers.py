@@ -187,9 +187,9 @@ def table(settings: list[Setting], compare) -> str:
 
 
 def read_bandwidth(threads: int) -> float:
-    """GB/s, measured in a process of its own: what it allocates is nobody's peak."""
-    code = f"from kernels import read_bandwidth; print(read_bandwidth({threads}, 1 << 28))"
-    run = subprocess.run([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=f"{HERE}:{HERE.parent}"),
+    """GB/s, in a process of its own: what it allocates is nobody's peak."""
+    code = f"from cgpt import roof; print(roof.read_bandwidth({threads}, 0.5) / 1e9)"
+    run = subprocess.run([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=str(HERE.parent)),
                          capture_output=True, text=True, check=True)  # fmt: skip
     return float(run.stdout)
 

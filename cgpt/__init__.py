@@ -20,7 +20,7 @@ from cgpt.generate import Completion
 from cgpt.gpt2 import GPT2
 from cgpt.gpt_oss import GptOss
 from cgpt.isa import kernels
-from cgpt.kvcache import KV_DTYPES
+from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.loader import Loader
 from cgpt.model import Model
 from cgpt.threads import default_threads
@@ -67,8 +67,8 @@ def load(
     matrix units where the CPU has them; "exact" keeps f32 activations everywhere, and then every logit is the same to
     the bit for any threads, batch companions and chunking. dense: None keeps the dense matrices as stored, "bf16"
     rounds them, "int8" quantises those that products read whole, in groups of 64 (`cgpt quality` measures the price).
-    kv_cache_dtype: keys and values are kept as "f32", "f16" or "bf16"; None is f32.
-    progress(done, total) is told the bytes looked at.
+    kv_cache_dtype: what keys and values are kept as, "f32", "f16" (up to 65,504; beyond, NumericsError says so) or
+    "bf16"; None is f16 with "auto" and f32 with "exact". progress(done, total) is told the bytes looked at.
 
     Raises CheckpointError, ConfigError or InputError, which say what is wrong and what to do.
     """
@@ -78,7 +78,7 @@ def load(
         raise InputError(f'dense is None, "bf16" or "int8", not {dense!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
         raise InputError(f"threads is a number from 1 to 4096, not {threads!r}")
-    if kv_cache_dtype is not None and kv_cache_dtype not in KV_DTYPES:
+    if kv_cache_dtype not in (None, *KV_DTYPES):
         raise InputError(f"kv_cache_dtype is None or one of {', '.join(KV_DTYPES)}, not {kv_cache_dtype!r}")
     directory = locate(path_or_name)
     config = read_config(directory)
@@ -86,5 +86,5 @@ def load(
     threads = threads or default_threads()
     kind = GPT2 if isinstance(config, GPT2Config) else GptOss
     model = kind(config, checkpoint, Loader(checkpoint, dense, threads, progress), threads, precision)
-    model.kv_cache_dtype = kv_cache_dtype or "f32"
+    model.kv_cache_dtype = kv_cache_dtype or DEFAULT_KV_DTYPE[precision]
     return model

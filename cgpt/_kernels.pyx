@@ -112,18 +112,18 @@ cdef class Context:
 
 cdef class Tensor:
     """A C-contiguous array of one or two dimensions that stays where it is. dtype "F32", "F16", "BF16" (as uint16)
-    or "U8"."""
+    or "U8". aligned=False admits one that is not, for the few kernels that take it."""
     cdef Py_buffer view
     cdef bint held
     cdef cg_dtype dtype
     cdef readonly object array
     cdef readonly int64_t rows, cols
 
-    def __cinit__(self, array, str dtype="F32"):
+    def __cinit__(self, array, str dtype="F32", bint aligned=True):
         expected = NUMPY_DTYPES.get(dtype)
         if expected is None or array.dtype != expected:
             raise KernelError(f"a {dtype} tensor cannot hold {array.dtype}")
-        if array.ndim not in (1, 2) or not array.flags.c_contiguous or not array.flags.aligned:
+        if array.ndim not in (1, 2) or not array.flags.c_contiguous or (aligned and not array.flags.aligned):
             raise KernelError(f"a tensor is an aligned, C-contiguous array of 1 or 2 dimensions, not {array.shape}")
         self.array = array
         self.dtype = DTYPES[dtype]
@@ -152,14 +152,15 @@ cdef class Tensor:
 cdef class Matrix:
     """Weights: [N, K], or [E, N, K] for experts. `data` holds F32, F16, BF16 (as uint16), or with dtype "MXFP4" the
     blocks [.., N, K/32, 16], with `scales` [.., N, K/32], or with dtype "INT8" what quantize_int8 gives, and `columns` is
-    K; `bias` float32 [.., N] or None."""
+    K; `bias` float32 [.., N] or None. aligned=False admits data that only embed() will read."""
     cdef cg_matrix c
     cdef readonly str dtype
     cdef readonly tuple shape
     cdef readonly tuple arrays
     cdef tuple tensors
+    cdef bint aligned
 
-    def __init__(self, str dtype, data, scales=None, bias=None, columns=None):
+    def __init__(self, str dtype, data, scales=None, bias=None, columns=None, bint aligned=True):
         if dtype == "MXFP4":
             shape = (*data.shape[:-2], *(32 * g for g in data.shape[-2:-1]))
             fits = data.shape[-1:] == (16,) and scales is not None and scales.shape == data.shape[:-1]
@@ -176,7 +177,8 @@ cdef class Matrix:
         if bias is not None and bias.shape != shape[:-1]:
             raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
         flat = data.reshape(-1)
-        held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8") else dtype)]
+        held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8") else dtype, aligned)]
+        self.aligned = aligned
         self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
         if scales is not None:
             held.append(Tensor(scales.reshape(-1), "BF16" if dtype == "INT8" else "U8"))
@@ -197,6 +199,7 @@ cdef class LayerCache:
     cdef cg_kv c
     cdef Tensor k, v
     cdef int64_t G, D
+    cdef readonly int itemsize  # bytes of a kept element
 
     def __init__(self, k, v, str dtype="F32"):
         G, blocks, _, D, _ = k.shape if k.ndim == 5 else (0, 0, 0, 0, 0)
@@ -208,7 +211,7 @@ cdef class LayerCache:
         if self.k.view.readonly or self.v.view.readonly:
             raise KernelError("a cache needs arrays that can be written")
         self.c.k, self.c.v, self.c.dtype = self.k.view.buf, self.v.view.buf, self.k.dtype
-        self.c.blocks, self.G, self.D = blocks, G, D
+        self.c.blocks, self.G, self.D, self.itemsize = blocks, G, D, k.itemsize
 
 
 def kv_shapes(int64_t blocks, int64_t G, int64_t D):
@@ -371,7 +374,7 @@ cdef void quantize_row(void *job, int64_t n) noexcept nogil:
 def quantize_int8(array, str dtype, int threads):
     """int8 [N, K rounded up to 64] and bf16 scales (as uint16) [N, groups of 64] for F32, F16 or BF16 [N, K]: what an
     INT8 Matrix is made of. A weight is its integer, -127 .. 127, times its group's scale."""
-    cdef Tensor x = Tensor(array, dtype)
+    cdef Tensor x = Tensor(array, dtype, False)
     cdef QuantizeJob job
     if array.ndim != 2 or x.dtype > CG_BF16:
         raise KernelError(f"quantize_int8: found {dtype} {array.shape}, expected floats [N, K]")
@@ -393,8 +396,8 @@ def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t colu
     cdef const float *from_ = x.f32(row, T, w.c.K, "linear x")
     cdef float *to = y.out(0, T, ANY, "linear y") + column
     cdef cg_status status
-    if column < 0 or column > y.cols - w.c.N or w.c.E != 1:
-        raise KernelError(f"linear: weights {w.shape} do not fit columns {column} .. of {y.cols}")
+    if column < 0 or column > y.cols - w.c.N or w.c.E != 1 or not w.aligned:
+        raise KernelError(f"linear: weights {w.shape} do not fit columns {column} .. of {y.cols}, or are embed's alone")
     ctx.reserve(cg_packed_most(&w.c, T))
     with nogil:
         status = cg_run_linear(&ctx.c, to, y.cols, from_, x.cols, T, &w.c, add)
@@ -444,7 +447,7 @@ def attention(Context ctx, Tensor out, Tensor qkv, LayerCache cache, int64_t row
 def transpose(out, str to, array, str dtype, int threads):
     """out [cols, rows] = array [rows, cols], from `dtype` to `to`: F32, F16 or BF16 (as uint16); a change of dtype
     rounds to nearest even."""
-    cdef Tensor dst = Tensor(out, to), src = Tensor(array, dtype)
+    cdef Tensor dst = Tensor(out, to), src = Tensor(array, dtype, False)
     if array.ndim != 2 or out.shape != array.shape[::-1] or dst.view.readonly:
         raise KernelError(f"transpose: found {array.shape} into {out.shape}")
     cdef cg_dtype dst_dtype = dst.dtype

@@ -14,6 +14,7 @@ from typing import Any
 import cgpt
 from cgpt import bench_cli, doctor_cli, isa
 from cgpt.errors import CgptError, InputError
+from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.sizes import SIZES
 
 DEFAULT_MODEL = "demo-gpt2"
@@ -50,7 +51,10 @@ def _generate(args: argparse.Namespace) -> None:
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
     options = {name: getattr(args, name) for name in (*names, "prompt_lookup_num_tokens")}
     with ProgressBar(f"loading {args.model}") as progress:
-        model = cgpt.load(args.model, args.threads, args.precision, args.dense, progress=progress)
+        model = cgpt.load(
+            args.model, args.threads, args.precision, args.dense,
+            kv_cache_dtype=args.kv_cache_dtype, progress=progress,
+        )  # fmt: skip
     if args.json:
         print(json.dumps(_report(model.generate(prompt, **options))))
         return
@@ -82,7 +86,7 @@ def _report(done: cgpt.Completion) -> dict[str, Any]:
 def _info(args: argparse.Namespace) -> None:
     from cgpt import info
 
-    facts = info.describe(args.model, context=args.context)
+    facts = info.describe(args.model, args.context, kv_cache_dtype=args.kv_cache_dtype or DEFAULT_KV_DTYPE["auto"])
     print(json.dumps(facts, indent=2) if args.json else info.render(facts))
 
 
@@ -215,6 +219,11 @@ def _add_generate(commands: Any) -> None:
     add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
     dense = "round dense matrices to bf16, or quantise them to 8 bits: fewer bytes to read per token"
     add("--dense", choices=cgpt.DENSE, help=dense)
+    _add_kv_cache_dtype(add, "f16, or f32 with --precision exact")
+
+
+def _add_kv_cache_dtype(add: Any, default: str) -> None:
+    add("--kv-cache-dtype", choices=KV_DTYPES, help=f"what keys and values are kept as (default: {default})")
 
 
 def _add_info(commands: Any) -> None:
@@ -231,6 +240,7 @@ def _add_info(commands: Any) -> None:
         help=f"a checkpoint directory, or one of {', '.join([*cgpt.demo_models(), *SIZES])}",
     )
     parser.add_argument("--context", type=int, metavar="N", help="tokens to have room for (default: all)")
+    _add_kv_cache_dtype(parser.add_argument, DEFAULT_KV_DTYPE["auto"])
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
 
 

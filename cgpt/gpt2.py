@@ -98,7 +98,7 @@ class GPT2(Model):
         checkpoint.check(tensor_specs(config, prefix), ignore=MASK_BUFFERS + tied_head)
         self.width, self.kv_heads, self.head_dim = config.n_embd, config.n_head, config.n_embd // config.n_head
         self.windows = [0] * config.n_layer
-        self.wte, self.wpe = load.table(prefix + "wte.weight"), load.table(prefix + "wpe.weight")
+        self.wte, self.wpe = load.embedding(prefix + "wte.weight"), load.embedding(prefix + "wpe.weight")
         self.blocks = [Block(config, n, load, prefix) for n in range(config.n_layer)]
         self.ln_f = load.vector(prefix + "ln_f.weight"), load.vector(prefix + "ln_f.bias")
         self.head = load.head(self.wte, prefix + "wte.weight", "lm_head.weight", config.tie_word_embeddings)

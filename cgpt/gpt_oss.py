@@ -189,7 +189,7 @@ class GptOss(Model):
         self.width, self.kv_heads, self.head_dim = config.hidden_size, config.num_key_value_heads, config.head_dim
         self.windows = [config.sliding_window if kind == SLIDING else 0 for kind in config.layer_types]
         rope = RopeTables(config)
-        self.embedding = load.table(names["embed"])
+        self.embedding = load.embedding(names["embed"])
         self.blocks = [Block(config, n, load, layout, rope) for n in range(config.num_hidden_layers)]
         self.norm = load.vector(names["norm"])
         self.head = load.head(self.embedding, names["embed"], names["head"], config.tie_word_embeddings)

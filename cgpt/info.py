@@ -14,9 +14,10 @@ from typing import Any
 
 import cgpt
 from cgpt import gpt2, gpt_oss
-from cgpt._kernels import KV_BLOCK, KV_PANEL
+from cgpt._kernels import INT8_GROUP, KV_BLOCK, KV_PANEL
 from cgpt.configs import SLIDING, GPT2Config, GptOssConfig, read_config
 from cgpt.errors import ContextLengthError, InputError
+from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.memory import available_memory
 from cgpt.sizes import SIZES
 from cgpt.synth import SynthTensor, checkpoint_files, file_header
@@ -39,17 +40,19 @@ def describe(
     name_or_dir: str | os.PathLike,
     context: int | None = None,
     dense: str | None = None,
+    kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"],
     root: Path = Path("/"),
 ) -> dict[str, Any]:
     """Facts about a checkpoint directory, a model of the package, or a published size (no files needed).
 
     context: positions to have room for; default all the model has. dense: as load() is told, "bf16" or "int8"; bytes
-    are those in memory then. root: the file system that holds proc and sys. The result, which json can write, holds
+    are those in memory then. kv_cache_dtype: what keys and values are kept as, "f32", "f16" or "bf16". root: the file
+    system that holds proc and sys. The result, which json can write, holds
       name, source ("files" or "published size"), architecture;
       shape: layers, width, heads and so on;
       parameters: total, active (those a token is multiplied with), parts {name: number};
       bytes: disk (files), weights (in memory), per_token {part: what decoding a token reads, and "cache"};
-      memory: bytes needed at `context`, as weights, cache, runtime and total;
+      memory: bytes needed at `context`, as weights, cache (of kv_cache_dtype), runtime and total;
       here: available bytes (None: unknown), whether it fits, and max_context that does (0: none).
 
     Raises CheckpointError, ConfigError, InputError or ContextLengthError.
@@ -58,7 +61,7 @@ def describe(
     limit = config.n_positions if isinstance(config, GPT2Config) else config.max_position_embeddings
     context = _checked_context(context, limit)
     weights = round(sum(_loaded(config, tensor, dense) for tensor in tensors))
-    cache = cache_bytes(config, context)
+    cache = cache_bytes(config, context, kv_cache_dtype)
     needed = weights + cache + RUNTIME
     available = available_memory(root)
     return {
@@ -70,10 +73,12 @@ def describe(
         "bytes": {
             "disk": disk,
             "weights": weights,
-            "per_token": _bytes_per_token(config, tensors, dense) | {"cache": cache_read(config, context)},
+            "per_token": _bytes_per_token(config, tensors, dense)
+            | {"cache": cache_read(config, context, kv_cache_dtype)},
         },
         "memory": {
             "context": context,
+            "kv_cache_dtype": kv_cache_dtype,
             "weights": weights,
             "cache": cache,
             "runtime": RUNTIME,
@@ -82,22 +87,28 @@ def describe(
         "here": {
             "available": available,
             "fits": None if available is None else needed <= available,
-            "max_context": None if available is None else _longest(config, limit, available - weights),
+            "max_context": None if available is None else _longest(config, limit, kv_cache_dtype, available - weights),
         },
     }
 
 
-def cache_bytes(config: GPT2Config | GptOssConfig, context: int) -> int:
-    """The bytes of keys and values of one sequence of `context` positions, float32, in whole blocks."""
+def cache_bytes(config: GPT2Config | GptOssConfig, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
+    """The bytes of keys and values of one sequence of `context` positions, in whole blocks."""
     windows, G, D = _attention_shape(config)
     blocks = sum(-(-min(window or context, context) // KV_BLOCK) for window in windows)
-    return 4 * blocks * KV_BLOCK * G * (D + -(-D // KV_PANEL) * KV_PANEL)
+    return _kept_bytes(kv_cache_dtype) * blocks * KV_BLOCK * G * (D + -(-D // KV_PANEL) * KV_PANEL)
 
 
-def cache_read(config: GPT2Config | GptOssConfig, context: int) -> int:
+def cache_read(config: GPT2Config | GptOssConfig, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
     """The bytes of keys and values that decoding the token at the end of `context` positions reads."""
     windows, G, D = _attention_shape(config)
-    return sum(2 * 4 * G * D * min(window or context, context) for window in windows)
+    return sum(2 * _kept_bytes(kv_cache_dtype) * G * D * min(window or context, context) for window in windows)
+
+
+def _kept_bytes(kv_cache_dtype: str) -> int:
+    if kv_cache_dtype not in KV_DTYPES:
+        raise InputError(f"kv_cache_dtype is one of {', '.join(KV_DTYPES)}, not {kv_cache_dtype!r}")
+    return 4 if kv_cache_dtype == "f32" else 2
 
 
 def _look_up(
@@ -221,24 +232,26 @@ def _loaded(config: GPT2Config | GptOssConfig, tensor: Any, dense: str | None) -
 
 
 def _becomes_int8(config: GPT2Config | GptOssConfig, tensor: Any) -> bool:
-    """The projections of attention, GPT-2's MLP and the head: what the dense kernels multiply for every token."""
+    """The projections of attention, MLPs but for the routers, and the head."""
     part, _ = _use(config, tensor)
-    return part in ("attention", "unembedding") or part == "mlp" and isinstance(config, GPT2Config)
+    return part in ("attention", "unembedding") or (
+        part == "mlp" and (isinstance(config, GPT2Config) or len(tensor.shape) == 3)
+    )
 
 
 def dense_bits(dense: str, K: int) -> float:
     """The bits that a weight takes in a matrix of K inputs loaded as `dense`."""
-    return {"bf16": 16, "int8": 8 + 32 / K}[dense]  # int8: one f32 scale for each row of K weights
+    return {"bf16": 16, "int8": -(-K // INT8_GROUP) * (8 * INT8_GROUP + 16) / K}[dense]  # int8: a bf16 scale a group
 
 
 def _in_order(parts: Mapping[str, float]) -> dict[str, int]:
     return {part: round(parts[part]) for part in _ORDER if part in parts}
 
 
-def _longest(config: GPT2Config | GptOssConfig, limit: int, room: int) -> int:
+def _longest(config: GPT2Config | GptOssConfig, limit: int, kv_cache_dtype: str, room: int) -> int:
     """The longest context whose cache fits into `room` bytes, beside the runtime; 0 where none does."""
     contexts = range(1, limit + 1)
-    return bisect_right(contexts, room - RUNTIME, key=lambda context: cache_bytes(config, context))
+    return bisect_right(contexts, room - RUNTIME, key=lambda context: cache_bytes(config, context, kv_cache_dtype))
 
 
 # ------------------------------------------------------------------------------------------------------- text
@@ -251,6 +264,7 @@ def render(facts: Mapping[str, Any]) -> str:
     read = {part: n for part, n in per_token.items() if part != "cache"}
     parts = {part: memory[part] for part in ("weights", "cache", "runtime")}
     active = f"{_count(parameters['active'])} of them active per token"
+    cache = f"{memory['kv_cache_dtype']} cache"
     published = "" if facts["source"] == "files" else " (as published)"
     lines = [
         ("architecture", _architecture(facts["architecture"], shape)),
@@ -258,7 +272,7 @@ def render(facts: Mapping[str, Any]) -> str:
         ("", _list(parameters["parts"], _count)),
         ("on disk", _size(facts["bytes"]["disk"]) + published),
         ("read per token", f"{_size(sum(read.values()))}: {_list(read, _size)}"),
-        ("", f"and {_size(per_token['cache'])} of cache at the end of {memory['context']:,} positions"),
+        ("", f"and {_size(per_token['cache'])} of {cache} at the end of {memory['context']:,} positions"),
         ("memory", f"{_size(memory['total'])} at a context of {memory['context']:,}: {_list(parts, _size)}"),
         ("here", _verdict(here, shape["context"])),
     ]

@@ -8,6 +8,7 @@ from cgpt._kernels import KV_BLOCK, NUMPY_DTYPES, LayerCache, kv_shapes
 from cgpt.errors import ContextLengthError, InputError, OutOfMemoryError
 
 KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}  # as load() names them, and the kernels
+DEFAULT_KV_DTYPE = {"exact": "f32", "auto": "f16"}  # by precision; f16 rounds eight times finer than bf16
 
 
 class Sequence:

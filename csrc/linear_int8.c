@@ -23,7 +23,6 @@ CG_INLINE float int8_scale(const cg_product *p, int64_t n, int64_t g) {
 /* -------------------------------------------------------------------------------------------------------- exact */
 
 CG_INLINE void int8_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
-    typedef int8_t vb __attribute__((vector_size(CG_LANES)));
     const uint8_t *row = p->w + n * cg_row_bytes(CG_INT8, p->K);
     vf *to = out;
     for (int64_t k = k0; k < k1; k += CG_LANES) {

@@ -19,7 +19,8 @@ static void CG_NAME(quantize_int8)(int8_t *out, uint16_t *scales, const void *x,
         for (int i = 0; i < CG_INT8_GROUP; i += CG_LANES) {
             vi q = (vi)(vf_load(group + i) * per_scale + 12582912.f) - 0x4b400000;  /* 1.5 * 2^23: rounds to nearest */
             if (empty) q ^= q;
-            for (int j = 0; j < CG_LANES; j++) out[k + i + j] = (int8_t)q[j];
+            vb bytes = __builtin_convertvector(q, vb);
+            memcpy(out + k + i, &bytes, sizeof bytes);
         }
     }
 }

@@ -10,6 +10,7 @@ typedef float vf __attribute__((vector_size(4 * CG_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * CG_LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * CG_LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
+typedef int8_t vb __attribute__((vector_size(CG_LANES)));
 typedef int16_t vs __attribute__((vector_size(4 * CG_LANES)));  /* two to a lane */
 
 #define CG_INLINE static inline __attribute__((always_inline))

@@ -1,5 +1,7 @@
 """What cgpt bench believes a step reads and calculates, against counts by hand, and that it sees every kernel."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from kernel_cases import Weights, tensor
@@ -50,7 +52,7 @@ def test_attention():
     out, qkv = tensor(np.zeros((5, 32))), tensor(np.zeros((5, 64)))
 
     def attention(start, T, **options):
-        return cost("attention", (None, out, qkv, None, 0, start, T, 4), options)
+        return cost("attention", (None, out, qkv, SimpleNamespace(itemsize=4), 0, start, T, 4), options)
 
     assert attention(0, 1) == (128, 4 * 32)
     assert attention(9, 1) == (10 * 128, 4 * 32 * 10)

@@ -251,22 +251,21 @@ def test_bf16_halves_what_gpt2_reads():
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_int8_takes_eight_bits_and_a_scale_a_row(name):
+def test_int8_takes_eight_bits_and_a_scale_for_64_weights(name):
     config, plain, small = SIZES[name], *(describe(name, 512, dense)["bytes"]["per_token"] for dense in (None, "int8"))
     if name.startswith("gpt2"):
         C, L, V = config.n_embd, config.n_layer, config.vocab_size
-        rows = {"attention": L * (4 * C), "mlp": L * (5 * C), "unembedding": V}
         weights = {"attention": L * 4 * C * C, "mlp": L * 8 * C * C, "unembedding": V * C}
         vectors = {"attention": 4 * L * 4 * C, "mlp": 4 * L * 5 * C, "unembedding": 0}
-        assert small == plain | {part: rows[part] * 4 + weights[part] + vectors[part] for part in rows}
+        assert small == plain | {part: weights[part] * 33 // 32 + vectors[part] for part in weights}
     else:
         C, L, V = 2880, config.num_hidden_layers, config.vocab_size
         assert small["mlp"] == plain["mlp"] and small["embedding"] == plain["embedding"]
-        assert small["unembedding"] == V * (C + 4)
+        assert small["unembedding"] == V * C * 33 // 32
         out, rows = 4096, 5120
         vectors = 2 * L * (rows + C + 64)
-        assert small["attention"] == L * (rows * (C + 4) + C * (out + 4)) + vectors
-    assert dense_bits("int8", 64) == 8.5 and dense_bits("bf16", 64) == 16
+        assert small["attention"] == L * (rows * C + C * out) * 33 // 32 + vectors
+    assert dense_bits("int8", 64) == 8.25 and dense_bits("int8", 96) == 11 and dense_bits("bf16", 64) == 16
 
 
 def test_biases_of_experts_stay_as_they_are():

@@ -63,12 +63,17 @@ def test_bytes_of_gpt_oss(name, read, on_disk):
 
 
 def test_cache_of_the_20b():
-    """Of 24 layers 12 keep 128 positions; each of 8 heads keeps 64 keys and 64 values of four bytes."""
-    config, position = SIZES["gpt-oss-20b"], 2 * 8 * 64 * 4
-    for context in (128, 4096, 131072):
-        assert cache_bytes(config, context) == 12 * position * (context + 128)
-        assert cache_read(config, context) == 12 * position * (context + 128)
-    assert cache_read(config, 100) == 24 * position * 100
+    """Of 24 layers 12 keep 128 positions; each of 8 heads keeps 64 keys and 64 values."""
+    config = SIZES["gpt-oss-20b"]
+    for size, kept in ((4, {"kv_cache_dtype": "f32"}), (2, {"kv_cache_dtype": "bf16"}), (2, {})):
+        position = 2 * 8 * 64 * size
+        for context in (128, 4096, 131072):
+            assert cache_bytes(config, context, **kept) == 12 * position * (context + 128)
+            assert cache_read(config, context, **kept) == 12 * position * (context + 128)
+        assert cache_read(config, 100, **kept) == 24 * position * 100
+        assert describe("gpt-oss-20b", 4096, **kept)["memory"]["cache"] == cache_bytes(config, 4096, **kept)
+    with pytest.raises(InputError, match="kv_cache_dtype"):
+        describe("gpt-oss-20b", kv_cache_dtype="int8")
 
 
 # ---------------------------------------------------------------------------------------------- a directory's
@@ -113,9 +118,11 @@ def test_active_experts(tmp_path):
 @pytest.mark.parametrize("config", [GPT2, GPT_OSS], ids=["gpt2", "gpt-oss"])
 @pytest.mark.parametrize("context", [1, 15, 16, 17, 50, 96])
 def test_cache_is_what_a_sequence_allocates(config, context, tmp_path):
-    model = cgpt.load(checkpoint(config, tmp_path / "model"))
-    arrays = [array for pair in model.new_sequence(context).arrays for array in pair]
-    assert cache_bytes(model.config, context) == sum(array.nbytes for array in arrays)
+    directory = checkpoint(config, tmp_path / "model")
+    for options in ({}, {"kv_cache_dtype": "bf16"}, {"precision": "exact"}):
+        model = cgpt.load(directory, **options)
+        arrays = [array for pair in model.new_sequence(context).arrays for array in pair]
+        assert cache_bytes(model.config, context, model.kv_cache_dtype) == sum(array.nbytes for array in arrays)
 
 
 def test_models_of_the_package():
@@ -152,7 +159,7 @@ def test_memory_at_a_context():
         memory = facts["memory"]
         assert memory["total"] == memory["weights"] + memory["cache"] + memory["runtime"]
         assert facts["bytes"]["per_token"]["cache"] == cache_read(SIZES["gpt-oss-20b"], memory["context"])
-    assert large["memory"]["total"] - small["memory"]["total"] == 12 * 4096 * (131072 - 8192)
+    assert large["memory"]["total"] - small["memory"]["total"] == 12 * 2048 * (131072 - 8192)
 
 
 @pytest.mark.parametrize("context", [0, -1, True, 1.5, "8k"])
@@ -175,7 +182,7 @@ def test_what_fits(monkeypatch):
     def needed(context):
         return here(None, context)["memory"]["total"]
 
-    for available in (15 * GB, 16 * GB, 20 * GB):
+    for available in (15 * GB, 16 * GB, 17 * GB):
         found = here(available)["here"]["max_context"]
         assert needed(found) <= available < needed(found + 1)
         assert not here(available)["here"]["fits"]

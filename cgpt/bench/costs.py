@@ -13,8 +13,6 @@ import numpy as np
 
 from cgpt import _kernels as k
 
-CACHE_BYTES = 4  # of a key's or value's element
-
 
 def cost(kernel: str, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, int]:
     """(bytes, operations) of _kernels.<kernel>(*args, **options)."""
@@ -45,7 +43,7 @@ def _attention(ctx, out, qkv, cache, row, start, T, H, *, window=0, **_: Any) ->
     G = (qkv.cols // D - H) // 2
     first = max(0, start + 1 - window) if window else 0
     pairs = sum(min(p + 1, window or p + 1) for p in range(start, start + T))
-    return 2 * CACHE_BYTES * G * D * (start + T - first), 4 * D * H * pairs
+    return 2 * cache.itemsize * G * D * (start + T - first), 4 * D * H * pairs
 
 
 def _embed(out, table, ids, positions=None, **_: Any) -> tuple[int, int]:
