@@ -51,8 +51,10 @@ def main() -> None:
 
     k.use_level(a.level or k.level())
     rng = np.random.default_rng(0)
+
     def show_bandwidth() -> None:
-        print("read " + ", ".join(f"{n} threads {roof.read_bandwidth(n, 0.5) / 1e9:.1f} GB/s" for n in a.threads), flush=True)
+        read = ", ".join(f"{n} threads {roof.read_bandwidth(n, 0.5) / 1e9:.1f} GB/s" for n in a.threads)
+        print(f"read {read}", flush=True)
 
     print(f"level {k.level()}, cache {a.dtype}")
     show_bandwidth()
