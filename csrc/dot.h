@@ -15,6 +15,7 @@ enum {
     DOT_ROWS = CG_LANES == 16 ? 8 : 4,
     DOT_TOKENS = 3,
     DOT_FEW = 5,                             /* up to here the weights' bytes count for more than the sums */
+    DOT_AHEAD_BYTES = 1024,
     DOT_PIECE_BYTES = 2048,
     DOT_PIECE = DOT_PIECE_BYTES / (4 * CG_LANES),  /* in vectors */
     DOT_BATCH = 12,                          /* tokens whose pieces are neighbours */
@@ -84,19 +85,20 @@ CG_INLINE void dot_pack(const dot_sums how, dot_order *order, void *packed, cons
 
 /* --------------------------------------------------------------------------------------------------- a few tokens */
 
-/* sum[r][m] of R stored rows w and M packed tokens. */
-CG_INLINE void dot_stored(const int R, const int M, const cg_dtype dtype, const char *w, int64_t w_bytes,
+/* sum[r][m] of R stored rows, w and every apart_bytes after it, and M packed tokens. */
+CG_INLINE void dot_stored(const int R, const int M, const cg_dtype dtype, const char *w, int64_t apart_bytes,
                           const float *const *x, int64_t K, vf (*sum)[DOT_TOKENS]) {
-    const int64_t step_bytes = R * CG_LANES * (int64_t)cg_dtype_bytes(dtype);
+    const int64_t row_step = CG_LANES * (int64_t)cg_dtype_bytes(dtype), lines = cg_max(1, R * row_step / 64);
     int64_t whole = K / CG_LANES * CG_LANES;
     for (int64_t k = 0; k < whole; k += CG_LANES) {
         vf xk[DOT_TOKENS];
-        if (dtype != CG_F32)  /* fetches the next R rows: 14 -> 18 GB/s a core for bf16, but 26 -> 21 for f32 (Zen 3) */
-            for (int64_t b = 0; b < step_bytes; b += 64)
-                __builtin_prefetch(w + R * w_bytes + k / CG_LANES * step_bytes + b, 0, 3);
+        int64_t step = k / CG_LANES;
+        if (dtype != CG_F32)  /* a line of each row in turn; with f32, which keeps memory busy, it costs (Zen 3) */
+            for (int64_t i = 0; i < lines; i++)
+                __builtin_prefetch(w + (step * lines + i) % R * apart_bytes + step * row_step + DOT_AHEAD_BYTES, 0, 3);
         for (int m = 0; m < M; m++) xk[m] = vf_load(x[m] + k);
         for (int r = 0; r < R; r++) {
-            vf wk = vf_load_as(dtype, w + r * w_bytes, k);
+            vf wk = vf_load_as(dtype, w + r * apart_bytes, k);
             if (M > 1) VF_KEEP(wk);
             for (int m = 0; m < M; m++) sum[r][m] = vf_fma(wk, xk[m], sum[r][m]);
         }
@@ -104,11 +106,12 @@ CG_INLINE void dot_stored(const int R, const int M, const cg_dtype dtype, const 
     if (whole < K)
         for (int r = 0; r < R; r++)
             for (int m = 0; m < M; m++)
-                sum[r][m] = vf_fma(vf_load_as_n(dtype, w + r * w_bytes, whole, K - whole), vf_load(x[m] + whole),
+                sum[r][m] = vf_fma(vf_load_as_n(dtype, w + r * apart_bytes, whole, K - whole), vf_load(x[m] + whole),
                                    sum[r][m]);
 }
 
-CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n, int64_t t) {
+CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n,
+                              int64_t apart, int64_t t) {
     int64_t w_bytes = cg_row_bytes(dtype, p->K), x_bytes = dot_row_bytes(p->K);
     const float *x[DOT_TOKENS];
     vf sum[DOT_ROWS][DOT_TOKENS];
@@ -116,25 +119,23 @@ CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, co
         x[m] = (const float *)((const char *)p->x + (t + m) * x_bytes);
         for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
     }
-    dot_stored(R, M, dtype, (const char *)p->w + n * w_bytes, w_bytes, x, p->K, sum);
-    for (int m = 0; m < M; m++) {
-        vf column[DOT_ROWS];
-        for (int r = 0; r < R; r++) column[r] = sum[r][m];
-        dot_finish(R, p, t + m, n, column);
-    }
+    dot_stored(R, M, dtype, (const char *)p->w + n * w_bytes, apart * w_bytes, x, p->K, sum);
+    for (int m = 0; m < M; m++)
+        for (int r = 0; r < R; r++) dot_finish(1, p, t + m, n + r * apart, &sum[r][m]);
 }
 
-CG_INLINE void dot_few_rows(const int R, const cg_dtype dtype, const cg_product *p, int64_t n) {
+CG_INLINE void dot_few_rows(const int R, const cg_dtype dtype, const cg_product *p, int64_t n, int64_t apart) {
     int64_t t = 0;
-    for (; t + DOT_TOKENS <= p->T; t += DOT_TOKENS) dot_few_tokens(R, DOT_TOKENS, dtype, p, n, t);
-    if (p->T - t == 2) dot_few_tokens(R, 2, dtype, p, n, t);
-    if (p->T - t == 1) dot_few_tokens(R, 1, dtype, p, n, t);
+    for (; t + DOT_TOKENS <= p->T; t += DOT_TOKENS) dot_few_tokens(R, DOT_TOKENS, dtype, p, n, apart, t);
+    if (p->T - t == 2) dot_few_tokens(R, 2, dtype, p, n, apart, t);
+    if (p->T - t == 1) dot_few_tokens(R, 1, dtype, p, n, apart, t);
 }
 
+/* Rows are taken from as many places at once as are in registers: memory gives more so. */
 CG_INLINE void dot_few(const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
-    int64_t n = n0;
-    for (; n + DOT_ROWS <= n1; n += DOT_ROWS) dot_few_rows(DOT_ROWS, dtype, p, n);
-    for (; n < n1; n++) dot_few_rows(1, dtype, p, n);
+    int64_t apart = (n1 - n0) / DOT_ROWS, n = n0;
+    for (; n < n0 + apart; n++) dot_few_rows(DOT_ROWS, dtype, p, n, apart);
+    for (n = n0 + DOT_ROWS * apart; n < n1; n++) dot_few_rows(1, dtype, p, n, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------------- many tokens */

@@ -7,6 +7,7 @@
 
 enum {
     INT8_TOKENS = 4,          /* that share a row's weights in registers */
+    INT8_ROWS = 4,            /* that share one token's loads */
     INT8_AHEAD_BYTES = 2048,
     INT8_BLOCK_BYTES = 24576,  /* of tokens, which stay in the first-level cache while the rows pass */
     INT8_VECTORS = CG_INT8_GROUP / (2 * CG_LANES),
@@ -75,45 +76,53 @@ static void CG_NAME(int8_fixed_pack)(void *packed, const cg_rows *x, int64_t T, 
     }
 }
 
-/* Row n for M tokens. */
-CG_INLINE void int8_fixed_tokens(const int M, const cg_product *p, int64_t n, int64_t t) {
-    int64_t groups = int8_groups(p->K);
-    const uint8_t *w = p->w + n * groups * CG_INT8_GROUP;
+/* Rows n, n + apart, .. for M tokens. */
+CG_INLINE void int8_fixed_block(const int R, const int M, const cg_product *p, int64_t n, int64_t apart, int64_t t) {
+    int64_t groups = int8_groups(p->K), row_bytes = groups * CG_INT8_GROUP;
+    const uint8_t *w = p->w + n * row_bytes, *at;
     const int16_t *x[INT8_TOKENS];
     const float *steps[INT8_TOKENS];
-    vf sum[INT8_TOKENS];
+    vf sum[INT8_TOKENS][INT8_ROWS];
     for (int m = 0; m < M; m++) {
         x[m] = (const int16_t *)((const char *)p->x + (t + m) * int8_fixed_bytes(p->K));
         steps[m] = (const float *)(x[m] + groups * CG_INT8_GROUP);
-        sum[m] = vf_set(0.f);
+        for (int r = 0; r < R; r++) sum[m][r] = vf_set(0.f);
     }
-    for (int64_t g = 0; g < groups; g++, w += CG_INT8_GROUP) {
-        vs wide[INT8_VECTORS];
-        vf scale = vf_set(int8_scale(p, n, g));
-        VF_KEEP(scale);
-        __builtin_prefetch(w + INT8_AHEAD_BYTES, 0, 3);
-        for (int v = 0; v < INT8_VECTORS; v++) wide[v] = vs_load_i8(w + v * 2 * CG_LANES);
-        for (int m = 0; m < M; m++) {
-            vi dot = {0};
-            for (int v = 0; v < INT8_VECTORS; v++) {
-                vs xv;
-                memcpy(&xv, x[m] + g * CG_INT8_GROUP + v * 2 * CG_LANES, sizeof xv);
-                dot += vs_multiply_pairs(wide[v], xv);
+    for (int64_t g = 0; g < groups; g++, w += CG_INT8_GROUP)
+        for (int r = 0; r < R; r++) {
+            vs wide[INT8_VECTORS];
+            vf scale = vf_set(int8_scale(p, n + r * apart, g));
+            VF_KEEP(scale);
+            at = w + r * apart * row_bytes;
+            __builtin_prefetch(at + INT8_AHEAD_BYTES, 0, 3);
+            for (int v = 0; v < INT8_VECTORS; v++) wide[v] = vs_load_i8(at + v * 2 * CG_LANES);
+            for (int m = 0; m < M; m++) {
+                vi dot = {0};
+                for (int v = 0; v < INT8_VECTORS; v++) {
+                    vs xv;
+                    memcpy(&xv, x[m] + g * CG_INT8_GROUP + v * 2 * CG_LANES, sizeof xv);
+                    dot += vs_multiply_pairs(wide[v], xv);
+                }
+                sum[m][r] = vf_fma(__builtin_convertvector(dot, vf), scale * vf_set(steps[m][g]), sum[m][r]);
             }
-            sum[m] = vf_fma(__builtin_convertvector(dot, vf), scale * vf_set(steps[m][g]), sum[m]);
         }
-    }
-    for (int m = 0; m < M; m++) dot_finish(1, p, t + m, n, &sum[m]);
+    for (int m = 0; m < M; m++)
+        for (int r = 0; r < R; r++) dot_finish(1, p, t + m, n + r * apart, &sum[m][r]);
 }
 
 static void CG_NAME(int8_fixed_panel)(const cg_product *p, int64_t n0, int64_t n1) {
-    int64_t block = cg_max(INT8_TOKENS, INT8_BLOCK_BYTES / int8_fixed_bytes(p->K) / INT8_TOKENS * INT8_TOKENS);
-    for (int64_t t0 = 0; t0 < p->T; t0 += block)
-        for (int64_t n = n0; n < n1; n++) {
+    int64_t block = cg_max(INT8_TOKENS, INT8_BLOCK_BYTES / int8_fixed_bytes(p->K) / INT8_TOKENS * INT8_TOKENS), n = n0;
+    if (p->T == 1) {  /* memory gives more from four places at once, and they share the token's loads */
+        int64_t apart = (n1 - n0) / INT8_ROWS;
+        for (; n < n0 + apart; n++) int8_fixed_block(INT8_ROWS, 1, p, n, apart, 0);
+        n = n0 + INT8_ROWS * apart;
+    }
+    for (int64_t t0 = 0, first = n; t0 < p->T; t0 += block)
+        for (n = first; n < n1; n++) {
             int64_t t = t0, t1 = cg_min(t0 + block, p->T);
-            for (; t + INT8_TOKENS <= t1; t += INT8_TOKENS) int8_fixed_tokens(INT8_TOKENS, p, n, t);
-            for (; t + 2 <= t1; t += 2) int8_fixed_tokens(2, p, n, t);
-            for (; t < t1; t++) int8_fixed_tokens(1, p, n, t);
+            for (; t + INT8_TOKENS <= t1; t += INT8_TOKENS) int8_fixed_block(1, INT8_TOKENS, p, n, 0, t);
+            for (; t + 2 <= t1; t += 2) int8_fixed_block(1, 2, p, n, 0, t);
+            for (; t < t1; t++) int8_fixed_block(1, 1, p, n, 0, t);
         }
 }
 
