@@ -14,7 +14,7 @@
 enum {
     DOT_ROWS = CG_LANES == 16 ? 8 : 4,
     DOT_TOKENS = 3,
-    DOT_FEW = 5,                             /* up to here the weights' bytes count for more than the sums */
+    DOT_FEW = 12,                            /* tokens for which rows are best read as they are stored */
     DOT_AHEAD_BYTES = 1024,
     DOT_PIECE_BYTES = 2048,
     DOT_PIECE = DOT_PIECE_BYTES / (4 * CG_LANES),  /* in vectors */
@@ -55,10 +55,10 @@ CG_INLINE void dot_finish(const int R, const cg_product *p, int64_t t, int64_t n
 CG_INLINE int64_t dot_span(const dot_sums how) { return how == DOT_PAIRS ? DOT_PIECE_BYTES / 2 : DOT_PIECE_BYTES / 4; }
 CG_INLINE int64_t dot_pieces(const dot_sums how, int64_t K) { return (K + dot_span(how) - 1) / dot_span(how); }
 
-/* Few tokens are packed as rows of whole groups of vectors, many in batches: [T / 12][pieces][12][2 KB]. */
+/* `few` tokens are packed as rows of whole groups of vectors, many in batches: [T / 12][pieces][12][2 KB]. */
 CG_INLINE int64_t dot_row_bytes(int64_t K) { return cg_round_up(K * 4, DOT_GROUP * 4 * CG_LANES); }
-CG_INLINE int64_t dot_packed_bytes(const dot_sums how, int64_t T, int64_t K) {
-    if (T <= DOT_FEW) return cg_round_up(T * dot_row_bytes(K), 64);
+CG_INLINE int64_t dot_packed_bytes(const dot_sums how, int few, int64_t T, int64_t K) {
+    if (few) return cg_round_up(T * dot_row_bytes(K), 64);
     return cg_round_up(T, DOT_BATCH) * dot_pieces(how, K) * DOT_PIECE_BYTES;
 }
 
@@ -70,12 +70,12 @@ CG_INLINE void dot_as_it_is(void *out, const float *x, int64_t count) {
     memset((float *)out + count, 0, (size_t)(cg_round_up(count, DOT_GROUP * CG_LANES) - count) * 4);
 }
 
-CG_INLINE void dot_pack(const dot_sums how, dot_order *order, void *packed, const cg_rows *x, int64_t T, int64_t K,
+CG_INLINE void dot_pack(const dot_sums how, int few, dot_order *order, void *packed, const cg_rows *x, int64_t K,
                         int64_t t0, int64_t t1) {
     int64_t span = dot_span(how), pieces = dot_pieces(how, K);
     for (int64_t t = t0; t < t1; t++) {
         const float *from = cg_row_of(x, t);
-        if (T <= DOT_FEW) order((char *)packed + t * dot_row_bytes(K), from, K);
+        if (few) order((char *)packed + t * dot_row_bytes(K), from, K);
         else
             for (int64_t s = 0; s < pieces; s++)
                 order((char *)packed + ((t / DOT_BATCH * pieces + s) * DOT_BATCH + t % DOT_BATCH) * DOT_PIECE_BYTES,

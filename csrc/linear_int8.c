@@ -34,20 +34,11 @@ CG_INLINE void int8_decode(void *out, const cg_product *p, int64_t n, int64_t k0
     while ((to - (vf *)out) % DOT_GROUP) *to++ = vf_set(0.f);
 }
 
-/* One layout for any number of tokens. */
-static int64_t CG_NAME(int8_packed_bytes)(int64_t T, int64_t K) {
-    return dot_packed_bytes(DOT_F32, cg_max(T, DOT_FEW + 1), K);
-}
-
-static void CG_NAME(int8_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    dot_pack(DOT_F32, dot_as_it_is, packed, x, cg_max(T, DOT_FEW + 1), K, t0, t1);
-}
-
 static void CG_NAME(int8_panel)(const cg_product *p, int64_t n0, int64_t n1) {
     dot_many(DOT_F32, int8_decode, p, n0, n1);
 }
 
-static cg_linear CG_NAME(linear_int8) = {CG_NAME(int8_packed_bytes), CG_NAME(int8_pack), CG_NAME(int8_panel)};
+static cg_linear CG_NAME(linear_int8) = {CG_NAME(decoded_packed_bytes), CG_NAME(decoded_pack), CG_NAME(int8_panel)};
 
 /* -------------------------------------------------------------------------------------------------- fixed point */
 

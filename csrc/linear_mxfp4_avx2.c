@@ -6,7 +6,7 @@
    One row x 4 tokens; each output keeps its own order, so one token or many give the same bits. */
 #include "dot.h"
 
-enum { MX_BLOCK = 64, MX_BLOCK_BYTES = 32, MX_AHEAD_BYTES = 1024, MX_TOKENS = 4 };
+enum { MX_BLOCK = 64, MX_BLOCK_BYTES = 32, MX_AHEAD_BYTES = 1024, MX_TOKENS = 4, MX_FEW = 5 };
 
 CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
     float *to = out;
@@ -18,10 +18,10 @@ CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
             }
 }
 
-static int64_t mx_packed_bytes__avx2(int64_t T, int64_t K) { return dot_packed_bytes(DOT_GROUPED, T, K); }
+static int64_t mx_packed_bytes__avx2(int64_t T, int64_t K) { return dot_packed_bytes(DOT_GROUPED, T <= MX_FEW, T, K); }
 
 static void mx_pack__avx2(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    dot_pack(DOT_GROUPED, mx_order, packed, x, T, K, t0, t1);
+    dot_pack(DOT_GROUPED, T <= MX_FEW, mx_order, packed, x, K, t0, t1);
 }
 
 /* Two groups' scales, each in four lanes. Scale 0 is the denormal 2^-127. */
@@ -100,7 +100,7 @@ CG_INLINE void mx_row(const int M, const cg_product *p, int64_t n, int64_t t) {
 }
 
 static void mx_panel__avx2(const cg_product *p, int64_t n0, int64_t n1) {
-    if (p->T > DOT_FEW) {
+    if (p->T > MX_FEW) {
         dot_many(DOT_GROUPED, mx_decode, p, n0, n1);
         return;
     }

@@ -7,7 +7,7 @@
    Each output keeps its own order, so one token or many (dot.h) give the same bits. */
 #include "dot.h"
 
-enum { MX_BLOCK = 128, MX_AHEAD_BYTES = 2048, MX_TOKENS = 4 };
+enum { MX_BLOCK = 128, MX_AHEAD_BYTES = 2048, MX_TOKENS = 4, MX_FEW = 5 };
 
 CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
     float *to = out;
@@ -16,10 +16,10 @@ CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
             for (int l = 0; l < 16; l++) to[k + n * 16 + l] = k + 8 * l + n < count ? x[k + 8 * l + n] : 0.f;
 }
 
-static int64_t mx_packed_bytes__avx512(int64_t T, int64_t K) { return dot_packed_bytes(DOT_GROUPED, T, K); }
+static int64_t mx_packed_bytes__avx512(int64_t T, int64_t K) { return dot_packed_bytes(DOT_GROUPED, T <= MX_FEW, T, K); }
 
 static void mx_pack__avx512(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    dot_pack(DOT_GROUPED, mx_order, packed, x, T, K, t0, t1);
+    dot_pack(DOT_GROUPED, T <= MX_FEW, mx_order, packed, x, K, t0, t1);
 }
 
 /* The scales of four groups, each in its group's four lanes; `groups` < 4 in a row's last block. */
@@ -72,7 +72,7 @@ CG_INLINE void mx_row(const int M, const cg_product *p, int64_t n, int64_t t) {
 }
 
 static void mx_panel__avx512(const cg_product *p, int64_t n0, int64_t n1) {
-    if (p->T > DOT_FEW) {
+    if (p->T > MX_FEW) {
         dot_many(DOT_GROUPED, mx_decode, p, n0, n1);
         return;
     }

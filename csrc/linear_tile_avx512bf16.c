@@ -14,11 +14,12 @@ CG_INLINE void tile_order(void *out, const float *x, int64_t count) {
 
 /* One layout for any number of tokens. */
 static int64_t packed_bytes_tile__avx512bf16(int64_t T, int64_t K) {
-    return dot_packed_bytes(DOT_PAIRS, cg_max(T, DOT_FEW + 1), K);
+    return dot_packed_bytes(DOT_PAIRS, 0, T, K);
 }
 
 static void pack_tile__avx512bf16(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    dot_pack(DOT_PAIRS, tile_order, packed, x, cg_max(T, DOT_FEW + 1), K, t0, t1);
+    (void)T;
+    dot_pack(DOT_PAIRS, 0, tile_order, packed, x, K, t0, t1);
 }
 
 CG_INLINE void tile_decode_bf16(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
