@@ -1,6 +1,7 @@
 """How fast is each kernel at the models' shapes, level by level, and how far below the roof?
 
     python bench/kernels.py [--only "20b moe"] [--levels avx2 ref | all] [--threads 2] [--tokens 1 8 64 512]
+                            [--kv-cache-dtype f16]
 
 Medians of repeated calls on weights and caches that do not fit the processor's caches (a ring of copies). The roof is
 that of the level, measured before its kernels and after them.
@@ -17,7 +18,7 @@ import cgpt
 from cgpt import _kernels as k
 from cgpt import roof
 from cgpt.bench.costs import cost, matrix_bytes
-from cgpt.kvcache import Sequence
+from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
 
 RING = 200_000_000  # bytes of copies
 LINEAR = {  # name: dtype, N, K
@@ -27,10 +28,13 @@ LINEAR = {  # name: dtype, N, K
     "gpt2 head f32": ("F32", 50257, 768),
     "gpt2 c_fc bf16": ("BF16", 3072, 768),
     "gpt2 c_fc f16": ("F16", 3072, 768),
+    "gpt2 c_fc int8": ("INT8", 3072, 768),
+    "gpt2 head int8": ("INT8", 50257, 768),
     "gpt2-xl c_fc bf16": ("BF16", 6400, 1600),
     "20b q bf16": ("BF16", 4096, 2880),
     "20b out bf16": ("BF16", 2880, 4096),
     "20b head bf16": ("BF16", 201088, 2880),
+    "20b q int8": ("INT8", 4096, 2880),
     "20b gate_up mxfp4": ("MXFP4", 5760, 2880),
 }
 ATTENTION = {  # name: H, G, D, window, positions before
@@ -38,6 +42,7 @@ ATTENTION = {  # name: H, G, D, window, positions before
     "gpt2 attention @ d960": (12, 12, 64, 0, 960),
     "20b attention": (64, 8, 64, 0, 0),
     "20b attention @ d4096": (64, 8, 64, 0, 4096),
+    "20b attention @ d32768": (64, 8, 64, 0, 32768),
     "20b sliding @ d4096": (64, 8, 64, 128, 4096),
 }
 rng = np.random.default_rng(0)
@@ -58,6 +63,8 @@ def matrix(dtype: str, *shape: int) -> k.Matrix:
         blocks = words(int(np.prod(shape)) // 2).view(np.uint8).reshape(*outer, K // 32, 16)
         return k.Matrix(dtype, blocks, np.full((*outer, K // 32), 120, np.uint8))
     values = np.resize(rng.standard_normal(1 << 20, np.float32), shape)
+    if dtype == "INT8":
+        return k.Matrix(dtype, *k.quantize_int8(values, "F32", 1), columns=K)
     if dtype == "BF16":
         return k.Matrix(dtype, (values.view(np.uint32) >> 16).astype(np.uint16))
     return k.Matrix(dtype, values.astype(np.float16) if dtype == "F16" else values)
@@ -67,11 +74,11 @@ def copies(make, size: int) -> list:
     return [make() for _ in range(max(1, min(RING // size, 24)))]
 
 
-def calls(T: int, only: str) -> Iterator[tuple[str, str, list]]:
+def calls(T: int, only: str, kv_cache_dtype: str) -> Iterator[tuple[str, str, list]]:
     """(name, kernel, [(arguments, options), ..]) of each shape; the arguments are taken in turn."""
     for name, (dtype, N, K) in LINEAR.items():
         if only in name and not ("head" in name and T > 64):
-            size = N * K * {"F32": 4, "MXFP4": 0.53}.get(dtype, 2)
+            size = N * K * {"F32": 4, "MXFP4": 0.53, "INT8": 1}.get(dtype, 2)
             x, y = tensor(T, K), tensor(T, N)
             yield name, "linear", [((y, x, w, T), {}) for w in copies(lambda d=(dtype, N, K): matrix(*d), int(size))]
     if only in "20b moe mxfp4":
@@ -80,14 +87,15 @@ def calls(T: int, only: str) -> Iterator[tuple[str, str, list]]:
         chosen = [np.array([rng.choice(32, 4, replace=False) for _ in range(T)], np.int32) for _ in range(16)]
         assert matrix_bytes(gate_up) > RING
         yield "20b moe mxfp4", "moe", [((out, x, i, weight, gate_up, down, 1.702, 7.0, T), {}) for i in chosen]
+    kept = KV_DTYPES[kv_cache_dtype]
     for name, (H, G, D, window, start) in ATTENTION.items():
         if only in name and not (start == 960 and T > 64):
             qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
-            size = 2 * 4 * G * D * min(start + T, window or start + T)
-            caches = copies(lambda a=(window, G, D, start): Sequence([a[0]], a[1], a[2], a[3] + T), size)
+            size = 2 * (4 if kept == "F32" else 2) * G * D * min(start + T, window or start + T)
+            caches = copies(lambda a=(window, G, D, start): Sequence([a[0]], *a[1:3], a[3] + T, dtype=kept), size)
             options = {"scale": D**-0.5, "window": window}
             for array in (a for cache in caches for arrays in cache.arrays for a in arrays):
-                array.fill(0.5)  # else all pages are the same one
+                array.view(np.uint8).fill(0x38)  # an ordinary number of any dtype; left alone, all pages are one
             yield name, "attention", [((out, qkv, c.layers[0], 0, start, T, H), options) for c in caches]
     for name, C in {"gpt2 layernorm": 768, "20b rmsnorm": 2880}.items():
         if only in name:
@@ -117,6 +125,7 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", default=[cgpt.isa.level()], help="or all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--kv-cache-dtype", choices=KV_DTYPES, default=DEFAULT_KV_DTYPE["auto"])
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--seconds", type=float, default=0.3)
     a = parser.parse_args()
@@ -125,7 +134,7 @@ def main() -> None:
         k.use_level(level)
         top = say_roof(a.threads)
         for T in a.tokens:
-            for name, kernel, arguments in calls(T, a.only):
+            for name, kernel, arguments in calls(T, a.only, a.kv_cache_dtype):
                 s = median_seconds(kernel, ctx, arguments, a.seconds)
                 read, flops = cost(kernel, (ctx, *arguments[0][0]), arguments[0][1])
                 line = f"{level:7s} {name:22s} T {T:4d} {s * 1e3:10.3f} ms"

@@ -20,7 +20,7 @@ from cgpt.generate import Completion
 from cgpt.gpt2 import GPT2
 from cgpt.gpt_oss import GptOss
 from cgpt.isa import kernels
-from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
+from cgpt.kvcache import KV_DTYPES
 from cgpt.loader import Loader
 from cgpt.model import Model
 from cgpt.threads import default_threads
@@ -86,5 +86,6 @@ def load(
     threads = threads or default_threads()
     kind = GPT2 if isinstance(config, GPT2Config) else GptOss
     model = kind(config, checkpoint, Loader(checkpoint, dense, threads, progress), threads, precision)
-    model.kv_cache_dtype = kv_cache_dtype or DEFAULT_KV_DTYPE[precision]
+    if kv_cache_dtype:
+        model.kv_cache_dtype = kv_cache_dtype
     return model

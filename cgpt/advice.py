@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cgpt.cpu_time import OTHERS, STOLEN
 from cgpt.threads import openmp_limit
 
 LEVELS = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AMX"}
-BUSY, STOLEN = 0.05, 0.02  # shares of the CPUs' time; below them a measurement stays within a few per cent
 
 
 def advice(facts: Mapping[str, Any]) -> list[str]:
@@ -79,7 +79,7 @@ def _threads(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _load(facts: Mapping[str, Any]) -> Iterator[str]:
     others, average, stolen = (facts["load"][name] for name in ("others", "average", "stolen"))
-    if others is not None and others > BUSY:
+    if others is not None and others > OTHERS:
         what = f"other processes used {others:.0%} of these CPUs during the measurement"
     elif others is None and average is not None and average > max(1, facts["usable"]["cpus"] / 2):
         what = f"{average:g} processes wanted a CPU during the last minute"

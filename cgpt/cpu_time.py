@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cgpt import sysfiles
 
+OTHERS, STOLEN = 0.05, 0.02  # shares of the CPUs' time; below them a measurement stays within a few per cent
+
 
 @dataclass(frozen=True)
 class CpuTime:

@@ -157,8 +157,8 @@ class Request:
     def start(self, model: Model) -> None:
         """Gets the request its sequence. The last new id is never fed, so it needs no position."""
         self.started = time.perf_counter()
-        slack = {"slack": self.lookup.num_tokens} if self.lookup else {}
-        self.sequence = model.new_sequence(len(self.prompt_ids) + self.limit - 1, **slack)
+        slack = self.lookup.num_tokens if self.lookup else 0
+        self.sequence = model.new_sequence(len(self.prompt_ids) + self.limit - 1, slack)
 
     def accept(self, logits: np.ndarray) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain now."""

@@ -29,7 +29,8 @@ class Loader:
         self.checkpoint, self.dense, self.threads = checkpoint, dense, threads
         self._progress = progress
         self._scratch = np.empty(0, np.float32)
-        self._total, self._done = sum(t.nbytes for t in checkpoint.tensors.values()), 0
+        self._unread = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
+        self._total, self._done = sum(self._unread.values()), 0
 
     def vector(self, name: str) -> Tensor:
         """A bias, norm weight or the like, as f32 (a small copy)."""
@@ -77,7 +78,7 @@ class Loader:
         if tied and (
             stored is None
             or stored.shape != embedding.shape
-            or np.array_equal(self.checkpoint.array(name), self.checkpoint.array(embedding_name))
+            or np.array_equal(*(self.checkpoint.array(n, aligned=False) for n in (name, embedding_name)))
         ):
             return embedding if self.dense != "int8" else self.matrix(embedding_name)
         return self.matrix(name)
@@ -143,7 +144,7 @@ class Loader:
         return copy
 
     def _count(self, name: str) -> None:
-        self._done += self.checkpoint.tensors[name].nbytes
+        self._done += self._unread.pop(name, 0)  # a tied head is read as the embedding, too
         if self._progress:
             self._progress(self._done, self._total)
 

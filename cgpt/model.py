@@ -13,6 +13,7 @@ from cgpt import _kernels as k
 from cgpt.errors import EmptyPromptError, InputError, NumericsError, TokenIdError
 from cgpt.generate import Completion, generate, stream
 from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
+from cgpt.sampling import log_probabilities
 from cgpt.tokenizer import Tokenizer
 
 
@@ -96,9 +97,16 @@ class Model:
 
     def uniform_tokens(self, most: int) -> int:
         """The tokens, `most` at the highest, that a step may hold for each to get the bits it would get alone."""
-        parts = [self.head, *(part for block in self.blocks for part in vars(block).values())]
-        matrices = [m for part in parts for m in (part if isinstance(part, list) else [part]) if type(m) is k.Matrix]
-        return min(k.uniform_tokens(matrix, most, self.precision == "exact") for matrix in matrices)
+        return min(k.uniform_tokens(matrix, most, self.precision == "exact") for _, matrix in self.matrices())
+
+    def matrices(self) -> Iterator[tuple[str, k.Matrix]]:
+        """(name, weights) of every product of a step: what a block calls its own, and the head."""
+        for block in self.blocks:
+            for name, value in vars(block).items():
+                for part in value if isinstance(value, list) else [value]:
+                    if isinstance(part, k.Matrix):
+                        yield name, part
+        yield "head", self.head
 
     def step(self, batch, *, rows: str = "last", head: bool = True) -> np.ndarray:
         """Appends ids to sequences and gives what the model says next.
@@ -215,10 +223,8 @@ class Model:
         out = np.empty(len(ids) - 1, np.float32)
         for i in range(0, len(ids) - 1, self.PREFILL_CHUNK):
             chunk, then = ids[: -1][i : i + self.PREFILL_CHUNK], ids[i + 1 : i + 1 + self.PREFILL_CHUNK]
-            logits = self.step([(sequence, chunk)], rows="all").astype(np.float64)
-            logits -= logits.max(-1, keepdims=True)
-            chosen = logits[np.arange(len(chunk)), then]
-            out[i : i + len(chunk)] = chosen - np.log(np.exp(logits).sum(-1))
+            found = log_probabilities(self.step([(sequence, chunk)], rows="all"))
+            out[i : i + len(chunk)] = found[np.arange(len(chunk)), then]
         return out
 
     def generate(self, prompt, **options) -> Completion | list[Completion]:

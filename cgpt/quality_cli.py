@@ -34,7 +34,7 @@ def add_quality(command: Any, commands: Any) -> None:
     add("--text", metavar="FILE", help="UTF-8; - reads stdin (default: 4.5 kB of mixed text from the package)")
     add("--context", type=int, metavar="N", help="tokens of the windows that the text is cut into (default: 1024)")
     add("--decode", action="store_true", help="read token by token, as generation does, not as a prompt")
-    add("--threads", type=int, metavar="N", help="default: the CPUs this process may use")
+    add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
     add("--json", action="store_true", help="print one JSON object")
 
 

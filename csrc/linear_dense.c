@@ -12,7 +12,9 @@ CG_INLINE void dense_decode(const cg_dtype dtype, void *out, const cg_product *p
     while ((to - (vf *)out) % DOT_GROUP) *to++ = vf_set(0.f);
 }
 
-static int64_t CG_NAME(dense_packed_bytes)(int64_t T, int64_t K) { return dot_packed_bytes(DOT_F32, T <= DOT_FEW, T, K); }
+static int64_t CG_NAME(dense_packed_bytes)(int64_t T, int64_t K) {
+    return dot_packed_bytes(DOT_F32, T <= DOT_FEW, T, K);
+}
 
 static void CG_NAME(dense_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
     dot_pack(DOT_F32, T <= DOT_FEW, dot_as_it_is, packed, x, K, t0, t1);

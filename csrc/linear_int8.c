@@ -70,7 +70,7 @@ static void CG_NAME(int8_fixed_pack)(void *packed, const cg_rows *x, int64_t T, 
 /* Rows n, n + apart, .. for M tokens. */
 CG_INLINE void int8_fixed_block(const int R, const int M, const cg_product *p, int64_t n, int64_t apart, int64_t t) {
     int64_t groups = int8_groups(p->K), row_bytes = groups * CG_INT8_GROUP;
-    const uint8_t *w = p->w + n * row_bytes, *at;
+    const uint8_t *w = p->w + n * row_bytes;
     const int16_t *x[INT8_TOKENS];
     const float *steps[INT8_TOKENS];
     vf sum[INT8_TOKENS][INT8_ROWS];
@@ -81,10 +81,10 @@ CG_INLINE void int8_fixed_block(const int R, const int M, const cg_product *p, i
     }
     for (int64_t g = 0; g < groups; g++, w += CG_INT8_GROUP)
         for (int r = 0; r < R; r++) {
+            const uint8_t *at = w + r * apart * row_bytes;
             vs wide[INT8_VECTORS];
             vf scale = vf_set(int8_scale(p, n + r * apart, g));
             VF_KEEP(scale);
-            at = w + r * apart * row_bytes;
             __builtin_prefetch(at + INT8_AHEAD_BYTES, 0, 3);
             for (int v = 0; v < INT8_VECTORS; v++) wide[v] = vs_load_i8(at + v * 2 * CG_LANES);
             for (int m = 0; m < M; m++) {

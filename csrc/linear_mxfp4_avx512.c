@@ -16,7 +16,9 @@ CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
             for (int l = 0; l < 16; l++) to[k + n * 16 + l] = k + 8 * l + n < count ? x[k + 8 * l + n] : 0.f;
 }
 
-static int64_t mx_packed_bytes__avx512(int64_t T, int64_t K) { return dot_packed_bytes(DOT_GROUPED, T <= MX_FEW, T, K); }
+static int64_t mx_packed_bytes__avx512(int64_t T, int64_t K) {
+    return dot_packed_bytes(DOT_GROUPED, T <= MX_FEW, T, K);
+}
 
 static void mx_pack__avx512(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
     dot_pack(DOT_GROUPED, T <= MX_FEW, mx_order, packed, x, K, t0, t1);

@@ -1,7 +1,7 @@
 /* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AMX: activations rounded to bf16, products and sums in f32.
    The weights are the A operand: 16 rows x 32 k straight from row-major memory, so they are never packed. The
    activations are B: blocks of 16 tokens as [K/2, 16 tokens, 2], K padded by zeros to a multiple of 32 and T to 16.
-   2 x 2 tiles: 32 rows x 32 tokens. MXFP4 and INT8 rows are decoded first, rows of odd length and the last rows copied. */
+   2 x 2 tiles: 32 rows x 32 tokens. MXFP4 and INT8 rows are decoded first, rows of odd length and the last ones copied. */
 #include "bf16_rows.h"
 #include "amx_tiles.h"
 

@@ -35,7 +35,8 @@ CG_INLINE void tile_decode_mxfp4(void *out, const cg_product *p, int64_t n, int6
 
 CG_INLINE void tile_decode_int8(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
     int64_t end = cg_round_up(k1, CG_INT8_GROUP);
-    bf16_row_from_int8(out, p->w + n * cg_row_bytes(CG_INT8, p->K), p->scales + n * cg_scale_bytes(CG_INT8, p->K), k0, end);
+    bf16_row_from_int8(out, p->w + n * cg_row_bytes(CG_INT8, p->K), p->scales + n * cg_scale_bytes(CG_INT8, p->K), k0,
+                       end);
     tile_zeros(out, end - k0);
 }
 

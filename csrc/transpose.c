@@ -2,8 +2,6 @@
    rounding to bf16 where it is asked for. Neither side has to be aligned: old checkpoints' tensors are not. */
 #include "parallel.h"
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))  /* the dtypes become constants */
-
 typedef struct {
     char *dst;
     const char *src;
@@ -14,7 +12,7 @@ typedef struct {
 enum { TRANSPOSE_EDGE = 16, TRANSPOSE_RUN = 65536 };
 
 /* Element i of src as the bits of an element of dst, in the low half where that has 16. */
-ALWAYS_INLINE uint32_t convert(const char *src, int64_t i, const cg_dtype from, const cg_dtype to) {
+CG_INLINE uint32_t convert(const char *src, int64_t i, const cg_dtype from, const cg_dtype to) {
     uint32_t bits;
     uint16_t half;
     if (from == CG_F32) {
@@ -27,7 +25,7 @@ ALWAYS_INLINE uint32_t convert(const char *src, int64_t i, const cg_dtype from, 
     return to == CG_F32 ? cg_bits_from_f32(f) : cg_f32_to_bf16(f);
 }
 
-ALWAYS_INLINE void put(char *dst, int64_t i, int64_t count, const cg_dtype to, const uint32_t *bits) {
+CG_INLINE void put(char *dst, int64_t i, int64_t count, const cg_dtype to, const uint32_t *bits) {
     uint16_t halves[TRANSPOSE_EDGE];
     if (to == CG_F32) {
         memcpy(dst + i * 4, bits, (size_t)count * 4);
@@ -37,8 +35,8 @@ ALWAYS_INLINE void put(char *dst, int64_t i, int64_t count, const cg_dtype to, c
     memcpy(dst + i * 2, halves, (size_t)count * 2);
 }
 
-ALWAYS_INLINE void block(const transpose_job *j, int64_t r0, int64_t rows, int64_t c0, int64_t cols, const cg_dtype from,
-                         const cg_dtype to) {
+CG_INLINE void block(const transpose_job *j, int64_t r0, int64_t rows, int64_t c0, int64_t cols, const cg_dtype from,
+                     const cg_dtype to) {
     uint32_t values[TRANSPOSE_EDGE][TRANSPOSE_EDGE], column[TRANSPOSE_EDGE];
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < cols; c++) values[r][c] = convert(j->src, (r0 + r) * j->cols + c0 + c, from, to);
@@ -50,17 +48,18 @@ ALWAYS_INLINE void block(const transpose_job *j, int64_t r0, int64_t rows, int64
 
 /* A strip of 16 rows, in blocks of 16 x 16: a cache line of each f32 row. Rows are read along their pages; a strip of
    columns would need as many at once as there are rows. */
-ALWAYS_INLINE void strip(const transpose_job *j, int64_t r0, const cg_dtype from, const cg_dtype to) {
+CG_INLINE void strip(const transpose_job *j, int64_t r0, const cg_dtype from, const cg_dtype to) {
     int64_t rows = cg_min(TRANSPOSE_EDGE, j->rows - r0);
     for (int64_t c0 = 0; c0 < j->cols; c0 += TRANSPOSE_EDGE) {
         int64_t cols = cg_min(TRANSPOSE_EDGE, j->cols - c0);
-        if (rows == TRANSPOSE_EDGE && cols == TRANSPOSE_EDGE) block(j, r0, TRANSPOSE_EDGE, c0, TRANSPOSE_EDGE, from, to);
+        if (rows == TRANSPOSE_EDGE && cols == TRANSPOSE_EDGE)
+            block(j, r0, TRANSPOSE_EDGE, c0, TRANSPOSE_EDGE, from, to);
         else block(j, r0, rows, c0, cols, from, to);
     }
 }
 
 /* One row becomes one column: a copy. */
-ALWAYS_INLINE void run(const transpose_job *j, int64_t begin, const cg_dtype from, const cg_dtype to) {
+CG_INLINE void run(const transpose_job *j, int64_t begin, const cg_dtype from, const cg_dtype to) {
     for (int64_t i = begin; i < cg_min(begin + TRANSPOSE_RUN, j->cols); i++) {
         uint32_t bits = convert(j->src, i, from, to);
         put(j->dst, i, 1, to, &bits);
@@ -88,7 +87,7 @@ cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const voi
                            int64_t rows, int64_t cols) {
     if (dst_dtype > CG_BF16 || src_dtype > CG_BF16 || (dst_dtype == CG_F16 && src_dtype != CG_F16)) return CG_BAD_DTYPE;
     transpose_job job = {dst, src, dst_dtype, src_dtype, rows, cols};
-    int64_t tasks = rows == 1 ? (cols + TRANSPOSE_RUN - 1) / TRANSPOSE_RUN : (rows + TRANSPOSE_EDGE - 1) / TRANSPOSE_EDGE;
+    int64_t size = rows == 1 ? TRANSPOSE_RUN : TRANSPOSE_EDGE, tasks = ((rows == 1 ? cols : rows) + size - 1) / size;
     cg_parallel(threads, tasks, transpose_task, &job);
     return CG_OK;
 }

@@ -30,6 +30,9 @@ enum {
 /* E2M1 in the order of its codes (OCP Microscaling Formats v1.0, section 5.3.3). */
 #define CG_E2M1_VALUES 0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f, -0.f, -.5f, -1.f, -1.5f, -2.f, -3.f, -4.f, -6.f
 
+/* Constant arguments become constants of the code. */
+#define CG_INLINE static inline __attribute__((always_inline))
+
 static inline int64_t cg_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cg_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t cg_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

@@ -13,8 +13,6 @@ typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
 typedef int8_t vb __attribute__((vector_size(CG_LANES)));
 typedef int16_t vs __attribute__((vector_size(4 * CG_LANES)));  /* two to a lane */
 
-#define CG_INLINE static inline __attribute__((always_inline))
-
 /* Keeps a value in a register: GCC would rather load it again at each use. */
 #if !defined(__x86_64__) || (CG_LANES == 16 && defined(CGPT_EMULATE))
 #define VF_KEEP(v) (void)(v)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from cgpt import topology
 from cgpt.bench import noise, report, rows
 from cgpt.bench.noise import spread, warnings
 from cgpt.bench.trace import Op, Trace
@@ -133,4 +134,4 @@ def test_peak_memory_and_the_processor(tmp_path):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/status").write_text("Name:\tx\nVmHWM:\t     2000 kB\nVmRSS:\t 1000 kB\n")
     (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: A CPU: fast\n")
-    assert rows.peak_memory(tmp_path) == 2_048_000 and rows.cpu_name(tmp_path) == "A CPU: fast"
+    assert rows.peak_memory(tmp_path) == 2_048_000 and topology.cpu_name(tmp_path) == "A CPU: fast"

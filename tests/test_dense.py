@@ -42,17 +42,6 @@ def rewritten(name, directory, change, tied_head=False):
     return directory
 
 
-def matrices(model):
-    """{attribute: its matrices} of all blocks."""
-    found = {}
-    for block in model.blocks:
-        for name, value in vars(block).items():
-            for part in value if isinstance(value, list) else [value]:
-                if type(part).__name__ == "Matrix":
-                    found.setdefault(name, []).append(part)
-    return found
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_int8_is_the_model_of_quantised_weights(level, name, tmp_path):
     """The same logits, but for the order of sums, as exact f32 of a checkpoint that holds the quantised values."""
@@ -67,13 +56,12 @@ def test_int8_is_the_model_of_quantised_weights(level, name, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_int8_takes_what_products_read_whole(name):
     model = cgpt.load(name, dense="int8")
-    assert model.head.dtype == "INT8"
     plain = cgpt.load(name)
     embedding = "wte" if name == "demo-gpt2" else "embedding"
     assert getattr(model, embedding).dtype == getattr(plain, embedding).dtype != "INT8"
-    for part, found in matrices(model).items():
+    for (part, found), (_, stored) in zip(model.matrices(), plain.matrices(), strict=True):
         kept = part in ("router", "gate_up", "down")
-        assert {m.dtype for m in found} == ({m.dtype for m in matrices(plain)[part]} if kept else {"INT8"}), part
+        assert found.dtype == (stored.dtype if kept else "INT8") and found.shape == stored.shape, part
 
 
 @pytest.mark.parametrize("precision", cgpt.PRECISIONS)
@@ -93,7 +81,7 @@ def test_int8_steps_in_any_cut_give_the_same_bits(level, name, precision):
 def test_bf16_rounds_every_matrix(tmp_path):
     expected = cgpt.load(rewritten("demo-gpt2", tmp_path, round_bf16), precision="exact")
     model, ids = cgpt.load("demo-gpt2", precision="exact", dense="bf16"), np.arange(150)
-    assert {m.dtype for found in matrices(model).values() for m in found} == {model.head.dtype} == {"BF16"}
+    assert {matrix.dtype for _, matrix in model.matrices()} == {"BF16"}
     assert np.abs(model.logits(ids) - expected.logits(ids)).max() < 1e-2 * expected.logits(ids).std()  # and embeddings
 
 
@@ -112,3 +100,21 @@ def test_misaligned_checkpoints(tmp_path, dense):
     checkpoint = Checkpoint(directory)
     assert all(t.offset % 4 == 3 for t in checkpoint.tensors.values())
     assert_same_bits(cgpt.load(directory, dense=dense).logits(ids), before, "misaligned")
+
+
+@pytest.mark.parametrize("dense", [None, *cgpt.DENSE])
+@pytest.mark.parametrize("name", MODELS)
+def test_progress_comes_to_its_end_once(name, dense):
+    """Also where a tied head makes a second use of the embedding."""
+    calls = []
+    cgpt.load(name, dense=dense, progress=lambda *at: calls.append(at))
+    done, totals = zip(*calls, strict=True)
+    assert list(done) == sorted(done) and set(totals) == {done[-1]}
+
+
+def test_without_prefetching(tmp_path, monkeypatch):
+    """Systems that do not know the advice load the same."""
+    directory = rewritten("demo-gpt2", tmp_path, lambda w: w, tied_head=True)
+    before = cgpt.load(directory, dense="int8").logits(np.arange(50))
+    monkeypatch.setattr("cgpt.weights.MADV_POPULATE_READ", 1 << 20)
+    assert_same_bits(cgpt.load(directory, dense="int8").logits(np.arange(50)), before, "without prefetching")

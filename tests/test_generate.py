@@ -51,7 +51,7 @@ class FakeModel:
             raise EmptyPromptError("the prompt holds no token")
         return ids
 
-    def new_sequence(self, context):
+    def new_sequence(self, context, slack=0):
         return FakeSequence(context)
 
     def step(self, batch, head=True):

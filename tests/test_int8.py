@@ -103,19 +103,6 @@ def test_quantize_refuses_what_is_not_rows_of_floats():
 # ------------------------------------------------------------------------------------------------------ products
 
 
-def test_exact(level):
-    """Every K against float64; every T and N against the bits of the largest."""
-    check_slots(level, "linear_int8")
-    for K in INPUTS:
-        x, w = case(K)
-        whole = linear(w.matrix(), x, MOST[0])
-        assert_close(whole, *product(K, None), f"K = {K}")
-        for N in OUTPUTS:
-            matrix = w.matrix(N)
-            for T in TOKENS:
-                assert_same_bits(linear(matrix, x, T), whole[:T, :N], f"T = {T}, N = {N}, K = {K}")
-
-
 def test_auto(level):
     """precision auto: activations to 16 bits per group of 64, with the same bits for any T; or bf16 tiles."""
     check_slots(level, "linear_int8_fixed", "linear_int8_tile")
@@ -135,18 +122,6 @@ def test_auto(level):
                     assert_close(y, values[:T, :N], bound[:T, :N], what)
                 else:
                     assert_same_bits(y, fixed[:T, :N], what)
-
-
-@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
-def test_bias_add_rows_and_columns(level, exact, rng):
-    for K, N, T, row, column in ((65, 21, 3, 2, 5), (200, 70, 17, 80, 0), (2880, 19, 33, 7, 16)):
-        x, w = case(K)
-        values, bound = (a[row : row + T, :N] for a in product(K, rounding(level, "INT8", T, exact)))
-        bias = rng.standard_normal(N, np.float32) * 10
-        start = rng.standard_normal((T, N), np.float32) * 100
-        y = linear(w.matrix(N, bias=bias), x, T, exact=exact, start=start, row=row, column=column)
-        slack = 2 * F32 * (np.abs(values) + np.abs(bias) + np.abs(start))
-        assert_close(y, values + bias + start, bound + slack, f"T = {T}, N = {N}, K = {K}")
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
@@ -182,15 +157,6 @@ def test_special_values_stay_in_their_row(level, exact, special, T):
         y = linear(w.matrix(), x, T, exact=exact)
         assert not np.isfinite(y[:, 20]).any(), f"scale NaN at {at} of K = {K}"
         assert_same_bits(y[:, :20], clean[:, :20], f"the outputs beside scale NaN at {at} of K = {K}")
-
-
-@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
-def test_threads_change_no_bit(level, exact):
-    x, matrix = activations(49, 1000), Weights("INT8", (1000, 1000)).matrix()
-    for T in (1, 7, 49):
-        one = linear(matrix, x, T, exact=exact)
-        for threads in THREADS[1:]:
-            assert_same_bits(linear(matrix, x, T, exact=exact, threads=threads), one, f"T = {T}, {threads} threads")
 
 
 def test_matrix_refuses_other_shapes():

@@ -1,4 +1,5 @@
-"""linear_f32, linear_f16, linear_bf16 and linear_bf16_tile against float64, on every level."""
+"""What holds for the products of every dtype of weights, and linear_f32, linear_f16, linear_bf16 and linear_bf16_tile:
+against float64, on every level. test_mxfp4.py and test_int8.py have what is particular to those."""
 
 import functools
 
@@ -13,6 +14,7 @@ from kernel_cases import (
     assert_same_bits,
     check_slots,
     linear,
+    multiplied,
     operand,
     rounding,
 )
@@ -20,7 +22,15 @@ from tolerance import F32, assert_close, dot_tolerance
 
 from cgpt import _kernels
 
-INPUTS = (1, 7, 15, 16, 17, 31, 33, 63, 65, 80, 100, 2880)
+SLOTS = {
+    "F32": "linear_f32",
+    "F16": "linear_f16",
+    "BF16": "linear_bf16",
+    "MXFP4": "linear_mxfp4",
+    "INT8": "linear_int8",
+}
+INPUTS = dict.fromkeys(FLOATS, (1, 7, 15, 16, 17, 31, 33, 63, 65, 80, 100, 2880))
+INPUTS |= {"MXFP4": (32, 64, 96, 128, 160, 2880), "INT8": (1, 63, 64, 65, 128, 200, 2880)}
 OUTPUTS = (1, 3, 16, 21, 70)
 MOST = max(TOKENS), max(OUTPUTS)
 
@@ -35,12 +45,13 @@ def case(dtype, K):
 def product(dtype, K, how):
     """x @ w.T, float64, and its bound, with activations rounded as `how` says."""
     x, w = case(dtype, K)
-    x, _ = operand(x, how)
-    return x.astype(np.float64) @ w.values.T, dot_tolerance(x, w.values)
+    values = multiplied(w, how)
+    x, off = operand(x, how)
+    return x.astype(np.float64) @ values.T, dot_tolerance(x, values) + off @ np.abs(values).T
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
-@pytest.mark.parametrize("dtype", [*FLOATS, "MXFP4"])
+@pytest.mark.parametrize("dtype", SLOTS)
 def test_uniform_tokens(level, dtype, exact):
     """As long as the rounding is that of one token; test_kvcache.py compares the bits."""
     alike = [rounding(level, dtype, T, exact) == rounding(level, dtype, 1, exact) for T in range(1, 21)]
@@ -49,11 +60,11 @@ def test_uniform_tokens(level, dtype, exact):
     assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 1, exact) == 1
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", SLOTS)
 def test_exact(level, dtype):
     """Every K against float64; every T and N against the bits of the largest."""
-    check_slots(level, {"F32": "linear_f32", "F16": "linear_f16", "BF16": "linear_bf16"}[dtype])
-    for K in INPUTS:
+    check_slots(level, SLOTS[dtype])
+    for K in INPUTS[dtype]:
         x, w = case(dtype, K)
         whole = linear(w.matrix(), x, MOST[0])
         assert_close(whole, *product(dtype, K, None), f"K = {K}")
@@ -66,7 +77,7 @@ def test_exact(level, dtype):
 def test_bf16_tile(level):
     """precision auto: bf16 weights and activations rounded to bf16, from 8 tokens on."""
     check_slots(level, "linear_bf16_tile")
-    for K in INPUTS:
+    for K in INPUTS["BF16"]:
         x, w = case("BF16", K)
         exact = linear(w.matrix(), x, MOST[0])
         for N in OUTPUTS:
@@ -83,10 +94,10 @@ def test_bf16_tile(level):
             assert (y != exact[:T, :N]).any(), f"K = {K}: the activations were not rounded"
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", SLOTS)
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 def test_bias_and_add(level, dtype, exact, rng):
-    for K, N, T in ((31, 21, 3), (80, 70, 17), (2880, 19, 33)):
+    for K, N, T in ((INPUTS[dtype][-4], 21, 3), (INPUTS[dtype][-2], 70, 17), (2880, 19, 33)):
         x, w = case(dtype, K)
         values, bound = (a[:T, :N] for a in product(dtype, K, rounding(level, dtype, T, exact)))
         bias = rng.standard_normal(N, np.float32) * 10
@@ -99,11 +110,11 @@ def test_bias_and_add(level, dtype, exact, rng):
             assert_close(y, values + np.float64(parts[0]) + parts[1], bound + slack, what)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", SLOTS)
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 def test_rows_and_columns(level, dtype, exact):
     """Reading from a later row and writing into later columns is the same product."""
-    x, w = case(dtype, 65)
+    x, w = case(dtype, INPUTS[dtype][-4])
     for row, column, T, N in ((1, 5, 3, 21), (37, 16, 13, 70), (99, 1, 1, 3)):
         expected = linear(w.matrix(N), x[row:].copy(), T, exact=exact)
         assert_same_bits(
@@ -111,10 +122,11 @@ def test_rows_and_columns(level, dtype, exact):
         )
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", SLOTS)
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 def test_threads_change_no_bit(level, dtype, exact):
-    x, w = activations(49, 1000), Weights(dtype, (1000, 1000))
+    K = 992 if dtype == "MXFP4" else 1000
+    x, w = activations(49, K), Weights(dtype, (1000, K))
     matrix = w.matrix()
     for T in (1, 7, 49):
         one = linear(matrix, x, T, exact=exact)

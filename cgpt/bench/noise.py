@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import statistics
 from collections.abc import Sequence
 
-from cgpt.cpu_time import CpuTime
+from cgpt.cpu_time import OTHERS, STOLEN, CpuTime
 from cgpt.roof import Roof
+from cgpt.topology import usable_cpus
 
-STOLEN, OTHERS = 0.02, 0.05  # shares of the CPUs' time
 SPREAD = 0.10  # between the slowest and the fastest repetition, of the median
 DRIFT = 0.15  # between the bandwidth before and after
 FAULTS = 100  # pages of the checkpoint that had to come from disk
@@ -20,7 +19,7 @@ class Watch:
     """The CPUs this process may use, from its making on."""
 
     def __init__(self) -> None:
-        self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+        self._cpus = usable_cpus()
         self._start = CpuTime.now(self._cpus)
         self._faults = _major_faults()
 

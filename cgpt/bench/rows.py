@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import cgpt
-from cgpt import sysfiles
+from cgpt import sysfiles, topology
 from cgpt.bench.noise import spread, warnings
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Measured
@@ -24,10 +23,10 @@ from cgpt.roof import Roof
 def model_facts(model: Model, name: str, dense: str | None, load_seconds: float) -> dict[str, Any]:
     """What the rows of a loaded model have in common. Named as llama-bench does where it has the same."""
     facts = describe(model.directory)
-    kinds = sorted({part.dtype for block in model.blocks for part in vars(block).values() if hasattr(part, "dtype")})
+    kinds = sorted({matrix.dtype for _, matrix in model.matrices()})
     return {
         "cgpt_version": cgpt.__version__,
-        "cpu_info": cpu_name(),
+        "cpu_info": topology.cpu_name(),
         "model_filename": name,
         "model_type": f"{facts['architecture']} {_count(facts['parameters']['total'])} {'+'.join(kinds)}",
         "model_size": facts["bytes"]["weights"],
@@ -137,15 +136,6 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pass
-
-
-def cpu_name(root: Path = Path("/")) -> str:
-    """The processor's name, or at least its architecture."""
-    for line in sysfiles.text(root / "proc/cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.machine()
 
 
 def _stdev(values: list[float]) -> float:

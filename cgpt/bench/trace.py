@@ -32,7 +32,7 @@ class Trace:
 
     def __init__(self, model: Any) -> None:
         self.ops: dict[str, Op] = {}
-        self._names = _matrix_names(model)
+        self._names = {id(matrix): name for name, matrix in model.matrices()}
         self._kept: dict[str, Callable] = {}
 
     def __enter__(self) -> Trace:
@@ -72,14 +72,3 @@ class Trace:
             return result
 
         return call
-
-
-def _matrix_names(model: Any) -> dict[int, str]:
-    """What a block calls its matrices, by identity."""
-    names = {id(model.head): "head"}
-    for block in model.blocks:
-        for attribute, value in vars(block).items():
-            for part in value if isinstance(value, list) else [value]:
-                if isinstance(part, k.Matrix):
-                    names[id(part)] = attribute
-    return names
