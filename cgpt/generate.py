@@ -24,6 +24,7 @@ from cgpt.tokenizer import StreamDecoder, Tokenizer
 if TYPE_CHECKING:
     from cgpt.kvcache import Sequence
     from cgpt.model import Model
+    from cgpt.prefix import PrefixCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Completion:
     prompt_ids: the prompt
     prefill_seconds, decode_seconds: from its first step to the first new id, and from there to the last one
     num_draft_tokens, num_accepted_tokens: ids that prompt lookup guessed, and of these the right ones
+    num_cached_tokens: ids of the prompt that a prefix cache had
     """
 
     text: str | None
@@ -52,9 +54,12 @@ class Completion:
     decode_seconds: float
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_cached_tokens: int = 0
 
 
-def generate(model: Model, prompt: Any, *, seed: Any = None, **options: Any) -> Completion | list[Completion]:
+def generate(
+    model: Model, prompt: Any, *, seed: Any = None, prefix_cache: PrefixCache | None = None, **options: Any
+) -> Completion | list[Completion]:
     """A completion of a prompt, a str or ids; of a list of prompts a list of completions, run as one batch.
 
     Special tokens in a str are ordinary text; `model.tokenizer.encode` gives their ids where they are wanted.
@@ -70,6 +75,8 @@ def generate(model: Model, prompt: Any, *, seed: Any = None, **options: Any) -> 
     prompt_lookup_num_tokens: guess so many tokens at a time from what followed the same words before, and check them
         in one step (cgpt.lookup). The output is the same, sooner where texts repeat themselves; where guessing does
         not pay, it pauses. None, the default, never guesses
+    prefix_cache: a cgpt.prefix.PrefixCache of this model, which remembers what was computed: prompts that begin as
+        earlier ones, with or without their answers, compute only what is new
 
     A prompt of n tokens gets context_length - n + 1 new ids at most. Raises, before anything is computed,
     ContextLengthError, EmptyPromptError, TokenIdError or another InputError; TokenizerError where text is
@@ -77,17 +84,19 @@ def generate(model: Model, prompt: Any, *, seed: Any = None, **options: Any) -> 
     """
     if not _is_batch(prompt):
         request = Request(model, prompt, seed=seed, **options)
-        _run_all(model, [request])
+        _run_all(model, [request], prefix_cache)
         return request.completion()
     seeds = [seed] * len(prompt) if seed is None or np.ndim(seed) == 0 else list(seed)
     if len(seeds) != len(prompt):
         raise InputError(f"there are {len(seeds)} seeds for {len(prompt)} prompts; give one, or one for each")
     requests = [Request(model, p, seed=s, **options) for p, s in zip(prompt, seeds, strict=True)]
-    _run_all(model, requests)
+    _run_all(model, requests, prefix_cache)
     return [request.completion() for request in requests]
 
 
-def stream(model: Model, prompt: Any, **options: Any) -> Iterator[str]:
+def stream(
+    model: Model, prompt: Any, *, prefix_cache: PrefixCache | None = None, **options: Any
+) -> Iterator[str]:
     """Pieces of the text that generate() with the same options makes of one prompt; joined they are it.
 
     Each comes as soon as it is certain: whole characters, and no beginning of a stop string. Closing the
@@ -96,7 +105,7 @@ def stream(model: Model, prompt: Any, **options: Any) -> Iterator[str]:
     request = Request(model, prompt, **options)
     if request.text is None:
         raise TokenizerError(f"{model.directory}: the model has no tokenizer to make text with; use generate")
-    return _pieces(model, request)
+    return _pieces(Scheduler(model, [request], prefix_cache), request)
 
 
 class Request:
@@ -152,13 +161,20 @@ class Request:
         self.finish_reason: str | None = None
         self.unread = np.array(self.prompt_ids, np.int64)  # ids that the model has not seen
         self.sequence: Sequence | None = None  # while it runs
+        self.num_cached_tokens = 0
         self.started = self.answered = self.finished = 0.0  # perf_counter() at first step, first id, last id
 
-    def start(self, model: Model) -> None:
+    def start(self, model: Model, prefix_cache: PrefixCache | None = None) -> None:
         """Gets the request its sequence. The last new id is never fed, so it needs no position."""
         self.started = time.perf_counter()
         slack = self.lookup.num_tokens if self.lookup else 0
-        self.sequence = model.new_sequence(len(self.prompt_ids) + self.limit - 1, slack)
+        context = len(self.prompt_ids) + self.limit - 1
+        if prefix_cache is None:
+            self.sequence = model.new_sequence(context, slack)
+        else:
+            self.sequence = prefix_cache.begin(model, self.prompt_ids, context, slack)
+            self.num_cached_tokens = self.sequence.position
+            self.unread = self.unread[self.num_cached_tokens :]
 
     def accept(self, logits: np.ndarray) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain now."""
@@ -190,6 +206,7 @@ class Request:
             decode_seconds=self.finished - self.answered,
             num_draft_tokens=self.lookup.proposed if self.lookup else 0,
             num_accepted_tokens=self.lookup.accepted if self.lookup else 0,
+            num_cached_tokens=self.num_cached_tokens,
         )
 
     def _advance_text(self, token: int) -> str:
@@ -217,13 +234,16 @@ class Scheduler:
 
     Each step() is one model.step: every running request's next ids, in order of arrival, PREFILL_CHUNK at
     most in all. So what decodes goes on decoding, and prompts are read with the room that is left. A step that reads
-    no prompt is the place for prompt lookup: its time says what guessing is worth.
+    no prompt is the place for prompt lookup: its time says what guessing is worth. What a prefix cache has is not
+    computed again, and what ends goes into it.
     """
 
     MAX_RUNNING = 64  # bounds the memory of caches and logits; the others wait for their turn
 
-    def __init__(self, model: Model, requests: Iterable[Request] = ()) -> None:
-        self.model = model
+    def __init__(
+        self, model: Model, requests: Iterable[Request] = (), prefix_cache: PrefixCache | None = None
+    ) -> None:
+        self.model, self.prefix_cache = model, prefix_cache
         self.requests = list(requests)  # all that are not finished; more may be appended at any time
 
     @cached_property
@@ -232,17 +252,18 @@ class Scheduler:
 
     def step(self) -> list[tuple[Request, str]]:
         """For each new id of this step its request, with the text, often "", that is certain by it."""
-        room, batch, answered, rows = self.model.PREFILL_CHUNK, [], [], []
+        room, running, batch, answered, rows = self.model.PREFILL_CHUNK, [], [], [], []
         for request in islice(self.requests, self.MAX_RUNNING):
             if not room:
                 break
             if request.sequence is None:
-                request.start(self.model)
+                request.start(self.model, self.prefix_cache)
             ids, request.unread = request.unread[:room], request.unread[room:]
             room -= len(ids)
             if not len(request.unread):
                 answered.append(request)
                 rows.append(len(batch))
+            running.append(request)
             batch.append((request.sequence, ids))
         decodes_only = len(answered) == self.model.PREFILL_CHUNK - room
         if decodes_only and any(request.lookup for request in answered):
@@ -250,9 +271,23 @@ class Scheduler:
         else:
             logits = self.model.step(batch, head=bool(answered))
             pieces = [(request, request.accept(logits[row])) for request, row in zip(answered, rows, strict=True)]
+        if self.prefix_cache is not None:
+            for request, (sequence, _) in zip(running, batch, strict=True):
+                self.prefix_cache.saw(sequence, len(request.prompt_ids))
+                if request.finish_reason:
+                    self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
         if any(request.finish_reason for request in answered):
             self.requests = [request for request in self.requests if not request.finish_reason]
         return pieces
+
+    def cancel(self, request: Request) -> None:
+        """Drops a request between steps; a prefix cache keeps what was computed for it."""
+        if request not in self.requests:
+            return
+        self.requests.remove(request)
+        if self.prefix_cache is not None and request.sequence is not None and request.sequence.whole:
+            self.prefix_cache.keep(request.sequence, request.prompt_ids + request.ids)
+        request.sequence = None
 
 
 class TextStream:
@@ -301,18 +336,20 @@ def _is_batch(prompt: Any) -> bool:
     return any(isinstance(part, (str, list, tuple, np.ndarray)) for part in parts)
 
 
-def _run_all(model: Model, requests: list[Request]) -> None:
-    scheduler = Scheduler(model, requests)
+def _run_all(model: Model, requests: list[Request], prefix_cache: PrefixCache | None) -> None:
+    scheduler = Scheduler(model, requests, prefix_cache)
     while scheduler.requests:
         scheduler.step()
 
 
-def _pieces(model: Model, request: Request) -> Iterator[str]:
-    scheduler = Scheduler(model, [request])
-    while scheduler.requests:
-        for _, piece in scheduler.step():
-            if piece:
-                yield piece
+def _pieces(scheduler: Scheduler, request: Request) -> Iterator[str]:
+    try:
+        while scheduler.requests:
+            for _, piece in scheduler.step():
+                if piece:
+                    yield piece
+    finally:
+        scheduler.cancel(request)
 
 
 def _text_stream(model: Model, stops: tuple[str, ...]) -> TextStream | None:

@@ -1,14 +1,32 @@
 """Sequences and their keys and values."""
 
 import mmap
+from dataclasses import dataclass
 
 import numpy as np
 
-from cgpt._kernels import KV_BLOCK, NUMPY_DTYPES, LayerCache, kv_shapes
+from cgpt._kernels import KV_BLOCK, KV_PANEL, NUMPY_DTYPES, LayerCache, kv_shapes
 from cgpt.errors import ContextLengthError, InputError, OutOfMemoryError
 
 KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}  # as load() names them, and the kernels
+KEY_AT, VALUE_AT = np.arange(KV_BLOCK).reshape(-1, 1, KV_PANEL), np.arange(KV_BLOCK).reshape(-1, 1)  # within a block
 DEFAULT_KV_DTYPE = {"exact": "f32", "auto": "f16"}  # by precision; f16 rounds eight times finer than bf16
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What the rings of a sequence held when it was at `position`. Its other layers keep what they held, so with them
+    it is all that another sequence needs to go on from there.
+
+    rings: for each layer with a window the blocks of keys and of values that the next positions see, else None
+    """
+
+    position: int
+    rings: list[tuple[np.ndarray, np.ndarray] | None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for ring in self.rings if ring for array in ring)
 
 
 class Sequence:
@@ -27,8 +45,10 @@ class Sequence:
         self.position = 0
         self.context = context
         self._written = 0  # the positions that have ever been reached
+        self._oldest = 0  # what truncate() can go back to, at the most
         self._slack = slack if any(windows) else context
-        self._whole = True
+        self._windows = windows
+        self.whole = True  # False within a step, and after one that was interrupted
         blocks = [-(-min(window + slack if window else context, context) // KV_BLOCK) for window in windows]
         shapes = [shape for b in blocks for shape in kv_shapes(b, G, D)]
         sizes = [int(np.prod(shape)) for shape in shapes]
@@ -47,7 +67,7 @@ class Sequence:
 
     def require(self, tokens: int) -> None:
         """Raises where a step of `tokens` more tokens cannot be done."""
-        if not self._whole:
+        if not self.whole:
             raise InputError("this sequence was interrupted in the middle of a step; begin a new one")
         if self.position + tokens > self.context:
             raise ContextLengthError(
@@ -56,24 +76,66 @@ class Sequence:
 
     def begin(self) -> None:
         """Called before a step: until end(), the cache is not what `position` says."""
-        self._whole = False
+        self.whole = False
 
     def end(self, tokens: int) -> None:
         """Called when the step is complete."""
         self.position += tokens
         self._written = max(self._written, self.position)
-        self._whole = True
+        self.whole = True
 
     def truncate(self, position: int) -> None:
         """Forgets what stands at `position` and after it. Not further back than `slack` from the farthest that was
         reached where there are sliding layers: their rings have lost what is older. InputError otherwise."""
+        self._require_held(position)
+        self.position = position
+
+    def _require_held(self, position: int) -> None:
         self.require(0)
-        if not max(0, self._written - self._slack) <= position <= self.position:
+        if not max(self._oldest, self._written - self._slack) <= position <= self.position:
             raise InputError(
                 f"a sequence that holds {self.position} tokens and has held {self._written} cannot be cut to "
                 f"{position}; give model.new_sequence() more slack than {self._slack}"
             )
-        self.position = position
+
+    def snapshot(self, position: int | None = None) -> Snapshot:
+        """A copy of what the windows hold now, or held at an earlier position that truncate() could go back to. Takes
+        3 MB in gpt-oss-20b, nothing in GPT-2."""
+        position = self.position if position is None else position
+        self._require_held(position)
+        rings = [
+            tuple(array[:, _blocks(position, window, array)] for array in arrays) if window else None
+            for window, arrays in zip(self._windows, self.arrays, strict=True)
+        ]
+        return Snapshot(position, rings)
+
+    def resume(self, source: "Sequence", snapshot: Snapshot) -> None:
+        """Makes this empty sequence what `source`, of the same model, was at `snapshot`; it cannot be truncated to
+        less where there are windows. Copies, so both can go on."""
+        source.require(0)
+        if self.position or snapshot.position > source.position:
+            raise InputError(
+                f"a sequence of {self.position} positions cannot resume at {snapshot.position} of "
+                f"{source.position}; take a new one, and a snapshot of what is still there"
+            )
+        self.require(snapshot.position)
+        p = snapshot.position
+        for window, ring, mine, theirs in zip(self._windows, snapshot.rings, self.arrays, source.arrays, strict=True):
+            for i, at in enumerate((KEY_AT, VALUE_AT)):
+                if not window:
+                    mine[i][:, : -(-p // KV_BLOCK)] = theirs[i][:, : -(-p // KV_BLOCK)]
+                elif blocks := _blocks(p, window, mine[i]):
+                    mine[i][:, blocks[:-1]] = ring[i][:, :-1]
+                    # The ring may be too small for its newest block to have a place other than the oldest one's.
+                    np.copyto(mine[i][:, blocks[-1]], ring[i][:, -1], where=at <= (p - 1) % KV_BLOCK)
+        self.position = self._written = p
+        self._oldest = p if any(self._windows) else 0
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of what is kept, without what is only reserved."""
+        blocks = -(-self.position // KV_BLOCK)
+        return sum(array[:, :blocks].nbytes for arrays in self.arrays for array in arrays)
 
     def first_bad_layer(self) -> int | None:
         """The first layer whose keys or values are not finite."""
@@ -82,6 +144,12 @@ class Sequence:
             if not all(_finite(a[:, :used]) for a in arrays):
                 return layer
         return None
+
+
+def _blocks(position: int, window: int, ring: np.ndarray) -> list[int]:
+    """Where a ring has what a token at `position` sees of those before it."""
+    first, end = max(0, position - window) // KV_BLOCK, -(-position // KV_BLOCK)
+    return [block % ring.shape[1] for block in range(first, end)]
 
 
 def _finite(kept: np.ndarray) -> bool:
