@@ -81,6 +81,11 @@ def _specs(config: Config, names: Iterable[str]) -> Mapping[str, Any]:
     return gpt_oss.tensor_specs(config, gpt_oss.layout_of(names))
 
 
+def architecture(config: Config) -> str:
+    """Its name, "GPT-2" or "gpt-oss"."""
+    return "GPT-2" if isinstance(config, GPT2Config) else "gpt-oss"
+
+
 # ------------------------------------------------------------------------------------------------------- cache
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cgpt.accounting import (
     Config,
+    architecture,
     attention_shape,
     bytes_per_token,
     cache_bytes,
@@ -60,7 +61,7 @@ def describe(
     return {
         "name": Path(name_or_dir).name or str(name_or_dir),
         "source": found.source,
-        "architecture": "GPT-2" if isinstance(config, GPT2Config) else "gpt-oss",
+        "architecture": architecture(config),
         "shape": _shape(config, limit),
         "parameters": parameters(config, tensors),
         "bytes": {
@@ -136,17 +137,17 @@ def render(facts: Mapping[str, Any]) -> str:
     per_token = facts["bytes"]["per_token"]
     read = {part: n for part, n in per_token.items() if part != "cache"}
     parts = {part: memory[part] for part in ("weights", "cache", "runtime")}
-    active = f"{_count(parameters['active'])} of them active per token"
+    active = f"{count(parameters['active'])} of them active per token"
     cache = f"{memory['kv_cache_dtype']} cache"
     published = "" if facts["source"] == "files" else " (as published)"
     lines = [
         ("architecture", _architecture(facts["architecture"], shape)),
-        ("parameters", f"{_count(parameters['total'])}, {active}"),
-        ("", _list(parameters["parts"], _count)),
-        ("on disk", _size(facts["bytes"]["disk"]) + published),
-        ("read per token", f"{_size(sum(read.values()))}: {_list(read, _size)}"),
-        ("", f"and {_size(per_token['cache'])} of {cache} at the end of {memory['context']:,} positions"),
-        ("memory", f"{_size(memory['total'])} at a context of {memory['context']:,}: {_list(parts, _size)}"),
+        ("parameters", f"{count(parameters['total'])}, {active}"),
+        ("", _list(parameters["parts"], count)),
+        ("on disk", size(facts["bytes"]["disk"]) + published),
+        ("read per token", f"{size(sum(read.values()))}: {_list(read, size)}"),
+        ("", f"and {size(per_token['cache'])} of {cache} at the end of {memory['context']:,} positions"),
+        ("memory", f"{size(memory['total'])} at a context of {memory['context']:,}: {_list(parts, size)}"),
         ("here", _verdict(here, shape["context"])),
     ]
     return "\n".join([facts["name"], *(f"  {label:<16}{text}" for label, text in lines)])
@@ -169,7 +170,7 @@ def _architecture(name: str, shape: Mapping[str, int]) -> str:
 def _verdict(here: Mapping[str, Any], limit: int) -> str:
     if here["available"] is None:
         return "how much memory is available cannot be told on this system"
-    text = f"{_size(here['available'])} available: "
+    text = f"{size(here['available'])} available: "
     if here["fits"]:
         text += "fits"
     elif here["max_context"]:
@@ -185,15 +186,18 @@ def _list(numbers: Mapping[str, int], show: Callable[[int], str]) -> str:
     return ", ".join(f"{name} {show(number)}" for name, number in numbers.items() if number >= least)
 
 
-def _count(number: int) -> str:
-    return _scaled(number, "")
+def count(number: int) -> str:
+    """Such as "20.91 B"."""
+    return scaled(number, "")
 
 
-def _size(number: int) -> str:
-    return _scaled(number, "B")
+def size(number: int) -> str:
+    """Bytes, such as "13.76 GB"."""
+    return scaled(number, "B")
 
 
-def _scaled(number: int, unit: str) -> str:
+def scaled(number: int, unit: str) -> str:
+    """A number of a unit, in thousands, millions or billions of it: "3.11 GFLOP"."""
     for power, prefix in ((9, "G" if unit else "B"), (6, "M"), (3, "k" if unit else "K")):
         if number >= 10**power:
             return f"{number / 10**power:.2f} {prefix}{unit}"

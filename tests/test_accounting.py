@@ -1,29 +1,13 @@
 """Operations of a token, against counts by hand and against what the kernels are called with; a config.json alone."""
 
-import json
-
 import pytest
-from synth_cases import CONFIGS, PLAIN
+from synth_cases import CONFIGS, PLAIN, TINY_GPT2, TINY_GPT_OSS, config_file
 
 import cgpt
 from cgpt import synth
 from cgpt.accounting import flops, look_up, parameters
 from cgpt.bench.trace import Trace
 from cgpt.errors import ConfigError, InputError
-
-TINY_GPT2 = dict(model_type="gpt2", vocab_size=10, n_positions=8, n_embd=4, n_layer=2, n_head=2)
-TINY_GPT_OSS = dict(
-    model_type="gpt_oss", vocab_size=10, hidden_size=32, intermediate_size=32, num_hidden_layers=2, head_dim=4,
-    num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, sliding_window=3,
-    max_position_embeddings=64,
-)  # fmt: skip
-
-
-def config_file(directory, config):
-    directory.mkdir(exist_ok=True)
-    path = directory / "config.json"
-    path.write_text(json.dumps(config))
-    return path
 
 
 def flops_of(path, context):
@@ -41,8 +25,8 @@ def test_flops_of_gpt2(tmp_path):
 
 
 def test_flops_of_gpt_oss(tmp_path):
-    """Queries 16, keys 8, values 8 of 32; back from 16; a router of 4; two of the experts of 64 x 32 and 32 x 32. Of the
-    two layers the first sees 3 positions."""
+    """Queries 16, keys 8, values 8 of 32; back from 16; a router of 4; two of the experts of 64 x 32 and 32 x 32. The
+    first of two layers sees 3 positions."""
     layer = 32 * 32 + 16 * 32 + 4 * 32 + 2 * (64 * 32 + 32 * 32)
     expected = {"products": 2 * (2 * layer + 10 * 32), "attention": 4 * 16 * (3 + 5)}
     for quantised in ({}, {"quantization_config": {"quant_method": "mxfp4"}}):
