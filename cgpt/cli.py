@@ -1,4 +1,4 @@
-"""The command line: cgpt generate, info, synth, bench, doctor, quality, kernels."""
+"""The command line: cgpt generate, info, compare, synth, bench, doctor, quality, kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import cgpt
-from cgpt import bench_cli, doctor_cli, isa
+from cgpt import bench_cli, compare_cli, doctor_cli, isa
 from cgpt.errors import CgptError, InputError
 from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.sizes import SIZES
@@ -162,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_generate, _add_info, _add_synth, _add_bench, _add_doctor, _add_quality, _add_kernels):
+    for add in (
+        _add_generate, _add_info, _add_compare, _add_synth, _add_bench, _add_doctor, _add_quality, _add_kernels,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -237,11 +239,15 @@ def _add_info(commands: Any) -> None:
     parser.add_argument(
         "model",
         metavar="NAME_OR_DIR",
-        help=f"a checkpoint directory, or one of {', '.join([*cgpt.demo_models(), *SIZES])}",
+        help=f"a checkpoint directory, a config.json, or one of {', '.join([*cgpt.demo_models(), *SIZES])}",
     )
     parser.add_argument("--context", type=int, metavar="N", help="tokens to have room for (default: all)")
     _add_kv_cache_dtype(parser.add_argument, DEFAULT_KV_DTYPE["auto"])
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
+
+
+def _add_compare(commands: Any) -> None:
+    compare_cli.add_compare(_command, commands)
 
 
 def _add_synth(commands: Any) -> None:

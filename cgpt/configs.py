@@ -113,14 +113,16 @@ class GptOssConfig:
             raise ConfigError("sliding_window is null but there are sliding layers")
 
 
-def read_config(directory: str | os.PathLike) -> GPT2Config | GptOssConfig:
-    """The config of the checkpoint in `directory`: config.json, and the eos ids of generation_config.json.
+def read_config(directory_or_file: str | os.PathLike) -> GPT2Config | GptOssConfig:
+    """The config of a checkpoint's directory, or of its config.json: and the eos ids of generation_config.json there.
 
     Raises ConfigError naming the file and the key: not a model cgpt runs, a value of the wrong type or out of
     range, keys that contradict each other, a setting that is not supported.
     """
-    directory = Path(directory)
-    path, generation_path = directory / "config.json", directory / "generation_config.json"
+    path = directory = Path(directory_or_file)
+    if not os.path.isfile(path):
+        path = directory / "config.json"
+    generation_path = path.with_name("generation_config.json")
     if os.path.isdir(directory) and not os.path.lexists(path):
         hint = "; its folder original/ has one" if os.path.exists(directory / "original/config.json") else ""
         raise ConfigError(f"{directory}: no config.json, so this is not a checkpoint directory{hint}")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cgpt.info import cache_read, describe
+from cgpt.accounting import cache_read
+from cgpt.info import describe
 from cgpt.sizes import SIZES
 
 CONTEXT = 512  # tokens of the prompt, and before the token decoded
@@ -58,14 +59,14 @@ def forecast(name: str, dense: str | None, roof: Any = None, root: Path = Path("
 
 
 def flops_per_token(facts: Mapping[str, Any]) -> int:
-    """The additions and multiplications of one token of a prompt of CONTEXT, from what info.describe() found: two for
-    each weight it meets, without the head, which only the last token meets, and four for each key it sees."""
+    """The additions and multiplications of one token of a prompt of CONTEXT, from what info.describe() found: those
+    of its products without the head, which only the last token meets, and four for each number of a key it sees."""
     shape = facts["shape"]
-    weights = facts["parameters"]["active"] - shape["vocabulary"] * shape["width"]
+    products = facts["flops"]["products"] - 2 * shape["vocabulary"] * shape["width"]
     keys = (shape["layers"] - shape["sliding_layers"]) * _keys(CONTEXT)
     if shape["sliding_layers"]:
         keys += shape["sliding_layers"] * _keys(shape["window"])
-    return round(2 * weights + 4 * shape["heads"] * shape["head_dim"] * keys)
+    return round(products + 4 * shape["heads"] * shape["head_dim"] * keys)
 
 
 def _keys(window: int) -> float:

@@ -12,13 +12,14 @@ import pytest
 from machine_cases import cpus, smt, v1, v2, write
 
 from cgpt import _kernels, cli, doctor_cli, isa
+from cgpt.accounting import cache_read, dense_bits, loaded_bytes
 from cgpt.advice import advice
 from cgpt.cpu_time import CpuTime
 from cgpt.doctor import ENVIRONMENT, examine
 from cgpt.doctor_text import render
 from cgpt.errors import InputError
 from cgpt.forecast import VARIANTS, flops_per_token, forecast
-from cgpt.info import _loaded, cache_read, dense_bits, describe
+from cgpt.info import describe
 from cgpt.sizes import SIZES
 
 ROOF = SimpleNamespace(read_bytes_per_s=40e9, flops_per_s=500e9, level="avx2", dtype="f32")
@@ -272,14 +273,13 @@ def test_biases_of_experts_stay_as_they_are():
     """They have two dimensions, [E, N], and are no matrices."""
     name = "model.layers.0.mlp.experts.down_proj_bias"
     bias = SimpleNamespace(name=name, shape=(32, 2880), dtype="F32", nbytes=368640)
-    assert [_loaded(SIZES["gpt-oss-20b"], bias, dense) for dense in (None, "bf16", "int8")] == [368640] * 3
+    assert [loaded_bytes(SIZES["gpt-oss-20b"], bias, dense) for dense in (None, "bf16", "int8")] == [368640] * 3
 
 
 def test_flops_of_a_prompt():
     """GPT-2 124M: 85 M weights in the blocks; 512 positions see 256.5 keys on average."""
     C, L = 768, 12
-    blocks = L * (12 * C * C + 13 * C) + 2 * C + C  # weights and biases, both norms, the last norm, one position
-    assert flops_per_token(describe("gpt2")) == 2 * blocks + 4 * C * L * 256.5
+    assert flops_per_token(describe("gpt2")) == 2 * L * 12 * C * C + 4 * C * L * 256.5
     found = flops_per_token(describe("gpt-oss-20b"))
     keys = 12 * 256.5 + 12 * (128 * 129 / 2 + 384 * 128) / 512
     assert found == pytest.approx(2 * (3.61e9 - 201088 * 2880) + 4 * 4096 * keys, rel=0.002)

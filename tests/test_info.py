@@ -9,8 +9,9 @@ from synth_cases import CONFIGS, GPT2, GPT_OSS, ORIGINAL, PLAIN, stored
 import cgpt
 import cgpt.info
 import cgpt.synth
+from cgpt.accounting import cache_bytes, cache_read
 from cgpt.errors import CheckpointError, ContextLengthError, InputError
-from cgpt.info import cache_bytes, cache_read, describe, render
+from cgpt.info import describe, render
 from cgpt.memory import available_memory
 from cgpt.sizes import SIZES
 from cgpt.weights import Checkpoint
