@@ -1,6 +1,9 @@
 """model.inspect: what it says of a model's inside, against the float64 models and the model's own output."""
 
+import re
+import runpy
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,3 +201,12 @@ def test_nan_is_the_same_error_as_elsewhere():
     with warnings.catch_warnings(), pytest.raises(errors.NumericsError, match="layer 1"):
         warnings.simplefilter("error")
         model.inspect([1, 2, 3])
+
+
+def test_the_example_of_the_package(capsys):
+    runpy.run_path(str(Path(cgpt.__file__).parent / "demo" / "inside.py"))["main"]()
+    out = capsys.readouterr().out
+    assert "7, 15, 31, 45, 86<|return|>" in out and out.count("\n  layer ") == 6
+    loads = [int(n) for n in re.findall(r"^  \d +(\d+)  .*'", out, re.M)[-8:]]
+    tokens = int(re.search(r"chat of (\d+) tokens", out)[1])
+    assert sum(loads) == 4 * tokens
