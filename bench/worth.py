@@ -3,9 +3,9 @@
     python bench/worth.py [--model demo-gpt2 demo-gpt-oss] [--only window] [--chats 600] [--json]
 
 demo-gpt2 reads scenes of plays that it was not trained on (--text, default tests/golden/demo/heldout.txt) in windows of
-a whole context that overlap by half, as its card says. demo-gpt-oss reads held-out chats, each task as often (the
-problems of its card, seed 2000), loss on the worked solution, and answers them greedily. precision="exact", the cache
-f32, so that nothing differs but the switch. Every piece of text is read by both, as it is and disturbed:
+a whole context (or --context) that overlap by half, as in its card. demo-gpt-oss reads held-out chats, each task as
+often (the problems of its card, seed 2000), loss on the worked solution, and answers them greedily. precision="exact",
+the cache f32, so that nothing differs but the switch. Every piece of text is read by both, as it is and disturbed:
 
     loss      nats per predicted token
     change    of the loss, with its standard error from the differences piece by piece
@@ -64,9 +64,9 @@ class Row:
     right_change_se: float | None = None
 
 
-def plays(model: cgpt.Model, text: str) -> list[Piece]:
-    """Windows of a whole context that overlap by half, each predicting its second half; the first all of it."""
-    context, ids = model.context_length, [*model.eos_token_ids, *model.tokenizer.encode(text)]
+def plays(model: cgpt.Model, text: str, context: int | None = None) -> list[Piece]:
+    """Windows of a context (None: the model's) that overlap by half, each predicting its second half; the first all."""
+    context, ids = context or model.context_length, [*model.eos_token_ids, *model.tokenizer.encode(text)]
     half = context // 2
     return [Piece(ids[s : s + context], half if s else 1) for s in range(0, max(1, len(ids) - half), half)]
 
@@ -158,11 +158,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="the switches whose name has this in it")
     parser.add_argument("--chats", type=int, default=600)
     parser.add_argument("--text", default=HELDOUT, help="UTF-8, for demo-gpt2")
+    parser.add_argument("--context", type=int, help="tokens of demo-gpt2's windows, 2 to 256 (default: 256)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     a = parser.parse_args()
     for name in a.model:
         model = cgpt.load(name, precision="exact")
-        pieces = chats(model, a.chats) if name == "demo-gpt-oss" else plays(model, Path(a.text).read_text("utf-8"))
+        text = Path(a.text).read_text("utf-8")
+        pieces = chats(model, a.chats) if name == "demo-gpt-oss" else plays(model, text, a.context)
         if not a.json:
             predicted = sum(len(piece.ids) - piece.first for piece in pieces)
             print(f"\n{name}: {len(pieces)} pieces, {predicted} predicted tokens")

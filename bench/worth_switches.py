@@ -142,16 +142,16 @@ def rope(frequencies: str = "yarn", temperature: bool = True):
 # --------------------------------------------------------------------------------------------------------- GPT-2
 
 
-def attending(**how):
-    """Attention of the even layers with other arguments; layers="all": of all."""
-    layers = how.pop("layers", "even")
+def attending(layers: tuple[int, ...], *, window: int = 0, sink: float | None = None):
+    """Attention of these layers with a window, or with a sink of that logit in every head."""
 
     def change(model, patch) -> None:
-        original = gpt2.attend
-        options = how | ({"sinks": k.Tensor(np.full(model.heads, how["sinks"], np.float32))} if "sinks" in how else {})
+        original, sinks = gpt2.attend, None if sink is None else k.Tensor(np.full(model.heads, sink, np.float32))
 
-        def attend(ws, out, qkv, layer, spans, H, **given) -> None:
-            original(ws, out, qkv, layer, spans, H, **given, **options if layers == "all" or layer % 2 == 0 else {})
+        def attend(ws, out, qkv, layer, spans, H, **how) -> None:
+            if layer in layers:
+                how |= dict(window=window, sinks=sinks)
+            original(ws, out, qkv, layer, spans, H, **how)
 
         patch(gpt2, "attend", attend)
 
@@ -181,20 +181,22 @@ def mean_kept(model, patch) -> None:
     patch(k, "layernorm", norm)
 
 
+EVEN, ODD = (0, 2), (1, 3)
 ATTENTION, FEED_FORWARD = ("c_attn", "c_proj"), ("c_fc", "mlp_c_proj")
 EXPERTS = "gate_up", "down"
 
 SWITCHES = {
     "demo-gpt2": {
-        "window 128 in every other layer": attending(window=128),
-        "window 32 in every other layer": attending(window=32),
-        "window 8 in every other layer": attending(window=8),
-        "window 128 in all layers": attending(window=128, layers="all"),
-        "window 32 in all layers": attending(window=32, layers="all"),
-        "window 8 in all layers": attending(window=8, layers="all"),
-        "a sink of logit 0 added": attending(sinks=0.0, layers="all"),
-        "positions shifted by 1 (the last becomes the first)": positions(partial(np.roll, shift=1, axis=0)),
-        "positions shifted by 64": positions(partial(np.roll, shift=64, axis=0)),
+        "window 128 in layers 0 and 2": attending(EVEN, window=128),
+        "window 128 in layers 1 and 3": attending(ODD, window=128),
+        "window 128 in all layers": attending(EVEN + ODD, window=128),
+        "window 32 in layers 0 and 2": attending(EVEN, window=32),
+        "window 32 in all layers": attending(EVEN + ODD, window=32),
+        "window 8 in layers 0 and 2": attending(EVEN, window=8),
+        "window 8 in all layers": attending(EVEN + ODD, window=8),
+        "a sink of logit 0 added": attending(EVEN + ODD, sink=0.0),
+        "positions 1 later (the last is the first's)": positions(partial(np.roll, shift=-1, axis=0)),
+        "positions 64 later (the last 64 are the first's)": positions(partial(np.roll, shift=-64, axis=0)),
         "positions all the same, their mean": positions(lambda v: np.broadcast_to(v.mean(0), v.shape)),
         "positions shuffled": positions(shuffled),
         "LayerNorm without taking the mean away": mean_kept,

@@ -84,8 +84,8 @@ def sinks_far_below(model, patch):
      ("demo-gpt-oss", setting(swiglu_limit=float("inf")), setting(swiglu_limit=1e9)),
      ("demo-gpt-oss", switches.no_sinks, sinks_far_below),
      ("demo-gpt-oss", switches.cache("f32"), unchanged),
-     ("demo-gpt2", attending(window=T, layers="all"), unchanged),
-     ("demo-gpt2", attending(sinks=-1e30, layers="all"), unchanged),
+     ("demo-gpt2", attending(switches.EVEN + switches.ODD, window=T), unchanged),
+     ("demo-gpt2", attending(switches.EVEN + switches.ODD, sink=-1e30), unchanged),
      ("demo-gpt2", positions(lambda v: v), unchanged)],
 )  # fmt: skip
 def test_two_ways_to_say_the_same(name, one, other):
@@ -109,7 +109,7 @@ def test_as_the_float64_model_disturbed(switch, function, wrong, plain, monkeypa
     assert deviation(plain["demo-gpt2"], expected)[0] > 1e-3
 
 
-def test_every_other_layer_is_half_of_them():
+def test_windows_are_in_the_layers_named():
     seen = []
 
     def record(ws, out, qkv, layer, spans, H, **how):
@@ -118,10 +118,17 @@ def test_every_other_layer_is_half_of_them():
 
     original, gpt2.attend = gpt2.attend, record
     try:
-        logits("demo-gpt2", attending(window=32))
+        logits("demo-gpt2", attending(switches.EVEN, window=32))
     finally:
         gpt2.attend = original
     assert seen == [(0, 32), (1, 0), (2, 32), (3, 0)]
+
+
+def test_positions_64_later():
+    model = cgpt.load("demo-gpt2", precision="exact")
+    expected = switches.values(model.wpe)[64:74] + switches.values(model.wte)[7]
+    with worth.switched("demo-gpt2", GPT2["positions 64 later (the last 64 are the first's)"]) as later:
+        assert np.array_equal(later.inspect([7] * 10, "hidden")["hidden"][0], expected)
 
 
 def test_roundings(rng):
@@ -168,6 +175,7 @@ def test_the_loss_of_the_card():
     model = cgpt.load("demo-gpt2", precision="exact")
     pieces = worth.plays(model, worth.HELDOUT.read_text("utf-8"))
     assert sum(len(piece.ids) - piece.first for piece in pieces) == expected["tokens"]
+    assert max(len(piece.ids) for piece in worth.plays(model, "to be " * 99, 64)) == 64
     (row,) = worth.measure("demo-gpt2", pieces, {})
     assert row.loss == pytest.approx(expected["loss"], abs=1e-4)
     assert (row.change, row.change_se, row.kl, row.right) == (0, 0, 0, None) and row.top1 == pytest.approx(1)
