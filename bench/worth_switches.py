@@ -139,6 +139,18 @@ def rope(frequencies: str = "yarn", temperature: bool = True):
     return change
 
 
+def later(by: int):
+    """Every token at a position `by` higher."""
+
+    def change(model, patch) -> None:
+        tables = RopeTables(model.config)
+        tables.tables = tuple(k.Tensor(table.array[by:].copy()) for table in tables._make(tables.tables[0].rows + by))
+        for block in model.blocks:
+            block.rope = tables
+
+    return change
+
+
 # --------------------------------------------------------------------------------------------------------- GPT-2
 
 
@@ -225,6 +237,8 @@ SWITCHES = {
         "YaRN's temperature off, its frequencies kept": rope(temperature=False),
         "all positions interpolated by 32": rope("linear"),
         "no rotation": rope("none"),
+        "positions 64 later": later(64),
+        "positions 10,000 later": later(10_000),
         "8 experts of 8 instead of 4": setting(experts_per_token=8),
         "3 experts": setting(experts_per_token=3),
         "2 experts": setting(experts_per_token=2),
