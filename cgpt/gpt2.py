@@ -96,7 +96,8 @@ class GPT2(Model):
         prefix = name_prefix(checkpoint.tensors)
         tied_head = (r"lm_head\.weight",) if config.tie_word_embeddings else ()
         checkpoint.check(tensor_specs(config, prefix), ignore=MASK_BUFFERS + tied_head)
-        self.width, self.kv_heads, self.head_dim = config.n_embd, config.n_head, config.n_embd // config.n_head
+        self.width, self.head_dim = config.n_embd, config.n_embd // config.n_head
+        self.heads = self.kv_heads = config.n_head
         self.windows = [0] * config.n_layer
         self.wte, self.wpe = load.embedding(prefix + "wte.weight"), load.embedding(prefix + "wpe.weight")
         self.blocks = [Block(config, n, load, prefix) for n in range(config.n_layer)]

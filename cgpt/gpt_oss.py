@@ -186,7 +186,8 @@ class GptOss(Model):
         names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
         tied_head = (re.escape(names["head"]),) if config.tie_word_embeddings else ()
         checkpoint.check(tensor_specs(config, layout), ignore=tied_head)
-        self.width, self.kv_heads, self.head_dim = config.hidden_size, config.num_key_value_heads, config.head_dim
+        self.width, self.head_dim = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.windows = [config.sliding_window if kind == SLIDING else 0 for kind in config.layer_types]
         rope = RopeTables(config)
         self.embedding = load.embedding(names["embed"])

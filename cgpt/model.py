@@ -1,7 +1,7 @@
 """What every model does with its blocks: steps over batches of sequences, and the calls of the public API."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cgpt import _kernels as k
+from cgpt import inspection
 from cgpt.errors import EmptyPromptError, InputError, NumericsError, TokenIdError
 from cgpt.generate import Completion, generate, stream
 from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
@@ -47,7 +48,7 @@ class Workspace:
 
 
 class Model:
-    """Base of GPT2 and GptOss. A subclass gives `windows`, `kv_heads`, `head_dim`, `width`, `head` (the logits
+    """Base of GPT2 and GptOss. A subclass gives `windows`, `heads`, `kv_heads`, `head_dim`, `width`, `head` (the logits
     matrix), `embed(ws, x, ids, spans)`, `blocks` and `final_norm(ws, out, x, T)`.
 
     Threads may share a model: each step has its own workspace, each sequence belongs to one step at a time.
@@ -55,6 +56,7 @@ class Model:
 
     PREFILL_CHUNK = 512  # tokens per step that bound the memory of long prompts
     windows: list[int]
+    heads: int
     kv_heads: int
     head_dim: int
     width: int
@@ -108,13 +110,14 @@ class Model:
                         yield name, part
         yield "head", self.head
 
-    def step(self, batch, *, rows: str = "last", head: bool = True) -> np.ndarray:
+    def step(self, batch, *, rows: str = "last", head: bool = True, watch: Callable | None = None) -> np.ndarray:
         """Appends ids to sequences and gives what the model says next.
 
         batch: pairs (sequence, its new ids), any mix of single tokens and chunks of prompts. rows="last": float32
         [len(batch), V], the logits after each sequence's last id; "all": [sum of ids, V]. head=False gives the
-        head's input [.., C] instead. Raises EmptyPromptError, TokenIdError or ContextLengthError before anything is
-        computed, NumericsError if what comes out is not finite.
+        head's input [.., C] instead. watch(blocks, ws, x, spans), if given, is called before the first block and after
+        each: how many there were, their workspace, and what left them. Raises EmptyPromptError, TokenIdError or
+        ContextLengthError before anything is computed, NumericsError if what comes out is not finite.
         """
         ids, spans = self._lay_out(batch)
         with self._workspace() as ws:
@@ -122,8 +125,12 @@ class Model:
                 span.sequence.begin()
             x = ws.tensor("x", len(ids), self.width)
             self.embed(ws, x, ids, spans)
-            for block in self.blocks:
+            if watch:
+                watch(0, ws, x, spans)
+            for n, block in enumerate(self.blocks, 1):
                 block(ws, x, len(ids), spans)
+                if watch:
+                    watch(n, ws, x, spans)
             out = self._finish(ws, x, len(ids), spans, rows, head)
         self._require_finite(out, spans)
         for span in spans:
@@ -226,6 +233,11 @@ class Model:
             found = log_probabilities(self.step([(sequence, chunk)], rows="all"))
             out[i : i + len(chunk)] = found[np.arange(len(chunk)), then]
         return out
+
+    def inspect(self, prompt, what=None, **options) -> dict[str, np.ndarray]:
+        """What happens inside while the model reads a prompt (text or ids): hidden states, attention's shares, the
+        router's choices, the logit lens, as arrays by name; see cgpt.inspection."""
+        return inspection.inspect(self, prompt, what, **options)
 
     def generate(self, prompt, **options) -> Completion | list[Completion]:
         """A completion of `prompt` (text or ids), or of each in a list of prompts; see cgpt.generate.generate."""
