@@ -1,0 +1,128 @@
+"""The steps, run: one dictionary with everything that was found, which json can write."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+import cgpt
+from cgpt import roof, topology
+from cgpt.bench.noise import Watch, warnings
+from cgpt.evolution import verdict
+from cgpt.evolution.measure import Case, Way, alternate, counted
+from cgpt.evolution.setting import Setting
+from cgpt.evolution.step import Step
+from cgpt.evolution.steps_attention import VARIANTS
+from cgpt.info import cache_bytes, describe
+from cgpt.roof import Roof
+from cgpt.sizes import SIZES
+
+ROOF_SECONDS = 0.4  # for each of the roofs
+CONTEXTS = tuple(2**n for n in range(7, 18))  # 128 to 131,072: those of the cache's curves
+
+
+def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Everything that is measured and counted at `setting`; say(text) is told what comes next. The result holds
+    cgpt_version, test_time, cpu_info, level, threads, setting; roofs (before each step and at the end), steps (see
+    _step), models {published size: parameters and checkpoint} and caches {variant: [[positions, bytes], ..]}.
+    """
+    before, found, roofs = _roof(setting), [], []
+    roofs.append(before)
+    for step in steps:
+        say(f"{step.number:2d} {step.title}")
+        found.append(_step(setting, step, roofs, say))
+    return {
+        "cgpt_version": cgpt.__version__,
+        "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "cpu_info": topology.cpu_name(),
+        "level": cgpt.isa.level(),
+        "threads": setting.threads,
+        "setting": {
+            "width": setting.width,
+            "heads": setting.heads,
+            "kv_heads": setting.kv_heads,
+            "contexts": list(setting.contexts),
+            "prompt": setting.prompt,
+            "seconds": setting.seconds,
+        },
+        "roofs": [asdict(top) for top in roofs],
+        "steps": found,
+        "models": {name: _model(name) for name in SIZES},
+        "caches": {name: [[n, cache_bytes(c, n)] for n in CONTEXTS] for name, c in VARIANTS.items()},
+    }
+
+
+def _roof(setting: Setting) -> Roof:
+    return roof.measure(setting.threads, ROOF_SECONDS)
+
+
+def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], None]) -> dict[str, Any]:
+    """A step: number, title, claim, note, cases, facts, verdict (one word), line (one sentence), warnings."""
+    watch, cases, judged = Watch(), [], []
+    for case in step.cases(setting):
+        say(f"   {case.label}")
+        row, found = _case(case, setting.seconds, roofs[-1])
+        cases.append(row)
+        judged.append((case.label, found))
+        del case  # its operands go before the next are made
+        gc.collect()
+    shares, faults = watch.shares(), watch.faults()
+    roofs.append(_roof(setting))
+    facts = step.facts(setting)
+    return {
+        "number": step.number,
+        "title": step.title,
+        "claim": step.claim,
+        "note": step.note,
+        "cases": cases,
+        "facts": [asdict(fact) | {"holds": fact.holds} for fact in facts],
+        "verdict": verdict.of_step((found.kind for _, found in judged), (fact.holds for fact in facts)),
+        "line": verdict.line(judged, [(fact.label, fact.holds) for fact in facts]),
+        # How far repetitions differ is in each ratio's interval.
+        "warnings": warnings([1.0], *shares, *roofs[-2:], faults),
+    }
+
+
+def _case(case: Case, seconds: float, top: Roof) -> tuple[dict[str, Any], verdict.Verdict]:
+    """The row of a case: label, phase, context, claim, within, old and new (see _way), counted, ratio, low, high,
+    verdict, text; the figures of the ratio as in cgpt.evolution.verdict.Verdict."""
+    old, new = alternate(case, seconds)
+    promised = counted(case, top)
+    found = verdict.judge(case.claim, old, new, promised, case.within)
+    row = {
+        "label": case.label,
+        "phase": case.phase,
+        "context": case.context,
+        "claim": case.claim,
+        "within": case.within,
+        "old": _way(case.old, old),
+        "new": _way(case.new, new),
+        "counted": promised,
+        "ratio": found.ratio,
+        "low": found.low,
+        "high": found.high,
+        "verdict": found.kind,
+        "text": found.text,
+    }
+    return row, found
+
+
+def _way(way: Way, samples: list[float]) -> dict[str, Any]:
+    return {
+        "name": way.name,
+        "median_s": statistics.median(samples),
+        "samples_s": samples,
+        "bytes": way.bytes,
+        "flops": way.flops,
+        "cache_bytes": way.cache,
+        "parameters": way.parameters,
+    }
+
+
+def _model(name: str) -> dict[str, Any]:
+    facts = describe(name)
+    return {"parameters": facts["parameters"], "disk": facts["bytes"]["disk"]}
