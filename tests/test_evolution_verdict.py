@@ -112,8 +112,9 @@ def test_in_turn(monkeypatch):
     assert times == (pytest.approx([0.02] * 9), pytest.approx([0.01] * 9)), "nine pairs, though four fill the time"
     assert said == ["a0", "b"] + ["a1", "b", "a0", "b"] * 4 + ["a1", "b"]
     assert len(alternate(Case("", old, new, "faster"), 0.9)[0]) == 30
-    slow = side(turns=[turn("c", 0.5)])
-    assert len(alternate(Case("", slow, new, "faster"), 0.1)[0]) == 3
+    for seconds, expected in ((0.49, 4), (3.0, 3)):
+        slow = side(turns=[turn("c", seconds)])
+        assert len(alternate(Case("", slow, new, "faster"), 0.1)[0]) == expected
 
 
 def test_short_calls_are_repeated(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,27 @@ def tensor(rows: int, cols: int) -> k.Tensor:
     return k.Tensor(_rng.standard_normal((rows, cols), np.float32))
 
 
+@cache
+def _values(dtype: str) -> np.ndarray:
+    """A million random values, or the bytes of MXFP4 blocks."""
+    if dtype == "MXFP4":
+        return _rng.integers(0, 256, 1 << 24, np.uint8)
+    values = _rng.standard_normal(1 << 20, np.float32)
+    if dtype == "BF16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(np.float16) if dtype == "F16" else values
+
+
 def matrix(dtype: str, *shape: int, bias: bool = False) -> k.Matrix:
-    """Random weights [.., N, K]: 16 MiB of random bits, over and over."""
-
-    def words(count: int) -> np.ndarray:
-        return np.resize(_rng.integers(0, 1 << 32, 1 << 22, np.uint32), -(-count // 4))
-
+    """Random weights [.., N, K], the same values over and over."""
     *outer, K = shape
     added = _rng.standard_normal(outer, np.float32) if bias else None
     if dtype == "MXFP4":
-        blocks = words(int(np.prod(shape)) // 2).view(np.uint8)[: int(np.prod(shape)) // 2]
-        return k.Matrix(dtype, blocks.reshape(*outer, K // 32, 16), np.full((*outer, K // 32), 120, np.uint8), added)
-    values = np.resize(_rng.standard_normal(1 << 20, np.float32), shape)
+        blocks = np.resize(_values(dtype), (*outer, K // 32, 16))
+        return k.Matrix(dtype, blocks, np.full((*outer, K // 32), 120, np.uint8), added)
     if dtype == "INT8":
-        return k.Matrix(dtype, *k.quantize_int8(values, "F32", 1), added, K)
-    if dtype == "BF16":
-        return k.Matrix(dtype, (values.view(np.uint32) >> 16).astype(np.uint16), bias=added)
-    return k.Matrix(dtype, values.astype(np.float16) if dtype == "F16" else values, bias=added)
+        return k.Matrix(dtype, *k.quantize_int8(np.resize(_values("F32"), shape), "F32", 1), added, K)
+    return k.Matrix(dtype, np.resize(_values(dtype), shape), bias=added)
 
 
 def copies(make: Callable[[], Any], size: int, most: int = 24) -> list:

@@ -12,8 +12,8 @@ from cgpt.bench.costs import cost
 from cgpt.roof import Roof
 
 SAMPLE = 0.0005  # seconds that a sample takes at least: short calls are repeated
-LONG = 0.3  # seconds of a call beyond which FEW pairs must do
-PAIRS, FEW = 9, 3
+PAIRS, FEW = 9, 3  # so many, if they fit into LONG; so many in any case
+LONG = 2.0  # seconds
 Call = tuple[str, tuple, dict[str, Any]]  # a kernel, its arguments, its options
 
 
@@ -79,10 +79,10 @@ def counted(case: Case, roof: Roof) -> float | None:
 
 
 def alternate(case: Case, seconds: float) -> tuple[list[float], list[float]]:
-    """Seconds of a call, of both ways in pairs: at least PAIRS (FEW where a call is LONG), and as many as fit into
-    `seconds`, after a warm-up."""
+    """Seconds of a call, of both ways in pairs: PAIRS or the fewer that fit into LONG, at least FEW, and as many as fit
+    into `seconds`; after a warm-up."""
     sides = [_Side(case.old), _Side(case.new)]
-    enough = FEW if max(side.first for side in sides) > LONG else PAIRS
+    enough = min(PAIRS, max(FEW, int(LONG / sum(side.first for side in sides))))
     samples: tuple[list[float], list[float]] = [], []
     end = time.perf_counter() + seconds
     while len(samples[0]) < enough or time.perf_counter() < end:

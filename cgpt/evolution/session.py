@@ -21,7 +21,7 @@ from cgpt.info import cache_bytes, describe
 from cgpt.roof import Roof
 from cgpt.sizes import SIZES
 
-ROOF_SECONDS = 0.4  # for each of the roofs
+ROOF_SECONDS = 0.4  # for each of the roofs at most
 CONTEXTS = tuple(2**n for n in range(7, 18))  # 128 to 131,072: those of the cache's curves
 
 
@@ -57,7 +57,7 @@ def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = la
 
 
 def _roof(setting: Setting) -> Roof:
-    return roof.measure(setting.threads, ROOF_SECONDS)
+    return roof.measure(setting.threads, min(ROOF_SECONDS, 2 * setting.seconds))
 
 
 def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], None]) -> dict[str, Any]:
