@@ -7,7 +7,19 @@ import pytest
 from cgpt.evolution import measure
 from cgpt.evolution.measure import Case, Way, alternate, counted
 from cgpt.evolution.units import shown
-from cgpt.evolution.verdict import CONTRADICTED, HOLDS, NOISE, NOTED, PARTLY, interval, judge, line, of_step, percent
+from cgpt.evolution.verdict import (
+    CONTRADICTED,
+    HOLDS,
+    NONE,
+    NOTED,
+    PARTLY,
+    UNCLEAR,
+    interval,
+    judge,
+    line,
+    of_step,
+    percent,
+)
 from cgpt.roof import Roof
 
 STEADY = (0.99, 1.0, 1.0, 1.0, 1.01, 1.0, 1.0, 0.995, 1.005)
@@ -24,17 +36,17 @@ def pairs(ratio, wobble=STEADY):
     ("faster", 2.0, STEADY, {"counted": 2.2}, HOLDS, "2.00 x faster"),
     ("faster", 2.0, STEADY, {"counted": 8.0}, PARTLY, "2.00 x faster, 8.00 x counted"),
     ("faster", 0.5, STEADY, {"counted": 8.0}, CONTRADICTED, "2.00 x slower"),
-    ("faster", 1.02, STEADY, {}, NOISE, "no difference beyond the noise (1.02 x, 1.01 to 1.03)"),
-    ("faster", 2.0, WILD, {}, NOISE, "no difference beyond the noise (2.00 x, 0.80 to 5.00)"),
+    ("faster", 1.02, STEADY, {}, NONE, "no difference beyond the noise (1.02 x, 1.01 to 1.03)"),
+    ("faster", 2.0, WILD, {}, UNCLEAR, "no difference beyond the noise (2.00 x, 0.80 to 5.00)"),
     ("free", 1.0, STEADY, {}, HOLDS, "costs nothing measurable"),
     ("free", 0.98, STEADY, {}, HOLDS, "2.0 % more time"),
     ("free", 1.5, STEADY, {}, HOLDS, "costs nothing: 1.50 x faster"),
     ("free", 0.8, STEADY, {}, CONTRADICTED, "25 % more time"),
     ("free", 0.8, STEADY, {"within": 0.3}, HOLDS, "25 % more time"),
-    ("free", 1.0, WILD, {}, NOISE, "takes 1.00 of the old time, 0.40 to 2.50"),
+    ("free", 1.0, WILD, {}, UNCLEAR, "takes 1.00 of the old time, 0.40 to 2.50"),
     ("share", 0.01, STEADY, {}, HOLDS, "1.0 % of it"),
     ("share", 0.2, STEADY, {}, CONTRADICTED, "20 % of it"),
-    ("share", 0.05, STEADY, {}, NOISE, "5.0 % of it, 5.0 % to 5.0 %"),
+    ("share", 0.05, STEADY, {}, UNCLEAR, "5.0 % of it, 5.0 % to 5.0 %"),
     ("portion", 0.2, STEADY, {}, NOTED, "20 % of it"),
     ("none", 0.25, STEADY, {}, NOTED, "4.00 x slower"),
     ("none", 1.0, WILD, {}, NOTED, "no difference beyond the noise (1.00 x, 0.40 to 2.50)"),
@@ -54,13 +66,15 @@ def test_interval(n, first, last):
 
 @pytest.mark.parametrize("kinds, facts, expected", [
     ([HOLDS, HOLDS], [True], HOLDS),
-    ([HOLDS, PARTLY], [], HOLDS),
+    ([HOLDS, HOLDS, PARTLY], [], PARTLY),
     ([PARTLY], [], PARTLY),
-    ([HOLDS, NOISE], [], PARTLY),
-    ([CONTRADICTED], [True], PARTLY),
-    ([CONTRADICTED, NOISE], [None], CONTRADICTED),
+    ([HOLDS, NONE], [], PARTLY),
+    ([HOLDS, UNCLEAR, NOTED], [None], HOLDS),
+    ([CONTRADICTED], [True], CONTRADICTED),
+    ([CONTRADICTED, NONE], [None], CONTRADICTED),
     ([HOLDS], [False], PARTLY),
-    ([NOISE], [None], NOISE),
+    ([NONE], [None], NONE),
+    ([UNCLEAR, NOTED], [True], UNCLEAR),
     ([NOTED], [None], NOTED),
 ])  # fmt: skip
 def test_of_step(kinds, facts, expected):
@@ -71,9 +85,9 @@ def test_line():
     cases = [(name, judge("faster", *pairs(ratio))) for name, ratio in (("a", 2.0), ("b", 0.5), ("c", 1.0), ("d", 3.0))]
     cases.append(("e", judge("none", *pairs(4.0))))
     assert line(cases, [("f", None), ("g", True), ("h", True)]) == (
-        "Holds: a (2.00 x faster), d (3.00 x faster); cannot be seen here: c (no difference beyond the noise (1.00 x, "
-        "0.99 to 1.00)); this CPU contradicts it: b (2.00 x slower); beside it: e (4.00 x faster); both figures are as "
-        "claimed"
+        "Holds: a (2.00 x faster), d (3.00 x faster); makes no difference here: c (no difference beyond the noise "
+        "(1.00 x, 0.99 to 1.00)); this CPU contradicts it: b (2.00 x slower); beside it: e (4.00 x faster); both "
+        "figures are as claimed"
     )
     assert line([], [("g", True), ("h", False)]) == "This CPU contradicts it: h"
 

@@ -10,10 +10,10 @@ from typing import Any
 from cgpt.evolution import charts
 from cgpt.evolution.report import extremes, fact_text, pair, ratio, roofs
 from cgpt.evolution.units import shown
-from cgpt.evolution.verdict import CONTRADICTED, HOLDS, NOISE, NOTED, PARTLY, times
+from cgpt.evolution.verdict import CONTRADICTED, HOLDS, NONE, NOTED, PARTLY, UNCLEAR, times
 
 CSS = Path(__file__).with_name("report.css")
-CLASSES = {HOLDS: "holds", PARTLY: "partly", CONTRADICTED: "against", NOISE: "noise", NOTED: "noted"}
+CLASSES = {HOLDS: "holds", PARTLY: "partly", CONTRADICTED: "against", NONE: "none", UNCLEAR: "none", NOTED: "none"}
 Found = Mapping[str, Any]
 
 

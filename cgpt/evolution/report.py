@@ -9,8 +9,8 @@ from typing import Any
 from cgpt.evolution.units import shown
 from cgpt.evolution.verdict import percent, times
 
-WIDTH = 118
-_COLUMNS = (-38, 10, 10, 9, 9, 20, 18)  # the first to the left
+WIDTH = 124
+_COLUMNS = (-40, 9, 9, 8, 9, 18, 16)  # the first to the left
 Found = Mapping[str, Any]
 
 
@@ -46,7 +46,7 @@ def _step(step: Found) -> str:
     if step["cases"]:
         lines.append(_columns(["", "old", "new", "ratio", "counted", "bytes", "operations"]))
     for old, new in dict.fromkeys(_names(case) for case in step["cases"]):
-        lines.append(f"    {old} -> {new}")
+        lines.append(f"   {old} -> {new}")
         lines += [_case(case) for case in step["cases"] if _names(case) == (old, new)]
     for fact in step["facts"]:
         lines.append("    " + fact_text(fact))
@@ -62,7 +62,7 @@ def _names(case: Found) -> tuple[str, str]:
 def _case(case: Found) -> str:
     old, new = case["old"], case["new"]
     return _columns([
-        f"      {case['label']}", shown(old["median_s"], "s"), shown(new["median_s"], "s"), ratio(case),
+        f"    {case['label']}", shown(old["median_s"], "s"), shown(new["median_s"], "s"), ratio(case),
         times(case["counted"]) if case["counted"] else "", pair(old["bytes"], new["bytes"], "B"),
         pair(old["flops"], new["flops"], "FLOP"),
     ]) + f"  {case['verdict']}"  # fmt: skip

@@ -80,7 +80,7 @@ def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], 
         "note": step.note,
         "cases": cases,
         "facts": [asdict(fact) | {"holds": fact.holds} for fact in facts],
-        "verdict": verdict.of_step((found.kind for _, found in judged), (fact.holds for fact in facts)),
+        "verdict": verdict.of_step([found.kind for _, found in judged], [fact.holds for fact in facts]),
         "line": verdict.line(judged, [(fact.label, fact.holds) for fact in facts]),
         # How far repetitions differ is in each ratio's interval.
         "warnings": warnings([1.0], *shares, *roofs[-2:], faults),

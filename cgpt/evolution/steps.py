@@ -14,7 +14,7 @@ STEPS = (
         "masks cost memory and time in training, and prevent nothing where each text is seen once",
         block.dropout, block.dropout_facts,
         "Inference never drops anything: there the step is free by definition. Whether dropout helps to learn is not "
-        "measured here. There is no kernel for it: both sides are NumPy, one thread.",
+        "measured here. There is no kernel for it: both sides are NumPy, one thread; the share is of a forward pass.",
     ),
     Step(
         2, "Learned positions to RoPE and YaRN",

@@ -11,6 +11,7 @@ from cgpt.bench.operands import copies, matrix, tensor
 from cgpt.evolution.measure import Case, Way, way
 from cgpt.evolution.setting import EPS, GPT_OSS, D, Setting
 from cgpt.evolution.step import Fact
+from cgpt.evolution.steps_mlp import gelu_mlp
 from cgpt.info import describe
 from cgpt.sizes import SIZES
 
@@ -43,6 +44,8 @@ def dropout(s: Setting) -> Iterator[Case]:
         Way("without", [lambda: np.add(x, y, out=out)], moved, T * C),
         "faster",
     )
+    added = Way("dropout", [with_masks], moved + drawn, 5 * T * C)
+    yield Case("dropout's share of a feed-forward", added, gelu_mlp(s, T), "portion")
 
 
 def dropout_facts(s: Setting) -> list[Fact]:

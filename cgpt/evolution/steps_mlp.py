@@ -35,7 +35,7 @@ def activations(s: Setting) -> Iterator[Case]:
     T = s.prompt
     hidden = k.Tensor(np.full((T, inner), SATURATED, np.float32))
     part = way("GELU", [[("activation", (s.ctx, hidden, "gelu_tanh", T), {})]], 8 * T * inner, cached=True)
-    yield Case(f"share of a feed-forward, {_tokens(T)}", part, gelu_mlp(s, T), "portion")
+    yield Case(f"GELU's share, {_tokens(T)}", part, gelu_mlp(s, T), "portion")
 
 
 def gelu_mlp(s: Setting, T: int) -> Way:

@@ -7,8 +7,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-HOLDS, PARTLY, CONTRADICTED, NOISE, NOTED = "holds", "holds in part", "contradicted", "no difference", "noted"
+HOLDS, PARTLY, CONTRADICTED, NONE = "holds", "holds in part", "contradicted", "no difference"
+UNCLEAR, NOTED = "too noisy", "noted"
 LEAST = 0.03  # a smaller difference is none: where memory happens to lie makes as much
+NEAR = 0.10  # an interval within so much of 1 shows that there is no difference; a wider one shows nothing
 ENOUGH = 0.75  # of the gain that bytes and operations promise
 CONFIDENCE = 0.95
 
@@ -69,7 +71,8 @@ def _faster(ratio, low, high, counted, within) -> tuple[str, str]:
         return HOLDS, faster(ratio)
     if high < 1 - LEAST:
         return CONTRADICTED, faster(ratio)
-    return NOISE, _no_difference(ratio, low, high)
+    near = 1 - NEAR <= low and high <= 1 + NEAR
+    return NONE if near else UNCLEAR, _no_difference(ratio, low, high)
 
 
 def _free(ratio, low, high, counted, within) -> tuple[str, str]:
@@ -77,7 +80,7 @@ def _free(ratio, low, high, counted, within) -> tuple[str, str]:
     if least > within:
         return CONTRADICTED, f"{percent(cost)} more time"
     if most > within:
-        return NOISE, f"takes {1 / ratio:.2f} of the old time, {1 / high:.2f} to {1 / low:.2f}"
+        return UNCLEAR, f"takes {1 / ratio:.2f} of the old time, {1 / high:.2f} to {1 / low:.2f}"
     if most < -LEAST:
         return HOLDS, f"costs nothing: {faster(ratio)}"
     return HOLDS, "costs nothing measurable" if least <= 0 else f"{percent(cost)} more time"
@@ -87,7 +90,7 @@ def _share(ratio, low, high, counted, within) -> tuple[str, str]:
     text = f"{percent(ratio)} of it"
     if high <= within:
         return HOLDS, text
-    return (CONTRADICTED, text) if low > within else (NOISE, f"{text}, {percent(low)} to {percent(high)}")
+    return (CONTRADICTED, text) if low > within else (UNCLEAR, f"{text}, {percent(low)} to {percent(high)}")
 
 
 def _portion(ratio, low, high, counted, within) -> tuple[str, str]:
@@ -114,17 +117,18 @@ def percent(share: float) -> str:
 # ------------------------------------------------------------------------------------------------- of a whole step
 
 
-def of_step(kinds: Iterable[str], facts: Iterable[bool | None]) -> str:
-    """One word for the verdicts on a step's measurements and on its figures (None: nothing was claimed of one)."""
-    found = [kind for kind in kinds if kind != NOTED]
-    found += [HOLDS if fact else CONTRADICTED for fact in facts if fact is not None]
+def of_step(kinds: Iterable[str], facts: Sequence[bool | None]) -> str:
+    """One word for the verdicts on a step's measurements and on its figures (None: nothing was claimed of one). All
+    must agree, but for those that show nothing."""
+    kinds = set(kinds)
+    found = kinds - {NOTED, UNCLEAR}
     if not found:
-        return NOTED
-    if set(found) <= {HOLDS, PARTLY}:
-        return HOLDS if HOLDS in found else PARTLY
-    if HOLDS in found or PARTLY in found:
-        return PARTLY
-    return CONTRADICTED if CONTRADICTED in found else NOISE
+        return UNCLEAR if UNCLEAR in kinds else NOTED
+    if False in facts:
+        found.add(CONTRADICTED)
+    if len(found) == 1:
+        return found.pop()
+    return PARTLY if found & {HOLDS, PARTLY} else CONTRADICTED
 
 
 def line(cases: Sequence[tuple[str, Verdict]], facts: Sequence[tuple[str, bool | None]]) -> str:
@@ -132,8 +136,9 @@ def line(cases: Sequence[tuple[str, Verdict]], facts: Sequence[tuple[str, bool |
     heads = {
         HOLDS: "holds",
         PARTLY: "holds, but by less than counted",
-        NOISE: "cannot be seen here",
+        NONE: "makes no difference here",
         CONTRADICTED: "this CPU contradicts it",
+        UNCLEAR: "too noisy to tell",
         NOTED: "beside it",
     }
     parts = []
