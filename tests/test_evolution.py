@@ -113,6 +113,15 @@ def test_every_step_is_run_both_ways(cases):
                 turn()
 
 
+def test_caches_and_weights_fill_the_ring(monkeypatch):
+    """As many copies as take its bytes, so that each comes from memory when its turn is there again."""
+    monkeypatch.setattr(operands, "RING", 10 * 51200)
+    assert [len(SMALL.attention("", 200, 1, g).turns) for g in (1, 8)] == [10, 1]
+    assert len(SMALL.linear("", "MXFP4", 128, 64, 1).turns) == 24, "at most"
+    assert len(SMALL.linear("", "F32", 1280, 64, 1).turns) == 1
+    assert len(SMALL.linear("", "BF16", 400, 64, 1).turns) == 10
+
+
 def facts(number):
     return {fact.label: fact for fact in chosen([number])[0].facts(SMALL)}
 
