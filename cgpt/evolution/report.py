@@ -7,10 +7,10 @@ from textwrap import wrap
 from typing import Any
 
 from cgpt.evolution.units import shown
-from cgpt.evolution.verdict import percent, times
+from cgpt.evolution.verdict import UNCLEAR, percent, times
 
-WIDTH = 124
-_COLUMNS = (-40, 9, 9, 8, 9, 18, 16)  # the first to the left
+WIDTH = 126
+_COLUMNS = (-40, 9, 9, 9, 9, 19, 17)  # the first to the left
 Found = Mapping[str, Any]
 
 
@@ -95,10 +95,12 @@ def glance(steps: list[Found]) -> str:
 
 
 def extremes(step: Found) -> str:
-    """The least and the most that a step's new way gained."""
-    ratios = sorted(case["ratio"] for case in step["cases"] if case["claim"] in ("faster", "free"))
+    """The least and the most that a step's new way gained; else the largest share that it has."""
+    clear = [case for case in step["cases"] if case["verdict"] != UNCLEAR]
+    ratios = sorted(case["ratio"] for case in clear if case["claim"] in ("faster", "free"))
     if not ratios:
-        return ""
+        shares = [case["ratio"] for case in clear if case["claim"] == "share"]
+        return f"{percent(max(shares))} of a block" if shares else ""
     return times(ratios[0]) if len(ratios) == 1 else f"{times(ratios[0])} to {times(ratios[-1])}"
 
 
@@ -108,4 +110,4 @@ def _columns(cells: list[str]) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return wrap(text, WIDTH, initial_indent="    ", subsequent_indent="      ")
+    return wrap(text, WIDTH, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -62,38 +62,51 @@ def _roof(setting: Setting) -> Roof:
 
 def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], None]) -> dict[str, Any]:
     """A step: number, title, claim, note, cases, facts, verdict (one word), line (one sentence), warnings."""
-    watch, cases, judged = Watch(), [], []
+    watch, timed = Watch(), []
     for case in step.cases(setting):
         say(f"   {case.label}")
-        row, found = _case(case, setting.seconds, roofs[-1])
-        cases.append(row)
-        judged.append((case.label, found))
+        samples = alternate(case, setting.seconds)
+        timed.append((replace(case, old=replace(case.old, turns=()), new=replace(case.new, turns=())), *samples))
         del case  # its operands go before the next are made
         gc.collect()
     shares, faults = watch.shares(), watch.faults()
     roofs.append(_roof(setting))
+    promised = [counted(case, _best(roofs)) for case, _, _ in timed]
+    found = [
+        verdict.judge(case.claim, old, new, more, case.within)
+        for (case, old, new), more in zip(timed, promised, strict=True)
+    ]
     facts = step.facts(setting)
     return {
         "number": step.number,
         "title": step.title,
         "claim": step.claim,
         "note": step.note,
-        "cases": cases,
+        "cases": [_case(*each) for each in zip(timed, promised, found, strict=True)],
         "facts": [asdict(fact) | {"holds": fact.holds} for fact in facts],
-        "verdict": verdict.of_step([found.kind for _, found in judged], [fact.holds for fact in facts]),
-        "line": verdict.line(judged, [(fact.label, fact.holds) for fact in facts]),
+        "verdict": verdict.of_step([each.kind for each in found], [fact.holds for fact in facts]),
+        "line": verdict.line(
+            [(case.label, each) for (case, _, _), each in zip(timed, found, strict=True)],
+            [(fact.label, fact.holds) for fact in facts],
+        ),
         # How far repetitions differ is in each ratio's interval.
         "warnings": warnings([1.0], *shares, *roofs[-2:], faults),
     }
 
 
-def _case(case: Case, seconds: float, top: Roof) -> tuple[dict[str, Any], verdict.Verdict]:
+def _best(roofs: Sequence[Roof]) -> Roof:
+    """The most that was reached so far: what disturbs a roof can only lower it."""
+    read, flops = (max(getattr(roof, name) for roof in roofs) for name in ("read_bytes_per_s", "flops_per_s"))
+    return replace(roofs[-1], read_bytes_per_s=read, flops_per_s=flops)
+
+
+def _case(
+    timed: tuple[Case, list[float], list[float]], promised: float | None, found: verdict.Verdict
+) -> dict[str, Any]:
     """The row of a case: label, phase, context, claim, within, old and new (see _way), counted, ratio, low, high,
     verdict, text; the figures of the ratio as in cgpt.evolution.verdict.Verdict."""
-    old, new = alternate(case, seconds)
-    promised = counted(case, top)
-    found = verdict.judge(case.claim, old, new, promised, case.within)
-    row = {
+    case, old, new = timed
+    return {
         "label": case.label,
         "phase": case.phase,
         "context": case.context,
@@ -108,7 +121,6 @@ def _case(case: Case, seconds: float, top: Roof) -> tuple[dict[str, Any], verdic
         "verdict": found.kind,
         "text": found.text,
     }
-    return row, found
 
 
 def _way(way: Way, samples: list[float]) -> dict[str, Any]:
