@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -11,7 +12,9 @@ from cgpt import cli, isa, roof
 from cgpt.bench import operands
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.evolution import page, session, steps_attention, steps_block, steps_mlp
+from cgpt.evolution.measure import Case, Way
 from cgpt.evolution.setting import Setting
+from cgpt.evolution.step import Step
 from cgpt.evolution.steps import STEPS, chosen
 
 SMALL = Setting(1, width=64, contexts=(200,), prompt=16, seconds=0)
@@ -306,3 +309,30 @@ def test_what_a_page_shows_is_escaped(evolution):
 def test_errors(evolution, args, message):
     status, out, err = evolution("--step", "8", *args)
     assert status == 2 and out == "" and err.startswith("cgpt: error: ") and message in err
+
+
+@pytest.mark.parametrize("seconds, shares, expected", [
+    (0, [0.0, 0.5], "too noisy"),  # too short for counters of its own: the step's
+    (0, [0.9, 0.1], "noted"),
+    (0.3, [0.9, 0.0], "too noisy"),
+    (0.3, [0.1, 0.9], "noted"),
+])  # fmt: skip
+def test_no_verdict_while_others_compute(monkeypatch, seconds, shares, expected):
+    """shares: what others used during the measurement, and during the step."""
+
+    class Watch(session.Watch):
+        def shares(self):
+            return (shares[0] if self is watches[-1] and len(watches) > 1 else shares[1]), None
+
+        def __init__(self):
+            super().__init__()
+            watches.append(self)
+
+    watches = []
+    monkeypatch.setattr(session, "Watch", Watch)
+    monkeypatch.setattr(session, "ROOF_SECONDS", 0.01)
+    monkeypatch.setattr(roof, "buffer_bytes", lambda caches, available: roof.PIECE)
+    way = Way("", [lambda: None], 0, 0)
+    step = Step(1, "", "", lambda s: iter([Case("x", way, way, "none")]), lambda s: [])
+    (found,) = session.run(replace(SMALL, seconds=seconds), [step])["steps"]
+    assert (found["cases"][0]["verdict"], found["verdict"]) == (expected, expected)

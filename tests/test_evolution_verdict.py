@@ -57,9 +57,11 @@ def test_judge(claim, ratio, wobble, options, kind, text):
     assert found.low <= found.ratio <= found.high and found.ratio == pytest.approx(ratio)
 
 
-@pytest.mark.parametrize("n, first, last", [(1, 1, 1), (3, 1, 3), (6, 1, 6), (9, 2, 8), (15, 4, 12), (20, 6, 15)])
+@pytest.mark.parametrize(
+    "n, first, last", [(1, 1, 1), (3, 1, 3), (6, 1, 6), (9, 2, 8), (15, 4, 12), (20, 6, 15), (3000, 1446, 1555)]
+)
 def test_interval(n, first, last):
-    """The places of the sign test's tables, at 95 %."""
+    """The places of the sign test's tables, at 95 %; the last from (n -+ 1.96 sqrt(n)) / 2."""
     values = [math.sqrt(i) for i in range(1, n + 1)]
     assert interval(values[::-1]) == (math.sqrt(first), math.sqrt(last))
 

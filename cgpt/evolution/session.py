@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -22,6 +23,8 @@ from cgpt.roof import Roof
 from cgpt.sizes import SIZES
 
 ROOF_SECONDS = 0.4  # for each of the roofs at most
+DISTURBED = 0.2  # of the CPUs' time; beyond it threads wait for others at every barrier, and ratios are of the waiting
+LONG_ENOUGH = 0.25  # seconds for which the system's counters, which count hundredths, say as much
 CONTEXTS = tuple(2**n for n in range(7, 18))  # 128 to 131,072: those of the cache's curves
 
 
@@ -62,19 +65,25 @@ def _roof(setting: Setting) -> Roof:
 
 def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], None]) -> dict[str, Any]:
     """A step: number, title, claim, note, cases, facts, verdict (one word), line (one sentence), warnings."""
-    watch, timed = Watch(), []
+    watch, timed, taken = Watch(), [], []
     for case in step.cases(setting):
         say(f"   {case.label}")
+        during, start = Watch(), time.perf_counter()
         samples = alternate(case, setting.seconds)
+        taken.append(_taken(during) if time.perf_counter() - start >= LONG_ENOUGH else None)
         timed.append((replace(case, old=replace(case.old, turns=()), new=replace(case.new, turns=())), *samples))
         del case  # its operands go before the next are made
         gc.collect()
-    shares, faults = watch.shares(), watch.faults()
+    shares, faults, overall = watch.shares(), watch.faults(), _taken(watch)
     roofs.append(_roof(setting))
     promised = [counted(case, _best(roofs)) for case, _, _ in timed]
     found = [
         verdict.judge(case.claim, old, new, more, case.within)
         for (case, old, new), more in zip(timed, promised, strict=True)
+    ]
+    found = [
+        verdict.disturbed(each, share) if (share := overall if own is None else own) > DISTURBED else each
+        for each, own in zip(found, taken, strict=True)
     ]
     facts = step.facts(setting)
     return {
@@ -92,6 +101,11 @@ def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], 
         # How far repetitions differ is in each ratio's interval.
         "warnings": warnings([1.0], *shares, *roofs[-2:], faults),
     }
+
+
+def _taken(watch: Watch) -> float:
+    """What others and the host took of the CPUs' time, 0 where nothing tells."""
+    return sum(share or 0.0 for share in watch.shares())
 
 
 def _best(roofs: Sequence[Roof]) -> Roof:
