@@ -18,9 +18,9 @@ import cgpt
 from cgpt import _kernels as k
 from cgpt import roof
 from cgpt.bench.costs import cost, matrix_bytes
+from cgpt.bench.operands import RING, copies, matrix, tensor
 from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
 
-RING = 200_000_000  # bytes of copies
 LINEAR = {  # name: dtype, N, K
     "gpt2 c_attn f32": ("F32", 2304, 768),
     "gpt2 c_fc f32": ("F32", 3072, 768),
@@ -46,32 +46,6 @@ ATTENTION = {  # name: H, G, D, window, positions before
     "20b sliding @ d4096": (64, 8, 64, 128, 4096),
 }
 rng = np.random.default_rng(0)
-
-
-def tensor(rows: int, cols: int) -> k.Tensor:
-    return k.Tensor(rng.standard_normal((rows, cols), np.float32))
-
-
-def matrix(dtype: str, *shape: int) -> k.Matrix:
-    """Random weights [.., N, K]: 16 MiB of random bits, over and over."""
-
-    def words(count: int) -> np.ndarray:
-        return np.resize(rng.integers(0, 1 << 32, 1 << 22, np.uint32), -(-count // 4))
-
-    *outer, K = shape
-    if dtype == "MXFP4":
-        blocks = words(int(np.prod(shape)) // 2).view(np.uint8).reshape(*outer, K // 32, 16)
-        return k.Matrix(dtype, blocks, np.full((*outer, K // 32), 120, np.uint8))
-    values = np.resize(rng.standard_normal(1 << 20, np.float32), shape)
-    if dtype == "INT8":
-        return k.Matrix(dtype, *k.quantize_int8(values, "F32", 1), columns=K)
-    if dtype == "BF16":
-        return k.Matrix(dtype, (values.view(np.uint32) >> 16).astype(np.uint16))
-    return k.Matrix(dtype, values.astype(np.float16) if dtype == "F16" else values)
-
-
-def copies(make, size: int) -> list:
-    return [make() for _ in range(max(1, min(RING // size, 24)))]
 
 
 def calls(T: int, only: str, kv_cache_dtype: str) -> Iterator[tuple[str, str, list]]:

@@ -1,4 +1,4 @@
-"""The command line: cgpt generate, info, compare, synth, bench, doctor, quality, kernels."""
+"""The command line: cgpt generate, info, compare, synth, bench, doctor, quality, evolution, kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import cgpt
-from cgpt import bench_cli, compare_cli, doctor_cli, isa
+from cgpt import bench_cli, compare_cli, doctor_cli, evolution_cli, isa
 from cgpt.errors import CgptError, InputError
 from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.sizes import SIZES
@@ -163,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _add_generate, _add_info, _add_compare, _add_synth, _add_bench, _add_doctor, _add_quality, _add_kernels,
+        _add_generate, _add_info, _add_compare, _add_synth, _add_bench, _add_doctor, _add_quality, _add_evolution,
+        _add_kernels,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -271,6 +272,10 @@ def _add_quality(commands: Any) -> None:
 
 def _add_doctor(commands: Any) -> None:
     doctor_cli.add_doctor(_command, commands)
+
+
+def _add_evolution(commands: Any) -> None:
+    evolution_cli.add_evolution(_command, commands)
 
 
 def _add_bench(commands: Any) -> None:

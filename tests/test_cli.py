@@ -19,7 +19,7 @@ from cgpt import cli, info, isa
 from cgpt.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["generate", "info", "compare", "synth", "bench", "doctor", "quality", "kernels"]
+COMMANDS = ["generate", "info", "compare", "synth", "bench", "doctor", "quality", "evolution", "kernels"]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_examples_of_the_help_are_understood(cgpt_, monkeypatch, name):
 
 def test_help_names_every_command(cgpt_):
     status, out, _ = cgpt_("--help")
-    assert status == 0 and all(re.search(rf"^ +{name} +\w", out, re.M) for name in COMMANDS)
+    assert status == 0 and all(re.search(rf"^ +{name}\s+\w", out, re.M) for name in COMMANDS)
 
 
 # ---- How it ends

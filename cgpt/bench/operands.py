@@ -1,0 +1,46 @@
+"""Random operands of the kernels' calls, and as many of them as no cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cgpt import _kernels as k
+
+RING = 200_000_000  # bytes of copies
+_rng = np.random.default_rng(0)
+
+
+def tensor(rows: int, cols: int) -> k.Tensor:
+    return k.Tensor(_rng.standard_normal((rows, cols), np.float32))
+
+
+@cache
+def _values(dtype: str) -> np.ndarray:
+    """A million random values, or the bytes of MXFP4 blocks."""
+    if dtype == "MXFP4":
+        return _rng.integers(0, 256, 1 << 24, np.uint8)
+    values = _rng.standard_normal(1 << 20, np.float32)
+    if dtype == "BF16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(np.float16) if dtype == "F16" else values
+
+
+def matrix(dtype: str, *shape: int, bias: bool = False) -> k.Matrix:
+    """Random weights [.., N, K], the same values over and over."""
+    *outer, K = shape
+    added = _rng.standard_normal(outer, np.float32) if bias else None
+    if dtype == "MXFP4":
+        blocks = np.resize(_values(dtype), (*outer, K // 32, 16))
+        return k.Matrix(dtype, blocks, np.full((*outer, K // 32), 120, np.uint8), added)
+    if dtype == "INT8":
+        return k.Matrix(dtype, *k.quantize_int8(np.resize(_values("F32"), shape), "F32", 1), added, K)
+    return k.Matrix(dtype, np.resize(_values(dtype), shape), bias=added)
+
+
+def copies(make: Callable[[], Any], size: int, most: int = 24) -> list:
+    """Of what takes `size` bytes: as many as fill the ring, `most` at the highest."""
+    return [make() for _ in range(max(1, min(RING // size, most)))]

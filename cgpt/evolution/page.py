@@ -1,0 +1,186 @@
+"""What was found, as one HTML file: no script, no font, no picture from anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from cgpt.evolution import charts
+from cgpt.evolution.report import extremes, fact_text, pair, ratio, roofs
+from cgpt.evolution.units import shown
+from cgpt.evolution.verdict import CONTRADICTED, HOLDS, NONE, NOTED, PARTLY, UNCLEAR, times
+
+CSS = Path(__file__).with_name("report.css")
+CLASSES = {HOLDS: "holds", PARTLY: "partly", CONTRADICTED: "against", NONE: "none", UNCLEAR: "none", NOTED: "none"}
+Found = Mapping[str, Any]
+
+
+def render(result: Found) -> str:
+    """The dictionary of cgpt.evolution.session.run as a page."""
+    title = "From GPT-2 to gpt-oss, measured"
+    steps = "".join(_step(step, result) for step in result["steps"])
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{title}</title>'
+        f"<style>{CSS.read_text(encoding='utf-8')}</style></head>\n<body><main>"
+        f"<header><h1>{title}</h1>{_machine(result)}</header>{_glance(result['steps'])}{steps}{_footer(result)}"
+        "</main></body></html>\n"
+    )
+
+
+def _machine(result: Found) -> str:
+    s, (reads, peaks) = result["setting"], roofs(result)
+    facts = {
+        "CPU": result["cpu_info"],
+        "level": f"{result['level']}, {result['threads']} thread" + "s" * (result["threads"] > 1),
+        "memory read": f"{reads} GB/s",
+        "products": f"{peaks} GFLOP/s {result['roofs'][0]['dtype']}",
+        "width": f"{s['width']:,}, {s['heads']} query heads on {s['kv_heads']} key/value heads of 64",
+        "contexts": ", ".join(f"{n:,}" for n in s["contexts"]) + f"; prompts of {s['prompt']}",
+        "measured": result["test_time"].replace("T", " ").replace("Z", " UTC"),
+    }
+    rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
+    return (
+        "<p>Each step between the two models, run both ways on one machine with the same kernels, in turn. What is "
+        f"claimed of it stands beside what was found.</p><dl>{rows}</dl>"
+    )
+
+
+def _glance(steps: Sequence[Found]) -> str:
+    rows = "".join(
+        f'<tr><td class="number">{step["number"]}</td>'
+        f'<td><a href="#step-{step["number"]}">{escape(step["title"])}</a></td>'
+        f"<td>{_chip(step['verdict'])}</td><td>{escape(extremes(step))}</td></tr>"
+        for step in steps
+    )
+    return (
+        '<section><h2>At a glance</h2><div class="wide"><table class="glance"><thead><tr><th></th><th>step</th>'
+        f"<th>claim</th><th>old time / new time</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _step(step: Found, result: Found) -> str:
+    note = f'<p class="note">{escape(step["note"])}</p>' if step["note"] else ""
+    noisy = "".join(f'<p class="warning">Noisy: {escape(text)}.</p>' for text in step["warnings"])
+    facts = "".join(f"<li>{escape(fact_text(fact).replace('->', '→'))}</li>" for fact in step["facts"])
+    return (
+        f'<section id="step-{step["number"]}"><h2><span class="number">{step["number"]}</span>{escape(step["title"])} '
+        f'{_chip(step["verdict"])}</h2><p class="claim">Claimed: {escape(step["claim"])}.</p>'
+        f'<p class="line">{escape(step["line"])}.</p>{_charts(step, result)}{_table(step)}'
+        f'<ul class="facts">{facts}</ul>{note}{noisy}</section>'
+    )
+
+
+def _table(step: Found) -> str:
+    if not step["cases"]:
+        return ""
+    ends = [end for case in step["cases"] for end in (case["low"], case["high"], case["counted"] or 1, 1)]
+    least, most = min(ends) / 1.1, max(ends) * 1.1
+    head = ("measured", "", "ratio", "", "counted", "old way", "new way", "bytes", "operations", "of them cache")
+    rows = [head, *(_cells(case, least, most) for case in step["cases"])]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    first, *others = zip(*columns, strict=True)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in others)
+    return (
+        f'<div class="wide"><table><thead><tr>{"".join(f"<th>{cell}</th>" for cell in first)}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cells(case: Found, least: float, most: float) -> tuple[str, ...]:
+    old, new = case["old"], case["new"]
+    is_ratio = case["claim"] not in ("share", "portion")
+    figures = (case["ratio"], case["low"], case["high"], case["counted"], least, most)
+    return (
+        escape(case["label"]),
+        _chip(case["verdict"]),
+        f'<span title="{escape(case["text"], quote=True)}">{escape(ratio(case))}</span>'
+        + (f"<small>{case['low']:.2f} to {case['high']:.2f}</small>" if is_ratio else "<small>of the whole</small>"),
+        charts.interval(*figures) if is_ratio else "",
+        times(case["counted"]) if case["counted"] else "",
+        *(f"{_time(way['median_s'])}<small>{escape(way['name'])}</small>" for way in (old, new)),
+        *(
+            pair(old[key], new[key], unit).replace(" > ", "<br>")
+            for key, unit in (("bytes", "B"), ("flops", "FLOP"), ("cache_bytes", "B"))
+        ),
+    )
+
+
+def _chip(verdict: str) -> str:
+    return f'<span class="chip {CLASSES[verdict]}">{escape(verdict)}</span>'
+
+
+def _footer(result: Found) -> str:
+    return (
+        "<footer><p>Times are medians of calls made in turn (A B A B). The bar is the range of the ratio's median with "
+        "95 % confidence, as far as the pairs allow; the ring is the ratio that bytes and operations promise at this "
+        "machine's roof. Differences below 3 % count as none. Weights and caches come from memory unless a line says "
+        "otherwise.</p>"
+        f"<p>cgpt {escape(result['cgpt_version'])}, <code>cgpt evolution --html</code></p></footer>"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- charts
+
+
+def _charts(step: Found, result: Found) -> str:
+    found = {4: _model_charts, 5: _attention_charts, 6: _cache_chart}.get(step["number"], lambda result: [])(result)
+    return f'<div class="charts">{"".join(found)}</div>' if found else ""
+
+
+def _attention_charts(result: Found) -> list[str]:
+    """One layer's time against the context: decoding, and a prompt's last tokens."""
+    by_number = {step["number"]: step["cases"] for step in result["steps"]}
+    drawn = []
+    prompt = result["setting"]["prompt"]
+    for phase, title in (("decode", "One token, one layer"), ("prompt", f"{prompt} tokens, one layer")):
+        series: dict[str, list[tuple[float, float]]] = {}
+        for number, per in ((5, lambda name: 1), (6, lambda name: 6 if "5 windows" in name else 2)):
+            for case in by_number.get(number, ()):
+                ways = (case["old"], case["new"]) if number == 5 else (case["new"],)
+                if case["context"] is not None and case["phase"].startswith(phase):
+                    for way in ways:
+                        name = way["name"] if number == 5 else f"{way['name']}: mean of {per(way['name'])} layers"
+                        series.setdefault(name, []).append((case["context"], way["median_s"] / per(way["name"])))
+        drawn.append(charts.lines(list(series.items()), "positions", title, _positions, _time))
+    return drawn
+
+
+def _cache_chart(result: Found) -> list[str]:
+    return [
+        charts.lines(
+            list(result["caches"].items()), "positions", "Keys and values of a sequence, f16, in gpt-oss-20b's shape",
+            _positions, lambda y: shown(y, "B"),
+        )
+    ]  # fmt: skip
+
+
+def _model_charts(result: Found) -> list[str]:
+    models = {name: model["parameters"] for name, model in result["models"].items()}
+    parts = ("embedding", "attention", "mlp", "norms", "unembedding")
+    rows = [
+        (name, shown(model["total"], "parameters"), [model["parts"].get(part, 0) for part in parts])
+        for name, model in models.items()
+    ]
+    return [
+        charts.stacked(rows, parts, "Where the parameters are", _parameters),
+        charts.spans(
+            [(name, model["active"], model["total"]) for name, model in models.items()], ("active", "total"),
+            "Parameters that a token meets, of all", _parameters,
+        ),
+    ]  # fmt: skip
+
+
+def _time(seconds: float) -> str:
+    return shown(seconds, "s").replace("us", "µs")
+
+
+def _parameters(value: float) -> str:
+    return shown(value, "parameters")
+
+
+def _positions(x: float) -> str:
+    return f"{x / 1024:g}k" if x >= 1024 and x % 1024 == 0 else f"{x:g}"

@@ -1,0 +1,154 @@
+"""The steps, run: one dictionary with everything that was found, which json can write."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import cgpt
+from cgpt import roof, topology
+from cgpt.bench.noise import Watch, warnings
+from cgpt.evolution import verdict
+from cgpt.evolution.measure import Case, Way, alternate, counted
+from cgpt.evolution.setting import Setting
+from cgpt.evolution.step import Step
+from cgpt.evolution.steps_attention import VARIANTS
+from cgpt.info import cache_bytes, describe
+from cgpt.roof import Roof
+from cgpt.sizes import SIZES
+
+ROOF_SECONDS = 0.4  # for each of the roofs at most
+DISTURBED = 0.2  # of the CPUs' time; beyond it threads wait for others at every barrier, and ratios are of the waiting
+LONG_ENOUGH = 0.25  # seconds for which the system's counters, which count hundredths, say as much
+CONTEXTS = tuple(2**n for n in range(7, 18))  # 128 to 131,072: those of the cache's curves
+
+
+def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Everything that is measured and counted at `setting`; say(text) is told what comes next. The result holds
+    cgpt_version, test_time, cpu_info, level, threads, setting; roofs (before each step and at the end), steps (see
+    _step), models {published size: parameters and checkpoint} and caches {variant: [[positions, bytes], ..]}.
+    """
+    before, found, roofs = _roof(setting), [], []
+    roofs.append(before)
+    for step in steps:
+        say(f"{step.number:2d} {step.title}")
+        found.append(_step(setting, step, roofs, say))
+    return {
+        "cgpt_version": cgpt.__version__,
+        "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "cpu_info": topology.cpu_name(),
+        "level": cgpt.isa.level(),
+        "threads": setting.threads,
+        "setting": {
+            "width": setting.width,
+            "heads": setting.heads,
+            "kv_heads": setting.kv_heads,
+            "contexts": list(setting.contexts),
+            "prompt": setting.prompt,
+            "seconds": setting.seconds,
+        },
+        "roofs": [asdict(top) for top in roofs],
+        "steps": found,
+        "models": {name: _model(name) for name in SIZES},
+        "caches": {name: [[n, cache_bytes(c, n)] for n in CONTEXTS] for name, c in VARIANTS.items()},
+    }
+
+
+def _roof(setting: Setting) -> Roof:
+    return roof.measure(setting.threads, min(ROOF_SECONDS, 2 * setting.seconds))
+
+
+def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], None]) -> dict[str, Any]:
+    """A step: number, title, claim, note, cases, facts, verdict (one word), line (one sentence), warnings."""
+    watch, timed, taken = Watch(), [], []
+    for case in step.cases(setting):
+        say(f"   {case.label}")
+        during, start = Watch(), time.perf_counter()
+        samples = alternate(case, setting.seconds)
+        taken.append(_taken(during) if time.perf_counter() - start >= LONG_ENOUGH else None)
+        timed.append((replace(case, old=replace(case.old, turns=()), new=replace(case.new, turns=())), *samples))
+        del case  # its operands go before the next are made
+        gc.collect()
+    shares, faults, overall = watch.shares(), watch.faults(), _taken(watch)
+    roofs.append(_roof(setting))
+    promised = [counted(case, _best(roofs)) for case, _, _ in timed]
+    found = [
+        verdict.judge(case.claim, old, new, more, case.within)
+        for (case, old, new), more in zip(timed, promised, strict=True)
+    ]
+    found = [
+        verdict.disturbed(each, share) if (share := overall if own is None else own) > DISTURBED else each
+        for each, own in zip(found, taken, strict=True)
+    ]
+    facts = step.facts(setting)
+    return {
+        "number": step.number,
+        "title": step.title,
+        "claim": step.claim,
+        "note": step.note,
+        "cases": [_case(*each) for each in zip(timed, promised, found, strict=True)],
+        "facts": [asdict(fact) | {"holds": fact.holds} for fact in facts],
+        "verdict": verdict.of_step([each.kind for each in found], [fact.holds for fact in facts]),
+        "line": verdict.line(
+            [(case.label, each) for (case, _, _), each in zip(timed, found, strict=True)],
+            [(fact.label, fact.holds) for fact in facts],
+        ),
+        # How far repetitions differ is in each ratio's interval.
+        "warnings": warnings([1.0], *shares, *roofs[-2:], faults),
+    }
+
+
+def _taken(watch: Watch) -> float:
+    """What others and the host took of the CPUs' time, 0 where nothing tells."""
+    return sum(share or 0.0 for share in watch.shares())
+
+
+def _best(roofs: Sequence[Roof]) -> Roof:
+    """The most that was reached so far: what disturbs a roof can only lower it."""
+    read, flops = (max(getattr(roof, name) for roof in roofs) for name in ("read_bytes_per_s", "flops_per_s"))
+    return replace(roofs[-1], read_bytes_per_s=read, flops_per_s=flops)
+
+
+def _case(
+    timed: tuple[Case, list[float], list[float]], promised: float | None, found: verdict.Verdict
+) -> dict[str, Any]:
+    """The row of a case: label, phase, context, claim, within, old and new (see _way), counted, ratio, low, high,
+    verdict, text; the figures of the ratio as in cgpt.evolution.verdict.Verdict."""
+    case, old, new = timed
+    return {
+        "label": case.label,
+        "phase": case.phase,
+        "context": case.context,
+        "claim": case.claim,
+        "within": case.within,
+        "old": _way(case.old, old),
+        "new": _way(case.new, new),
+        "counted": promised,
+        "ratio": found.ratio,
+        "low": found.low,
+        "high": found.high,
+        "verdict": found.kind,
+        "text": found.text,
+    }
+
+
+def _way(way: Way, samples: list[float]) -> dict[str, Any]:
+    return {
+        "name": way.name,
+        "median_s": statistics.median(samples),
+        "samples_s": samples,
+        "bytes": way.bytes,
+        "flops": way.flops,
+        "cache_bytes": way.cache,
+        "parameters": way.parameters,
+    }
+
+
+def _model(name: str) -> dict[str, Any]:
+    facts = describe(name)
+    return {"parameters": facts["parameters"], "disk": facts["bytes"]["disk"]}

@@ -1,0 +1,126 @@
+"""Steps of attention: grouped queries, windows, sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from cgpt import _kernels as k
+from cgpt.configs import FULL, SLIDING, GptOssConfig
+from cgpt.evolution.measure import Case
+from cgpt.evolution.setting import GPT_OSS, KEPT, WINDOW, D, Setting
+from cgpt.evolution.step import Fact
+from cgpt.info import cache_bytes, cache_read
+from cgpt.kvcache import Sequence
+from cgpt.sizes import SIZES
+
+GEMMA = (WINDOW,) * 5 + (0,)  # five layers with a window for each that sees everything
+# gpt-oss-20b's shape with one choice undone at a time, and Gemma's.
+LAYERS = GPT_OSS.num_hidden_layers
+VARIANTS: dict[str, GptOssConfig] = {
+    "64 KV heads, no windows": replace(
+        GPT_OSS, num_key_value_heads=GPT_OSS.num_attention_heads, layer_types=(FULL,) * LAYERS
+    ),
+    "8 KV heads, no windows": replace(GPT_OSS, layer_types=(FULL,) * LAYERS),
+    "8 KV heads, every other layer a window (gpt-oss)": GPT_OSS,
+    "8 KV heads, five windows for each full layer (Gemma's)": replace(
+        GPT_OSS, layer_types=((SLIDING,) * 5 + (FULL,)) * (LAYERS // 6)
+    ),
+}
+
+# ------------------------------------------------------------------------------------------- 5 grouped-query attention
+
+
+def grouped(s: Setting) -> Iterator[Case]:
+    H, G = s.heads, s.kv_heads
+    for context in s.contexts:
+        old, new = (s.attention(f"{g} KV heads", context, 1, g) for g in (H, G))
+        yield Case("decode", old, new, "faster", context=context)
+    for context in s.contexts:
+        T = min(s.prompt, context)
+        old, new = (s.attention(f"{g} KV heads", context, T, g) for g in (H, G))
+        yield Case(f"prompt of {T}", old, new, "free", context=context)
+    old, new = (s.linear(f"{g} KV heads", "BF16", (H + 2 * g) * D, s.width, 1) for g in (H, G))
+    yield Case("qkv product, one token", old, new, "faster")
+
+
+def grouped_facts(s: Setting) -> list[Fact]:
+    old, new = VARIANTS["64 KV heads, no windows"], VARIANTS["8 KV heads, no windows"]
+    most, per_head = GPT_OSS.max_position_embeddings, 2 * D * (GPT_OSS.hidden_size + 1) * LAYERS
+    grown = cache_read(old, 1) / cache_read(new, 1)
+    return [
+        Fact("cache of a token, gpt-oss-20b", "B", cache_read(new, 1), cache_read(old, 1)),
+        Fact(f"cache at all {most:,} positions", "B", cache_bytes(new, most), cache_bytes(old, most)),
+        Fact("times that the cache is smaller (8 claimed)", "", grown, claimed=(8, 8)),
+        Fact("parameters of keys' and values' projections", "parameters",
+             *(config.num_key_value_heads * per_head for config in (new, old))),
+    ]  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- 6 windows
+
+
+def windows(s: Setting) -> Iterator[Case]:
+    H_kv = s.kv_heads
+    for context in s.contexts:
+        old = s.attention("2 full layers", context, 1, H_kv, (0, 0))
+        new = s.attention("window, full", context, 1, H_kv, (WINDOW, 0))
+        yield Case("decode, alternating", old, new, _claim(context), context=context)
+    for context in s.contexts:
+        old = s.attention("6 full layers", context, 1, H_kv, (0,) * len(GEMMA))
+        new = s.attention("5 windows, full", context, 1, H_kv, GEMMA)
+        yield Case("decode, Gemma's 5:1", old, new, _claim(context), context=context)
+    for context in s.contexts:
+        T = min(s.prompt, context)
+        old = s.attention("2 full layers", context, T, H_kv, (0, 0))
+        new = s.attention("window, full", context, T, H_kv, (WINDOW, 0))
+        yield Case(f"prompt of {T}, alternating", old, new, _claim(context), context=context)
+
+
+def _claim(context: int) -> str:
+    """Nothing is promised where all fits into the window."""
+    return "faster" if context > WINDOW else "none"
+
+
+def window_facts(s: Setting) -> list[Fact]:
+    _, full, alternating, gemma = VARIANTS.values()
+    facts = []
+    for context in (4096, GPT_OSS.max_position_embeddings):
+        old = cache_bytes(full, context)
+        for name, config in (("every other layer", alternating), ("five of six", gemma)):
+            facts.append(Fact(f"cache at {context:,}, window in {name}", "B", cache_bytes(config, context), old))
+    return facts
+
+
+# ---------------------------------------------------------------------------------------------------------- 8 sinks
+
+
+def sinks(s: Setting) -> Iterator[Case]:
+    for context in s.contexts:
+        for T in dict.fromkeys((1, min(s.prompt, context))):
+            old = s.attention("without sinks", context, T, s.kv_heads)
+            new = s.attention("with sinks", context, T, s.kv_heads, sinks=True)
+            yield Case("decode" if T == 1 else f"prompt of {T}", old, new, "free", context=context)
+
+
+def sink_facts(s: Setting) -> list[Fact]:
+    small, large = (SIZES[name] for name in ("gpt-oss-20b", "gpt-oss-120b"))
+    return [
+        Fact("parameters, gpt-oss-20b", "parameters", small.num_hidden_layers * small.num_attention_heads, 0),
+        Fact("parameters, gpt-oss-120b", "parameters", large.num_hidden_layers * large.num_attention_heads, 0),
+        Fact("what a head must give to tokens (without sink, with one of 20)", "share", attended(20.0),
+             attended(None), claimed=(0, 1e-3)),
+    ]  # fmt: skip
+
+
+def attended(sink: float | None) -> float:
+    """The weight that all tokens have together, by the kernel: what comes out where every value is 1."""
+    T, qkv = 4, np.zeros((4, 3 * D), np.float32)
+    qkv[:, 2 * D :] = 1
+    out = k.Tensor(np.empty((T, D), np.float32))
+    cache = Sequence([0], 1, D, T, dtype=KEPT)
+    given = None if sink is None else k.Tensor(np.array([sink], np.float32))
+    k.attention(k.Context(1, True), out, k.Tensor(qkv), cache.layers[0], 0, 0, T, 1, scale=D**-0.5, sinks=given)
+    return float(out.array[-1, 0])

@@ -1,0 +1,155 @@
+"""Steps of the feed-forward: its activation, the mixture of experts, and how its weights are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from cgpt import _kernels as k
+from cgpt.bench.operands import copies, matrix, tensor
+from cgpt.evolution.measure import Case, Way, way
+from cgpt.evolution.setting import FEW, MANY, SWIGLU, TOP_K, Setting
+from cgpt.evolution.step import Fact, rounded
+from cgpt.info import describe
+
+SATURATED = 30.0  # activations leave it as it is, so that they can run in place again and again
+BATCH = 8
+
+# ---------------------------------------------------------------------------------------------- 3 GELU to SwiGLU
+
+
+def activations(s: Setting) -> Iterator[Case]:
+    """The non-linearities by themselves, and whole feed-forwards of as many parameters."""
+    T, inner = 4, 4 * s.width
+    x = k.Tensor(np.full((T, inner), SATURATED, np.float32))
+    gelu, silu = (
+        way(name, [[("activation", (s.ctx, x, which, T), {})]], 8 * T * inner, cached=True)
+        for name, which in (("GELU (tanh)", "gelu_tanh"), ("Swish", "silu"))
+    )
+    yield Case(f"{T} x {inner:,} values, in the caches", gelu, silu, "faster")
+    for T in dict.fromkeys((1, s.prompt)):
+        yield Case(
+            f"feed-forward, {_tokens(T)}", gelu_mlp(s, T), swiglu_mlp(s, T), "free", 0.05
+        )
+    T = s.prompt
+    hidden = k.Tensor(np.full((T, inner), SATURATED, np.float32))
+    part = way("GELU", [[("activation", (s.ctx, hidden, "gelu_tanh", T), {})]], 8 * T * inner, cached=True)
+    yield Case(f"GELU's share, {_tokens(T)}", part, gelu_mlp(s, T), "portion")
+
+
+def gelu_mlp(s: Setting, T: int) -> Way:
+    """[4C, C], GELU, [C, 4C] in bf16."""
+    C, I = s.width, 4 * s.width
+    x, hidden, out = tensor(T, C), tensor(T, I), tensor(T, C)
+    pairs = copies(lambda: (matrix("BF16", I, C), matrix("BF16", C, I)), 4 * I * C)
+    turns = [
+        [
+            ("linear", (s.ctx, hidden, x, fc, T), {}),
+            ("activation", (s.ctx, hidden, "gelu_tanh", T), {}),
+            ("linear", (s.ctx, out, hidden, proj, T), {"add": True}),
+        ]
+        for fc, proj in pairs
+    ]
+    return way("GELU, 2 of 4C", turns, parameters=2 * I * C)
+
+
+def swiglu_mlp(s: Setting, T: int) -> Way:
+    """[2I, C], SwiGLU, [C, I] in bf16, I = 8/3 C in whole 16s: what the kernels run as one expert."""
+    C, I = s.width, swiglu_width(s.width)
+    x, out, index, one = tensor(T, C), tensor(T, C), np.zeros((T, 1), np.int32), k.Tensor(np.ones((T, 1), np.float32))
+    pairs = copies(lambda: (matrix("BF16", 1, 2 * I, C), matrix("BF16", 1, C, I)), 6 * I * C)
+    turns = [[("moe", (s.ctx, out, x, index, one, *pair, *SWIGLU, T), {})] for pair in pairs]
+    return way("SwiGLU, 3 of 8/3 C", turns, parameters=3 * I * C)
+
+
+def swiglu_width(width: int) -> int:
+    return round(8 * width / 3 / 16) * 16
+
+
+def activation_facts(s: Setting) -> list[Fact]:
+    alpha, limit = SWIGLU
+    return [
+        Fact("parameters of the feed-forward", "parameters", 3 * swiglu_width(s.width) * s.width, 8 * s.width**2,
+             claimed=(0.95 * 8 * s.width**2, 1.05 * 8 * s.width**2)),
+        Fact("largest value of SwiGLU for inputs up to 50 (without clamp, with)", "",
+             largest_swiglu(limit), largest_swiglu(float("inf")), claimed=(0, limit * (limit + 1))),
+    ]  # fmt: skip
+
+
+def largest_swiglu(limit: float) -> float:
+    """|swiglu| at most over gates and ups from -50 to 50, by the kernel: one expert whose matrices are identities."""
+    values = np.linspace(-50, 50, 101, dtype=np.float32)
+    x = np.stack(np.meshgrid(values, values), 2).reshape(len(values), -1)
+    T, I = len(x), x.shape[1] // 2
+    eyes = [k.Matrix("F32", np.eye(n, dtype=np.float32)[None]) for n in (2 * I, I)]
+    out, one = k.Tensor(np.zeros((T, I), np.float32)), k.Tensor(np.ones((T, 1), np.float32))
+    k.moe(k.Context(1, True), out, k.Tensor(x), np.zeros((T, 1), np.int32), one, *eyes, SWIGLU[0], limit, T)
+    return float(np.abs(out.array).max())
+
+
+# --------------------------------------------------------------------------------------- 4 the mixture of experts
+
+
+def experts(s: Setting) -> Iterator[Case]:
+    """All in MXFP4, the router among what is timed; a dense layer has the very weights of the experts, in slices."""
+    for T in dict.fromkeys((1, BATCH, max(1, s.prompt // 4))):
+        dense = s.dense(f"dense, as {FEW} experts", FEW, T, all_slices=True)
+        yield Case(f"equal total, {_tokens(T)}", dense, moe(s, FEW, T), "faster")
+    for T in dict.fromkeys((1, BATCH, s.prompt)):
+        dense = s.dense(f"dense, as {TOP_K} experts", FEW, T, all_slices=False)
+        yield Case(f"equal active, {_tokens(T)}", dense, moe(s, FEW, T), "free", 0.10)
+    if s.fits(MANY):
+        for T in (1, BATCH):
+            yield Case(f"{MANY} experts for {FEW}, {_tokens(T)}", moe(s, FEW, T), moe(s, MANY, T), "free", 0.10)
+
+
+def moe(s: Setting, number: int, T: int) -> Way:
+    return way(f"{TOP_K} of {number} experts", s.routed(number, T), parameters=number * 3 * s.width**2)
+
+
+def expert_facts(s: Setting) -> list[Fact]:
+    facts = []
+    for name, mlp, total, active in (("gpt-oss-20b", 19.12, 20.91, 3.61), ("gpt-oss-120b", 114.71, 116.83, 5.13)):
+        found = describe(name)["parameters"]
+        part = found["parts"]["mlp"] / found["total"]
+        facts += [
+            Fact(f"{name}: parameters", "parameters", found["total"], claimed=billions(total)),
+            Fact(f"{name}: in experts and routers", "parameters", found["parts"]["mlp"], claimed=billions(mlp)),
+            Fact(f"{name}: their share (more than 90 %)", "share", part, claimed=(0.9, 1)),
+            Fact(f"{name}: active in a token", "parameters", found["active"], claimed=billions(active)),
+        ]
+    return facts
+
+
+def billions(published: float) -> tuple[float, float]:
+    low, high = rounded(published, 2)
+    return low * 1e9, high * 1e9
+
+
+# -------------------------------------------------------------------------------------------- 10 how weights are kept
+
+
+def mxfp4(s: Setting) -> Iterator[Case]:
+    """One expert's gate and up, kept in each way."""
+    N, C = 2 * s.width, s.width
+    for T in dict.fromkeys((1, BATCH, s.prompt)):
+        for name, dtype in (("f32", "F32"), ("bf16", "BF16")):
+            phase = f"{_tokens(T)} against {name}"
+            claim = "faster" if T == 1 else "free"
+            yield Case(phase, s.linear(name, dtype, N, C, T), s.linear("MXFP4", "MXFP4", N, C, T), claim, 0.10)
+
+
+def mxfp4_facts(s: Setting) -> list[Fact]:
+    blocks, scales = s.experts(1)[0].arrays
+    bits = 8 * (blocks.nbytes + scales.nbytes) / (blocks.size * 2)
+    facts = [Fact("bits of a weight (bf16, MXFP4)", "", bits, 16.0, claimed=(4.25, 4.25))]
+    for name, published in (("gpt-oss-20b", 12.8), ("gpt-oss-120b", 60.8)):
+        found = describe(name)
+        old, new = 2 * found["parameters"]["total"] / 2**30, found["bytes"]["disk"] / 2**30
+        facts.append(Fact(f"checkpoint of {name} (bf16, MXFP4)", "GiB", new, old, claimed=rounded(published, 1)))
+    return facts
+
+
+def _tokens(T: int) -> str:
+    return "one token" if T == 1 else f"batch of {T}" if T == BATCH else f"prompt of {T}"
