@@ -49,7 +49,7 @@ def files():
     for path in sorted(CSRC.rglob("*")):
         if path.suffix in (".c", ".h", ".inc", ".def"):
             yield path, 150 if path.name in PORTABLE else 300
-    for path in sorted([*(ROOT / "cgpt").glob("*.py"), *(ROOT / "cgpt" / "bench").glob("*.py")]):
+    for path in sorted([*(ROOT / "cgpt").glob("*.py"), *(ROOT / "cgpt").glob("*/*.py")]):
         yield path, 400
     yield ROOT / "cgpt" / "_kernels.pyx", 500
 
