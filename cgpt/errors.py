@@ -33,6 +33,10 @@ class ContextLengthError(InputError):
     """A sequence would grow beyond the positions the model has."""
 
 
+class ChatError(InputError):
+    """The model has no chat format."""
+
+
 class NumericsError(CgptError, ArithmeticError):
     """NaN or infinity came out of the model."""
 
