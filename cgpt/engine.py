@@ -49,37 +49,43 @@ class Job:
     def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self.requests = requests
         self._engine = engine
-        self._open = len(requests)
+        self._open = set(range(len(requests)))
         try:
             self.loop = asyncio.get_running_loop()
             self._events: asyncio.Queue | queue.SimpleQueue = asyncio.Queue()
         except RuntimeError:
             self.loop, self._events = None, queue.SimpleQueue()
 
-    def cancel(self) -> None:
-        """Gives the places of all its requests back, within a step; nothing comes after it. May be called again."""
-        if self._open:
-            self._open = 0
-            self._engine._cancel(self)
+    def cancel(self, index: int | None = None) -> None:
+        """Gives the places of its requests back, or of one, within a step; nothing comes after it. May be called
+        again."""
+        left = self._open if index is None else self._open & {index}
+        self._open = self._open - left
+        if left:
+            self._engine._cancel([self.requests[i] for i in left])
 
     def put(self, event: Event | CgptError) -> None:
         """For the engine: to be called in the job's loop where it has one."""
         self._events.put_nowait(event)
 
-    def _take(self, event: Event | CgptError) -> Event:
+    def _take(self, event: Event | CgptError) -> list[Event]:
         if isinstance(event, CgptError):
             self.cancel()
             raise event
-        self._open -= event.finish_reason is not None
-        return event
+        if event.index not in self._open:
+            return []
+        if event.finish_reason:
+            self._open = self._open - {event.index}
+        return [event]
 
     def __iter__(self) -> Iterator[Event]:
         while self._open:
-            yield self._take(self._events.get())
+            yield from self._take(self._events.get())
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while self._open:
-            yield self._take(await self._events.get())
+            for event in self._take(await self._events.get()):
+                yield event
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ class _Place:
 class Counts:
     """What an engine has done so far.
 
-    seconds: in steps. prompt: ids of finished prompts, of which the prefix cache had `cached`. first_tokens: how many
-    requests got one, after first_token_seconds in all since they were submitted
+    seconds: in steps. prompt: ids of prompts that were read, of which the prefix cache had `cached`. first_tokens: how
+    many requests got one, after first_token_seconds in all since they were submitted
     """
 
     steps: int = 0
@@ -174,9 +180,9 @@ class Engine:
             self._changed.notify()
         return job
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, requests: list[Request]) -> None:
         with self._changed:
-            self._cancelled += [request for request in job.requests if self._places.pop(request, None)]
+            self._cancelled += [request for request in requests if self._places.pop(request, None)]
             self._changed.notify()
 
     def _cache_needed(self, request: Request) -> int:
@@ -271,10 +277,10 @@ class Engine:
             if request in new and (place := self._places.get(request)):
                 self.counts.first_tokens += 1
                 self.counts.first_token_seconds += request.answered - place.submitted
-            if request.finish_reason:
-                self.counts.finished[request.finish_reason] += 1
                 self.counts.prompt += len(request.prompt_ids)
                 self.counts.cached += request.num_cached_tokens
+            if request.finish_reason:
+                self.counts.finished[request.finish_reason] += 1
         self._send({r: (piece, len(r.ids), r.finish_reason) for r, piece in texts.items()})
 
     def _chunk(self) -> int:

@@ -253,29 +253,48 @@ class Request:
 
 
 class TextStream:
-    """The text of ids that come one by one, up to the first stop string.
+    """The text of ids that come one by one, up to the first stop string; see StopFilter.
 
-    Pieces end neither within a character nor with what may be the beginning of a stop string. Of several stop
-    strings that one counts whose end comes first, so how the text is cut into tokens makes no difference.
+    Pieces do not end within a character.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
         self._decoder = StreamDecoder(tokenizer)
-        self._stops = stops
-        self._held = ""
-        self.stopped = False  # a stop string has come; nothing follows
+        self._filter = StopFilter(stops)
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string has come; nothing follows."""
+        return self._filter.stopped
 
     def push(self, token_id: int) -> str:
         """The text that is certain once this id is known."""
-        return self._cut(self._decoder.push(token_id))
+        return self._filter.push(self._decoder.push(token_id))
 
     def flush(self) -> str:
         """The rest, when no more ids come."""
-        piece = self._cut(self._decoder.flush()) + self._held
+        return self._filter.push(self._decoder.flush()) + self._filter.flush()
+
+
+class StopFilter:
+    """Text that comes in pieces, up to the first stop string.
+
+    Pieces do not end with what may be the beginning of a stop string. Of several stop strings that one counts whose
+    end comes first, so how the text is cut into pieces makes no difference.
+    """
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops = tuple(stops)
         self._held = ""
+        self.stopped = False  # a stop string has come; nothing follows
+
+    def flush(self) -> str:
+        """The rest, when no more comes."""
+        piece, self._held = self._held, ""
         return piece
 
-    def _cut(self, piece: str) -> str:
+    def push(self, piece: str) -> str:
+        """What is certain once this piece is known."""
         if not self._stops or self.stopped:
             return "" if self.stopped else piece
         text = self._held + piece

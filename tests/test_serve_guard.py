@@ -18,6 +18,7 @@ from serve_cases import serving, wait_for
 
 import cgpt
 from cgpt import cli
+from cgpt.serve import chat, completions, responses
 from cgpt.serve.limits import Limits
 
 ASK = {"prompt": "a", "max_tokens": 1}
@@ -31,6 +32,12 @@ def model():
 @pytest.fixture(scope="module")
 def served(model):
     with serving(model, limits=Limits(body_bytes=2000, body_seconds=0.3), head_seconds=0.3) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def chatting():
+    with serving(cgpt.load("demo-gpt-oss"), limits=Limits(body_bytes=2000, max_tokens=20)) as served:
         yield served
 
 
@@ -110,11 +117,11 @@ def talk(served, data, wait=5.0):
         connection.sendall(data)
         answer = b""
         try:
-            while (part := connection.recv(65536)) and b"\r\n\r\n" not in answer:
+            while b"\r\n\r\n" not in answer and (part := connection.recv(65536)):
                 answer += part
         except TimeoutError:
             pass
-        return answer + part if part else answer
+        return answer
 
 
 @pytest.mark.parametrize("data", [b"", b"POST /v1/comp", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "])
@@ -153,10 +160,13 @@ NASTY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/detokenize"])
+PATHS = ["/v1/completions", "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/responses"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("body", NASTY, ids=range(len(NASTY)))
-def test_bodies_that_are_wrong_are_refused(served, path, body):
-    status, _, answer = served.post(path, body)
+def test_bodies_that_are_wrong_are_refused(chatting, path, body):
+    status, _, answer = chatting.post(path, body)
     assert status in (400, 404) and answer["error"]["message"]
 
 
@@ -165,18 +175,46 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=5,
 )
-FIELDS = (
-    "prompt max_tokens n best_of echo logprobs stream stream_options suffix temperature top_p top_k min_p seed stop "
-    "logit_bias presence_penalty frequency_penalty repetition_penalty user tokens content special model"
-).split()
+TEXT = st.sampled_from(["a", "", "<|start|>", "\ud800", "{}", "f", "auto", "none", "low", "text"]) | st.text(max_size=4)
+PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "input_text", "x"])}, optional={"text": TEXT | JSON})
+CONTENT = TEXT | st.lists(PARTS, max_size=2) | JSON
+FUNCTIONS = st.fixed_dictionaries({}, optional={"name": TEXT, "arguments": TEXT, "parameters": JSON})
+CALLS = st.fixed_dictionaries({}, optional={"id": TEXT, "type": st.just("function"), "function": FUNCTIONS})
+KINDS = st.sampled_from(["message", "reasoning", "function_call", "function_call_output", "function"])
+ITEMS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "system", "developer"]), "content": CONTENT},
+    optional={
+        "type": KINDS, "tool_call_id": TEXT, "tool_calls": st.lists(CALLS, max_size=2), "reasoning": TEXT, "name": TEXT,
+        "call_id": TEXT, "arguments": TEXT, "output": CONTENT, "function": FUNCTIONS,
+    },
+)  # fmt: skip
+FIELDS = {
+    PATHS[0]: completions.FIELDS, PATHS[1]: {"prompt", "content", "special"}, PATHS[2]: {"tokens"},
+    PATHS[3]: chat.FIELDS, PATHS[4]: responses.FIELDS,
+}  # fmt: skip
+GOOD = {
+    PATHS[0]: {"prompt": "a", "max_tokens": 2}, PATHS[4]: {"input": "a", "max_output_tokens": 2},
+    PATHS[3]: {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
+}  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["/v1/completions", "/tokenize", "/detokenize"]), st.dictionaries(st.sampled_from(FIELDS), JSON))
-def test_no_body_is_a_500(served, path, body):
-    status, _, answer = served.post(path, {"max_tokens": 2} | body if path[1] == "v" else body)
-    assert status in (200, 400, 404), answer
-    assert served.engine._thread.is_alive()
+@st.composite
+def bodies(draw):
+    """(path, a body whose fields the endpoint knows, some of them right)"""
+    path = draw(st.sampled_from(PATHS))
+    fields = draw(st.dictionaries(st.sampled_from(sorted(FIELDS[path] - {"max_tokens"})), TEXT | JSON, max_size=2))
+    lists = {key: draw(st.lists(ITEMS, max_size=3)) for key in ("messages", "input", "tools") if draw(st.booleans())}
+    known = {key: value for key, value in lists.items() if key in FIELDS[path]}
+    return path, GOOD.get(path, {}) | fields | known
+
+
+@settings(max_examples=400, deadline=None)
+@given(bodies())
+def test_no_body_is_a_500(chatting, asked):
+    path, body = asked
+    status, _, answer = chatting.post(path, body)
+    assert status in (200, 400, 404, 413), answer
+    assert chatting.engine._thread.is_alive()
 
 
 def test_what_is_no_http_is_survived(served):

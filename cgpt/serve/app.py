@@ -18,20 +18,25 @@ from starlette.routing import Route
 
 import cgpt
 from cgpt.engine import Engine, Job
-from cgpt.errors import CgptError
+from cgpt.errors import CgptError, ChatError
 from cgpt.generate import Request
+from cgpt.harmony import SpecialTokens
 from cgpt.serve import models
 from cgpt.serve.body import Body
+from cgpt.serve.chat import chat
 from cgpt.serve.completions import completions
 from cgpt.serve.errors import ApiError, api_error, error_response
 from cgpt.serve.guard import Guard
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Metrics, metrics
 from cgpt.serve.page import page
+from cgpt.serve.responses import responses
 from cgpt.serve.stream import ClientGone
 
 ROUTES = [
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/chat/completions", chat, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
     Route("/v1/models", models.models),
     Route("/v1/models/{name:path}", models.model),
     Route("/tokenize", models.tokenize, methods=["POST"]),
@@ -51,6 +56,11 @@ class Service:
         self.engine, self.name, self.limits, self.log_prompts = engine, name, limits, log_prompts
         self.model = engine.model
         self.tokenizer = engine.model.tokenizer  # TokenizerError here, where the model has none
+        try:
+            SpecialTokens(self.tokenizer)
+            self.no_chat = None
+        except ChatError as problem:
+            self.no_chat = f"{problem}; here that is /v1/completions"
         self.metrics = Metrics(route.path for route in ROUTES)
         self.created = int(time.time())
         self.fingerprint = f"cgpt-{cgpt.__version__}"
@@ -64,6 +74,11 @@ class Service:
     def require_model(self, body: Body) -> None:
         if "model" in body:
             self.require_name(body.text("model"))
+
+    def require_chat(self) -> None:
+        """ApiError where the model has no chat format."""
+        if self.no_chat is not None:
+            raise ApiError(self.no_chat, code="model_has_no_chat", param="model")
 
     def require_name(self, name: str) -> None:
         if name != self.name:

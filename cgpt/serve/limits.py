@@ -19,4 +19,4 @@ class Limits:
     logit_biases: int = 1024
     messages: int = 4096
     tools: int = 128
-    schema_depth: int = 16
+    schema_depth: int = 32

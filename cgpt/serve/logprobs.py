@@ -17,6 +17,17 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
+def token_entry(tokenizer: Tokenizer, request: Request, place: int) -> dict[str, Any]:
+    """The token request.ids[place] as /v1/chat/completions has its log-probability."""
+
+    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+        text, raw = token_text(tokenizer, token_id), tokenizer.token_bytes(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(raw)}
+
+    top = request.top_logprobs[place].items() if request.alternatives else ()
+    return entry(request.ids[place], request.logprobs[place]) | {"top_logprobs": [entry(*one) for one in top]}
+
+
 class TokenLog:
     """The `logprobs` objects of one choice of /v1/completions: each of the tokens that have come since the last one.
 

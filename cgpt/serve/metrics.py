@@ -19,6 +19,7 @@ class Metrics:
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = set(paths)
         self._requests: Counter[tuple[str, int]] = Counter()
+        self.repairs: Counter[str] = Counter()  # of chats that the model did not write as it should
 
     def known(self, path: str) -> str:
         return path if path in self._paths else "other"
@@ -40,13 +41,15 @@ class Metrics:
         add("texts_total", "counter", "Texts that came to an end.", finished)
         add("running", "gauge", "Texts that are being made.", {"": engine.running})
         add("waiting", "gauge", "Texts that wait for a place.", {"": engine.waiting})
-        add("prompt_tokens_total", "counter", "Tokens of finished prompts.", {"": counts.prompt})
+        add("prompt_tokens_total", "counter", "Tokens of prompts that were read.", {"": counts.prompt})
         add("cached_prompt_tokens_total", "counter", "Of these, found in the prefix cache.", {"": counts.cached})
         add("generated_tokens_total", "counter", "New tokens.", {"": counts.generated})
         add("steps_total", "counter", "Steps of the model.", {"": counts.steps})
         add("step_seconds_total", "counter", "Time in steps.", {"": counts.seconds})
         first = {"_sum": counts.first_token_seconds, "_count": counts.first_tokens}
         add("first_token_seconds", "summary", "From submission to a text's first token.", first)
+        repairs = {"": sum(self.repairs.values())}
+        add("harmony_repairs_total", "counter", "Places where a chat had to be guessed.", repairs)
         kept = engine.prefix_cache.nbytes if engine.prefix_cache else 0
         add("prefix_cache_bytes", "gauge", "Keys and values of finished texts.", {"": kept})
         return "\n".join(lines) + "\n"
