@@ -135,8 +135,9 @@ class Engine:
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = 2_000_000_000,
     ) -> None:
-        """kv_cache_bytes: of keys and values of what runs at a time; None takes half of the memory that is available
-        now. prefix_cache_bytes: of what is kept of finished requests, see cgpt.prefix; 0 keeps nothing."""
+        """max_running, max_waiting: requests that run together, and that wait beside them. kv_cache_bytes: of keys
+        and values of what runs at a time; None takes half of the memory that is available now. prefix_cache_bytes: of
+        what is kept of finished requests, see cgpt.prefix; 0 keeps nothing."""
         self.model = model
         self.max_running = min(max_running, Scheduler.MAX_RUNNING)
         self.max_waiting = max_waiting
@@ -166,14 +167,15 @@ class Engine:
                     f"{len(request.prompt_ids)} + {request.limit} tokens need {place.needed / 1e9:.1f} GB for keys and "
                     f"values, and there are {self.kv_cache_bytes / 1e9:.1f} GB for them; ask for fewer tokens"
                 )
-        if len(requests) > self.max_waiting:
-            raise InputError(f"{len(requests)} requests at once are too many; at most {self.max_waiting} can wait")
+        most = self.max_running + self.max_waiting
+        if len(requests) > most:
+            raise InputError(f"{len(requests)} requests at once are too many; at most {most} have a place or can wait")
         with self._changed:
             if self._closing:
                 raise EngineClosed("the engine is shutting down; ask another one, or later")
-            if len(self._waiting) + len(requests) > self.max_waiting:
+            if len(self._places) + len(requests) > most:
                 raise QueueFull(
-                    f"{len(self._waiting)} requests are waiting, and at most {self.max_waiting} may; try again later"
+                    f"{len(self._places)} requests run or wait, and at most {most} may; try again later"
                 )
             self._waiting.extend(requests)
             self._places.update(places)

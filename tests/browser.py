@@ -46,7 +46,7 @@ class Page:
 
     def _note(self, event):
         params = event.get("params", {})
-        if event.get("method") == "Log.entryAdded":
+        if event.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("warning", "error"):
             self.problems.append(params["entry"]["text"])
         elif event.get("method") == "Runtime.exceptionThrown":
             self.problems.append(params["exceptionDetails"]["exception"].get("description"))

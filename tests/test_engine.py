@@ -129,12 +129,12 @@ def test_the_queue_is_bounded(slow):
         first = engine.submit([request(slow, tokens=LONG)])
         next(iter(first))
         second = engine.submit([request(slow, tokens=1), request(slow, tokens=1)])
-        with pytest.raises(QueueFull, match="2 requests are waiting.*try again"):
+        with pytest.raises(QueueFull, match="3 requests run or wait, and at most 3 may; try again"):
             engine.submit([request(slow)])
         first.cancel()
         assert len(list(second)) == 2 and 1 <= engine.retry_after <= 60
-        with pytest.raises(InputError, match="3 requests at once are too many"):
-            engine.submit([request(slow) for _ in range(3)])
+        with pytest.raises(InputError, match="4 requests at once are too many"):
+            engine.submit([request(slow) for _ in range(4)])
 
 
 def test_caches_of_what_runs_fit_into_the_memory_for_them(gpt2):

@@ -21,6 +21,7 @@ def _card(service: Service) -> dict[str, Any]:
         "created": service.created,
         "owned_by": "cgpt",
         "max_model_len": service.model.context_length,
+        "chats": service.no_chat is None,
     }
 
 
