@@ -21,6 +21,7 @@ from cgpt.scheduler import Scheduler
 from cgpt.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
+    from cgpt.grammar import Guide
     from cgpt.kvcache import Sequence
     from cgpt.model import Model
     from cgpt.prefix import PrefixCache
@@ -116,7 +117,8 @@ def stream(
 class Request:
     """One prompt being continued. The arguments are those of generate().
 
-    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then
+    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then. guide:
+    what says which ids may come next, as cgpt.grammar.Guide does; None, and yours to set before it starts
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class Request:
         self.end_ids = frozenset(stop_ids if ignore_eos else (*stop_ids, *model.eos_token_ids))
         self.sampler = Sampler(sampling, model.vocab_size, seed=seed, prompt_ids=self.prompt_ids)
         self.text = _text_stream(model, stop_texts)
+        self.guide: Guide | None = None
         self.lookup: Lookup | None = None
         if prompt_lookup_num_tokens is not None:
             guesses = require_integer("prompt_lookup_num_tokens", prompt_lookup_num_tokens, low=1)
@@ -191,7 +194,9 @@ class Request:
 
     def accept(self, logits: np.ndarray) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain now."""
-        token = self.sampler.choose(logits)
+        token = self.sampler.choose(logits if self.guide is None else self.guide.mask(logits))
+        if self.guide is not None:
+            self.guide.push(token)
         if self.alternatives is not None:
             self._note_logprobs(logits, token)
         self.ids.append(token)

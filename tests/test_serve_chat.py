@@ -228,7 +228,7 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
         (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "function is missing"),
         (CHAT, {"reasoning_effort": "extreme"}, "reasoning_effort must be one of low, medium, high"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs goes with logprobs"),
-        (CHAT, {"response_format": {"type": "json_object"}}, "response_format.type must be text"),
+        (CHAT, {"response_format": {"type": "xml"}}, "response_format.type must be text, json_object or json_schema"),
         (CHAT, {"tools": [{"type": "web"}]}, "tools[0].type must be function"),
         (CHAT, {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name must be 1 to 64 letters"),
         (CHAT, {"tools": [{"type": "function", "function": {"name": "a"}}] * 2}, "tools must have names of their own"),
@@ -244,7 +244,7 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
         (RESPONSES, {"previous_response_id": "resp_1"}, "nothing is kept here"),
         (RESPONSES, {"background": True}, "background cannot be used"),
         (RESPONSES, {"truncation": "auto"}, "truncation cannot be used"),
-        (RESPONSES, {"text": {"format": {"type": "json_schema"}}}, "type must be text"),
+        (RESPONSES, {"text": {"format": {"type": "json_schema"}}}, "text.format.schema is missing"),
         (RESPONSES, {"stop": "a"}, "stop: no such key"),
     ],
 )

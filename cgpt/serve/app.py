@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,6 +21,7 @@ import cgpt
 from cgpt.engine import Engine, Job
 from cgpt.errors import CgptError, ChatError
 from cgpt.generate import Request
+from cgpt.grammar import Grammars
 from cgpt.harmony import SpecialTokens
 from cgpt.serve import models
 from cgpt.serve.body import Body
@@ -64,6 +66,11 @@ class Service:
         self.metrics = Metrics(route.path for route in ROUTES)
         self.created = int(time.time())
         self.fingerprint = f"cgpt-{cgpt.__version__}"
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Takes about a second for a large vocabulary."""
+        return Grammars(self.tokenizer)
 
     def submit(self, requests: list[Request], body: Body) -> Job:
         """Enters what `body` asked for into the engine."""

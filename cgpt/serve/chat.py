@@ -16,7 +16,7 @@ from cgpt.engine import Job
 from cgpt.generate import Request
 from cgpt.serve.body import IGNORED, SAMPLING, Body, read_body, read_sampling
 from cgpt.serve.completions import read_include_usage, usage
-from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_function, read_text
+from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_text
 from cgpt.serve.errors import Json
 from cgpt.serve.logprobs import token_entry
 from cgpt.serve.stream import EventStream, while_connected
@@ -59,13 +59,14 @@ def read_chat(body: Body, service: Service) -> Asked:
     dialog = Dialog(effort=read_effort(body, "reasoning_effort"), stops=options.pop("stop"), options=options)
     most = body.integer("max_completion_tokens", None, high=limits.max_tokens, aliases=["max_tokens"])
     options |= {"max_new_tokens": most or limits.max_tokens, "logprobs": top if logprobs else None}
-    _read_format(body)
+    if (form := body.section("response_format")) is not None:
+        dialog.set_format(form, form.section("json_schema"), limits)
     for tool in body.objects("tools", limits.tools, []):
         tool.refuse_unless("type", ["function"], "must be function: there are no other tools")
         function = tool.section("function")
         if function is None:
             raise tool.refuse("function", "is missing")
-        dialog.tools.append(read_function(function, limits))
+        dialog.add_tool(function, limits)
     choose_tools(body, dialog, lambda choice: choice.section("function") and choice.section("function").text("name"))
     messages = body.objects("messages", limits.messages)
     if not messages:
@@ -74,12 +75,6 @@ def read_chat(body: Body, service: Service) -> Asked:
         _read_message(message, dialog)
     n = body.integer("n", 1, high=limits.n)
     return Asked(dialog, n, seed, logprobs, stream, read_include_usage(body, stream))
-
-
-def _read_format(body: Body) -> None:
-    section = body.section("response_format")
-    if section is not None:
-        section.refuse_unless("type", ["text"], "must be text: nothing here could keep the answer to a schema")
 
 
 def _read_message(message: Body, dialog: Dialog) -> None:

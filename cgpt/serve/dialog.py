@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cgpt.generate import Request
+from cgpt.grammar import Guide
 from cgpt.harmony import CONSTRAIN, EFFORTS, Developer, Message, ResponseFormat, SpecialTokens, System, Tool
 from cgpt.harmony_render import render_conversation
 from cgpt.jsonfile import shown
@@ -24,11 +25,14 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class Dialog:
     """A conversation, and what is asked of the next turn. options: of cgpt.generate.Request, but the stops.
 
-    forced: the function that must be called. calls: the functions of earlier calls by their ids
+    forced: the function that must be called. strict: the schemas that arguments are kept to, by function.
+    answer_schema: what the final text is kept to. calls: the functions of earlier calls by their ids
     """
 
     tools: list[Tool] = field(default_factory=list)
+    strict: dict[str, dict[str, Any]] = field(default_factory=dict)
     forced: str | None = None
+    answer_schema: dict[str, Any] | None = None
     effort: str = "medium"
     response_format: ResponseFormat | None = None
     stops: list[str] = field(default_factory=list)
@@ -79,9 +83,38 @@ class Dialog:
             self.seed = [special.channel, *encode(f"commentary to=functions.{self.forced} "), special.constrain]
             self.seed += [*encode("json"), special.message]
         seeds = [None] * n if seed is None else [seed + i for i in range(n)]
-        return [
+        made = [
             Request(service.model, ids + self.seed, seed=s, stop=list(special.stops), **self.options) for s in seeds
         ]
+        if self.answer_schema is not None or self.strict:
+            grammars = service.grammars
+            answer = None if self.answer_schema is None else grammars.compile(self.answer_schema)
+            calls = {name: grammars.compile(schema) for name, schema in self.strict.items()}
+            for request in made:
+                request.guide = Guide(grammars, answer, calls, self.seed)
+        return made
+
+    def add_tool(self, body: Body, limits: Limits) -> None:
+        """body: a function's name, description, parameters, strict."""
+        tool = _read_function(body, limits)
+        self.tools.append(tool)
+        if body.boolean("strict", False):
+            self.strict[tool.name] = tool.parameters or {"type": "object", "additionalProperties": False}
+
+    def set_format(self, form: Body, schema: Body | None, limits: Limits) -> None:
+        """form: {"type": "text", "json_object" or "json_schema"}; schema: what holds the latter's "schema"."""
+        kind = form.text("type", "text")
+        if kind == "json_object":
+            self.answer_schema = {"type": "object"}
+        elif kind == "json_schema" and schema is not None:
+            require_shallow(schema, "schema", limits)
+            if (section := schema.section("schema")) is None:
+                raise schema.refuse("schema", "is missing")
+            self.answer_schema = schema.values["schema"]
+            name, about = schema.text("name", "answer"), schema.text("description", None)
+            self.response_format = ResponseFormat(name, section.values, about)
+        elif kind != "text":
+            raise form.refuse("type", "must be text, json_object or json_schema with a schema")
 
 
 def read_effort(body: Body, key: str) -> str:
@@ -105,7 +138,7 @@ def read_text(body: Body, key: str, kinds: set[str]) -> str:
     return "".join(texts)
 
 
-def read_function(body: Body, limits: Limits) -> Tool:
+def _read_function(body: Body, limits: Limits) -> Tool:
     """A function's name, description and parameters."""
     name, schema = body.text("name"), body.values.get("parameters")
     if not NAME.fullmatch(name):

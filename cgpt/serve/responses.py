@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from cgpt.engine import Job
 from cgpt.serve.body import IGNORED, Body, read_body, read_sampling
-from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_function, read_text
+from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_text
 from cgpt.serve.errors import Json
 from cgpt.serve.items import Items
 from cgpt.serve.stream import EventStream, while_connected
@@ -57,11 +57,11 @@ def read_response(body: Body, service: Service) -> Asked:
     options["max_new_tokens"] = most or limits.max_tokens
     reasoning, text = body.section("reasoning") or Body({}, "reasoning."), body.section("text") or Body({}, "text.")
     dialog = Dialog(effort=read_effort(reasoning, "effort"), options=options)
-    form = text.section("format") or Body({})
-    form.refuse_unless("type", ["text"], "must be text: nothing here could keep the answer to a schema")
+    if (form := text.section("format")) is not None:
+        dialog.set_format(form, form, limits)
     for tool in body.objects("tools", limits.tools, []):
         tool.refuse_unless("type", ["function"], "must be function: there are no other tools")
-        dialog.tools.append(read_function(tool, limits))
+        dialog.add_tool(tool, limits)
     choose_tools(body, dialog, lambda choice: choice.text("name"))
     if instructions := body.text("instructions", ""):
         dialog.add("system", instructions)
@@ -79,7 +79,7 @@ def read_response(body: Body, service: Service) -> Asked:
         "parallel_tool_calls": False,
         "reasoning": {"effort": dialog.effort, "summary": None},
         "temperature": body.number("temperature", 1.0, low=0, high=2),
-        "text": {"format": {"type": "text"}},
+        "text": {"format": text.values.get("format", {"type": "text"})},
         "tool_choice": body.values.get("tool_choice", "auto"),
         "tools": body.values.get("tools", []),
         "top_p": body.number("top_p", 1.0, high=1),

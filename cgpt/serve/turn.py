@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cgpt.engine import Event
+from cgpt.errors import InputError
 from cgpt.generate import Request, StopFilter
 from cgpt.harmony import SpecialTokens
 from cgpt.harmony_parse import Parser, Piece
@@ -55,6 +56,9 @@ class Turn:
 
     def advance(self, event: Event) -> list[Delta]:
         """What the event adds, in order."""
+        guide = self.request.guide
+        if guide is not None and guide.problem:
+            raise InputError(f"the answer could not be kept to its schema: {guide.problem}")
         deltas, self._begun = self._deltas(self._begun), []
         for place in range(self.tokens, event.num_ids):
             deltas += self._push(place)
