@@ -19,6 +19,8 @@ from collections import Counter
 import httpx
 import psutil
 
+MADE = ("prompt_tokens", "generated_tokens", "steps", "step_seconds")
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,6 +93,12 @@ async def ask(client: httpx.AsyncClient, body: dict, leave: int | None = None) -
     raise RuntimeError("the stream ended early")
 
 
+async def counted(client: httpx.AsyncClient) -> dict[str, float]:
+    """Of /metrics what has no labels."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    return {line.split()[0]: float(line.split()[1]) for line in lines if line[0] != "#" and "{" not in line}
+
+
 async def load(a: argparse.Namespace, server: Server, client: httpx.AsyncClient, alone: list[str]) -> None:
     found, firsts, memory, tokens = Counter(), [], [], 0
     end = time.perf_counter() + a.seconds
@@ -118,11 +126,16 @@ async def load(a: argparse.Namespace, server: Server, client: httpx.AsyncClient,
             memory.append(server.memory())
             await asyncio.sleep(max(a.seconds / 20, 0.2))
 
-    began = time.perf_counter()
+    began, before = time.perf_counter(), await counted(client)
     await asyncio.gather(watch(), *(worker(i) for i in range(a.streams)))
-    rate = tokens / (time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    after = await counted(client)
+    made = {name: after[f"cgpt_{name}_total"] - before[f"cgpt_{name}_total"] for name in MADE}
     firsts.sort()
-    print(f"{a.streams} streams   {rate:8.1f} tok/s   " + ", ".join(f"{n} {what}" for what, n in sorted(found.items())))
+    ends = ", ".join(f"{n} {what}" for what, n in sorted(found.items()))
+    print(f"{a.streams} streams   {tokens / seconds:8.1f} tok/s   {ends}")
+    read, new, steps, stepping = made.values()
+    print(f"engine        {read:.0f} ids read, {new:.0f} made; {steps:.0f} steps, {stepping / seconds:.0%} of the time")
     print(f"first token   p50 {statistics.median(firsts):.2f} s, p99 {firsts[int(0.99 * len(firsts))]:.2f} s")
     print(f"memory, MB    {', '.join(f'{m:.0f}' for m in memory)}")
 
