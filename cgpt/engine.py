@@ -133,17 +133,19 @@ class Engine:
         max_running: int = Scheduler.MAX_RUNNING,
         max_waiting: int = 256,
         kv_cache_bytes: int | None = None,
-        prefix_cache_bytes: int = 2_000_000_000,
+        prefix_cache_bytes: int | None = None,
     ) -> None:
         """max_running, max_waiting: requests that run together, and that wait beside them. kv_cache_bytes: of keys
         and values of what runs at a time; None takes half of the memory that is available now. prefix_cache_bytes: of
-        what is kept of finished requests, see cgpt.prefix; 0 keeps nothing."""
+        what is kept of finished requests, see cgpt.prefix; None takes 2 GB, or a quarter of that memory if it is
+        less; 0 keeps nothing."""
         self.model = model
         self.max_running = min(max_running, Scheduler.MAX_RUNNING)
         self.max_waiting = max_waiting
         available = available_memory() or sys.maxsize
         self.kv_cache_bytes = int(available * self.CACHE_SHARE) if kv_cache_bytes is None else kv_cache_bytes
-        self.prefix_cache = PrefixCache(model, prefix_cache_bytes) if prefix_cache_bytes else None
+        prefix_bytes = min(2_000_000_000, available // 4) if prefix_cache_bytes is None else prefix_cache_bytes
+        self.prefix_cache = PrefixCache(model, prefix_bytes) if prefix_bytes else None
         self.counts = Counts()
         self._scheduler = Scheduler(model, prefix_cache=self.prefix_cache)
         self._changed = threading.Condition()  # guards what follows

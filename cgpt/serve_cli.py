@@ -44,7 +44,8 @@ def add_serve(command: Any, commands: Any) -> None:
     add("--max-running", type=int, metavar="N", default=Scheduler.MAX_RUNNING, help=running)
     add("--max-waiting", type=int, metavar="N", default=256, help="texts that wait for a place (default: 256)")
     add("--max-tokens", type=int, metavar="N", default=16384, help="of one text (default: 16384)")
-    add("--prefix-cache", type=float, metavar="GB", default=2.0, help="kept of finished texts (default: 2)")
+    kept = "kept of finished texts, so that what begins like one is faster (default: 2, or a quarter of what is free)"
+    add("--prefix-cache", type=float, metavar="GB", help=kept)
     drain = "time that running requests get at shutdown (default: 30)"
     add("--drain", type=int, metavar="SECONDS", default=30, help=drain)
     add("--log-prompts", action="store_true", help="log what was asked too, not only that something was")
@@ -67,8 +68,9 @@ def _serve(args: argparse.Namespace) -> None:
     from cgpt.engine import Engine
 
     for name, low in (("max_running", 1), ("max_waiting", 1), ("max_tokens", 1), ("prefix_cache", 0), ("drain", 0)):
-        if not low <= getattr(args, name) < 2**31:
-            raise InputError(f"--{name.replace('_', '-')} must be {low} or more, not {getattr(args, name)}")
+        value = getattr(args, name)
+        if value is not None and not low <= value < 2**31:
+            raise InputError(f"--{name.replace('_', '-')} must be {low} or more, not {value}")
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port must be 0 to 65535, not {args.port}")
     key = args.api_key or os.environ.get("CGPT_API_KEY") or None
@@ -84,7 +86,7 @@ def _serve(args: argparse.Namespace) -> None:
         )  # fmt: skip
     engine = Engine(
         model, max_running=args.max_running, max_waiting=args.max_waiting,
-        prefix_cache_bytes=int(args.prefix_cache * 1e9),
+        prefix_cache_bytes=None if args.prefix_cache is None else int(args.prefix_cache * 1e9),
     )  # fmt: skip
     name = args.name or os.path.basename(os.path.normpath(args.model))
     service = Service(engine, name, Limits(max_tokens=args.max_tokens), args.log_prompts)

@@ -31,6 +31,7 @@ from cgpt.serve.errors import ApiError, api_error, error_response
 from cgpt.serve.guard import Guard
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Metrics, metrics
+from cgpt.serve.openapi import openapi
 from cgpt.serve.page import page
 from cgpt.serve.responses import responses
 from cgpt.serve.stream import ClientGone
@@ -45,6 +46,7 @@ ROUTES = [
     Route("/detokenize", models.detokenize, methods=["POST"]),
     Route("/health", models.health),
     Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
     Route("/", page),
 ]
 log = logging.getLogger("cgpt.serve")
