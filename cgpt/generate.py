@@ -21,7 +21,7 @@ from cgpt.scheduler import Scheduler
 from cgpt.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
-    from cgpt.grammar import Guide
+    from cgpt.grammar import Beginning, Guide
     from cgpt.kvcache import Sequence
     from cgpt.model import Model
     from cgpt.prefix import PrefixCache
@@ -162,7 +162,7 @@ class Request:
         self.end_ids = frozenset(stop_ids if ignore_eos else (*stop_ids, *model.eos_token_ids))
         self.sampler = Sampler(sampling, model.vocab_size, seed=seed, prompt_ids=self.prompt_ids)
         self.text = _text_stream(model, stop_texts)
-        self.guide: Guide | None = None
+        self.guide: Guide | Beginning | None = None
         self.lookup: Lookup | None = None
         if prompt_lookup_num_tokens is not None:
             guesses = require_integer("prompt_lookup_num_tokens", prompt_lookup_num_tokens, low=1)

@@ -5,6 +5,7 @@ of a call. What it thinks before stays free. By llguidance: pip install 'cgpt[gr
 from __future__ import annotations
 
 import json
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -109,3 +110,35 @@ class Guide:
         elif piece.role == "assistant" and piece.channel == "final":
             grammar, self._end = self._answer, special.return_
         self._matcher = self._grammars.matcher(grammar) if grammar else None
+
+
+class Beginning:
+    """A guide that lets one of several beginnings come, and then what another guide allows, or anything.
+
+    seed: the ids that all beginnings share, which the prompt ends with. None of them may be the beginning of another.
+    """
+
+    def __init__(self, beginnings: list[list[int]], then: Guide | None = None) -> None:
+        self.beginnings = beginnings
+        self.seed: list[int] = commonprefix(beginnings) or []
+        self._left = [ids[len(self.seed) :] for ids in beginnings]
+        self.then = then
+
+    @property
+    def problem(self) -> str | None:
+        return self.then.problem if self.then else None
+
+    def mask(self, logits: np.ndarray) -> np.ndarray:
+        """The float32 logits [V], -infinity for what may not come."""
+        allowed = sorted({ids[0] for ids in self._left if ids})
+        if not allowed:
+            return self.then.mask(logits) if self.then else logits
+        masked = np.full_like(logits, -np.inf)
+        masked[allowed] = logits[allowed]
+        return masked
+
+    def push(self, token_id: int) -> None:
+        """Takes the id that was chosen."""
+        self._left = [ids[1:] for ids in self._left if ids and ids[0] == token_id]
+        if self.then:
+            self.then.push(token_id)

@@ -10,7 +10,7 @@ from serve_cases import serving
 
 import cgpt
 from cgpt.errors import ChatError, InputError
-from cgpt.grammar import Grammars, Guide
+from cgpt.grammar import Beginning, Grammars, Guide
 from cgpt.harmony_parse import parse
 
 ADD = [{"role": "user", "content": "Please compute 10 + 5."}]
@@ -86,6 +86,12 @@ def test_arguments_have_the_schema_where_it_is_strict(client):
     assert choice.message.reasoning == "I need the weather tool."
     forced = ask(client, WEATHER, tools=strict(cities("Oslo")), tool_choice="required")
     assert json.loads(forced.message.tool_calls[0].function.arguments)["city"] == "Oslo"
+    two = strict(cities("Oslo")) + strict(cities("Rome"))
+    two[1]["function"]["name"] = "get_wind"
+    for seed in range(4):
+        (call,) = ask(client, WEATHER, tools=two, tool_choice="required", temperature=2, seed=seed).message.tool_calls
+        city = {"get_weather": "Oslo", "get_wind": "Rome"}[call.function.name]
+        assert json.loads(call.function.arguments)["city"] == city
     free = strict(cities("Oslo"))
     free[0]["function"]["strict"] = False
     choice = ask(client, WEATHER, tools=free, tool_choice="required")
@@ -139,6 +145,16 @@ def test_only_what_the_grammar_allows_has_a_chance(model, grammars):
     assert allowed() == [special.return_]
     guide.push(special.return_)
     assert guide.mask(logits) is logits and guide.problem is None
+
+
+def test_one_of_several_beginnings():
+    guide, logits = Beginning([[1, 2, 3, 5], [1, 2, 4], [1, 2, 3, 6, 7]]), np.zeros(9, np.float32)
+    assert guide.seed == [1, 2] and guide.problem is None
+    for token, expected in ((3, [3, 4]), (6, [5, 6]), (7, [7])):
+        assert np.flatnonzero(np.isfinite(guide.mask(logits))).tolist() == expected
+        guide.push(token)
+    assert guide.mask(logits) is logits
+    assert Beginning([]).seed == []
 
 
 def test_a_grammar_that_gives_up_ends_the_message(model, grammars):

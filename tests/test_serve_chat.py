@@ -137,6 +137,11 @@ def test_tools_may_be_forced_or_withheld(client):
         done = ask(client, WEATHER, [FUNCTION], tool_choice=choice).choices[0]
         assert json.loads(done.message.tool_calls[0].function.arguments) == {"city": "Chicago"}
         assert not hasattr(done.message, "reasoning")
+    several = [FUNCTION | {"name": name} for name in ("get_w", "get_wind", "ask")]
+    for seed in range(5):
+        done = ask(client, WEATHER, several, tool_choice="required", temperature=2, seed=seed, max_tokens=60).choices[0]
+        assert done.message.tool_calls[0].function.name in ("get_w", "get_wind", "ask")
+        assert done.message.content is None and not hasattr(done.message, "reasoning")
     without = ask(client, WEATHER, [FUNCTION], tool_choice="none")
     assert without.usage.prompt_tokens == ask(client, WEATHER).usage.prompt_tokens
 

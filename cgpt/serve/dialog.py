@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cgpt.generate import Request
-from cgpt.grammar import Guide
+from cgpt.grammar import Beginning, Guide
 from cgpt.harmony import CONSTRAIN, EFFORTS, Developer, Message, ResponseFormat, SpecialTokens, System, Tool
 from cgpt.harmony_render import render_conversation
 from cgpt.jsonfile import shown
 from cgpt.serve.body import Body
 from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
+from cgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from cgpt.serve.app import Service
@@ -25,13 +26,13 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class Dialog:
     """A conversation, and what is asked of the next turn. options: of cgpt.generate.Request, but the stops.
 
-    forced: the function that must be called. strict: the schemas that arguments are kept to, by function.
+    forced: the functions of which one must be called. strict: the schemas that arguments are kept to, by function.
     answer_schema: what the final text is kept to. calls: the functions of earlier calls by their ids
     """
 
     tools: list[Tool] = field(default_factory=list)
     strict: dict[str, dict[str, Any]] = field(default_factory=dict)
-    forced: str | None = None
+    forced: list[str] = field(default_factory=list)
     answer_schema: dict[str, Any] | None = None
     effort: str = "medium"
     response_format: ResponseFormat | None = None
@@ -40,7 +41,7 @@ class Dialog:
     instructions: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     calls: dict[str, str] = field(default_factory=dict)
-    seed: list[int] = field(default_factory=list)  # the ids that `forced` begins the turn with
+    seed: list[int] = field(default_factory=list)  # the ids at the prompt's end that `forced` begins the turn with
 
     def add(self, role: str, text: str) -> None:
         """role: user, assistant, system or developer; the latter two stand at the beginning or change it later."""
@@ -78,20 +79,22 @@ class Dialog:
         if developer != Developer():
             head.append(Message("developer", developer))
         ids = render_conversation(service.tokenizer, [*head, *self.messages])
-        if self.forced is not None:
-            encode = service.tokenizer.encode
-            self.seed = [special.channel, *encode(f"commentary to=functions.{self.forced} "), special.constrain]
-            self.seed += [*encode("json"), special.message]
-        seeds = [None] * n if seed is None else [seed + i for i in range(n)]
-        made = [
-            Request(service.model, ids + self.seed, seed=s, stop=list(special.stops), **self.options) for s in seeds
-        ]
+        start = Beginning([_call_header(service.tokenizer, special, name) for name in self.forced])
+        self.seed = start.seed
+        answer, calls = None, {}
         if self.answer_schema is not None or self.strict:
-            grammars = service.grammars
-            answer = None if self.answer_schema is None else grammars.compile(self.answer_schema)
-            calls = {name: grammars.compile(schema) for name, schema in self.strict.items()}
-            for request in made:
-                request.guide = Guide(grammars, answer, calls, self.seed)
+            answer = None if self.answer_schema is None else service.grammars.compile(self.answer_schema)
+            calls = {name: service.grammars.compile(schema) for name, schema in self.strict.items()}
+        made = []
+        for i in range(n):
+            request = Request(
+                service.model, ids + self.seed, seed=None if seed is None else seed + i, stop=list(special.stops),
+                **self.options,
+            )  # fmt: skip
+            request.guide = Guide(service.grammars, answer, calls, self.seed) if answer or calls else None
+            if len(self.forced) > 1:
+                request.guide = Beginning(start.beginnings, request.guide)
+            made.append(request)
         return made
 
     def add_tool(self, body: Body, limits: Limits) -> None:
@@ -115,6 +118,12 @@ class Dialog:
             self.response_format = ResponseFormat(name, section.values, about)
         elif kind != "text":
             raise form.refuse("type", "must be text, json_object or json_schema with a schema")
+
+
+def _call_header(tokenizer: Tokenizer, special: SpecialTokens, name: str) -> list[int]:
+    """What the assistant's message begins with where it calls a function, after its role."""
+    recipient = tokenizer.encode(f"commentary to=functions.{name} ")
+    return [special.channel, *recipient, special.constrain, *tokenizer.encode("json"), special.message]
 
 
 def read_effort(body: Body, key: str) -> str:
@@ -172,10 +181,10 @@ def choose_tools(body: Body, dialog: Dialog, named: Any) -> None:
         name = named(Body(choice, body.name("tool_choice") + "."))
         if name not in names:
             raise body.refuse("tool_choice", "must name one of the tools")
-        dialog.forced = name
-    elif choice == "required" and len(names) == 1:
-        dialog.forced = names[0]
+        dialog.forced = [name]
+    elif choice == "required" and names:
+        dialog.forced = names
     elif choice == "none":
         dialog.tools = []
     elif choice != "auto":
-        raise body.refuse("tool_choice", 'must be "auto", "none", or name a tool; "required" goes with one tool')
+        raise body.refuse("tool_choice", 'must be "auto", "none", "required" with tools, or name one')
