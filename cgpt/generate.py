@@ -160,6 +160,12 @@ class Request:
         slack = self.lookup.num_tokens if self.lookup else 0
         self.sequence = model.new_sequence(len(self.prompt_ids) + self.limit - 1, slack)
 
+    def resume(self, sequence: Sequence) -> None:
+        """Starts the request in a sequence that already holds the first ids of its prompt, not all, and that is long
+        enough. The caller may go on using it once the request is finished."""
+        self.started = time.perf_counter()
+        self.sequence, self.unread = sequence, self.unread[sequence.position :]
+
     def accept(self, logits: np.ndarray) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain now."""
         token = self.sampler.choose(logits)
