@@ -134,6 +134,8 @@ class Chat:
         """
         if unknown := sampling.keys() - set(SAMPLING):
             raise InputError(f"a chat takes no {min(unknown)}; it takes max_new_tokens, {', '.join(SAMPLING)}")
+        if (sampling.get("prompt_lookup_num_tokens") or 0) > self.SLACK:
+            raise InputError(f"in a chat prompt_lookup_num_tokens is {self.SLACK} at most")
         if text is not None and not isinstance(text, str):
             raise InputError(f"a message is a str, not {type(text).__name__}")
         said = [] if text is None else [Message("user", text)]
