@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import cgpt
-from cgpt import cli
+from cgpt import chat_cli, cli
 
 ADD = "What is 17 + 25?"
 
@@ -106,6 +106,25 @@ def test_length(chat):
     assert status == 0 and "cut off" in err
 
 
+def test_interrupt_while_printing(monkeypatch, capsys):
+    """Ctrl-C may come while no answer is computed; then the stream has to be closed."""
+    terminal = chat_cli.Terminal(cgpt.load("demo-gpt-oss").chat(), {}, show_reasoning=True)
+    terminal._interactive = True
+    print_ = terminal._print
+
+    def interrupted(text):
+        print_(text)
+        if text == "+":
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal, "_print", interrupted)
+    assert terminal.take(ADD) and capsys.readouterr().out == "17+ [stopped]\n"
+    assert terminal.chat.reply.finish_reason == "cancelled" and terminal.chat.messages == []
+    assert terminal.take("/reasoning hide") and terminal.take(ADD)
+    assert capsys.readouterr().out.endswith("\n42\n")
+
+
 ENDLESS = """
 import numpy as np
 from cgpt.sampling import Sampler
@@ -130,12 +149,13 @@ class Session:
     def type(self, text):
         os.write(self.file, text.encode())
 
-    def until(self, text, patience=60):
-        """What appeared up to and with `text`, since the last such call."""
+    def until(self, text, patience=60, again=""):
+        """What appeared up to and with `text`, since the last such call. again: typed each second that passes."""
         while text not in self.seen:
             if not select.select([self.file], [], [], 1)[0]:
                 patience -= 1  # in turns of a second, as a machine may stand still for a while
                 assert patience, f"no {text!r} in {self.seen!r}"
+                self.type(again)
                 continue
             try:
                 self.seen += os.read(self.file, 4096).decode()
@@ -162,8 +182,9 @@ def test_in_a_terminal():
     assert "there is no command /nothing" in session.until("\n> ")
     session.type("\x1b[A\x1b[A\n")  # the line before the last one: history
     assert "\x1b[0m52\x1b[0m" in session.until("\n> ")
-    session.type("\x03")  # Ctrl-C at the prompt
-    assert "Ctrl-D leaves" in session.until("> ")
+    session.type("\x03")  # Ctrl-C at the prompt; Python sees it late if readline is about to wait
+    session.until("Ctrl-D leaves", again="\x03")
+    session.until("> ")
     session.type("\x04")
     assert session.status() == 0
 

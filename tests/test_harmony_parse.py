@@ -69,6 +69,7 @@ MALFORMED = {
     f"{C}final{M}a{E}junk{S}assistant{C}final{M}b{E}": [said("a"), said("junk", None), said("b")],
     f"{S}assistant{C}final{M}b{E}": [said("b")],
     f"{C} final {M}b{E}": [said("b")],
+    f"assistant{C}final{M}b{E}": [said("b")],
     f"{C}{M}b{E}": [said("b", None)],
     f"{C}final{E}": [said("")],
     f"{C}analysis{M}a{E}{S}assistant{R}": [said("a", "analysis"), said("", None)],
@@ -93,7 +94,8 @@ MALFORMED = {
     f"{C}commentary to={M}b{E}": [said("b", "commentary")],
     f"{C}fi<|endoftext|>nal{M}b{E}": [said("b", "fi", None, "nal")],
 }  # fmt: skip
-NOT_COUNTED = (f"{C} final {M}b{E}", "", f"{C}final{M}a{E}{S}user:bob{M}b{E}", f"{C}final json{M}{{}}{E}",
+NOT_COUNTED = (f"{C} final {M}b{E}", f"assistant{C}final{M}b{E}", "",
+               f"{C}final{M}a{E}{S}user:bob{M}b{E}", f"{C}final json{M}{{}}{E}",
                f"{C}final {K}json{M}{{}}{E}", f"{C}commentary json to=functions.f{M}{{}}{CALL}",
                f"{C}final{M}a{E}{S}functions.f{C}commentary{M}b{E}")  # fmt: skip
 
