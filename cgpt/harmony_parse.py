@@ -81,6 +81,11 @@ class Parser:
         """The message that has begun and not ended, as far as it is known."""
         return self._message("".join(self._text)) if self._open else None
 
+    @property
+    def role(self) -> str:
+        """Of the message that has begun; where none has, the one that may follow."""
+        return self._open.role if self._open else self._default_role
+
     def push_all(self, ids: Iterable[int]) -> list[Piece]:
         return [piece for token_id in ids for piece in self.push(token_id)]
 

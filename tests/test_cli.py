@@ -19,7 +19,7 @@ from cgpt import cli, info, isa
 from cgpt.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["generate", "serve", "info", "synth", "bench", "doctor", "quality", "kernels"]
+COMMANDS = ["generate", "chat", "serve", "info", "synth", "bench", "doctor", "quality", "kernels"]
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ MALFORMED = {
     f"{C}final{M}a{E}junk{S}assistant{C}final{M}b{E}": [said("a"), said("junk", None), said("b")],
     f"{S}assistant{C}final{M}b{E}": [said("b")],
     f"{C} final {M}b{E}": [said("b")],
+    f"assistant{C}final{M}b{E}": [said("b")],
     f"{C}{M}b{E}": [said("b", None)],
     f"{C}final{E}": [said("")],
     f"{C}analysis{M}a{E}{S}assistant{R}": [said("a", "analysis"), said("", None)],
@@ -93,7 +94,8 @@ MALFORMED = {
     f"{C}commentary to={M}b{E}": [said("b", "commentary")],
     f"{C}fi<|endoftext|>nal{M}b{E}": [said("b", "fi", None, "nal")],
 }  # fmt: skip
-NOT_COUNTED = (f"{C} final {M}b{E}", "", f"{C}final{M}a{E}{S}user:bob{M}b{E}", f"{C}final json{M}{{}}{E}",
+NOT_COUNTED = (f"{C} final {M}b{E}", f"assistant{C}final{M}b{E}", "",
+               f"{C}final{M}a{E}{S}user:bob{M}b{E}", f"{C}final json{M}{{}}{E}",
                f"{C}final {K}json{M}{{}}{E}", f"{C}commentary json to=functions.f{M}{{}}{CALL}",
                f"{C}final{M}a{E}{S}functions.f{C}commentary{M}b{E}")  # fmt: skip
 
@@ -210,6 +212,33 @@ def test_any_ids_give_messages_and_the_raw_text(small, data, role):
     assert parser.raw_text == small.decode(ids) and parser.partial is None
     again = Parser(small, role)
     assert [p for i in ids for p in again.push(i)] + again.finish() == pieces  # no state outside the parser
+
+
+@st.composite
+def loose_messages(draw, tokenizer):
+    """Messages in every form that openai-harmony reads: where the recipient stands, spaces, what a content holds."""
+    pick = lambda *choices: draw(st.sampled_from(choices))  # noqa: E731
+    ids = []
+    for first in [True, *draw(st.lists(st.just(False), max_size=3))]:
+        author = pick("", " ", "assistant") if first else pick("assistant", " assistant ", "user", "functions.g to=me")
+        to, kind = pick("", " to=functions.f", "\nto=é"), pick("", " json", f" {K}json", f"{K}json", "\n code ")
+        if "to=me" in author:
+            to = ""
+        kind = kind if to or "to=" in author else ""
+        channel = pick("", f"{C}analysis", f"{C}final ", f"{C}x_1")
+        head = author + (pick(to + channel + kind, channel + to + kind) if channel else to + kind)
+        content = st.lists(st.integers(0, 199_999) | st.sampled_from(ids_of(tokenizer, f"{S}{C}{K}<|endoftext|>")))
+        inside = [i for i in draw(content) if i not in ids_of(tokenizer, E + R)]
+        start = [] if first else ids_of(tokenizer, S)
+        end = ids_of(tokenizer, pick(E, R, CALL))
+        ids += [*start, *ids_of(tokenizer, head), *ids_of(tokenizer, M), *inside, *end]
+    return ids
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=300)
+def test_agrees_with_openai_harmony_on_all_it_reads(reference, real, data):
+    assert_agrees(reference, real, data.draw(loose_messages(real)))
 
 
 @given(st.data(), st.sampled_from([None, "assistant"]))
