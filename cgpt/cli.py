@@ -1,4 +1,4 @@
-"""The command line: cgpt generate, info, compare, synth, bench, doctor, quality, evolution, kernels."""
+"""The command line: cgpt generate, chat, serve, info, compare, synth, bench, doctor, quality, evolution, kernels."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _add_generate, _add_info, _add_compare, _add_synth, _add_bench, _add_doctor, _add_quality, _add_evolution,
-        _add_kernels,
+        _add_generate, _add_chat, _add_serve, _add_info, _add_compare, _add_synth, _add_bench, _add_doctor,
+        _add_quality, _add_evolution, _add_kernels,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -262,6 +262,18 @@ def _add_synth(commands: Any) -> None:
     parser.add_argument("size", metavar="SIZE", help=f"one of {', '.join(SIZES)}; or a config.json")
     parser.add_argument("directory", metavar="DIR", help="where to write; must be empty or not exist yet")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
+
+
+def _add_chat(commands: Any) -> None:
+    from cgpt import chat_cli  # which takes from here
+
+    chat_cli.add_chat(_command, commands)
+
+
+def _add_serve(commands: Any) -> None:
+    from cgpt import serve_cli  # which takes from here
+
+    serve_cli.add_serve(_command, commands)
 
 
 def _add_quality(commands: Any) -> None:

@@ -33,6 +33,10 @@ class ContextLengthError(InputError):
     """A sequence would grow beyond the positions the model has."""
 
 
+class ChatError(InputError):
+    """The model has no chat format."""
+
+
 class NumericsError(CgptError, ArithmeticError):
     """NaN or infinity came out of the model."""
 
@@ -43,3 +47,11 @@ class KernelError(CgptError, RuntimeError):
 
 class OutOfMemoryError(CgptError, MemoryError):
     """The memory a model or a sequence needs cannot be had."""
+
+
+class QueueFull(CgptError, RuntimeError):
+    """The engine has as many requests as it takes; they are worth trying again in a while."""
+
+
+class EngineClosed(CgptError, RuntimeError):
+    """The engine is shutting down and takes no more requests, or has not finished this one."""

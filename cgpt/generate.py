@@ -1,7 +1,7 @@
-"""Makes text of a model: requests, the scheduler that runs any number of them together, and the calls on top.
+"""Makes text of a model: requests, and the calls on top.
 
-A Request is one prompt being continued. The Scheduler feeds the running requests' next ids to the model, one
-`model.step` at a time; requests may join and leave between steps. generate() and stream() loop over it.
+A Request is one prompt being continued. The Scheduler (cgpt.scheduler) feeds the running requests' next ids to the
+model, one `model.step` at a time; requests may join and leave between steps. generate() and stream() loop over it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cgpt.errors import ContextLengthError, EmptyPromptError, InputError, TokenIdError, TokenizerError
 from cgpt.jsonfile import shown
-from cgpt.lookup import Lookup, Speculation
+from cgpt.lookup import Lookup
 from cgpt.sampling import Sampler, Sampling, likeliest, log_probabilities, require_integer
+from cgpt.scheduler import Scheduler
 from cgpt.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
+    from cgpt.grammar import Beginning, Guide
     from cgpt.kvcache import Sequence
     from cgpt.model import Model
     from cgpt.prefix import PrefixCache
@@ -42,6 +42,8 @@ class Completion:
     prefill_seconds, decode_seconds: from its first step to the first new id, and from there to the last one
     num_draft_tokens, num_accepted_tokens: ids that prompt lookup guessed, and of these the right ones
     num_cached_tokens: ids of the prompt that a prefix cache had
+    prompt_logprobs, prompt_top_logprobs: as logprobs and top_logprobs, of each id of the prompt after the first; None
+        unless asked for
     """
 
     text: str | None
@@ -55,6 +57,8 @@ class Completion:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_cached_tokens: int = 0
+    prompt_logprobs: np.ndarray | None = None
+    prompt_top_logprobs: list[dict[int, float]] | None = None
 
 
 def generate(
@@ -66,11 +70,13 @@ def generate(
 
     max_new_tokens: 256 unless given
     temperature: 0, greedy, unless given
-    top_k, top_p, min_p, repetition_penalty: see cgpt.sampling.Sampling
+    top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: see
+        cgpt.sampling.Sampling
     seed: an integer that makes sampling repeatable: the same text alone, in a batch or streamed; None takes a
         fresh one. Each prompt of a batch starts from the seed, or from its own in a list of seeds
     stop: a str, a token id, or a list of these, that ends the text too
     logprobs: True keeps the log-probability of each new id, a number k also those of the k likeliest
+    prompt_logprobs: the same of the prompt's ids; such a prompt is read anew, whatever a prefix cache holds
     ignore_eos: go on after the checkpoint's eos ids
     prompt_lookup_num_tokens: guess so many tokens at a time from what followed the same words before, and check them
         in one step (cgpt.lookup). The output is the same, sooner where texts repeat themselves; where guessing does
@@ -111,7 +117,8 @@ def stream(
 class Request:
     """One prompt being continued. The arguments are those of generate().
 
-    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then
+    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then. guide:
+    what says which ids may come next, as cgpt.grammar.Guide does; None, and yours to set before it starts
     """
 
     def __init__(
@@ -125,18 +132,24 @@ class Request:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: dict[int, float] | None = None,
         seed: int | None = None,
         stop: str | int | Iterable[str | int] | None = None,
         logprobs: bool | int | None = None,
+        prompt_logprobs: bool | int | None = None,
         ignore_eos: bool = False,
         prompt_lookup_num_tokens: int | None = None,
     ) -> None:
         if _is_batch(prompt):
             raise InputError(f"one prompt is a text or a flat list of ids, not {shown(prompt)}")
         max_new_tokens = require_integer("max_new_tokens", max_new_tokens, low=1)
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, logit_bias)
         stop_ids, stop_texts = _read_stop(stop, model.vocab_size)
-        self.alternatives = _read_logprobs(logprobs)
+        self.alternatives = _read_logprobs("logprobs", logprobs)
+        self.prompt_alternatives = _read_logprobs("prompt_logprobs", prompt_logprobs)
         self.prompt_ids: list[int] = model.encode_prompt(prompt)
         if not self.prompt_ids:
             raise EmptyPromptError("the prompt is empty; give a text of one token at least")
@@ -149,6 +162,7 @@ class Request:
         self.end_ids = frozenset(stop_ids if ignore_eos else (*stop_ids, *model.eos_token_ids))
         self.sampler = Sampler(sampling, model.vocab_size, seed=seed, prompt_ids=self.prompt_ids)
         self.text = _text_stream(model, stop_texts)
+        self.guide: Guide | Beginning | None = None
         self.lookup: Lookup | None = None
         if prompt_lookup_num_tokens is not None:
             guesses = require_integer("prompt_lookup_num_tokens", prompt_lookup_num_tokens, low=1)
@@ -158,6 +172,8 @@ class Request:
         self.pieces: list[str] = []
         self.logprobs: list[float] = []
         self.top_logprobs: list[dict[int, float]] = []
+        self.prompt_logprobs: list[float] = []
+        self.prompt_top_logprobs: list[dict[int, float]] = []
         self.finish_reason: str | None = None
         self.unread = np.array(self.prompt_ids, np.int64)  # ids that the model has not seen
         self.sequence: Sequence | None = None  # while it runs
@@ -169,16 +185,24 @@ class Request:
         self.started = time.perf_counter()
         slack = self.lookup.num_tokens if self.lookup else 0
         context = len(self.prompt_ids) + self.limit - 1
-        if prefix_cache is None:
+        if prefix_cache is None or self.prompt_alternatives is not None:  # logits of what was computed are not kept
             self.sequence = model.new_sequence(context, slack)
         else:
             self.sequence = prefix_cache.begin(model, self.prompt_ids, context, slack)
             self.num_cached_tokens = self.sequence.position
             self.unread = self.unread[self.num_cached_tokens :]
 
+    def resume(self, sequence: Sequence) -> None:
+        """Starts the request in a sequence that already holds the first ids of its prompt, not all, and that is long
+        enough. The caller may go on using it once the request is finished."""
+        self.started = time.perf_counter()
+        self.sequence, self.unread = sequence, self.unread[sequence.position :]
+
     def accept(self, logits: np.ndarray) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain now."""
-        token = self.sampler.choose(logits)
+        token = self.sampler.choose(logits if self.guide is None else self.guide.mask(logits))
+        if self.guide is not None:
+            self.guide.push(token)
         if self.alternatives is not None:
             self._note_logprobs(logits, token)
         self.ids.append(token)
@@ -207,6 +231,8 @@ class Request:
             num_draft_tokens=self.lookup.proposed if self.lookup else 0,
             num_accepted_tokens=self.lookup.accepted if self.lookup else 0,
             num_cached_tokens=self.num_cached_tokens,
+            prompt_logprobs=None if self.prompt_alternatives is None else np.array(self.prompt_logprobs, np.float32),
+            prompt_top_logprobs=self.prompt_top_logprobs if self.prompt_alternatives else None,
         )
 
     def _advance_text(self, token: int) -> str:
@@ -222,6 +248,14 @@ class Request:
             self.finish_reason = "stop" if ended else "length"
         return piece
 
+    def note_prompt(self, logits: np.ndarray, position: int) -> None:
+        """Takes the float32 logits [n, V] after the prompt's ids from `position` on."""
+        for row, token in zip(logits, self.prompt_ids[position + 1 :], strict=False):  # the last has no next
+            logprobs = log_probabilities(row)
+            self.prompt_logprobs.append(float(logprobs[token]))
+            if self.prompt_alternatives:
+                self.prompt_top_logprobs.append(likeliest(logprobs, self.prompt_alternatives))
+
     def _note_logprobs(self, logits: np.ndarray, token: int) -> None:
         logprobs = log_probabilities(logits)
         self.logprobs.append(float(logprobs[token]))
@@ -229,91 +263,49 @@ class Request:
             self.top_logprobs.append(likeliest(logprobs, self.alternatives))
 
 
-class Scheduler:
-    """Runs requests through one model together.
-
-    Each step() is one model.step: every running request's next ids, in order of arrival, PREFILL_CHUNK at
-    most in all. So what decodes goes on decoding, and prompts are read with the room that is left. A step that reads
-    no prompt is the place for prompt lookup: its time says what guessing is worth. What a prefix cache has is not
-    computed again, and what ends goes into it.
-    """
-
-    MAX_RUNNING = 64  # bounds the memory of caches and logits; the others wait for their turn
-
-    def __init__(
-        self, model: Model, requests: Iterable[Request] = (), prefix_cache: PrefixCache | None = None
-    ) -> None:
-        self.model, self.prefix_cache = model, prefix_cache
-        self.requests = list(requests)  # all that are not finished; more may be appended at any time
-
-    @cached_property
-    def speculation(self) -> Speculation:
-        return Speculation(self.model, self.MAX_RUNNING)
-
-    def step(self) -> list[tuple[Request, str]]:
-        """For each new id of this step its request, with the text, often "", that is certain by it."""
-        room, running, batch, answered, rows = self.model.PREFILL_CHUNK, [], [], [], []
-        for request in islice(self.requests, self.MAX_RUNNING):
-            if not room:
-                break
-            if request.sequence is None:
-                request.start(self.model, self.prefix_cache)
-            ids, request.unread = request.unread[:room], request.unread[room:]
-            room -= len(ids)
-            if not len(request.unread):
-                answered.append(request)
-                rows.append(len(batch))
-            running.append(request)
-            batch.append((request.sequence, ids))
-        decodes_only = len(answered) == self.model.PREFILL_CHUNK - room
-        if decodes_only and any(request.lookup for request in answered):
-            pieces = self.speculation.step(batch, answered)
-        else:
-            logits = self.model.step(batch, head=bool(answered))
-            pieces = [(request, request.accept(logits[row])) for request, row in zip(answered, rows, strict=True)]
-        if self.prefix_cache is not None:
-            for request, (sequence, _) in zip(running, batch, strict=True):
-                self.prefix_cache.saw(sequence, len(request.prompt_ids))
-                if request.finish_reason:
-                    self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
-        if any(request.finish_reason for request in answered):
-            self.requests = [request for request in self.requests if not request.finish_reason]
-        return pieces
-
-    def cancel(self, request: Request) -> None:
-        """Drops a request between steps; a prefix cache keeps what was computed for it."""
-        if request not in self.requests:
-            return
-        self.requests.remove(request)
-        if self.prefix_cache is not None and request.sequence is not None and request.sequence.whole:
-            self.prefix_cache.keep(request.sequence, request.prompt_ids + request.ids)
-        request.sequence = None
-
-
 class TextStream:
-    """The text of ids that come one by one, up to the first stop string.
+    """The text of ids that come one by one, up to the first stop string; see StopFilter.
 
-    Pieces end neither within a character nor with what may be the beginning of a stop string. Of several stop
-    strings that one counts whose end comes first, so how the text is cut into tokens makes no difference.
+    Pieces do not end within a character.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
         self._decoder = StreamDecoder(tokenizer)
-        self._stops = stops
-        self._held = ""
-        self.stopped = False  # a stop string has come; nothing follows
+        self._filter = StopFilter(stops)
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string has come; nothing follows."""
+        return self._filter.stopped
 
     def push(self, token_id: int) -> str:
         """The text that is certain once this id is known."""
-        return self._cut(self._decoder.push(token_id))
+        return self._filter.push(self._decoder.push(token_id))
 
     def flush(self) -> str:
         """The rest, when no more ids come."""
-        piece = self._cut(self._decoder.flush()) + self._held
+        return self._filter.push(self._decoder.flush()) + self._filter.flush()
+
+
+class StopFilter:
+    """Text that comes in pieces, up to the first stop string.
+
+    Pieces do not end with what may be the beginning of a stop string. Of several stop strings that one counts whose
+    end comes first, so how the text is cut into pieces makes no difference.
+    """
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops = tuple(stops)
         self._held = ""
+        self.stopped = False  # a stop string has come; nothing follows
+
+    def flush(self) -> str:
+        """The rest, when no more comes."""
+        piece, self._held = self._held, ""
         return piece
 
-    def _cut(self, piece: str) -> str:
+    def push(self, piece: str) -> str:
+        """What is certain once this piece is known."""
         if not self._stops or self.stopped:
             return "" if self.stopped else piece
         text = self._held + piece
@@ -380,8 +372,8 @@ def _read_stop(stop: Any, vocab_size: int) -> tuple[tuple[int, ...], tuple[str, 
     return tuple(ids), tuple(texts)
 
 
-def _read_logprobs(logprobs: Any) -> int | None:
+def _read_logprobs(name: str, logprobs: Any) -> int | None:
     """How many likeliest tokens to note beside the chosen one; None to note nothing."""
     if logprobs is None or logprobs is False:
         return None
-    return 0 if logprobs is True else require_integer("logprobs", logprobs, low=0)
+    return 0 if logprobs is True else require_integer(name, logprobs, low=0)

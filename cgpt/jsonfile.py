@@ -75,8 +75,10 @@ class Fields:
 
     Each reader returns `default` where the key is absent (an error if there is none) and `null` where it
     holds null (an error if not given), and raises ConfigError naming the key where the value has the wrong
-    type, lies outside its range, or differs from that of an alias.
+    type, lies outside its range, or differs from that of an alias. A subclass may raise another `error`.
     """
+
+    error: type[CgptError] = ConfigError
 
     def __init__(self, values: dict[str, Any], prefix: str = "") -> None:
         self.values = values
@@ -89,15 +91,15 @@ class Fields:
         """The key as messages call it: "rope_scaling.factor"."""
         return self._prefix + key
 
-    def refuse(self, key: str, why: str) -> ConfigError:
+    def refuse(self, key: str, why: str) -> CgptError:
         """The exception to raise for what `key` holds."""
-        return ConfigError(f"{self.name(key)} {why}, found {shown(self.values.get(key))}")
+        return self.error(f"{self.name(key)} {why}, found {shown(self.values.get(key))}")
 
     def refuse_unknown(self, known: Iterable[str], what: str) -> None:
         """Raises ConfigError where a key is not in `known`."""
         unknown = sorted(set(self.values) - set(known))
         if unknown:
-            raise ConfigError(f"{', '.join(map(self.name, unknown[:5]))}: no such key in {what}")
+            raise self.error(f"{', '.join(map(self.name, unknown[:5]))}: no such key in {what}")
 
     def integer(self, key: str, default: Any = _REQUIRED, low: int = 1, high: int = 2**31, **how: Any) -> Any:
         def valid(value: Any) -> bool:
@@ -124,7 +126,7 @@ class Fields:
     def section(self, key: str) -> Fields | None:
         """The object under `key`, or None where it is absent or null."""
         values = self._read(key, None, lambda value: isinstance(value, dict), "an object", null=None)
-        return None if values is None else Fields(values, self.name(key) + ".")
+        return None if values is None else type(self)(values, self.name(key) + ".")
 
     def _read(
         self,
@@ -138,7 +140,7 @@ class Fields:
         present = [k for k in (key, *aliases) if k in self.values]
         if not present:
             if default is _REQUIRED:
-                raise ConfigError(f"{self.name(key)} is missing")
+                raise self.error(f"{self.name(key)} is missing")
             return default
         key, value = present[0], self.values[present[0]]
         for other in present[1:]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from cgpt.generate import Completion, generate, stream
 from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
 from cgpt.sampling import log_probabilities
 from cgpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from cgpt.chat import Chat
 
 
 @dataclass
@@ -238,6 +242,13 @@ class Model:
         """What happens inside while the model reads a prompt (text or ids): hidden states, attention's shares, the
         router's choices, the logit lens, as arrays by name; see cgpt.inspection."""
         return inspection.inspect(self, prompt, what, **options)
+
+    def chat(self, **options) -> "Chat":
+        """A conversation: system=, tools=, reasoning= and more, see cgpt.chat.Chat. ChatError where the model has no
+        chat format, as GPT-2."""
+        from cgpt.chat import Chat
+
+        return Chat(self, **options)
 
     def generate(self, prompt, **options) -> Completion | list[Completion]:
         """A completion of `prompt` (text or ids), or of each in a list of prompts; see cgpt.generate.generate."""

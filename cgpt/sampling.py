@@ -1,7 +1,8 @@
 """Chooses the next token from the logits: the likeliest, or one at random as the settings say.
 
-The settings apply in this order: repetition_penalty, temperature, top_k, top_p, min_p. Each of the last
-three keeps some tokens from the likeliest down, of equally likely ones those with lower ids first.
+The settings apply in this order: repetition_penalty, presence_penalty, frequency_penalty, logit_bias, temperature,
+top_k, top_p, min_p. Each of the last three keeps some tokens from the likeliest down, of equally likely ones those
+with lower ids first.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cgpt.errors import InputError, NumericsError
+from cgpt.errors import InputError, NumericsError, TokenIdError
 from cgpt.jsonfile import shown
 
 
@@ -28,6 +29,8 @@ class Sampling:
         (Nguyen et al., https://arxiv.org/abs/2407.01082)
     repetition_penalty: divides the positive and multiplies the negative logits of the tokens that the
         sequence holds, prompt included (Keskar et al., https://arxiv.org/abs/1909.05858, and transformers)
+    presence_penalty, frequency_penalty: taken from the logits of the new tokens so far, once and for each time
+    logit_bias: {id: what is added to its logit} (these three as OpenAI's API has them)
     """
 
     temperature: float = 0.0
@@ -35,6 +38,9 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
 
     def __post_init__(self) -> None:
         _require_number("temperature", self.temperature, "at least 0", lambda x: x >= 0)
@@ -46,6 +52,12 @@ class Sampling:
             _require_number("min_p", self.min_p, "from 0 to 1", lambda x: 0 <= x <= 1)
         if self.repetition_penalty is not None:
             _require_number("repetition_penalty", self.repetition_penalty, "above 0", lambda x: x > 0)
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(self, name) is not None:
+                _require_number(name, getattr(self, name), "", lambda x: True)
+        for token, bias in (self.logit_bias or {}).items():
+            require_integer("a token id in logit_bias", token, low=0)
+            _require_number(f"logit_bias of {token}", bias, "", lambda x: True)
 
 
 class Sampler:
@@ -67,6 +79,12 @@ class Sampler:
         if sampling.repetition_penalty not in (None, 1):
             self._seen = np.zeros(vocab_size, bool)
             self._seen[np.asarray(prompt_ids, np.int64)] = True
+        counted = sampling.presence_penalty or sampling.frequency_penalty
+        self._counts = np.zeros(vocab_size, np.float32) if counted else None
+        bias = sampling.logit_bias or {}
+        if bias and max(bias) >= vocab_size:
+            raise TokenIdError(f"logit_bias holds the id {max(bias)}; the vocabulary has 0 to {vocab_size - 1}")
+        self._biased = np.array(list(bias), np.int64), np.array(list(bias.values()), np.float32)
 
     def choose(self, logits: np.ndarray) -> int:
         """The next token's id. logits: float32 [V], not changed; NumericsError if they hold NaN or +infinity,
@@ -74,6 +92,12 @@ class Sampler:
         """
         if self._seen is not None:
             logits = penalized(logits, np.flatnonzero(self._seen), self._sampling.repetition_penalty)
+        if self._counts is not None:
+            presence, frequency = self._sampling.presence_penalty or 0, self._sampling.frequency_penalty or 0
+            logits = logits - presence * (self._counts > 0) - frequency * self._counts
+        if len(self._biased[0]):
+            logits = logits.copy()
+            logits[self._biased[0]] += self._biased[1]
         token = int(logits.argmax())  # the first of equal ones; NaN counts as largest
         peak = float(logits[token])
         if not math.isfinite(peak):
@@ -86,6 +110,8 @@ class Sampler:
             token = drawn if ids is None else int(ids[drawn])
         if self._seen is not None:
             self._seen[token] = True
+        if self._counts is not None:
+            self._counts[token] += 1
         return token
 
 
@@ -169,4 +195,4 @@ def _require_number(name: str, value: Any, wanted: str, valid: Callable[[float],
     except OverflowError:  # an integer beyond the largest float
         number = math.inf
     if isinstance(value, bool) or not math.isfinite(number) or not valid(number):
-        raise InputError(f"{name} must be a finite number {wanted}, not {shown(value)}")
+        raise InputError(f"{name} must be a finite number {wanted}, not {shown(value)}".replace(" ,", ","))

@@ -336,12 +336,13 @@ def test_prompts_are_read_in_chunks_and_mixed(fake):
     model.PREFILL_CHUNK = 8
     assert [done.ids for done in generate(model, prompts, max_new_tokens=3)] == expected
     assert model.steps == [
-        ([8], False),
-        ([8], False),
-        ([4, 3, 1], True),  # the first two prompts have their first id
-        ([1, 1, 3, 1], True),
-        ([1, 1, 1, 1], True),
-        ([1, 1], True),
+        ([2, 2, 2, 1], True),  # even shares; the last prompt has its first id
+        ([2, 1, 2, 1], True),
+        ([5, 1, 1, 1], True),  # what others leave goes to the long one
+        ([6, 1, 1], True),
+        ([5], True),
+        ([1], True),
+        ([1], True),
     ]
 
 
@@ -471,7 +472,7 @@ def test_unknown_options(gpt2):
 
 def test_every_option_is_explained():
     options = [name for name, p in inspect.signature(Request).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert len(options) == 11
+    assert len(options) == 15
     for name in options:
         assert name in generate.__doc__
 

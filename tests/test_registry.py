@@ -49,9 +49,8 @@ def files():
     for path in sorted(CSRC.rglob("*")):
         if path.suffix in (".c", ".h", ".inc", ".def"):
             yield path, 150 if path.name in PORTABLE else 300
-    for folder in ("cgpt", "cgpt/bench", "cgpt/evolution"):
-        for path in sorted((ROOT / folder).glob("*.py")):
-            yield path, 400
+    for path in sorted([*(ROOT / "cgpt").glob("*.py"), *(ROOT / "cgpt").glob("*/*.py")]):
+        yield path, 400
     yield ROOT / "cgpt" / "_kernels.pyx", 500
 
 

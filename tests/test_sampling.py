@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cgpt.errors import InputError, NumericsError
+from cgpt.errors import InputError, NumericsError, TokenIdError
 from cgpt.sampling import Sampler, Sampling, candidates, likeliest, log_probabilities, penalized
 
 SETTINGS = [
@@ -242,3 +242,46 @@ def test_seeds_that_are_no_seeds_are_refused(seed):
 def test_numpy_numbers_are_numbers():
     settings = Sampling(np.float32(0.5), top_k=np.int64(5), top_p=np.float64(0.9), min_p=np.float32(0.1))
     assert 0 <= Sampler(settings, 100, seed=np.uint8(3)).choose(some_logits(100)) < 100
+
+
+@pytest.mark.parametrize("presence, frequency", [(1.5, None), (None, 0.75), (2, -1.0), (-2.0, 0.5)])
+def test_presence_and_frequency_penalties_count_the_new_tokens(rng, presence, frequency):
+    """As OpenAI defines them: logit - count * frequency - (count > 0) * presence; the prompt does not count."""
+    sampler = Sampler(Sampling(presence_penalty=presence, frequency_penalty=frequency), 50, prompt_ids=[1, 2, 3])
+    counts = np.zeros(50)
+    for _ in range(200):
+        logits = rng.normal(size=50).astype(np.float32)
+        before = logits.copy()
+        expected = logits - counts * (frequency or 0) - (counts > 0) * (presence or 0)
+        token = sampler.choose(logits)
+        assert token == expected.argmax() and np.array_equal(logits, before)
+        counts[token] += 1
+
+
+def test_logit_bias(rng):
+    logits = rng.normal(size=50).astype(np.float32)
+    best, other = int(logits.argmax()), int(logits.argmin())
+    assert Sampler(Sampling(logit_bias={other: 100}), 50).choose(logits) == other
+    assert Sampler(Sampling(logit_bias={best: -100.0}), 50).choose(logits) == np.argsort(logits)[-2]
+    drawn = [Sampler(Sampling(1.0, logit_bias={7: 2.0}), 50, seed=seed).choose(logits) for seed in range(2000)]
+    weights = np.exp(logits.astype(np.float64) + 2.0 * (np.arange(50) == 7))
+    assert abs(np.mean(np.array(drawn) == 7) - weights[7] / weights.sum()) < 0.04
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(presence_penalty=math.nan), "presence_penalty must be a finite number, not nan"),
+        (dict(frequency_penalty="1"), "frequency_penalty must be a finite number, not '1'"),
+        (dict(logit_bias={-1: 2}), "a token id in logit_bias must be an integer of at least 0, not -1"),
+        (dict(logit_bias={1: math.inf}), "logit_bias of 1 must be a finite number, not inf"),
+    ],
+)
+def test_what_penalties_and_biases_cannot_be(settings, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(**settings)
+
+
+def test_a_bias_beyond_the_vocabulary():
+    with pytest.raises(TokenIdError, match="logit_bias holds the id 50; the vocabulary has 0 to 49"):
+        Sampler(Sampling(logit_bias={3: 1, 50: 1}), 50)

@@ -1,0 +1,238 @@
+"""A conversation with gpt-oss in the harmony format.
+
+    chat = cgpt.load("demo-gpt-oss").chat()
+    print(chat.send("What is 17 + 25?").text)
+
+A Chat renders its messages, lets a Request run through a Scheduler, and parses the ids as they come. Between turns it
+keeps the model's sequence: what the next prompt has in common with it is not computed again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cgpt import harmony
+from cgpt.errors import ContextLengthError, InputError
+from cgpt.generate import Request, Scheduler
+from cgpt.harmony import Developer, Message, ResponseFormat, SpecialTokens, System, tool_result
+from cgpt.harmony_parse import Parser, Piece
+from cgpt.harmony_render import render_conversation, render_message
+from cgpt.sequence_reuse import KeptSequence
+from cgpt.tools import as_tools, run_tool
+
+if TYPE_CHECKING:
+    from cgpt.model import Model
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "prompt_lookup_num_tokens")
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model asks for. recipient: as it wrote it, "functions.NAME"; name: the last part of it;
+    arguments: JSON text, as it wrote it, which may be no JSON at all."""
+
+    recipient: str
+    arguments: str
+
+    @property
+    def name(self) -> str:
+        return self.recipient.removeprefix("functions.")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said in answer to one prompt.
+
+    messages: all of it. text: the final channel's, or, if there is none, what is in no channel; so no answer is lost
+        that the model put in the wrong place. reasoning: the analysis channel's. commentary: what the model says to
+        the user before it calls. tool_calls: those that are complete; send their results back, or let Chat.run do it.
+    finish_reason: "stop", "tool_calls", "length" (max_new_tokens, or the context is full), or "cancelled".
+    raw_text: what the model wrote, with special tokens. repairs: how often the parser had to guess, by kind.
+    prompt_tokens, reused_tokens: of the prompt, and of these the ones that the kept sequence already held.
+    completion_tokens; first_token_seconds: from the call to the first new id.
+    """
+
+    messages: list[Message]
+    finish_reason: str
+    raw_text: str
+    repairs: dict[str, int]
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+    first_token_seconds: float | None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return self._of("final") or self._of(None)
+
+    @property
+    def reasoning(self) -> str:
+        return self._of("analysis")
+
+    @property
+    def commentary(self) -> str:
+        return self._of("commentary")
+
+    def _of(self, channel: str | None) -> str:
+        found = [m for m in self.messages if m.channel == channel and m.role == "assistant" and not _is_call(m)]
+        return "\n".join(message.content for message in found)
+
+
+class Chat:
+    """A conversation; made by model.chat().
+
+    system: instructions, which harmony puts into the developer message. tools: Python functions, schemas in OpenAI's
+        shape or Tools. reasoning: "low", "medium" or "high". response_format: a schema that the model is asked to
+        follow. identity, knowledge_cutoff, date: lines of the system message; date is not given unless asked for.
+    messages: the conversation after those two, yours to read, to fill and to change.
+    """
+
+    SLACK = 1024  # tokens that the kept sequence can go back by: the length of a turn whose analysis is dropped
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        tools: Iterable[Any] = (),
+        reasoning: str = "medium",
+        response_format: ResponseFormat | None = None,
+        identity: str | None = harmony.IDENTITY,
+        knowledge_cutoff: str | None = harmony.KNOWLEDGE_CUTOFF,
+        date: str | None = None,
+    ) -> None:
+        self.model = model
+        self.special = SpecialTokens(model.tokenizer)
+        self.tools = as_tools(tools)
+        self.developer = Developer(system, self.tools, (), response_format)
+        self.system = System(identity, knowledge_cutoff, date, reasoning)
+        self.messages: list[Message] = []
+        self.reply: Reply | None = None  # the newest
+        self._kept = KeptSequence(model, self.SLACK)
+        self._loop: tuple[list[int], list[Message]] | None = None  # in a tool loop: ids so far, and their messages
+
+    def send(self, text: str | None = None, *, max_new_tokens: int = 4096, **sampling: Any) -> Reply:
+        """Says something and gives the reply; None lets the model go on, as after tool results.
+
+        sampling: temperature (0 unless given), top_k, top_p, min_p, repetition_penalty, seed and
+        prompt_lookup_num_tokens, as in cgpt.generate.generate. Raises ContextLengthError where the conversation has
+        become too long, InputError for a bad argument; the conversation is then what it was.
+        """
+        for _ in self.stream(text, max_new_tokens=max_new_tokens, **sampling):
+            pass
+        return self.reply
+
+    def stream(self, text: str | None = None, *, max_new_tokens: int = 4096, **sampling: Any) -> Iterator[Piece]:
+        """The reply as it comes: pieces of text with their channel. When it ends, `chat.reply` is what send() gives.
+
+        Closing it, or Ctrl-C, stops the answer ("cancelled") and keeps the chat: a final text that has begun stays in
+        the conversation; without one the turn is taken back.
+        """
+        if unknown := sampling.keys() - set(SAMPLING):
+            raise InputError(f"a chat takes no {min(unknown)}; it takes max_new_tokens, {', '.join(SAMPLING)}")
+        if (sampling.get("prompt_lookup_num_tokens") or 0) > self.SLACK:
+            raise InputError(f"in a chat prompt_lookup_num_tokens is {self.SLACK} at most")
+        if text is not None and not isinstance(text, str):
+            raise InputError(f"a message is a str, not {type(text).__name__}")
+        said = [] if text is None else [Message("user", text)]
+        ids = self._prompt(said)
+        if len(ids) >= self.model.context_length:
+            raise ContextLengthError(
+                f"the conversation has {len(ids)} tokens, the model {self.model.context_length} positions; "
+                f"begin a new chat, or drop some of chat.messages"
+            )
+        request = Request(self.model, ids, max_new_tokens=max_new_tokens, stop=list(self.special.stops), **sampling)
+        return self._run(request, said)
+
+    def run(self, text: str | None = None, *, max_rounds: int = 8, **options: Any) -> Reply:
+        """send(), and as long as the reply calls functions, runs them and sends the results: the last reply.
+
+        Errors of a function go back as its result. After max_rounds of calls the reply still holds the next ones.
+        """
+        reply = self.send(text, **options)
+        for _ in range(max_rounds):
+            if not reply.tool_calls:
+                break
+            for call in reply.tool_calls:
+                self.add_result(call, run_tool(self.tools, call.name, call.arguments))
+            reply = self.send(**options)
+        return reply
+
+    def add_result(self, call: ToolCall, result: str) -> None:
+        """Adds a call's result to the conversation; send() then lets the model go on."""
+        self.messages.append(tool_result(call.recipient, result))
+
+    def reset(self) -> None:
+        """Forgets the conversation; instructions and tools stay."""
+        self.messages.clear()
+        self.reply = self._loop = None
+
+    # ------------------------------------------------------------------------------------------------ one reply
+
+    def _prompt(self, said: list[Message]) -> list[int]:
+        """The ids of the conversation. Within a tool loop the model sees what it wrote, not how it is rendered."""
+        tokenizer = self.model.tokenizer
+        if self._loop:
+            ids, known = self._loop
+            if self.messages[: len(known)] == known and not said:
+                new = [render_message(tokenizer, self.special, m) for m in self.messages[len(known) :]]
+                return [*ids, *(i for part in new for i in part), self.special.start, *tokenizer.encode("assistant")]
+        head = [Message("system", self.system)]
+        if self.developer != Developer():
+            head.append(Message("developer", self.developer))
+        return render_conversation(tokenizer, [*head, *self.messages, *said])
+
+    def _run(self, request: Request, said: list[Message]) -> Iterator[Piece]:
+        began = time.perf_counter()
+        parser = Parser(self.model.tokenizer)
+        sequence, reused = self._kept.lend(request)
+        reason = "cancelled"
+        try:
+            scheduler = Scheduler(self.model, [request])
+            while scheduler.requests and not self._is_over(parser):
+                before = len(request.ids)
+                scheduler.step()
+                for token_id in request.ids[before:]:
+                    for piece in self._push(parser, token_id):
+                        yield piece
+            for piece in parser.finish():
+                yield piece
+            reason = request.finish_reason or "stop"
+        finally:
+            self._kept.take_back(request, sequence)
+            parser.finish()
+            calls = [ToolCall(m.recipient, m.content) for m in parser.messages if _is_call(m) and reason == "stop"]
+            first = request.answered - began if request.ids else None
+            self.reply = Reply(
+                parser.messages, "tool_calls" if calls else reason, parser.raw_text, dict(parser.repairs),
+                len(request.prompt_ids), reused, len(request.ids), first, calls,
+            )  # fmt: skip
+            self._remember(request, said)
+
+    def _push(self, parser: Parser, token_id: int) -> list[Piece]:
+        if token_id in self.model.eos_token_ids and token_id not in self.special.ends:
+            return []  # <|endoftext|> ends the text and is no part of it
+        return [piece for piece in parser.push(token_id) if piece.text]
+
+    def _is_over(self, parser: Parser) -> bool:
+        """Whether a call is complete, or somebody else is made to speak: the model should have stopped by itself."""
+        last = parser.messages[-1] if parser.messages else None
+        return parser.role != "assistant" or (last is not None and _is_call(last))
+
+    def _remember(self, request: Request, said: list[Message]) -> None:
+        reply = self.reply
+        if reply.finish_reason in ("stop", "tool_calls"):
+            self.messages += [*said, *(m for m in reply.messages if m.role == "assistant")]
+        elif reply.text:  # cut off: an answer that has begun stays, unfinished thoughts and calls do not
+            self.messages += [*said, Message("assistant", reply.text, "final")]
+        else:
+            return
+        self._loop = ([*request.prompt_ids, *request.ids], list(self.messages)) if reply.tool_calls else None
+
+
+def _is_call(message: Message) -> bool:
+    return message.role == "assistant" and message.recipient not in (None, "all", "user", "assistant")

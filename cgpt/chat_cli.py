@@ -1,0 +1,196 @@
+"""The command `cgpt chat`: a conversation in the terminal, or line by line through pipes."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import cgpt
+from cgpt.chat import Chat
+from cgpt.cli import ProgressBar
+from cgpt.errors import CgptError, InputError
+from cgpt.harmony import EFFORTS
+
+DEFAULT_MODEL = "demo-gpt-oss"
+HELP = """\
+/help              this
+/reset             forget the conversation
+/system [TEXT]     show the instructions, or set them and begin anew ("-" for none)
+/reasoning [WHAT]  low, medium or high: how long to think; show or hide: whether you see it
+/save FILE         write the conversation as JSON
+/quit              leave, as does Ctrl-D; Ctrl-C stops an answer"""
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def add_chat(command: Any, commands: Any) -> None:
+    parser = command(
+        commands,
+        "chat",
+        _chat,
+        "talk with a gpt-oss model; /help lists what else it understands",
+        "  cgpt chat\n"
+        "  cgpt chat --model ./gpt-oss-20b --reasoning low --temperature 1 --system 'Answer in one sentence.'\n"
+        '  echo "What is 17 + 25?" | cgpt chat --date ""      (a line is a message; the answers alone are printed)',
+    )
+    add = parser.add_argument
+    help = f"a checkpoint directory, or a model of the package (default: {DEFAULT_MODEL})"
+    add("--model", metavar="NAME_OR_DIR", default=DEFAULT_MODEL, help=help)
+    add("--system", metavar="TEXT", help="instructions that hold for the whole conversation")
+    add("--reasoning", choices=EFFORTS, default="medium", help="how long to think (default: medium)")
+    add("--hide-reasoning", action="store_true", help="do not show it; pipes never do")
+    add("--date", metavar="DATE", help='what day the model is told it is (default: today; "" for none)')
+    add("--max-new-tokens", type=int, metavar="N", default=4096, help="of an answer with its reasoning (default: 4096)")
+
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=float, metavar="T", default=0.0, help="0, the default, takes the likeliest")
+    add("--top-p", type=float, metavar="P", help="draw from the likeliest that have probability P together")
+    add("--seed", type=int, metavar="N", help="the same seed draws the same answers again")
+
+    add = parser.add_argument_group("running").add_argument
+    add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
+    add("--precision", choices=cgpt.PRECISIONS, default="auto", help="exact keeps float32 activations everywhere")
+    add("--dense", choices=cgpt.DENSE, help="round dense matrices to bf16, or quantise them to 8 bits")
+
+
+def _chat(args: argparse.Namespace) -> None:
+    with ProgressBar(f"loading {args.model}") as progress:
+        model = cgpt.load(args.model, args.threads, args.precision, args.dense, progress=progress)
+    date = datetime.date.today().isoformat() if args.date is None else args.date or None
+    chat = model.chat(system=args.system, reasoning=args.reasoning, date=date)
+    options = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        Terminal(chat, options, show_reasoning=not args.hide_reasoning).run(args.model)
+    else:
+        _answer_lines(chat, options)
+
+
+def _answer_lines(chat: Chat, options: dict[str, Any]) -> None:
+    """Each line of stdin is a message. Commands work too; an error or Ctrl-C ends the conversation."""
+    terminal = Terminal(chat, options, show_reasoning=False)
+    for raw in sys.stdin.buffer:
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as problem:
+            raise InputError(f"a message on stdin is not UTF-8: {problem}") from None
+        if line and not terminal.take(line):
+            break
+
+
+class Terminal:
+    """The conversation as the terminal shows it. Reasoning is dimmed where stdout is a terminal."""
+
+    def __init__(self, chat: Chat, options: dict[str, Any], *, show_reasoning: bool) -> None:
+        self.chat, self.options, self.show_reasoning = chat, options, show_reasoning
+        self._interactive = False
+
+    def run(self, name: str) -> None:
+        self._interactive = True
+        try:
+            import readline  # noqa: F401, gives input() a history and editing
+        except ImportError:
+            pass
+        print(f"{name}; /help lists the commands")
+        while True:
+            try:
+                line = input("> ").strip()
+            except KeyboardInterrupt:
+                print("  (/quit or Ctrl-D leaves)")
+                continue
+            except EOFError:
+                print()
+                break
+            try:
+                if line and not self.take(line):
+                    break
+            except (CgptError, OSError) as problem:
+                print(f"cgpt: {problem}", file=sys.stderr)
+
+    def take(self, line: str) -> bool:
+        """Does what a line says, a command or a message; False if that is to leave."""
+        if line.startswith("/"):
+            word, _, rest = line[1:].partition(" ")
+            command = getattr(self, f"_{word}_command", None)
+            if word == "quit":
+                return False
+            if not word.isalpha() or command is None:
+                raise InputError(f"there is no command /{word}; /help lists them")
+            command(rest.strip())
+        else:
+            self._answer(line)
+        return True
+
+    def _answer(self, line: str) -> None:
+        """Prints the reply as it comes. In a terminal Ctrl-C stops it and keeps the chat."""
+        shown = None  # the channel of what was printed last
+        pieces = self.chat.stream(line, **self.options)
+        try:
+            for piece in pieces:
+                if piece.channel == "analysis" and not self.show_reasoning:
+                    continue
+                if piece.channel != shown:
+                    self._print(("" if shown is None else "\n") + self._style(piece.channel))
+                    shown = piece.channel
+                self._print(piece.text)
+        except KeyboardInterrupt:
+            pieces.close()
+            if not self._interactive:
+                raise
+            self._print(" [stopped]")
+        finally:
+            self._print(self._style(None) + "\n")
+        if self.chat.reply.finish_reason == "length":
+            print("[cut off: --max-new-tokens, or the context is full]", file=sys.stderr)
+
+    def _style(self, channel: str | None) -> str:
+        if not sys.stdout.isatty():
+            return ""
+        return DIM if channel == "analysis" else PLAIN
+
+    @staticmethod
+    def _print(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    # ------------------------------------------------------------------------------------------------ commands
+
+    def _help_command(self, _: str) -> None:
+        print(HELP)
+
+    def _conversation(self) -> dict[str, Any]:
+        messages = [{k: v for k, v in asdict(m).items() if v is not None} for m in self.chat.messages]
+        return {
+            "model": str(self.chat.model.directory.name),
+            "instructions": self.chat.developer.instructions,
+            "reasoning": self.chat.system.reasoning,
+            "messages": messages,
+        }
+
+    def _reset_command(self, _: str) -> None:
+        self.chat.reset()
+        print("a new conversation")
+
+    def _system_command(self, text: str) -> None:
+        if not text:
+            print(self.chat.developer.instructions or "no instructions")
+            return
+        self.chat.reset()
+        self.chat.developer = replace(self.chat.developer, instructions=None if text == "-" else text)
+        print("a new conversation")
+
+    def _reasoning_command(self, what: str) -> None:
+        if what in ("show", "hide"):
+            self.show_reasoning = what == "show"
+        elif what:
+            self.chat.system = replace(self.chat.system, reasoning=what)
+        print(f"reasoning: {self.chat.system.reasoning}, {'shown' if self.show_reasoning else 'hidden'}")
+
+    def _save_command(self, path: str) -> None:
+        if not path:
+            raise InputError("/save needs the name of a file")
+        Path(path).write_text(json.dumps(self._conversation(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        print(f"saved {len(self.chat.messages)} messages to {path}")

@@ -1,0 +1,112 @@
+"""Runs any number of requests through one model together, a step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cgpt.lookup import Speculation
+
+if TYPE_CHECKING:
+    from cgpt.generate import Request
+    from cgpt.kvcache import Sequence
+    from cgpt.model import Model
+    from cgpt.prefix import PrefixCache
+
+
+class Scheduler:
+    """Runs requests through one model together.
+
+    Each step() is one model.step: the next id of every request that decodes, and with the room that is left, up to
+    PREFILL_CHUNK, ids of the prompts, in even shares. So what decodes goes on decoding, and a short prompt does not
+    wait for the end of a long one. A step that reads no prompt is the place for prompt lookup: its time says what
+    guessing is worth. What a prefix cache has is not computed again, and what ends goes into it.
+    """
+
+    MAX_RUNNING = 64  # bounds the memory of caches and logits; the others wait for their turn
+    SHARES = 8  # prompts that are read in one step; more would get few ids each, and all be late
+
+    def __init__(
+        self, model: Model, requests: Iterable[Request] = (), prefix_cache: PrefixCache | None = None
+    ) -> None:
+        self.model, self.prefix_cache = model, prefix_cache
+        self.requests = list(requests)  # all that are not finished; more may be appended at any time
+        self.running: list[Request] = []  # those of the last step, or the one that could not start
+        self.prompt_ids_read = 0  # by the last step
+
+    @cached_property
+    def speculation(self) -> Speculation:
+        return Speculation(self.model, self.MAX_RUNNING)
+
+    def step(self, chunk: int | None = None) -> list[tuple[Request, str]]:
+        """For each new id of this step its request, with the text, often "", that is certain by it.
+
+        chunk: another bound than PREFILL_CHUNK. Where it raises, the requests in `running` cannot go on, the others
+        can.
+        """
+        shares = self._shares(self.model.PREFILL_CHUNK if chunk is None else chunk)
+        self.running, batch, answered, rows = list(shares), [], [], []
+        self.prompt_ids_read = sum(share for request, share in shares.items() if not request.ids)
+        for request, share in shares.items():
+            ids, request.unread = request.unread[:share], request.unread[share:]
+            if not len(request.unread):
+                answered.append(request)
+                rows.append(len(batch))
+            batch.append((request.sequence, ids))
+        decodes_only = len(answered) == sum(shares.values())
+        if decodes_only and any(request.lookup for request in answered):
+            pieces = self.speculation.step(batch, answered)
+        else:
+            logits = self._logits(batch, head=bool(answered))
+            pieces = [(request, request.accept(logits[row])) for request, row in zip(answered, rows, strict=True)]
+        if self.prefix_cache is not None:
+            for request, (sequence, _) in zip(self.running, batch, strict=True):
+                if request.prompt_alternatives is not None:
+                    continue  # it began without the cache
+                self.prefix_cache.saw(sequence, len(request.prompt_ids))
+                if request.finish_reason:
+                    self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
+        if any(request.finish_reason for request in answered):
+            self.requests = [request for request in self.requests if not request.finish_reason]
+        return pieces
+
+    def _shares(self, chunk: int) -> dict[Request, int]:
+        """The requests of the next step, in order of arrival, and how many ids of each it reads."""
+        present = list(islice(self.requests, self.MAX_RUNNING))
+        prompts = [request for request in present if not request.ids]
+        room, shares = chunk - (len(present) - len(prompts)), {}
+        for waiting, request in zip(range(len(prompts), 0, -1), prompts, strict=True):
+            if room <= 0:
+                break
+            if request.sequence is None:
+                self.running = [request]
+                request.start(self.model, self.prefix_cache)
+            shares[request] = min(len(request.unread), room, max(room // waiting, chunk // self.SHARES))
+            room -= shares[request]
+        return {request: shares.get(request, 1) for request in present if request.ids or request in shares}
+
+    def _logits(self, batch: list[tuple[Sequence, np.ndarray]], head: bool) -> np.ndarray:
+        """The logits after each sequence's last id; those after the others go to requests that want them."""
+        if all(request.prompt_alternatives is None or request.ids for request in self.running):
+            return self.model.step(batch, head=head)
+        logits, last, row = self.model.step(batch, rows="all"), [], 0
+        for request, (sequence, ids) in zip(self.running, batch, strict=True):
+            if request.prompt_alternatives is not None and not request.ids:
+                request.note_prompt(logits[row : row + len(ids)], sequence.position - len(ids))
+            row += len(ids)
+            last.append(row - 1)
+        return logits[last]
+
+    def cancel(self, request: Request) -> None:
+        """Drops a request between steps; a prefix cache keeps what was computed for it."""
+        if request not in self.requests:
+            return
+        self.requests.remove(request)
+        sequence, request.sequence = request.sequence, None
+        if self.prefix_cache is not None and sequence is not None and request.prompt_alternatives is None:
+            if sequence.whole:
+                self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)

@@ -1,0 +1,72 @@
+"""Failures as HTTP answers, in the shape of OpenAI's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+
+from cgpt.errors import (
+    CgptError,
+    ContextLengthError,
+    EngineClosed,
+    InputError,
+    OutOfMemoryError,
+    QueueFull,
+    TokenizerError,
+)
+
+
+class ApiError(InputError):
+    """A request that cannot be answered: the HTTP status, OpenAI's type and code, the parameter that is wrong."""
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.code, self.param, self.headers = status, kind, code, param, headers
+
+
+class Json(Response):
+    """ASCII, so that whatever str was asked about, a lone surrogate too, can be sent."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return dumps(content).encode("ascii")
+
+
+def dumps(content: Any) -> str:
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+
+
+def api_error(problem: CgptError, retry_after: int = 1) -> ApiError:
+    """What a client is told of a failure of the package. retry_after: seconds, where waiting helps."""
+    text, wait = str(problem), {"Retry-After": str(retry_after)}
+    match problem:
+        case ApiError():
+            return problem
+        case ContextLengthError():
+            return ApiError(text, code="context_length_exceeded")
+        case InputError() | TokenizerError():
+            return ApiError(text)
+        case QueueFull():
+            return ApiError(text, 429, "rate_limit_error", "rate_limit_exceeded", headers=wait)
+        case EngineClosed() | OutOfMemoryError():
+            return ApiError(text, 503, "server_error", "unavailable", headers=wait)
+    return ApiError(f"{type(problem).__name__}: {text}", 500, "server_error", "internal_error")
+
+
+def error_object(problem: ApiError) -> dict[str, Any]:
+    return {"error": {"message": str(problem), "type": problem.kind, "param": problem.param, "code": problem.code}}
+
+
+def error_response(problem: ApiError) -> Json:
+    return Json(error_object(problem), problem.status, headers=problem.headers)

@@ -1,0 +1,95 @@
+"""Who may ask: the Host and the Origin of a request, and its key. Counts and logs what was asked, never the prompts."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cgpt.serve.errors import ApiError, error_response
+
+if TYPE_CHECKING:
+    from cgpt.serve.app import Service
+
+OPEN = {"/", "/health"}  # without a key
+log = logging.getLogger("cgpt.serve")
+
+
+class Guard:
+    """Middleware around everything.
+
+    hosts: names that the server is called by, beside its addresses and localhost. A page that had its own name point
+    here (DNS rebinding) sends that name. origins: of pages that may ask, beside the server's own. "*" is any.
+    key: what `Authorization: Bearer` must hold; None for no key
+    """
+
+    def __init__(
+        self, app: ASGIApp, service: Service, hosts: tuple[str, ...], origins: tuple[str, ...], key: str | None
+    ) -> None:
+        self._app, self._service = app, service
+        self._hosts = {name.lower() for name in hosts}
+        self._origins = origins
+        self._key = None if key is None else key.encode("utf-8")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        problem = self._refusal(scope["path"], Headers(scope=scope))
+        try:
+            await (error_response(problem) if problem else self._app)(scope, receive, noted)
+        finally:
+            seconds, path = time.perf_counter() - began, self._service.metrics.known(scope["path"])
+            self._service.metrics.count(path, status)
+            log.info("%s %s %s %.2f s", scope["method"], path, status, seconds)
+
+    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._is_ours(host):
+            hint = "the server goes by its address, localhost, and what --allow-host names"
+            return ApiError(f"the Host {host[:80]!r} is not this server's: {hint}", 403, code="host_not_allowed")
+        if origin is not None and not {"*", origin} & set(self._origins) and not _same(origin, host):
+            return ApiError(
+                f"pages of {origin[:80]!r} may not ask; --cors allows it", 403, code="origin_not_allowed"
+            )
+        if self._key is not None and path not in OPEN:
+            kind, _, key = headers.get("authorization", "").partition(" ")
+            given = key.strip().encode("latin-1")  # as it came
+            if kind.lower() != "bearer" or not hmac.compare_digest(given, self._key):
+                message = "this server wants its API key, as Authorization: Bearer KEY"
+                return ApiError(message, 401, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        if "*" in self._hosts:
+            return True
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        if name == "localhost" or name.endswith(".localhost") or name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _same(origin: str, host: str) -> bool:
+    scheme, _, place = origin.partition("://")
+    return scheme in ("http", "https") and place.lower() == host.lower()

@@ -1,0 +1,60 @@
+"""/metrics, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+if TYPE_CHECKING:
+    from cgpt.engine import Engine
+
+
+class Metrics:
+    """What was asked by HTTP. paths: those that are counted by name, so that clients cannot make up new ones."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = set(paths)
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self.repairs: Counter[str] = Counter()  # of chats that the model did not write as it should
+
+    def known(self, path: str) -> str:
+        return path if path in self._paths else "other"
+
+    def count(self, path: str, status: int) -> None:
+        self._requests[path, status] += 1
+
+    def text(self, engine: Engine) -> str:
+        """Everything, the engine's counts too."""
+        counts, lines = engine.counts, []
+
+        def add(name: str, kind: str, about: str, samples: dict[str, float]) -> None:
+            lines.extend([f"# HELP cgpt_{name} {about}", f"# TYPE cgpt_{name} {kind}"])
+            lines.extend(f"cgpt_{name}{labels} {value}" for labels, value in samples.items())
+
+        requests = {f'{{path="{path}",status="{status}"}}': n for (path, status), n in sorted(self._requests.items())}
+        add("http_requests_total", "counter", "HTTP requests answered.", requests)
+        finished = {f'{{reason="{reason}"}}': n for reason, n in counts.finished.items()}
+        add("texts_total", "counter", "Texts that came to an end.", finished)
+        add("running", "gauge", "Texts that are being made.", {"": engine.running})
+        add("waiting", "gauge", "Texts that wait for a place.", {"": engine.waiting})
+        add("prompt_tokens_total", "counter", "Tokens of prompts that were read.", {"": counts.prompt})
+        add("cached_prompt_tokens_total", "counter", "Of these, found in the prefix cache.", {"": counts.cached})
+        add("generated_tokens_total", "counter", "New tokens.", {"": counts.generated})
+        add("steps_total", "counter", "Steps of the model.", {"": counts.steps})
+        add("step_seconds_total", "counter", "Time in steps.", {"": counts.seconds})
+        first = {"_sum": counts.first_token_seconds, "_count": counts.first_tokens}
+        add("first_token_seconds", "summary", "From submission to a text's first token.", first)
+        repairs = {"": sum(self.repairs.values())}
+        add("harmony_repairs_total", "counter", "Places where a chat had to be guessed.", repairs)
+        kept = engine.prefix_cache.nbytes if engine.prefix_cache else 0
+        add("prefix_cache_bytes", "gauge", "Keys and values of finished texts.", {"": kept})
+        return "\n".join(lines) + "\n"
+
+
+async def metrics(request: Request) -> PlainTextResponse:
+    service = request.app.state.service
+    return PlainTextResponse(service.metrics.text(service.engine), media_type="text/plain; version=0.0.4")

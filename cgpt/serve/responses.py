@@ -1,0 +1,188 @@
+"""/v1/responses, without a store: each request brings its whole conversation."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette import requests as http
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from cgpt.engine import Job
+from cgpt.serve.body import IGNORED, Body, read_body, read_sampling
+from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_text
+from cgpt.serve.errors import Json
+from cgpt.serve.items import Items
+from cgpt.serve.stream import EventStream, while_connected
+from cgpt.serve.turn import Turn
+
+if TYPE_CHECKING:
+    from cgpt.serve.app import Service
+
+FIELDS = IGNORED | {
+    "model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "tools", "tool_choice", "stream",
+    "stream_options", "reasoning", "text", "include", "parallel_tool_calls", "truncation", "previous_response_id",
+    "conversation", "background", "top_logprobs", "max_tool_calls", "prompt",
+}  # fmt: skip
+NO_STORE = "cannot be used: nothing is kept here; send the whole conversation as input"
+TEXTS = {"input_text", "output_text", "text", "refusal"}
+
+
+@dataclass
+class Asked:
+    """A request for a response, read. echoed: its fields that the answer repeats."""
+
+    dialog: Dialog
+    stream: bool
+    echoed: dict[str, Any]
+
+
+def read_response(body: Body, service: Service) -> Asked:
+    limits = service.limits
+    body.refuse_unknown(FIELDS, "what /v1/responses takes")
+    service.require_model(body)
+    service.require_chat()
+    for key in ("previous_response_id", "conversation", "prompt"):
+        body.refuse_unless(key, [], NO_STORE)
+    body.refuse_unless("background", [False], NO_STORE)
+    body.refuse_unless("truncation", ["disabled"], "cannot be used: what is too long is refused, not cut")
+    body.refuse_unless("top_logprobs", [0], "cannot be used: /v1/chat/completions gives log-probabilities")
+    stream = body.boolean("stream", False)
+    options = {key: value for key, value in read_sampling(body, limits, service.model.vocab_size).items() if value}
+    most = body.integer("max_output_tokens", None, high=limits.max_tokens)
+    options["max_new_tokens"] = most or limits.max_tokens
+    reasoning, text = body.section("reasoning") or Body({}, "reasoning."), body.section("text") or Body({}, "text.")
+    dialog = Dialog(effort=read_effort(reasoning, "effort"), options=options)
+    if (form := text.section("format")) is not None:
+        dialog.set_format(form, form, limits)
+    for tool in body.objects("tools", limits.tools, []):
+        tool.refuse_unless("type", ["function"], "must be function: there are no other tools")
+        dialog.add_tool(tool, limits)
+    choose_tools(body, dialog, lambda choice: choice.text("name"))
+    if instructions := body.text("instructions", ""):
+        dialog.add("system", instructions)
+    if isinstance(body.values.get("input"), str):
+        dialog.add("user", body.values["input"])
+    else:
+        for item in body.objects("input", limits.messages, []):
+            _read_item(item, dialog)
+    if not dialog.messages:
+        raise body.refuse("input", "must be a text, or a list of one item at least")
+    echoed = {
+        "instructions": instructions or None,
+        "max_output_tokens": most,
+        "metadata": body.values.get("metadata", {}),
+        "parallel_tool_calls": False,
+        "reasoning": {"effort": dialog.effort, "summary": None},
+        "temperature": body.number("temperature", 1.0, low=0, high=2),
+        "text": {"format": text.values.get("format", {"type": "text"})},
+        "tool_choice": body.values.get("tool_choice", "auto"),
+        "tools": body.values.get("tools", []),
+        "top_p": body.number("top_p", 1.0, high=1),
+        "truncation": "disabled",
+    }
+    return Asked(dialog, stream, echoed)
+
+
+def _read_item(item: Body, dialog: Dialog) -> None:
+    kind = item.text("type", "message")
+    if kind == "message":
+        role = item.text("role")
+        if role not in ("system", "developer", "user", "assistant"):
+            raise item.refuse("role", "must be system, developer, user or assistant")
+        dialog.add(role, read_text(item, "content", TEXTS))
+    elif kind == "reasoning":
+        if text := read_text(item, "content", {"reasoning_text", "text"}):
+            dialog.add_reasoning(text)
+    elif kind == "function_call":
+        dialog.add_call(item.text("call_id"), item.text("name"), item.text("arguments", "{}"))
+    elif kind == "function_call_output":
+        dialog.add_result(item.name("call_id"), item.text("call_id"), read_text(item, "output", TEXTS))
+    else:
+        raise item.refuse("type", "must be message, reasoning, function_call or function_call_output")
+
+
+class Answer:
+    """The response object as it grows, and the events that tell of it."""
+
+    def __init__(self, asked: Asked, service: Service, job: Job) -> None:
+        self._job, (request,) = job, job.requests
+        self._turn = Turn(service, request, asked.dialog.seed, asked.dialog.stops)
+        self._items = Items()
+        self._number = 0
+        self._head = {
+            "id": f"resp_{uuid.uuid4().hex}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": service.name,
+            "error": None,
+            "background": False,
+            "previous_response_id": None,
+            "store": False,
+            **asked.echoed,
+        }
+
+    def response(self, status: str) -> dict[str, Any]:
+        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        usage = None if status == "in_progress" else self._usage()
+        more = {"incomplete_details": cut, "output": self._items.output(), "usage": usage}
+        return self._head | {"status": status} | more
+
+    def _usage(self) -> dict[str, Any]:
+        request, turn = self._turn.request, self._turn
+        prompt = len(request.prompt_ids)
+        return {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": request.num_cached_tokens},
+            "output_tokens": turn.tokens,
+            "output_tokens_details": {"reasoning_tokens": turn.reasoning_tokens},
+            "total_tokens": prompt + turn.tokens,
+        }
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """All of them; the last one holds the whole response."""
+        first = True
+        async for event in self._job:
+            deltas = self._turn.advance(event)
+            if first:
+                first = False
+                for kind in ("response.created", "response.in_progress"):
+                    yield self._event(kind, {"response": self.response("in_progress")})
+            for delta in deltas:
+                for kind, data in self._items.add(delta):
+                    yield self._event(kind, data)
+            if self._turn.finish_reason:
+                self._job.cancel()
+        cut = self._turn.finish_reason == "length"
+        status = "incomplete" if cut else "completed"
+        for kind, data in self._items.close(status):
+            yield self._event(kind, data)
+        yield self._event(f"response.{status}", {"response": self.response(status)})
+
+    def _event(self, kind: str, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        self._number += 1
+        return kind, {"type": kind, "sequence_number": self._number - 1, **data}
+
+
+async def responses(request: http.Request) -> Response:
+    service: Service = request.app.state.service
+    body = await read_body(request, service.limits)
+    asked = read_response(body, service)
+    requests = await run_in_threadpool(asked.dialog.requests, service, 1, None)
+    job = service.submit(requests, body)
+    answer = Answer(asked, service, job)
+    if asked.stream:
+        return await EventStream(job, answer.events(), done=False).begin(request)
+    try:
+        return await while_connected(request, _whole(answer))
+    finally:
+        job.cancel()
+
+
+async def _whole(answer: Answer) -> Json:
+    last = [data async for _, data in answer.events()][-1]
+    return Json(last["response"])

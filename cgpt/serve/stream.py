@@ -1,0 +1,95 @@
+"""Answers that come piece by piece, and work that ends when the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from cgpt.engine import Job
+from cgpt.errors import CgptError
+from cgpt.serve.errors import api_error, dumps, error_object
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the client goes meanwhile: ClientGone. The body has been read."""
+    return await _first(asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive)))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(work: asyncio.Future[T], gone: asyncio.Future[None]) -> T:
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientGone
+        return work.result()
+    finally:
+        work.cancel()
+        gone.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)  # until both have cleaned up
+
+
+class EventStream:
+    """Server-sent events, as OpenAI frames them: an ASGI application.
+
+    job: cancelled when the client goes. events: pairs (name of the event or None, JSON object). What fails in the
+    middle becomes an error object, which OpenAI's clients raise. done: whether `[DONE]` ends it
+    """
+
+    HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
+               (b"x-accel-buffering", b"no")]  # fmt: skip
+
+    def __init__(
+        self, job: Job, events: AsyncIterator[tuple[str | None, dict[str, Any]]], done: bool = True
+    ) -> None:
+        self._job, self._events, self._done = job, events, done
+
+    async def begin(self, request: Request) -> EventStream:
+        """Waits for the first event, so that what fails before it can still be an answer of its own."""
+        try:
+            self._begun = await while_connected(request, self._next())
+        except BaseException:
+            self._job.cancel()
+            raise
+        return self
+
+    async def _next(self) -> tuple[str | None, dict[str, Any]] | None:
+        return await anext(self._events, None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.HEADERS})
+            await _first(asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(_disconnected(receive)))
+        except ClientGone:
+            pass
+        finally:
+            self._job.cancel()
+
+    async def _pump(self, send: Send) -> None:
+        event = self._begun
+        try:
+            while event is not None:
+                await _send(send, *event)
+                event = await self._next()
+        except CgptError as problem:
+            await _send(send, None, error_object(api_error(problem)))
+        end = b"data: [DONE]\n\n" if self._done else b""
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
+
+async def _send(send: Send, name: str | None, data: dict[str, Any]) -> None:
+    text = f"event: {name}\ndata: {dumps(data)}\n\n" if name else f"data: {dumps(data)}\n\n"
+    await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": True})

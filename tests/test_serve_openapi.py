@@ -1,0 +1,50 @@
+"""/openapi.json says what the endpoints do."""
+
+from serve_cases import serving
+
+import cgpt
+from cgpt.serve import app, chat, completions, responses
+from cgpt.serve.openapi import document
+
+TAKE = {
+    "/v1/completions": completions.FIELDS,
+    "/v1/chat/completions": chat.FIELDS,
+    "/v1/responses": responses.FIELDS,
+    "/tokenize": {"prompt", "special"},
+    "/detokenize": {"tokens"},
+}
+
+
+def schema_of(found, path):
+    return found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+
+def test_the_document():
+    with serving(cgpt.load("demo-gpt-oss")) as served:
+        status, _, found = served.ask("GET", "/openapi.json")
+        assert status == 200 and found == document(served.service) and found["openapi"] == "3.1.0"
+        routes = {route.path for route in app.ROUTES} - {"/openapi.json", "/v1/models/{name:path}"}
+        assert set(found["paths"]) == routes
+        for path, fields in TAKE.items():
+            assert set(schema_of(found, path)["properties"]) <= fields
+
+
+def test_what_it_allows_is_taken_and_what_it_forbids_is_not():
+    """For each field by itself: null, and the ends of its range; one beyond them is refused."""
+    user = [{"role": "user", "content": "a"}]
+    good = {"/v1/completions": {"prompt": "a"}, "/v1/chat/completions": {"messages": user}}
+    good["/v1/responses"] = {"input": "a"}
+    most = {"/v1/responses": "max_output_tokens"}
+    with serving(cgpt.load("demo-gpt-oss")) as served:
+        for path, body in good.items():
+            body = body | {most.get(path, "max_tokens"): 1}
+            for name, schema in schema_of(document(served.service), path)["properties"].items():
+                null = schema.get("type", [])[-1:] == ["null"]
+                if null:
+                    assert served.post(path, body | {name: None})[0] == 200, name
+                if "minimum" in schema and name != "logprobs" and "max" not in name and name != "top_logprobs":
+                    extra = {"best_of": 16} if name == "n" and path == "/v1/completions" else {}
+                    for value in (schema["minimum"], schema["maximum"]):
+                        assert served.post(path, body | extra | {name: value})[0] == 200, (name, value)
+                    for value in (schema["minimum"] - 1, schema["maximum"] + 1):
+                        served.refused(path, body | {name: value})
