@@ -8,10 +8,13 @@ The map: gpt2.py and gpt_oss.py are the models, side by side; model.py what they
 generate.py, scheduler.py, sampling.py and lookup.py make text of it, prefix.py remembers what was computed; chat.py,
 tools.py and harmony*.py make conversations; engine.py and serve/ share a model between many; inspection.py shows what
 happens inside; quality.py compares two settings; accounting.py counts what a model takes; weights.py, loader.py,
-configs.py read checkpoints; kvcache.py holds sequences; tokenizer.py wraps tiktoken; _kernels.pyx hands everything to
-the C in csrc/.
+configs.py read checkpoints; kvcache.py holds sequences; tokenizer.py wraps tiktoken; openmp.py loads _kernels.pyx,
+which hands everything to the C in csrc/.
 """
 
+from cgpt import openmp  # noqa: F401  first: it loads the kernels
+
+# isort: split
 from collections.abc import Callable
 from pathlib import Path
 

@@ -371,16 +371,16 @@ cdef void quantize_row(void *job, int64_t n) noexcept nogil:
                             j.x + n * j.K * (4 if j.dtype == CG_F32 else 2), j.dtype, j.K)
 
 
-def quantize_int8(array, str dtype, int threads):
-    """int8 [N, K rounded up to 64] and bf16 scales (as uint16) [N, groups of 64] for F32, F16 or BF16 [N, K]: what an
-    INT8 Matrix is made of. A weight is its integer, -127 .. 127, times its group's scale."""
+def quantize_int8(array, str dtype, int threads, empty=np.empty):
+    """What an INT8 Matrix of F32, F16 or BF16 [N, K] is made of, from empty(shape, dtype): int8 [N, K rounded up to 64]
+    and bf16 scales (as uint16) [N, groups of 64]. A weight is its integer, -127 .. 127, times its group's scale."""
     cdef Tensor x = Tensor(array, dtype, False)
     cdef QuantizeJob job
     if array.ndim != 2 or x.dtype > CG_BF16:
         raise KernelError(f"quantize_int8: found {dtype} {array.shape}, expected floats [N, K]")
     job.K, job.groups, job.dtype, job.x = x.cols, -(-x.cols // CG_INT8_GROUP), x.dtype, <const char *>x.view.buf
-    q = np.empty((x.rows, job.groups * CG_INT8_GROUP), np.int8)
-    scales = np.empty((x.rows, job.groups), np.uint16)
+    q = empty((x.rows, job.groups * CG_INT8_GROUP), np.int8)
+    scales = empty((x.rows, job.groups), np.uint16)
     cdef Tensor out = Tensor(q.view(np.uint8), "U8"), to = Tensor(scales, "BF16")
     job.out, job.scales = <int8_t *>out.view.buf, <uint16_t *>to.view.buf
     cdef int64_t rows = x.rows

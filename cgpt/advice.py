@@ -89,8 +89,8 @@ def _load(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"{what}: all figures are those of a shared machine"
     elif what:
         yield (
-            f"{what}: threads that wait for each other spin meanwhile, and take turns with these; beside others "
-            "OMP_WAIT_POLICY=passive makes it 1.6 to 13 times faster (alone 9 % slower: GPT-2 on 2 cores)"
+            f"{what}: threads that wait for each other spin for a moment, and take turns with these; beside others "
+            "OMP_WAIT_POLICY=passive makes it 1.1 to 1.4 times as fast (alone 6 to 9 % slower: GPT-2 on 2 cores)"
         )
     if stolen is not None and stolen > STOLEN:
         yield f"the host gave {stolen:.0%} of these CPUs' time to other guests (steal): figures will vary"

@@ -38,6 +38,7 @@ def add_bench(command: Callable[..., argparse.ArgumentParser], commands: Any) ->
     add("-r", "--repetitions", type=int, metavar="N", default=5, help="of each test, after a warm-up (default: 5)")
     add("--precision", default="auto", metavar="NAME", help="as for cgpt generate (default: auto)")
     add("--dense", metavar="NAME", help="as for cgpt generate")
+    add("--kv-cache-dtype", metavar="NAME", help="as for cgpt generate")
     add = parser.add_argument_group("what is shown").add_argument
     add("--profile", action="store_true", help="also where the time goes, kernel by kernel")
     add("--json", action="store_true", help="print one JSON array of all rows")
@@ -73,6 +74,7 @@ def _bench(args: argparse.Namespace) -> None:
             repetitions=args.repetitions,
             precision=args.precision,
             dense=args.dense,
+            kv_cache_dtype=args.kv_cache_dtype,
             profile=args.profile,
             say=_say,
         ):

@@ -6,6 +6,7 @@ import numpy as np
 
 from cgpt._kernels import Matrix, Tensor, quantize_int8, transpose
 from cgpt.errors import OutOfMemoryError
+from cgpt.hugepages import Arena
 from cgpt.weights import Checkpoint
 
 FLOATS = ("F32", "F16", "BF16")
@@ -28,6 +29,7 @@ class Loader:
     ) -> None:
         self.checkpoint, self.dense, self.threads = checkpoint, dense, threads
         self._progress = progress
+        self._memory = Arena()
         self._scratch = np.empty(0, np.float32)
         self._unread = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
         self._total, self._done = sum(self._unread.values()), 0
@@ -90,7 +92,8 @@ class Loader:
             return self._quantised(name, self._turned_parts(array, dtype), "F32", bias)
         to = "BF16" if self.dense == "bf16" else dtype
         try:
-            turned = np.empty((*array.shape[:-2], *array.shape[:-3:-1]), np.uint16 if to == "BF16" else array.dtype)
+            shape = *array.shape[:-2], *array.shape[:-3:-1]
+            turned = self._memory.empty(shape, np.uint16 if to == "BF16" else array.dtype)
             for part, out in zip(_matrices(array), _matrices(turned), strict=True):
                 transpose(out, to, part, dtype, self.threads)
         except MemoryError:
@@ -127,7 +130,7 @@ class Loader:
         pairs = []
         try:
             for part in parts:
-                pairs.append(quantize_int8(part, dtype, self.threads))
+                pairs.append(quantize_int8(part, dtype, self.threads, self._memory.empty))
                 K = part.shape[-1]
             q, scales = pairs[0] if len(pairs) == 1 else map(np.stack, zip(*pairs, strict=True))
         except MemoryError:
@@ -138,7 +141,7 @@ class Loader:
     def _copied(self, name: str, to: str) -> np.ndarray:
         """As dtype `to`, in the same order: the transpose of one long row."""
         array, dtype = self._to_convert(name)
-        copy = np.empty(array.shape, np.uint16 if to == "BF16" else array.dtype)
+        copy = self._memory.empty(array.shape, np.uint16 if to == "BF16" else array.dtype)
         transpose(copy.reshape(-1, 1), to, array.reshape(1, -1), dtype, self.threads)
         self.checkpoint.release(name)
         return copy

@@ -64,6 +64,15 @@ def test_what_does_not_fit_is_left_out(bench):
     assert "cgpt: pp16 @ d250 is left out: it takes more than the 256 positions of this model\n" in err
 
 
+def test_kv_cache_dtype(bench):
+    """What a token reads of 100 more positions follows: keys and values, 160 wide, of 4 layers."""
+    for name, size in {"f32": 4, "f16": 2, "bf16": 2}.items():
+        status, out, _ = bench("-p", "0", "-n", "4", "-d", "0,100", "-r", "1", "--jsonl", "--kv-cache-dtype", name)
+        flat, deep = rows = [json.loads(line) for line in out.splitlines()]
+        assert status == 0 and {(row["type_k"], row["type_v"]) for row in rows} == {(name, name)}
+        assert deep["bytes_per_token"] - flat["bytes_per_token"] == 100 * 2 * 4 * 160 * size
+
+
 @pytest.mark.parametrize("args, message", [
     (("--model", "gpt-5"), "gpt-5: no such directory, and none of the known models demo-gpt-oss, demo-gpt2, gpt2"),
     (("-p", "0", "-n", "0"), "nothing to measure"),
@@ -72,6 +81,7 @@ def test_what_does_not_fit_is_left_out(bench):
     (("-p", "300"), "pp300 takes more than the 256 positions"),
     (("--precision", "what"), "precision is"),
     (("--dense", "what"), "dense is"),
+    (("--kv-cache-dtype", "what"), "kv_cache_dtype is"),
 ])  # fmt: skip
 def test_errors(bench, args, message):
     status, out, err = bench("-n", "0", *args)

@@ -16,10 +16,11 @@ from cgpt.roof import Roof
 LLAMA_BENCH = {  # the fields of its JSON that mean the same here
     "cpu_info", "model_filename", "model_type", "model_size", "model_n_params", "n_ubatch", "n_threads", "n_prompt",
     "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts",
+    "type_k", "type_v",
 }  # fmt: skip
 FACTS = {
     "model_filename": "/m/gpt2", "model_type": "GPT-2 124M F32", "model_size": 5e8, "cpu_info": "CPU", "level": "avx2",
-    "precision": "auto", "dense": None, "n_threads": 2, "load_ns": 250_000_000,
+    "precision": "auto", "dense": None, "type_k": "f16", "type_v": "f16", "n_threads": 2, "load_ns": 250_000_000,
 }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def test_table():
     assert lines[4] == ("2 threads: memory 10.0 GB/s, f32 products 100.0 GFLOP/s; loaded in 0.25 s, "
                         "at most 1.50 GB in memory")  # fmt: skip
     assert report.heading(whole_row(dense="bf16")) == (
-        "gpt2: GPT-2 124M F32, 0.50 GB stored; CPU, avx2, precision auto, dense=bf16"
+        "gpt2: GPT-2 124M F32, 0.50 GB stored; CPU, avx2, precision auto, dense=bf16, f16 cache"
     )
 
 

@@ -184,3 +184,12 @@ def test_a_depth_is_finite_and_different_each_time(models):
         assert sequence.position == 70
         seen.append(model.step([(sequence, [1])]))
     assert not np.array_equal(*seen)
+
+
+def test_a_depth_of_bf16_is_of_usual_numbers(models, monkeypatch):
+    """The integers that hold them are bits: a few of the noise, as such, would be zeros and denormals."""
+    monkeypatch.setattr(models["gpt2"], "kv_cache_dtype", "bf16")
+    sequence = models["gpt2"].new_sequence(70)
+    workload._fill(sequence, 70, np.random.default_rng(0))
+    values = (sequence.arrays[0][0].astype(np.uint32) << 16).view(np.float32)
+    assert 0.9 < values.std() < 1.1

@@ -19,7 +19,7 @@ from cgpt import cli, info, isa
 from cgpt.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["generate", "chat", "serve", "info", "compare", "synth", "bench", "doctor", "quality", "evolution", "kernels"]
+COMMANDS = "generate chat serve info compare synth bench doctor quality evolution kernels".split()
 
 
 @pytest.fixture(scope="module")

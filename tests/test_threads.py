@@ -10,6 +10,7 @@ from machine_cases import cpus, smt, v1, v2, write
 
 import cgpt
 from cgpt import _kernels, topology
+from cgpt.openmp import SPINS
 from cgpt.threads import cpu_quota, default_threads
 
 ALL = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -185,6 +186,31 @@ def test_binding_leaves_the_default_as_it_is(binding):
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(sorted(os.sched_getaffinity(0)))
+
+
+@pytest.mark.skipif(not _kernels.has_openmp(), reason="a build without OpenMP")
+@pytest.mark.parametrize("setting, spins", [
+    ("", f"'{SPINS}'"), ("GOMP_SPINCOUNT=77", "'77'"), ("OMP_WAIT_POLICY=passive", "'0'"),
+])  # fmt: skip
+def test_waiting_threads_soon_sleep(setting, spins):
+    """libgomp says what it read; the user's word counts, and the environment is left as it was, C's too."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    env |= {"PYTHONPATH": str(Path(cgpt.__file__).parents[1]), "OMP_DISPLAY_ENV": "verbose"}
+    env |= dict([setting.split("=")]) if setting else {}
+    program = """
+import ctypes, os
+before = dict(os.environ)
+import cgpt
+assert dict(os.environ) == before
+print(ctypes.CDLL(None).getenv(b"GOMP_SPINCOUNT") != 0, "libgomp" in open("/proc/self/maps").read())
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    set_in_c, libgomp = done.stdout.split()
+    assert set_in_c == str("GOMP_SPINCOUNT" in setting)
+    if libgomp == "False":
+        pytest.skip("built with another OpenMP than GCC's")
+    assert f"GOMP_SPINCOUNT = {spins}" in done.stderr
 
 
 def test_places_are_the_usable_cpus(monkeypatch, tmp_path):

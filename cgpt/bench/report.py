@@ -14,7 +14,8 @@ def heading(row: Row) -> str:
     dense = f", dense={row['dense']}" if row["dense"] else ""
     return (
         f"{Path(row['model_filename']).name}: {row['model_type']}, {row['model_size'] / 1e9:.2f} GB stored; "
-        f"{row['cpu_info']}, {row['level']}, precision {row['precision']}{dense}"
+        f"{row['cpu_info']}, {row['level']}, precision {row['precision']}{dense}, "
+        f"{row['type_k']} cache"
     )
 
 

@@ -36,6 +36,8 @@ def model_facts(model: Model, name: str, dense: str | None, load_seconds: float)
         "level": cgpt.isa.level(),
         "precision": model.precision,
         "dense": dense,
+        "type_k": model.kv_cache_dtype,
+        "type_v": model.kv_cache_dtype,
         "load_ns": round(load_seconds * 1e9),
     }
 

@@ -32,6 +32,7 @@ def bench(
     repetitions: int = 5,
     precision: str = "auto",
     dense: str | None = None,
+    kv_cache_dtype: str | None = None,
     profile: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
@@ -46,7 +47,7 @@ def bench(
         model = None  # the one before goes first
         rows.reset_peak_memory()
         start = time.perf_counter()
-        model = cgpt.load(directory, number, precision, dense)
+        model = cgpt.load(directory, number, precision, dense, kv_cache_dtype=kv_cache_dtype)
         facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
         loading = rows.peak_memory()
         if prompts is None:

@@ -125,6 +125,8 @@ def _fill(sequence: Sequence, depth: int, rng: np.random.Generator) -> None:
     if not depth:
         return
     noise = rng.standard_normal(1 << 16, np.float32)
+    if sequence.arrays[0][0].dtype == np.uint16:  # the bits of bf16
+        noise = (noise.view(np.uint32) >> 16).astype(np.uint16)
     for array in (a for arrays in sequence.arrays for a in arrays):
         flat = array.reshape(-1)
         for i in range(0, flat.size, noise.size):
