@@ -39,6 +39,7 @@ def add_bench(command: Callable[..., argparse.ArgumentParser], commands: Any) ->
     add("--precision", default="auto", metavar="NAME", help="as for cgpt generate (default: auto)")
     add("--dense", metavar="NAME", help="as for cgpt generate")
     add("--kv-cache-dtype", metavar="NAME", help="as for cgpt generate")
+    add("--huge-pages", action="store_true", help="as for cgpt generate")
     add = parser.add_argument_group("what is shown").add_argument
     add("--profile", action="store_true", help="also where the time goes, kernel by kernel")
     add("--json", action="store_true", help="print one JSON array of all rows")
@@ -75,6 +76,7 @@ def _bench(args: argparse.Namespace) -> None:
             precision=args.precision,
             dense=args.dense,
             kv_cache_dtype=args.kv_cache_dtype,
+            huge_pages=args.huge_pages,
             profile=args.profile,
             say=_say,
         ):

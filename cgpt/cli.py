@@ -53,7 +53,7 @@ def _generate(args: argparse.Namespace) -> None:
     with ProgressBar(f"loading {args.model}") as progress:
         model = cgpt.load(
             args.model, args.threads, args.precision, args.dense,
-            kv_cache_dtype=args.kv_cache_dtype, progress=progress,
+            kv_cache_dtype=args.kv_cache_dtype, huge_pages=args.huge_pages, progress=progress,
         )  # fmt: skip
     if args.json:
         print(json.dumps(_report(model.generate(prompt, **options))))
@@ -223,6 +223,8 @@ def _add_generate(commands: Any) -> None:
     dense = "round dense matrices to bf16, or quantise them to 8 bits: fewer bytes to read per token"
     add("--dense", choices=cgpt.DENSE, help=dense)
     _add_kv_cache_dtype(add, "f16, or f32 with --precision exact")
+    huge = "copy mapped weights into huge pages: faster to read, slower to load, and takes the checkpoint's size"
+    add("--huge-pages", action="store_true", help=huge)
 
 
 def _add_kv_cache_dtype(add: Any, default: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cgpt
-from cgpt import _kernels, isa, sysfiles, topology
+from cgpt import _kernels, hugepages, isa, sysfiles, topology
 from cgpt.advice import advice
 from cgpt.cpu_time import CpuTime
 from cgpt.forecast import CONTEXT, REACHED, VARIANTS, forecast
@@ -100,12 +100,11 @@ def _node_memory(root: Path, node: int) -> int | None:
 def _memory(root: Path) -> dict[str, Any]:
     found = sysfiles.numbers(root / "proc/meminfo")
     total = found.get("MemTotal:")
-    chosen = re.search(r"\[(\w+)\]", sysfiles.text(root / "sys/kernel/mm/transparent_hugepage/enabled"))
     return {
         "available": available_memory(root),
         "total": None if total is None else total * 1024,
         "huge_pages": {
-            "transparent": chosen[1] if chosen else None,
+            "transparent": hugepages.transparent(root),
             "reserved": found.get("HugePages_Total:"),
             "free": found.get("HugePages_Free:"),
             "size": found["Hugepagesize:"] * 1024 if "Hugepagesize:" in found else None,

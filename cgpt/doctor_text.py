@@ -64,7 +64,8 @@ def _memory(memory: Mapping[str, Any]) -> str:
         available += f" of {memory['total'] / 1e9:.1f} GB"
     pages = memory["huge_pages"]
     reserved = f", {pages['reserved']} reserved" if pages["reserved"] else ""
-    return f"{available}; transparent huge pages: {pages['transparent'] or 'unknown'}{reserved}"
+    uses = " (--huge-pages copies mapped weights there)" if pages["transparent"] in ("always", "madvise") else ""
+    return f"{available}; transparent huge pages: {pages['transparent'] or 'unknown'}{uses}{reserved}"
 
 
 def _load(load: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ class Arena:
         self._free = np.empty(0, np.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
-        """As numpy.empty, 64-byte aligned. MemoryError where there is none."""
+        """As numpy.empty, 64-byte aligned. OutOfMemoryError where there is none."""
         dtype = np.dtype(dtype)
         size = prod(shape) * dtype.itemsize
         taken = -(-size // ALIGN) * ALIGN
@@ -41,7 +41,7 @@ def _chunk(size: int) -> np.ndarray:
     try:
         memory = mmap.mmap(-1, size + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError, OverflowError) as problem:
-        raise MemoryError(str(problem)) from None
+        raise OutOfMemoryError(f"no memory for {size / 1e9:.1f} GB of weights ({problem})") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -70,6 +70,6 @@ def require(nbytes: int, available: Callable[[], int | None] = available_memory,
     free = available()
     if free is not None and nbytes > free:
         raise OutOfMemoryError(
-            f"huge_pages copies {nbytes / 1e9:.1f} GB of weights, and {free / 1e9:.1f} GB of memory can be had; without "
-            "it they are read where they lie in the page cache"
+            f"huge_pages copies {nbytes / 1e9:.1f} GB of weights, and {free / 1e9:.1f} GB of memory can be had; "
+            "without it they are read where they lie in the page cache"
         )

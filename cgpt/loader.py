@@ -6,7 +6,7 @@ import numpy as np
 
 from cgpt._kernels import Matrix, Tensor, quantize_int8, transpose
 from cgpt.errors import OutOfMemoryError
-from cgpt.hugepages import Arena
+from cgpt.hugepages import Arena, require
 from cgpt.weights import Checkpoint
 
 FLOATS = ("F32", "F16", "BF16")
@@ -17,7 +17,8 @@ class Loader:
     stored order or precision is not the kernels': they are copied, and the pages they came from given back.
 
     dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "int8" quantises those that products read
-    whole. progress(done, total) is told the bytes.
+    whole. huge_pages: what would stay mapped is copied, too, but for embeddings of which a token reads one row.
+    progress(done, total) is told the bytes. Raises what hugepages.require raises.
     """
 
     def __init__(
@@ -26,13 +27,17 @@ class Loader:
         dense: str | None = None,
         threads: int = 1,
         progress: Callable[[int, int], None] | None = None,
+        huge_pages: bool = False,
     ) -> None:
-        self.checkpoint, self.dense, self.threads = checkpoint, dense, threads
+        self.checkpoint, self.dense, self.threads, self.huge_pages = checkpoint, dense, threads, huge_pages
         self._progress = progress
         self._memory = Arena()
         self._scratch = np.empty(0, np.float32)
         self._unread = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
         self._total, self._done = sum(self._unread.values()), 0
+        self._rows_stay = dense == "int8" or (huge_pages and dense is None)
+        if huge_pages:
+            require(self._total)
 
     def vector(self, name: str) -> Tensor:
         """A bias, norm weight or the like, as f32 (a small copy)."""
@@ -58,17 +63,15 @@ class Loader:
         stored, dtype = self.checkpoint.tensors[name], self.checkpoint.tensors[name].dtype
         if self.dense == "bf16" and dtype != "BF16":
             dtype = "BF16"
-        if dtype != stored.dtype or not self.checkpoint.array(name, aligned=False).flags.aligned:
-            array = self._copied(name, dtype)
-        else:
-            self._count(name)
-            array = self.checkpoint.array(name)
+        aligned = self.checkpoint.array(name, aligned=False).flags.aligned
+        convert = dtype != stored.dtype or not aligned
+        array = self._copied(name, dtype) if convert else self._stored(name)
         return Matrix(dtype, array, bias=self.floats(bias) if bias else None)
 
     def embedding(self, name: str) -> Matrix:
-        """As table(), for matrices of which a token reads one row. With int8 nothing else reads them, so they stay in
-        the file, aligned or not."""
-        if self.dense != "int8":
+        """As table(), for matrices of which a token reads one row. Where a tied head has a copy of its own, nothing
+        else reads them, so they stay in the file, aligned or not."""
+        if not self._rows_stay:
             return self.table(name)
         self._count(name)
         return Matrix(self.checkpoint.tensors[name].dtype, self.checkpoint.array(name, aligned=False), aligned=False)
@@ -82,7 +85,7 @@ class Loader:
             or stored.shape != embedding.shape
             or np.array_equal(*(self.checkpoint.array(n, aligned=False) for n in (name, embedding_name)))
         ):
-            return embedding if self.dense != "int8" else self.matrix(embedding_name)
+            return self.matrix(embedding_name) if self._rows_stay else embedding
         return self.matrix(name)
 
     def transposed(self, name: str, bias: str | None = None) -> Matrix:
@@ -103,11 +106,19 @@ class Loader:
 
     def mxfp4(self, blocks: str, scales: str, bias: str) -> Matrix:
         """Experts [E, N, K/32, 16] and [E, N, K/32], as stored."""
-        self._count(blocks)
-        self._count(scales)
-        return Matrix(
-            "MXFP4", self.checkpoint.array(blocks), self.checkpoint.array(scales), self.floats(bias)
-        )
+        return Matrix("MXFP4", self._stored(blocks), self._stored(scales), self.floats(bias))
+
+    def _stored(self, name: str) -> np.ndarray:
+        """The values as they lie in the mapped file, or a copy in huge pages."""
+        self._count(name)
+        array = self.checkpoint.array(name)
+        if not self.huge_pages:
+            return array
+        self.checkpoint.prefetch(name)
+        copy = self._memory.empty(array.shape, array.dtype)
+        np.copyto(copy, array)
+        self.checkpoint.release(name)
+        return copy
 
     def _to_convert(self, name: str) -> tuple[np.ndarray, str]:
         """A tensor that is read once, to be stored otherwise: its values, aligned or not, and dtype."""

@@ -48,8 +48,8 @@ class FakeModel:
         self.pieces = pieces
         monkeypatch.setattr(cgpt, "load", self.load)
 
-    def load(self, path_or_name, *settings, kv_cache_dtype, progress):
-        self.loaded, self.progress = (path_or_name, *settings, kv_cache_dtype), progress
+    def load(self, path_or_name, *settings, kv_cache_dtype, huge_pages, progress):
+        self.loaded, self.progress = (path_or_name, *settings, kv_cache_dtype, huge_pages), progress
         return self
 
     def stream(self, prompt, **options):
@@ -90,16 +90,16 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     defaults = dict(max_new_tokens=256, temperature=0.0, top_k=None, top_p=None, min_p=None)
     defaults |= dict(repetition_penalty=None, seed=None, stop=None, prompt_lookup_num_tokens=None)
     assert cgpt_("generate", "a prompt") == (0, "some text\n", "")
-    assert model.loaded == ("demo-gpt2", None, "auto", None, None) and model.prompt == "a prompt"
+    assert model.loaded == ("demo-gpt2", None, "auto", None, None, False) and model.prompt == "a prompt"
     assert model.options == defaults
 
     lookup = ["--prompt-lookup-num-tokens", 6]
     sampling = "--temperature 0.7 --top-k 8 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 3"
-    running = "--model m --threads 2 --precision exact --dense bf16 --kv-cache-dtype f32"
+    running = "--model m --threads 2 --precision exact --dense bf16 --kv-cache-dtype f32 --huge-pages"
     running += " --stop . --stop ! --max-new-tokens 5"
     cgpt_("generate", *sampling.split(), *running.split(), *lookup, "--", "-x")
     assert model.prompt == "-x"
-    assert model.loaded == ("m", 2, "exact", "bf16", "f32")
+    assert model.loaded == ("m", 2, "exact", "bf16", "f32", True)
     assert model.options == dict(
         max_new_tokens=5,
         temperature=0.7,

@@ -33,6 +33,7 @@ def bench(
     precision: str = "auto",
     dense: str | None = None,
     kv_cache_dtype: str | None = None,
+    huge_pages: bool = False,
     profile: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
@@ -47,8 +48,11 @@ def bench(
         model = None  # the one before goes first
         rows.reset_peak_memory()
         start = time.perf_counter()
-        model = cgpt.load(directory, number, precision, dense, kv_cache_dtype=kv_cache_dtype)
+        model = cgpt.load(
+            directory, number, precision, dense, kv_cache_dtype=kv_cache_dtype, huge_pages=huge_pages
+        )
         facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
+        facts["huge_pages"] = huge_pages
         loading = rows.peak_memory()
         if prompts is None:
             prompts = (min(512, model.context_length // 2),)
