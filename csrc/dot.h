@@ -4,7 +4,8 @@
    A few tokens (dot_few): the weights are read once, as they are stored, which is what memory allows.
    Many (dot_many): rows are cut along K into pieces of 2 KB. The pieces of 12 tokens stay in the first-level cache while
    the decoded pieces of 64 weight rows pass over them from the second; 96 tokens share a decoding. The partial sums of
-   a cut wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill AVX-512's 32 registers (4 x 3 those of AVX2). */
+   a cut wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill AVX-512's 32 registers (4 x 3 those of AVX2;
+   3 x 4 where each weight is converted as it is read). */
 #ifndef CG_DOT_H
 #define CG_DOT_H
 
@@ -14,6 +15,8 @@
 enum {
     DOT_ROWS = CG_LANES == 16 ? 8 : 4,
     DOT_TOKENS = 3,
+    DOT_TOKENS_MOST = 4,
+    DOT_STEP = 32,                           /* values of a row between two fetches: a line of 16-bit weights */
     DOT_FEW = 12,                            /* tokens for which rows are best read as they are stored */
     DOT_AHEAD_BYTES = 1024,
     DOT_PIECE_BYTES = 2048,
@@ -85,57 +88,71 @@ CG_INLINE void dot_pack(const dot_sums how, int few, dot_order *order, void *pac
 
 /* --------------------------------------------------------------------------------------------------- a few tokens */
 
-/* sum[r][m] of R stored rows, w and every apart_bytes after it, and M packed tokens. */
-CG_INLINE void dot_stored(const int R, const int M, const cg_dtype dtype, const char *w, int64_t apart_bytes,
-                          const float *const *x, int64_t K, vf (*sum)[DOT_TOKENS]) {
-    const int64_t row_step = CG_LANES * (int64_t)cg_dtype_bytes(dtype), lines = cg_max(1, R * row_step / 64);
-    int64_t whole = K / CG_LANES * CG_LANES;
-    for (int64_t k = 0; k < whole; k += CG_LANES) {
-        vf xk[DOT_TOKENS];
-        int64_t step = k / CG_LANES;
-        if (dtype != CG_F32)  /* a line of each row in turn; with f32, which keeps memory busy, it costs (Zen 3) */
-            for (int64_t i = 0; i < lines; i++)
-                __builtin_prefetch(w + (step * lines + i) % R * apart_bytes + step * row_step + DOT_AHEAD_BYTES, 0, 3);
-        for (int m = 0; m < M; m++) xk[m] = vf_load(x[m] + k);
+/* DOT_STEP values of R stored rows, every apart_bytes, and of M packed tokens. */
+CG_INLINE void dot_step(const int R, const int M, const cg_dtype dtype, const char *w, int64_t apart_bytes,
+                        const float *const *x, int64_t k, vf (*sum)[DOT_TOKENS_MOST]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < DOT_STEP; i += CG_LANES) {
+        vf xk[DOT_TOKENS_MOST];
+        for (int m = 0; m < M; m++) xk[m] = vf_load(x[m] + k + i);
         for (int r = 0; r < R; r++) {
-            vf wk = vf_load_as(dtype, w + r * apart_bytes, k);
+            vf wk = vf_load_as(dtype, w + r * apart_bytes, i);
             if (M > 1) VF_KEEP(wk);
             for (int m = 0; m < M; m++) sum[r][m] = vf_fma(wk, xk[m], sum[r][m]);
         }
     }
-    if (whole < K)
-        for (int r = 0; r < R; r++)
-            for (int m = 0; m < M; m++)
-                sum[r][m] = vf_fma(vf_load_as_n(dtype, w + r * apart_bytes, whole, K - whole), vf_load(x[m] + whole),
-                                   sum[r][m]);
 }
 
+/* Rows n, n + apart, .. and M tokens from t on. The passes over the same rows fetch a share of what comes next each. */
 CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n,
-                              int64_t apart, int64_t t) {
-    int64_t w_bytes = cg_row_bytes(dtype, p->K), x_bytes = dot_row_bytes(p->K);
-    const float *x[DOT_TOKENS];
-    vf sum[DOT_ROWS][DOT_TOKENS];
+                              int64_t apart, int64_t t, int64_t passes, int64_t pass) {
+    int64_t w_bytes = cg_row_bytes(dtype, p->K), apart_bytes = apart * w_bytes, k = 0;
+    int64_t size = (int64_t)cg_dtype_bytes(dtype);
+    const char *w = (const char *)p->w + n * w_bytes;
+    const char *fetch = w + R * pass / passes * apart_bytes + DOT_AHEAD_BYTES;
+    const char *fetch_end = w + R * (pass + 1) / passes * apart_bytes + DOT_AHEAD_BYTES;
+    const float *x[DOT_TOKENS_MOST];
+    vf sum[DOT_ROWS][DOT_TOKENS_MOST];
     for (int m = 0; m < M; m++) {
-        x[m] = (const float *)((const char *)p->x + (t + m) * x_bytes);
+        x[m] = (const float *)((const char *)p->x + (t + m) * dot_row_bytes(p->K));
         for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
     }
-    dot_stored(R, M, dtype, (const char *)p->w + n * w_bytes, apart * w_bytes, x, p->K, sum);
+    for (; k + DOT_STEP <= p->K; k += DOT_STEP) {
+        if (dtype != CG_F32)  /* f32 keep memory busy, and it costs (Zen 3) */
+            for (const char *at = fetch + k * size; at < fetch_end + k * size; at += apart_bytes)
+                __builtin_prefetch(at, 0, 3);
+        dot_step(R, M, dtype, w + k * size, apart_bytes, x, k, sum);
+    }
+    if (k < p->K) {
+        char rest[DOT_ROWS][4 * DOT_STEP] = {0};
+        for (int r = 0; r < R; r++) memcpy(rest[r], w + r * apart_bytes + k * size, (size_t)((p->K - k) * size));
+        dot_step(R, M, dtype, rest[0], sizeof rest[0], x, k, sum);
+    }
     for (int m = 0; m < M; m++)
         for (int r = 0; r < R; r++) dot_finish(1, p, t + m, n + r * apart, &sum[r][m]);
 }
 
-CG_INLINE void dot_few_rows(const int R, const cg_dtype dtype, const cg_product *p, int64_t n, int64_t apart) {
-    int64_t t = 0;
-    for (; t + DOT_TOKENS <= p->T; t += DOT_TOKENS) dot_few_tokens(R, DOT_TOKENS, dtype, p, n, apart, t);
-    if (p->T - t == 2) dot_few_tokens(R, 2, dtype, p, n, apart, t);
-    if (p->T - t == 1) dot_few_tokens(R, 1, dtype, p, n, apart, t);
+CG_INLINE void dot_few_rows(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n,
+                            int64_t apart) {
+    int64_t passes = (p->T + M - 1) / M, t = 0;
+    for (; t + M <= p->T; t += M) dot_few_tokens(R, M, dtype, p, n, apart, t, passes, t / M);
+    if (M > 3 && p->T - t == 3) dot_few_tokens(R, 3, dtype, p, n, apart, t, passes, t / M);
+    if (p->T - t == 2) dot_few_tokens(R, 2, dtype, p, n, apart, t, passes, t / M);
+    if (p->T - t == 1) dot_few_tokens(R, 1, dtype, p, n, apart, t, passes, t / M);
 }
 
 /* Rows are taken from as many places at once as are in registers: memory gives more so. */
+CG_INLINE void dot_few_blocks(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n0,
+                              int64_t n1) {
+    int64_t apart = (n1 - n0) / R, n = n0;
+    for (; n < n0 + apart; n++) dot_few_rows(R, M, dtype, p, n, apart);
+    for (n = n0 + R * apart; n < n1; n++) dot_few_rows(1, M, dtype, p, n, 0);
+}
+
+/* Where a weight is converted first, more tokens share it. */
 CG_INLINE void dot_few(const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
-    int64_t apart = (n1 - n0) / DOT_ROWS, n = n0;
-    for (; n < n0 + apart; n++) dot_few_rows(DOT_ROWS, dtype, p, n, apart);
-    for (n = n0 + DOT_ROWS * apart; n < n1; n++) dot_few_rows(1, dtype, p, n, 0);
+    if (p->T > 1 && dtype != CG_F32 && CG_LANES < 16) dot_few_blocks(3, 4, dtype, p, n0, n1);
+    else dot_few_blocks(DOT_ROWS, DOT_TOKENS, dtype, p, n0, n1);
 }
 
 /* ---------------------------------------------------------------------------------------------------- many tokens */
