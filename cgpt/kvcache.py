@@ -55,7 +55,8 @@ class Sequence:
         kept = np.dtype(NUMPY_DTYPES[dtype])
         size = sum(sizes) * kept.itemsize
         try:
-            memory = np.frombuffer(mmap.mmap(-1, size), kept)  # zeroed, and untouched so far
+            # Zeroed, and untouched so far; private, so that after a fork each process has its own.
+            memory = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), kept)
         except (OSError, ValueError, OverflowError, MemoryError) as problem:
             raise OutOfMemoryError(
                 f"a cache for {context} positions takes {size / 1e9:.1f} GB of address space, which the system "

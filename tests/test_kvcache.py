@@ -1,5 +1,7 @@
 """Sequences that go back: after truncate(), and in the small steps of lookup, every bit is that of one pass forward."""
 
+import os
+
 import numpy as np
 import pytest
 from golden import case
@@ -90,3 +92,13 @@ def test_slack_rounds_up_to_a_block():
     model = cgpt.load("demo-gpt-oss")
     for slack, blocks in ((0, 4), (1, 5), (32, 5), (33, 6), (500, 10)):  # of 32; the context is 300
         assert [k.shape[1] for k, v in model.new_sequence(300, slack).arrays[:2]] == [blocks, 10]
+
+
+def test_a_child_process_has_its_own_cache():
+    sequence = cgpt.load("demo-gpt2", threads=1).new_sequence(40)
+    child = os.fork()
+    if not child:
+        sequence.arrays[0][0][:] = 1
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not sequence.arrays[0][0].any()
