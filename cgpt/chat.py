@@ -3,8 +3,8 @@
     chat = cgpt.load("demo-gpt-oss").chat()
     print(chat.send("What is 17 + 25?").text)
 
-A Chat renders its messages, lets a Request run through a Scheduler, and parses the ids as they come. Between turns it
-keeps the model's sequence: what the next prompt has in common with it is not computed again.
+A Chat renders its messages, lets a Request run through a Scheduler, and parses the ids as they come. Its
+prefix cache remembers what was computed: what the next prompt has in common with earlier ones is not computed again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cgpt.generate import Request, Scheduler
 from cgpt.harmony import Developer, Message, ResponseFormat, SpecialTokens, System, tool_result
 from cgpt.harmony_parse import Parser, Piece
 from cgpt.harmony_render import render_conversation, render_message
-from cgpt.sequence_reuse import KeptSequence
+from cgpt.prefix import PrefixCache
 from cgpt.tools import as_tools, run_tool
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Reply:
         the user before it calls. tool_calls: those that are complete; send their results back, or let Chat.run do it.
     finish_reason: "stop", "tool_calls", "length" (max_new_tokens, or the context is full), or "cancelled".
     raw_text: what the model wrote, with special tokens. repairs: how often the parser had to guess, by kind.
-    prompt_tokens, reused_tokens: of the prompt, and of these the ones that the kept sequence already held.
+    prompt_tokens, reused_tokens: of the prompt, and of these the ones that were computed before.
     completion_tokens; first_token_seconds: from the call to the first new id.
     """
 
@@ -91,7 +91,6 @@ class Chat:
     messages: the conversation after those two, yours to read, to fill and to change.
     """
 
-    SLACK = 1024  # tokens that the kept sequence can go back by: the length of a turn whose analysis is dropped
 
     def __init__(
         self,
@@ -112,7 +111,7 @@ class Chat:
         self.system = System(identity, knowledge_cutoff, date, reasoning)
         self.messages: list[Message] = []
         self.reply: Reply | None = None  # the newest
-        self._kept = KeptSequence(model, self.SLACK)
+        self._kept = PrefixCache(model)
         self._loop: tuple[list[int], list[Message]] | None = None  # in a tool loop: ids so far, and their messages
 
     def send(self, text: str | None = None, *, max_new_tokens: int = 4096, **sampling: Any) -> Reply:
@@ -134,8 +133,6 @@ class Chat:
         """
         if unknown := sampling.keys() - set(SAMPLING):
             raise InputError(f"a chat takes no {min(unknown)}; it takes max_new_tokens, {', '.join(SAMPLING)}")
-        if (sampling.get("prompt_lookup_num_tokens") or 0) > self.SLACK:
-            raise InputError(f"in a chat prompt_lookup_num_tokens is {self.SLACK} at most")
         if text is not None and not isinstance(text, str):
             raise InputError(f"a message is a str, not {type(text).__name__}")
         said = [] if text is None else [Message("user", text)]
@@ -189,10 +186,8 @@ class Chat:
     def _run(self, request: Request, said: list[Message]) -> Iterator[Piece]:
         began = time.perf_counter()
         parser = Parser(self.model.tokenizer)
-        sequence, reused = self._kept.lend(request)
-        reason = "cancelled"
+        scheduler, reason = Scheduler(self.model, [request], self._kept), "cancelled"
         try:
-            scheduler = Scheduler(self.model, [request])
             while scheduler.requests and not self._is_over(parser):
                 before = len(request.ids)
                 scheduler.step()
@@ -203,13 +198,13 @@ class Chat:
                 yield piece
             reason = request.finish_reason or "stop"
         finally:
-            self._kept.take_back(request, sequence)
+            scheduler.cancel(request)
             parser.finish()
             calls = [ToolCall(m.recipient, m.content) for m in parser.messages if _is_call(m) and reason == "stop"]
             first = request.answered - began if request.ids else None
             self.reply = Reply(
                 parser.messages, "tool_calls" if calls else reason, parser.raw_text, dict(parser.repairs),
-                len(request.prompt_ids), reused, len(request.ids), first, calls,
+                len(request.prompt_ids), request.num_cached_tokens, len(request.ids), first, calls,
             )  # fmt: skip
             self._remember(request, said)
 

@@ -192,12 +192,6 @@ class Request:
             self.num_cached_tokens = self.sequence.position
             self.unread = self.unread[self.num_cached_tokens :]
 
-    def resume(self, sequence: Sequence) -> None:
-        """Starts the request in a sequence that already holds the first ids of its prompt, not all, and that is long
-        enough. The caller may go on using it once the request is finished."""
-        self.started = time.perf_counter()
-        self.sequence, self.unread = sequence, self.unread[sequence.position :]
-
     def accept(self, logits: np.ndarray) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain now."""
         token = self.sampler.choose(logits if self.guide is None else self.guide.mask(logits))

@@ -1,4 +1,4 @@
-"""model.chat(): what it sends to the model, what it makes of the answer, tools, and the kept sequence."""
+"""model.chat(): what it sends to the model, what it makes of the answer, tools, and what is not computed again."""
 
 import json
 import re
@@ -8,10 +8,11 @@ import pytest
 from test_demo import golden
 
 import cgpt
-from cgpt.chat import Chat, ToolCall
+from cgpt.chat import ToolCall
 from cgpt.errors import ChatError, ContextLengthError, InputError
 from cgpt.harmony import Message, Tool, tool_result
 from cgpt.harmony_render import render_conversation
+from cgpt.prefix import PrefixCache
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +28,15 @@ def get_weather(city: str):
 def scripted(monkeypatch, model, *texts):
     """Lets the model say these texts, spelled with special tokens, one for each request; returns the prompts."""
     texts, prompts = list(texts), []
-    original = cgpt.generate.Request.resume
+    original = cgpt.generate.Request.start
 
-    def resume(request, sequence):
+    def start(request, *how):
         prompts.append(model.tokenizer.decode(request.prompt_ids))
         ids = iter(model.tokenizer.encode(texts.pop(0), allowed_special="all"))
         monkeypatch.setattr(request.sampler, "choose", lambda logits: next(ids))
-        original(request, sequence)
+        original(request, *how)
 
-    monkeypatch.setattr(cgpt.generate.Request, "resume", resume)
+    monkeypatch.setattr(cgpt.generate.Request, "start", start)
     return prompts
 
 
@@ -120,7 +121,7 @@ def test_reasoning_effort(model):
     assert low < medium < high
 
 
-# --------------------------------------------------------------------------------------------- the kept sequence
+# ---------------------------------------------------------------------------------------- what is computed again
 
 
 def first_logits(monkeypatch, model):
@@ -138,7 +139,7 @@ def test_reuse_gives_the_same_bits(monkeypatch, model):
         reply = chat.run(text)
         ours = [row for rows in steps for row in rows]
         steps.clear()
-        anew._kept = cgpt.chat.KeptSequence(model, 0)
+        anew._kept = PrefixCache(model, max_bytes=0)
         expected = anew.run(text)
         assert len(ours) == sum(len(rows) for rows in steps)
         np.testing.assert_array_equal(ours, [row for rows in steps for row in rows])
@@ -155,12 +156,11 @@ def test_a_tool_loop_extends_what_the_model_wrote(model):
     assert reply.prompt_tokens > call.prompt_tokens + call.completion_tokens
 
 
-def test_too_far_back_begins_anew(monkeypatch, model):
-    monkeypatch.setattr(Chat, "SLACK", 4)
+def test_a_turn_whose_reasoning_is_dropped_goes_on_from_its_prompt(model):
     chat = model.chat()
-    chat.send("What is 17 + 25?")
+    first = chat.send("What is 17 + 25?")
     reply = chat.send("Now add 5.")
-    assert (reply.reused_tokens, reply.text) == (0, "47")
+    assert (reply.reused_tokens, reply.text) == (first.prompt_tokens - 1, "47")
 
 
 # ------------------------------------------------------------------------------------------------------- tools
