@@ -28,10 +28,13 @@ from cgpt.isa import kernels
 from cgpt.kvcache import KV_DTYPES
 from cgpt.loader import Loader
 from cgpt.model import Model
+from cgpt.prefix import PrefixCache
 from cgpt.threads import default_threads
 from cgpt.weights import Checkpoint
 
-__all__ = ["CgptError", "Completion", "Model", "demo_models", "kernels", "load", "locate", "quality"]
+__all__ = [
+    "CgptError", "Completion", "Model", "PrefixCache", "demo_models", "kernels", "load", "locate", "quality",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 isa.use_best()

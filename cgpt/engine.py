@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
+from cgpt.accounting import cache_bytes
 from cgpt.errors import CgptError, EngineClosed, InputError, KernelError, OutOfMemoryError, QueueFull
 from cgpt.generate import Request
-from cgpt.info import cache_bytes
 from cgpt.memory import available_memory
 from cgpt.model import Model
 from cgpt.prefix import PrefixCache

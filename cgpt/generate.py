@@ -81,7 +81,7 @@ def generate(
     prompt_lookup_num_tokens: guess so many tokens at a time from what followed the same words before, and check them
         in one step (cgpt.lookup). The output is the same, sooner where texts repeat themselves; where guessing does
         not pay, it pauses. None, the default, never guesses
-    prefix_cache: a cgpt.prefix.PrefixCache of this model, which remembers what was computed: prompts that begin as
+    prefix_cache: a cgpt.PrefixCache of this model, which remembers what was computed: prompts that begin as
         earlier ones, with or without their answers, compute only what is new
 
     A prompt of n tokens gets context_length - n + 1 new ids at most. Raises, before anything is computed,

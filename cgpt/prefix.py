@@ -9,6 +9,7 @@ computing from scratch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -32,7 +33,7 @@ class Kept:
     sequence: Sequence
     snapshots: list[Snapshot]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return self.sequence.nbytes + sum(snapshot.nbytes for snapshot in self.snapshots)
 

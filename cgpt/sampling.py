@@ -43,15 +43,15 @@ class Sampling:
     logit_bias: dict[int, float] | None = None
 
     def __post_init__(self) -> None:
-        _require_number("temperature", self.temperature, "at least 0", lambda x: x >= 0)
+        _require_number("temperature", self.temperature, " at least 0", lambda x: x >= 0)
         if self.top_k is not None:
             require_integer("top_k", self.top_k, low=1)
         if self.top_p is not None:
-            _require_number("top_p", self.top_p, "above 0 and at most 1", lambda x: 0 < x <= 1)
+            _require_number("top_p", self.top_p, " above 0 and at most 1", lambda x: 0 < x <= 1)
         if self.min_p is not None:
-            _require_number("min_p", self.min_p, "from 0 to 1", lambda x: 0 <= x <= 1)
+            _require_number("min_p", self.min_p, " from 0 to 1", lambda x: 0 <= x <= 1)
         if self.repetition_penalty is not None:
-            _require_number("repetition_penalty", self.repetition_penalty, "above 0", lambda x: x > 0)
+            _require_number("repetition_penalty", self.repetition_penalty, " above 0", lambda x: x > 0)
         for name in ("presence_penalty", "frequency_penalty"):
             if getattr(self, name) is not None:
                 _require_number(name, getattr(self, name), "", lambda x: True)
@@ -195,4 +195,4 @@ def _require_number(name: str, value: Any, wanted: str, valid: Callable[[float],
     except OverflowError:  # an integer beyond the largest float
         number = math.inf
     if isinstance(value, bool) or not math.isfinite(number) or not valid(number):
-        raise InputError(f"{name} must be a finite number {wanted}, not {shown(value)}".replace(" ,", ","))
+        raise InputError(f"{name} must be a finite number{wanted}, not {shown(value)}")

@@ -2,21 +2,17 @@
 
 import inspect
 import time
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_model import EOS, FakeModel
 from golden import case
-from hypothesis import given
-from hypothesis import strategies as st
 
 import cgpt
 from cgpt.errors import ContextLengthError, EmptyPromptError, InputError, TokenIdError, TokenizerError
-from cgpt.generate import Request, Scheduler, TextStream, generate, stream
+from cgpt.generate import Request, Scheduler, generate, stream
 from cgpt.sampling import Sampler, Sampling
 
-EOS = 2047
 SAMPLED = dict(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=11)
 
 
@@ -28,46 +24,6 @@ def gpt2():
 @pytest.fixture(scope="module")
 def gpt_oss():
     return cgpt.load("demo-gpt-oss", threads=1, precision="exact")
-
-
-class FakeSequence:
-    def __init__(self, context):
-        self.context, self.ids = context, []
-
-
-class FakeModel:
-    """Says `script` after a prompt of one id; without one, its logits depend on every id it has read."""
-
-    directory, context_length, vocab_size, PREFILL_CHUNK = Path("fake"), 1000, 2048, 512
-    eos_token_ids = (EOS,)
-
-    def __init__(self, tokenizer, script=None):
-        self.tokenizer, self.script = tokenizer, script
-        self.steps = []  # of each: how many ids each sequence got, and whether the head ran
-
-    def encode_prompt(self, prompt):
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids:
-            raise EmptyPromptError("the prompt holds no token")
-        return ids
-
-    def new_sequence(self, context, slack=0):
-        return FakeSequence(context)
-
-    def step(self, batch, head=True):
-        self.steps.append(([len(ids) for _, ids in batch], head))
-        for sequence, ids in batch:
-            sequence.ids += list(ids)
-            assert len(sequence.ids) <= sequence.context <= self.context_length
-        return np.stack([self._logits(sequence.ids) for sequence, _ in batch]) if head else None
-
-    def _logits(self, ids):
-        if self.script is None:
-            seed = zlib.crc32(np.array(ids, np.int64).tobytes())
-            return np.random.default_rng(seed).standard_normal(self.vocab_size).astype(np.float32)
-        logits = np.zeros(self.vocab_size, np.float32)
-        logits[self.script[len(ids) - 1]] = 9
-        return logits
 
 
 @pytest.fixture
@@ -215,48 +171,6 @@ def test_what_was_held_back_comes_when_eos_ends_it(fake):
     assert generate(model, [0]).text == "".join(stream(model, [0])) == "\ufffd"
 
 
-class Pieces:
-    """A tokenizer whose tokens are given."""
-
-    def __init__(self, tokens):
-        self.tokens = tokens
-
-    def token_bytes(self, i):
-        return self.tokens[i]
-
-
-def cut_slowly(text, stops):
-    """The text before the stop string whose end comes first, the longest of these; whether there is one."""
-    for end in range(len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            return text[: end - max(map(len, found))], True
-    return text, False
-
-
-@given(
-    st.text("ab\u00e9\U0001f451", max_size=30),
-    st.lists(st.text("ab\u00e9\U0001f451", min_size=1, max_size=4), max_size=3),
-    st.lists(st.integers(0, 60), max_size=20),
-    st.binary(max_size=2),
-)
-def test_text_stream_is_the_text_cut(text, stops, cuts, tail):
-    """Any text in any pieces of bytes; its end may break off within a character."""
-    raw = text.encode() + tail
-    bounds = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
-    tokens = [raw[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    text_stream, so_far = TextStream(Pieces(tokens), tuple(stops)), ""
-    expected, stopped = cut_slowly(raw.decode(errors="replace"), stops)
-    for i in range(len(tokens)):
-        so_far += text_stream.push(i)
-        assert expected.startswith(so_far)
-        certain, _ = cut_slowly(b"".join(tokens[: i + 1]).decode(errors="ignore"), stops)
-        longest_hold = max(map(len, stops), default=1) - 1
-        assert len(so_far) >= len(certain) - longest_hold  # nothing is held back that need not be
-    assert so_far + text_stream.flush() == expected
-    assert text_stream.stopped == stopped
-
-
 def test_pieces_are_whole_characters(fake):
     said = "caf\u00e9 \U0001f468\u200d\U0001f469\u200d\U0001f467 na\u00efve \u4f60\u597d"
     model = fake(said)
@@ -327,52 +241,6 @@ def test_each_prompt_of_a_batch_may_have_its_own_seed(gpt2):
     assert [done.text for done in differ] == [done.text for done in alone]
     assert len({done.text for done in differ}) == 3
     assert len({done.text for done in gpt2.generate(["The king"] * 3, **options)}) == 3
-
-
-def test_prompts_are_read_in_chunks_and_mixed(fake):
-    prompts = [list(range(1, n + 1)) for n in (20, 3, 4, 1)]
-    expected = [generate(fake(), prompt, max_new_tokens=3).ids for prompt in prompts]
-    model = fake()
-    model.PREFILL_CHUNK = 8
-    assert [done.ids for done in generate(model, prompts, max_new_tokens=3)] == expected
-    assert model.steps == [
-        ([2, 2, 2, 1], True),  # even shares; the last prompt has its first id
-        ([2, 1, 2, 1], True),
-        ([5, 1, 1, 1], True),  # what others leave goes to the long one
-        ([6, 1, 1], True),
-        ([5], True),
-        ([1], True),
-        ([1], True),
-    ]
-
-
-def test_more_prompts_than_may_run_at_once_wait_their_turn(fake):
-    prompts = [[1 + i % 7, i] for i in range(2 * Scheduler.MAX_RUNNING + 5)]
-    expected = [generate(fake(), prompt, max_new_tokens=1 + i % 4).ids for i, prompt in enumerate(prompts)]
-    model = fake()
-    requests = [Request(model, prompt, max_new_tokens=1 + i % 4) for i, prompt in enumerate(prompts)]
-    scheduler = Scheduler(model, requests)
-    finished = []
-    while scheduler.requests:
-        finished += [request for request, _ in scheduler.step() if request.finish_reason]
-        assert sum(request.sequence is not None for request in requests) <= Scheduler.MAX_RUNNING
-    assert max(len(sizes) for sizes, _ in model.steps) == Scheduler.MAX_RUNNING
-    assert [request.ids for request in requests] == expected
-    assert sorted(map(id, finished)) == sorted(map(id, requests))
-
-
-def test_a_request_may_join_while_others_run(fake):
-    alone = [generate(fake(), prompt, max_new_tokens=6).ids for prompt in ([1, 2], [3, 4])]
-    model = fake()
-    first, second = (Request(model, prompt, max_new_tokens=6) for prompt in ([1, 2], [3, 4]))
-    scheduler = Scheduler(model, [first])
-    scheduler.step()
-    scheduler.step()
-    scheduler.requests.append(second)
-    while scheduler.requests:
-        scheduler.step()
-    assert [first.completion().ids, second.completion().ids] == alone
-    assert [sizes for sizes, _ in model.steps] == [[2], [1], [1, 2], [1, 1], [1, 1], [1, 1], [1], [1]]
 
 
 @pytest.mark.parametrize("precision", ["auto", "exact"])

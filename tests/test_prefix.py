@@ -7,7 +7,7 @@ from golden import case
 import cgpt
 from cgpt.errors import InputError
 from cgpt.generate import Request, Scheduler
-from cgpt.prefix import EVERY, PrefixCache
+from cgpt.prefix import EVERY
 
 NAMES = ["demo-gpt2", "demo-gpt-oss"]  # no windows; windows of 128 in half of the layers
 
@@ -40,7 +40,7 @@ def check(model, ids, cache, expected_cached, **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_conversation_goes_on(models, name, length):
     model = models[name]
-    cache, ids, asked = PrefixCache(model), random_ids(model, length), 0
+    cache, ids, asked = cgpt.PrefixCache(model), random_ids(model, length), 0
     for turn in range(3):
         asked += len(ids)
         cached = 0 if turn == 0 else len(ids) - 7  # what was said, but for the last new id, which no step has read
@@ -53,7 +53,7 @@ def test_a_conversation_goes_on(models, name, length):
 def test_another_answer_to_the_same_prompt(models, name):
     """The prompt's last id is computed again: the first logits come from it. With windows, also long after them."""
     model = models[name]
-    cache, ids = PrefixCache(model), random_ids(model, 100)
+    cache, ids = cgpt.PrefixCache(model), random_ids(model, 100)
     run(model, ids, cache, tokens=150)
     check(model, ids, cache, 99, temperature=1.0, seed=3, tokens=150)
     check(model, ids + random_ids(model, 20, 1), cache, 100 if name == "demo-gpt2" else 99)
@@ -61,7 +61,7 @@ def test_another_answer_to_the_same_prompt(models, name):
 
 def test_branches_begin_at_the_last_snapshot_before_them(models):
     model = models["demo-gpt-oss"]
-    cache, ids = PrefixCache(model), random_ids(model, 1200)
+    cache, ids = cgpt.PrefixCache(model), random_ids(model, 1200)
     run(model, ids, cache)  # read by chunks: snapshots at 512, 1024, 1199, and one at its end
     assert EVERY < model.PREFILL_CHUNK == 512
     for same, cached in ((511, 0), (512, 512), (1023, 512), (1100, 1024), (1199, 1199)):
@@ -81,7 +81,7 @@ class PrefixCacheView:
 @pytest.mark.parametrize("name", ["gptoss_basic/hf_mxfp4", "gptoss_yarn/original", "gpt2_odd_bf16"])
 def test_at_every_level(level, name):
     model = cgpt.load(case(name).directory, precision="exact")
-    cache, ids = PrefixCache(model), random_ids(model, 40)
+    cache, ids = cgpt.PrefixCache(model), random_ids(model, 40)
     ids = [i % model.vocab_size for i in ids]
     first = check(model, ids, cache, 0)
     check(model, ids + first.ids + ids[:4], cache, 44)
@@ -89,7 +89,7 @@ def test_at_every_level(level, name):
 
 def test_while_decoding_snapshots_are_taken_too(models):
     model = models["demo-gpt-oss"]
-    cache, ids = PrefixCache(model), random_ids(model, 10)
+    cache, ids = cgpt.PrefixCache(model), random_ids(model, 10)
     answer = run(model, ids, cache, tokens=600).ids
     for same, cached in ((200, 9), (300, 9 + EVERY), (590, 9 + 2 * EVERY)):
         check(model, (ids + answer)[:same] + [1, 2, 3], PrefixCacheView(cache), cached)
@@ -97,7 +97,7 @@ def test_while_decoding_snapshots_are_taken_too(models):
 
 def test_with_lookup_and_companions(models):
     model = models["demo-gpt-oss"]
-    cache, ids = PrefixCache(model), random_ids(model, 50) * 4
+    cache, ids = cgpt.PrefixCache(model), random_ids(model, 50) * 4
     prompts = [ids, ids[:120] + [3], ids + [5, 6]]
     for _ in range(2):
         together = model.generate(prompts, max_new_tokens=40, prompt_lookup_num_tokens=5, prefix_cache=cache)
@@ -108,24 +108,24 @@ def test_with_lookup_and_companions(models):
 
 def test_the_least_recently_used_goes_first(models):
     model = models["demo-gpt2"]
-    room = PrefixCache(model)
+    room = cgpt.PrefixCache(model)
     run(model, random_ids(model, 60), room)
-    cache = PrefixCache(model, max_bytes=2 * room.nbytes)
+    cache = cgpt.PrefixCache(model, max_bytes=2 * room.nbytes)
     a, b, c = (random_ids(model, 60, seed) for seed in range(3))
     for prompt in (a, b, a, c):
         run(model, prompt, cache)
     assert len(cache) == 2 and cache.nbytes <= cache.max_bytes
     assert [run(model, p, PrefixCacheView(cache)).num_cached_tokens for p in (a, b, c)] == [59, 0, 59]
-    nothing = PrefixCache(model, max_bytes=0)
+    nothing = cgpt.PrefixCache(model, max_bytes=0)
     run(model, a, nothing)
     assert len(nothing) == 0 and nothing.nbytes == 0
     for wrong in (-1, 1.5, None):
         with pytest.raises(InputError, match="max_bytes"):
-            PrefixCache(model, max_bytes=wrong)
+            cgpt.PrefixCache(model, max_bytes=wrong)
 
 
 def test_other_models_are_refused(models):
-    cache = PrefixCache(models["demo-gpt2"])
+    cache = cgpt.PrefixCache(models["demo-gpt2"])
     for other in (models["demo-gpt-oss"], models["demo-gpt2"].at_precision("auto")):
         with pytest.raises(InputError, match="belongs to another model"):
             run(other, [1, 2, 3], cache)
@@ -133,7 +133,7 @@ def test_other_models_are_refused(models):
 
 def test_what_was_cancelled_is_kept_and_what_was_interrupted_is_not(models, monkeypatch):
     model = models["demo-gpt-oss"]
-    cache, ids = PrefixCache(model), random_ids(model, 30)
+    cache, ids = cgpt.PrefixCache(model), random_ids(model, 30)
     pieces = model.stream(ids, max_new_tokens=50, ignore_eos=True, prefix_cache=cache)
     next(pieces)
     pieces.close()

@@ -12,13 +12,14 @@ from typing import Any
 
 import cgpt
 from cgpt import roof, topology
+from cgpt.accounting import cache_bytes
 from cgpt.bench.noise import Watch, warnings
 from cgpt.evolution import verdict
 from cgpt.evolution.measure import Case, Way, alternate, counted
 from cgpt.evolution.setting import Setting
 from cgpt.evolution.step import Step
 from cgpt.evolution.steps_attention import VARIANTS
-from cgpt.info import cache_bytes, describe
+from cgpt.info import describe
 from cgpt.roof import Roof
 from cgpt.sizes import SIZES
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from cgpt import _kernels as k
+from cgpt.accounting import cache_bytes, cache_read
 from cgpt.configs import FULL, SLIDING, GptOssConfig
 from cgpt.evolution.measure import Case
 from cgpt.evolution.setting import GPT_OSS, KEPT, WINDOW, D, Setting
 from cgpt.evolution.step import Fact
-from cgpt.info import cache_bytes, cache_read
 from cgpt.kvcache import Sequence
 from cgpt.sizes import SIZES
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -73,6 +74,16 @@ class Service:
     def grammars(self) -> Grammars:
         """Takes about a second for a large vocabulary."""
         return Grammars(self.tokenizer)
+
+    def head(self, prefix: str, kind: str) -> dict[str, Any]:
+        """What every part of an answer begins with. prefix: of its id; kind: what OpenAI calls the object."""
+        return {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.name,
+            "system_fingerprint": self.fingerprint,
+        }
 
     def submit(self, requests: list[Request], body: Body) -> Job:
         """Enters what `body` asked for into the engine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from cgpt.serve.completions import read_include_usage, usage
 from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_text
 from cgpt.serve.errors import Json
 from cgpt.serve.logprobs import token_entry
-from cgpt.serve.stream import EventStream, while_connected
+from cgpt.serve.stream import respond
 from cgpt.serve.turn import CALL, REASONING, TEXT, Delta, Turn
 
 if TYPE_CHECKING:
@@ -143,19 +142,9 @@ async def chat(request: http.Request) -> Response:
     asked = read_chat(body, service)
     requests = await run_in_threadpool(asked.dialog.requests, service, asked.n, asked.seed)
     job = service.submit(requests, body)
-    head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion.chunk" if asked.stream else "chat.completion",
-        "created": int(time.time()),
-        "model": service.name,
-        "system_fingerprint": service.fingerprint,
-    }
-    if asked.stream:
-        return await EventStream(job, _chunks(job, asked, service, head)).begin(request)
-    try:
-        return await while_connected(request, _whole(job, asked, service, head))
-    finally:
-        job.cancel()
+    head = service.head("chatcmpl", "chat.completion.chunk" if asked.stream else "chat.completion")
+    answer = job, asked, service, head
+    return await respond(request, job, asked.stream, lambda: _chunks(*answer), lambda: _whole(*answer))
 
 
 async def _parts(

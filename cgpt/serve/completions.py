@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ from cgpt.generate import Request
 from cgpt.serve.body import IGNORED, SAMPLING, Body, read_body, read_sampling
 from cgpt.serve.errors import Json
 from cgpt.serve.logprobs import TokenLog
-from cgpt.serve.stream import EventStream, while_connected
+from cgpt.serve.stream import respond
 
 if TYPE_CHECKING:
     from cgpt.serve.app import Service
@@ -148,19 +146,9 @@ async def completions(request: http.Request) -> Response:
     asked = read_completion(body, service)
     requests = await run_in_threadpool(asked.requests, service)
     job = service.submit(requests, body)
-    head = {
-        "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": service.name,
-        "system_fingerprint": service.fingerprint,
-    }
-    if asked.stream:
-        return await EventStream(job, _chunks(job, asked, service, head)).begin(request)
-    try:
-        return await while_connected(request, _whole(job, asked, service, head))
-    finally:
-        job.cancel()
+    head = service.head("cmpl", "text_completion")
+    answer = job, asked, service, head
+    return await respond(request, job, asked.stream, lambda: _chunks(*answer), lambda: _whole(*answer))
 
 
 async def _whole(job: Job, asked: Asked, service: Service, head: dict[str, Any]) -> Json:

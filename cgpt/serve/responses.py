@@ -17,7 +17,7 @@ from cgpt.serve.body import IGNORED, Body, read_body, read_sampling
 from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_text
 from cgpt.serve.errors import Json
 from cgpt.serve.items import Items
-from cgpt.serve.stream import EventStream, while_connected
+from cgpt.serve.stream import respond
 from cgpt.serve.turn import Turn
 
 if TYPE_CHECKING:
@@ -175,12 +175,7 @@ async def responses(request: http.Request) -> Response:
     requests = await run_in_threadpool(asked.dialog.requests, service, 1, None)
     job = service.submit(requests, body)
     answer = Answer(asked, service, job)
-    if asked.stream:
-        return await EventStream(job, answer.events(), done=False).begin(request)
-    try:
-        return await while_connected(request, _whole(answer))
-    finally:
-        job.cancel()
+    return await respond(request, job, asked.stream, answer.events, lambda: _whole(answer), done=False)
 
 
 async def _whole(answer: Answer) -> Json:

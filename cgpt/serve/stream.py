@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cgpt.engine import Job
@@ -14,6 +15,7 @@ from cgpt.errors import CgptError
 from cgpt.serve.errors import api_error, dumps, error_object
 
 T = TypeVar("T")
+Events = AsyncIterator[tuple[str | None, dict[str, Any]]]  # name of the event or None, JSON object
 
 
 class ClientGone(Exception):
@@ -42,19 +44,34 @@ async def _first(work: asyncio.Future[T], gone: asyncio.Future[None]) -> T:
         await asyncio.gather(work, gone, return_exceptions=True)  # until both have cleaned up
 
 
+async def respond(
+    request: Request,
+    job: Job,
+    stream: bool,
+    events: Callable[[], Events],
+    whole: Callable[[], Coroutine[Any, Any, Response]],
+    done: bool = True,
+) -> Response | EventStream:
+    """A job's answer: events as they come (done: see EventStream), or the whole. The job ends with it."""
+    if stream:
+        return await EventStream(job, events(), done).begin(request)
+    try:
+        return await while_connected(request, whole())
+    finally:
+        job.cancel()
+
+
 class EventStream:
     """Server-sent events, as OpenAI frames them: an ASGI application.
 
-    job: cancelled when the client goes. events: pairs (name of the event or None, JSON object). What fails in the
-    middle becomes an error object, which OpenAI's clients raise. done: whether `[DONE]` ends it
+    job: cancelled when the client goes. What fails in the middle becomes an error object, which OpenAI's clients
+    raise. done: whether `[DONE]` ends it
     """
 
     HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
                (b"x-accel-buffering", b"no")]  # fmt: skip
 
-    def __init__(
-        self, job: Job, events: AsyncIterator[tuple[str | None, dict[str, Any]]], done: bool = True
-    ) -> None:
+    def __init__(self, job: Job, events: Events, done: bool = True) -> None:
         self._job, self._events, self._done = job, events, done
 
     async def begin(self, request: Request) -> EventStream:
