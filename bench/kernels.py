@@ -70,7 +70,7 @@ def calls(T: int, only: str, kv_cache_dtype: str) -> Iterator[tuple[str, str, li
             options = {"scale": D**-0.5, "window": window}
             for array in (a for cache in caches for arrays in cache.arrays for a in arrays):
                 array.view(np.uint8).fill(0x38)  # an ordinary number of any dtype; left alone, all pages are one
-            yield name, "attention", [((out, qkv, c.layers[0], 0, start, T, H), options) for c in caches]
+            yield name, "attention", [((out, qkv, [(c.layers[0], 0, start, T)], H), options) for c in caches]
     for name, C in {"gpt2 layernorm": 768, "20b rmsnorm": 2880}.items():
         if only in name:
             x, weights = tensor(T, C), [tensor(1, C)] * (2 if "layer" in name else 1)

@@ -13,7 +13,7 @@ cdef extern from "cgpt.h" nogil:
         CG_GELU_TANH
     enum:
         CG_INT8_GROUP, CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN
-        CG_KERNEL_COUNT
+        CG_KERNEL_COUNT, CG_ATTENTION_MOST
 
     ctypedef struct cg_context:
         int threads
@@ -36,6 +36,10 @@ cdef extern from "cgpt.h" nogil:
         int64_t q_stride
         float *out
         int64_t out_stride
+        const float *k
+        const float *v
+        int64_t kv_stride
+        cg_kv past
         int64_t start, T, window, H, G, D
         const float *sinks
         float scale
@@ -75,8 +79,8 @@ cdef extern from "cgpt.h" nogil:
     int64_t cg_moe_scratch(const cg_matrix *, const cg_matrix *, int64_t, int64_t)
     cg_status cg_run_moe(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const int32_t *,
                          const float *, int64_t, const cg_matrix *, const cg_matrix *, float, float)
-    int64_t cg_attention_scratch(const cg_context *, const cg_attention *, const cg_kv *)
-    cg_status cg_run_attention(const cg_context *, cg_attention *, const cg_kv *, const float *, const float *, int64_t)
+    int64_t cg_attention_scratch(const cg_context *, const cg_attention *, int64_t)
+    cg_status cg_run_attention(const cg_context *, cg_attention *, int64_t)
     cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)
     ctypedef void cg_row_fn(void *, int64_t) noexcept nogil
     void cg_for_rows(int, int64_t, int64_t, cg_row_fn *, void *)

@@ -125,10 +125,8 @@ cdef class Tensor:
             raise KernelError(f"a {dtype} tensor cannot hold {array.dtype}")
         if array.ndim not in (1, 2) or not array.flags.c_contiguous or (aligned and not array.flags.aligned):
             raise KernelError(f"a tensor is an aligned, C-contiguous array of 1 or 2 dimensions, not {array.shape}")
-        self.array = array
-        self.dtype = DTYPES[dtype]
-        self.rows = array.shape[0] if array.ndim == 2 else 1
-        self.cols = array.shape[-1]
+        self.array, self.dtype = array, DTYPES[dtype]
+        self.rows, self.cols = array.shape[0] if array.ndim == 2 else 1, array.shape[-1]
         PyObject_GetBuffer(array, &self.view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if array.flags.writeable else 0))
         self.held = True
 
@@ -155,8 +153,7 @@ cdef class Matrix:
     K; `bias` float32 [.., N] or None. aligned=False admits data that only embed() will read."""
     cdef cg_matrix c
     cdef readonly str dtype
-    cdef readonly tuple shape
-    cdef readonly tuple arrays
+    cdef readonly tuple shape, arrays
     cdef tuple tensors
     cdef bint aligned
 
@@ -178,7 +175,6 @@ cdef class Matrix:
             raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
         flat = data.reshape(-1)
         held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8") else dtype, aligned)]
-        self.aligned = aligned
         self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
         if scales is not None:
             held.append(Tensor(scales.reshape(-1), "BF16" if dtype == "INT8" else "U8"))
@@ -186,10 +182,9 @@ cdef class Matrix:
         if bias is not None:
             held.append(Tensor(bias.reshape(-1)))
             self.c.bias = <const float *>(<Tensor>held[-1]).view.buf
-        self.c.dtype = DTYPES[dtype]
         self.c.E = shape[0] if len(shape) == 3 else 1
-        self.c.N, self.c.K = shape[-2], shape[-1]
-        self.dtype, self.shape, self.tensors = dtype, tuple(shape), tuple(held)
+        self.c.dtype, self.c.N, self.c.K = DTYPES[dtype], shape[-2], shape[-1]
+        self.dtype, self.shape, self.tensors, self.aligned = dtype, tuple(shape), tuple(held), aligned
         self.arrays = tuple(a for a in (data, scales, bias) if a is not None)
 
 
@@ -277,8 +272,7 @@ def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, flo
 def rmsnorm(Context ctx, Tensor out, Tensor x, Tensor weight, float eps, int64_t T):
     """out[t] = RMS norm of x[t]; out may be x."""
     cdef RowJob job
-    job.x = x.f32(0, T, ANY, "rmsnorm x")
-    job.cols, job.eps = x.cols, eps
+    job.x, job.cols, job.eps = x.f32(0, T, ANY, "rmsnorm x"), x.cols, eps
     job.out = out.out(0, T, x.cols, "rmsnorm out")
     job.a = weight.f32(0, 1, x.cols, "rmsnorm weight")
     with nogil:
@@ -426,22 +420,28 @@ def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor w
     check(status, "moe", (gate_up.dtype, gate_up.shape, down.shape, T))
 
 
-def attention(Context ctx, Tensor out, Tensor qkv, LayerCache cache, int64_t row, int64_t start, int64_t T, int64_t H, *,
-              float scale, int64_t window=0, Tensor sinks=None):
-    """out[row + t] = attention of H query heads over the cache and the T new rows of qkv (H query heads, G key heads,
-    G value heads of D columns) at positions start .. start+T-1, which join the cache. window 0 sees everything."""
-    cdef cg_attention a
-    cdef int64_t G = cache.G, D = cache.D
+def attention(Context ctx, Tensor out, Tensor qkv, list spans, int64_t H, *, float scale, int64_t window=0,
+              Tensor sinks=None):
+    """out[row + t] = attention of H query heads over a sequence's cache and its T new rows of qkv (H query heads, G key
+    heads, G value heads of D columns) at positions start .. start+T-1, which join the cache; for each (cache, row,
+    start, T) of spans, each with a cache of its own. window 0 sees everything."""
+    cdef cg_attention a[CG_ATTENTION_MOST]
+    cdef int64_t n, row, start, T, count = min(len(spans), CG_ATTENTION_MOST)
+    cdef LayerCache cache
     cdef cg_status status
-    a.q = qkv.f32(row, T, (H + 2 * G) * D, "attention qkv")
-    a.out = out.out(row, T, H * D, "attention out")
-    a.q_stride, a.out_stride = qkv.cols, out.cols
-    a.start, a.T, a.window, a.H, a.G, a.D, a.scale = start, T, window, H, G, D, scale
-    a.sinks = sinks.f32(0, 1, H, "attention sinks") if sinks is not None else NULL
-    ctx.reserve(cg_attention_scratch(&ctx.c, &a, &cache.c))
+    for n, (cache, row, start, T) in enumerate(spans[:count]):
+        a[n].q = qkv.f32(row, T, (H + 2 * cache.G) * cache.D, "attention qkv")
+        a[n].out = out.out(row, T, H * cache.D, "attention out")
+        a[n].k, a[n].v, a[n].past = a[n].q + H * cache.D, a[n].q + (H + cache.G) * cache.D, cache.c
+        a[n].q_stride, a[n].kv_stride, a[n].out_stride = qkv.cols, qkv.cols, out.cols
+        a[n].start, a[n].T, a[n].window, a[n].H, a[n].G, a[n].D = start, T, window, H, cache.G, cache.D
+        a[n].sinks, a[n].scale = sinks.f32(0, 1, H, "attention sinks") if sinks is not None else NULL, scale
+    ctx.reserve(cg_attention_scratch(&ctx.c, a, count))
     with nogil:
-        status = cg_run_attention(&ctx.c, &a, &cache.c, a.q + H * D, a.q + (H + G) * D, qkv.cols)
-    check(status, "attention", (H, G, D, start, T, window, cache.c.blocks))
+        status = cg_run_attention(&ctx.c, a, count)
+    check(status, "attention", (H, window, spans))
+    if len(spans) > count:
+        attention(ctx, out, qkv, spans[count:], H, scale=scale, window=window, sinks=sinks)
 
 
 def transpose(out, str to, array, str dtype, int threads):

@@ -159,7 +159,7 @@ class _Inspector:
             qkv.array[row : row + n, (H + G) * D :] = new
             cache = k.LayerCache(keys, values, self.dtype)
             how = dict(scale=block.scale, window=sees, sinks=sinks)
-            k.attention(ws.ctx, attended, qkv, cache, row, start + row, n, H, **how)
+            k.attention(ws.ctx, attended, qkv, [(cache, row, start + row, n)], H, **how)
             return attended.array[row : row + n].reshape(n, H, D)
 
         total, beyond = np.ones((T, H), np.float32), np.zeros((T, H), np.float32)

@@ -261,5 +261,4 @@ class Model:
 
 def attend(ws, out, qkv, layer: int, spans: list[Span], H: int, **how) -> None:
     """Attention of each sequence over its own cache; `how` as in _kernels.attention."""
-    for span in spans:
-        k.attention(ws.ctx, out, qkv, span.sequence.layers[layer], span.row, span.start, span.T, H, **how)
+    k.attention(ws.ctx, out, qkv, [(s.sequence.layers[layer], s.row, s.start, s.T) for s in spans], H, **how)

@@ -5,16 +5,19 @@
    long cache may be given to different threads. f32 throughout. Parallel over (g, rows, spans). */
 #include "attention_tile.h"
 
-/* Functions of their own: inlined into the loop over tiles, the constants of e^x take the registers of the sums. */
-#define ATT_OUTLINE static __attribute__((noinline)) void
-ATT_OUTLINE att_block_tile(const att_row *row, const float *q, const float *k, const float *v, int64_t base, int64_t D,
-                           int64_t Dv, const att_ahead *ahead) {
-    att_block(ATT_ROWS, row, q, k, v, base, D, Dv, ahead);
-}
-ATT_OUTLINE att_block_row(const att_row *row, const float *q, const float *k, const float *v, int64_t base, int64_t D,
-                          int64_t Dv, const att_ahead *ahead) {
-    att_block(1, row, q, k, v, base, D, Dv, ahead);
-}
+/* Functions of their own: inlined into the loop over tiles, the constants of e^x take the registers of the sums. A tile
+   shares keys and values that are widened first, a row alone widens as it reads. */
+#define ATT_BLOCK(name, rows, dtype) \
+    static __attribute__((noinline)) void att_block_##name(const att_row *row, const float *q, const char *k, \
+                                                           const char *v, int64_t base, int64_t D, int64_t Dv, \
+                                                           const att_ahead *ahead) { \
+        att_block(rows, dtype, row, q, k, v, base, D, Dv, ahead); \
+    }
+ATT_BLOCK(tile, ATT_ROWS, CG_F32)
+ATT_BLOCK(f32, 1, CG_F32)
+ATT_BLOCK(f16, 1, CG_F16)
+ATT_BLOCK(bf16, 1, CG_BF16)
+#undef ATT_BLOCK
 
 /* The block's keys and values in the cache. */
 static inline void att_locate(const cg_attention *a, int64_t block, int64_t g, const char **k, const char **v) {
@@ -27,11 +30,11 @@ static inline void att_locate(const cg_attention *a, int64_t block, int64_t g, c
 }
 
 /* n values as floats: where they are, or widened into `wide`. */
-CG_INLINE const float *att_floats(cg_dtype dtype, const char *from, int64_t n, float *wide) {
-    if (dtype == CG_F32) return (const float *)from;
+CG_INLINE const char *att_floats(cg_dtype dtype, const char *from, int64_t n, float *wide) {
+    if (dtype == CG_F32) return from;
     for (int64_t i = 0; i < n; i += CG_LANES)
         vf_store(wide + i, dtype == CG_F16 ? vf_load_as(CG_F16, from, i) : vf_load_as(CG_BF16, from, i));
-    return wide;
+    return (const char *)wide;
 }
 
 /* Two states of a row, relative to their own maxima, as one. */
@@ -49,11 +52,14 @@ static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int
     cg_dtype dtype = a->past.dtype;
     int64_t D = a->D, Dv = cg_round_up(D, CG_V_ALIGN), halves = N < 2 || N == ATT_ROWS ? 1 : 2, tile = 0;
     int64_t bytes = (int64_t)cg_dtype_bytes(dtype), half = CG_KV_BLOCK / 2 * bytes;
-    const char *k_at, *v_at, *next_k, *next_v;
-    att_locate(a, block, g, &k_at, &v_at);
+    const char *k, *v, *next_k, *next_v;
+    att_locate(a, block, g, &k, &v);
     att_locate(a, cg_min(block + 1, end - 1), g, &next_k, &next_v);
-    const float *k = att_floats(dtype, k_at, D * CG_KV_BLOCK, wide);
-    const float *v = att_floats(dtype, v_at, Dv * CG_KV_BLOCK, wide + CG_MAX_HEAD_DIM * CG_KV_BLOCK);
+    if (N > 1) {
+        k = att_floats(dtype, k, D * CG_KV_BLOCK, wide);
+        v = att_floats(dtype, v, Dv * CG_KV_BLOCK, wide + CG_MAX_HEAD_DIM * CG_KV_BLOCK);
+        dtype = CG_F32;
+    }
     for (int64_t m = 0; m < N; tile++) {
         att_ahead ahead = {next_k + tile * half * D, next_v + tile * half * Dv, 2 * CG_LANES * bytes / halves};
         if (tile >= halves) ahead = (att_ahead){next_k, next_v, 0};
@@ -61,7 +67,8 @@ static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int
             att_block_tile(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
             m += ATT_ROWS;
         } else {
-            att_block_row(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
+            (dtype == CG_F32 ? att_block_f32 : dtype == CG_F16 ? att_block_f16 : att_block_bf16)(
+                row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
             m++;
         }
     }

@@ -6,7 +6,10 @@
 #include "cgpt.h"
 #include "vec.h"
 
-enum { ATT_ROWS = CG_LANES == 16 ? 8 : 4 };  /* of a full tile: as many sums as there are registers for */
+enum {
+    ATT_ROWS = CG_LANES == 16 ? 8 : 4,  /* of a full tile: as many sums as there are registers for */
+    ATT_ALONE = CG_LANES == 16 ? 2 : 4,  /* vectors at a time of a row alone: its sums must not wait for each other */
+};
 
 typedef struct {
     int64_t first, last;  /* visible positions */
@@ -26,31 +29,31 @@ CG_INLINE void att_fetch(const char *at) {
 }
 
 /* Where column `at` of a block begins that is stored as [columns / 16, rows, 16]. */
-CG_INLINE const float *att_panel(const float *block, int64_t rows, int64_t at) {
-    return block + at / CG_KV_PANEL * CG_KV_PANEL * rows + at % CG_KV_PANEL;
+CG_INLINE int64_t att_panel(int64_t rows, int64_t at) {
+    return at / CG_KV_PANEL * CG_KV_PANEL * rows + at % CG_KV_PANEL;
 }
 
-/* Scores p[m][32] of M rows q [D, M] and the keys of a block, a pair of vectors of keys at a time. */
-CG_INLINE void att_scores(const int M, float (*p)[CG_KV_BLOCK], const float *q, const float *k, int64_t D,
-                          const att_ahead *ahead) {
+/* Scores p[m][32] of M rows q [D, M] and the keys of a block, W vectors of keys at a time. */
+CG_INLINE void att_scores(const int M, const int W, const cg_dtype dtype, float (*p)[CG_KV_BLOCK], const float *q,
+                          const char *k, int64_t D, const att_ahead *ahead) {
     const char *next = ahead->k;
-    for (int c = 0; c < CG_KV_BLOCK; c += 2 * CG_LANES) {
-        const float *k0_at = att_panel(k, D, c), *k1_at = att_panel(k, D, c + CG_LANES);
-        vf s[ATT_ROWS][2];
-        for (int m = 0; m < M; m++) s[m][0] = s[m][1] = vf_set(0.f);
-        for (int64_t d = 0; d < D; d++, next += ahead->step) {
-            vf k0 = vf_load(k0_at + d * CG_KV_PANEL), k1 = vf_load(k1_at + d * CG_KV_PANEL);
-            att_fetch(next);
+    for (int c = 0; c < CG_KV_BLOCK; c += W * CG_LANES) {
+        int64_t at[4];
+        vf s[ATT_ROWS][4];
+        for (int i = 0; i < W; i++) at[i] = att_panel(D, c + i * CG_LANES);
+        for (int m = 0; m < M; m++)
+            for (int i = 0; i < W; i++) s[m][i] = vf_set(0.f);
+        for (int64_t d = 0; d < D; d++) {
+            vf kd[4];
+            for (int i = 0; i < W; i++) kd[i] = vf_load_as(dtype, k, at[i] + d * CG_KV_PANEL);
+            for (int i = 0; i < W; i += 2, next += ahead->step) att_fetch(next);
             for (int m = 0; m < M; m++) {
                 vf qm = vf_set(q[d * M + m]);
-                s[m][0] = vf_fma(qm, k0, s[m][0]);
-                s[m][1] = vf_fma(qm, k1, s[m][1]);
+                for (int i = 0; i < W; i++) s[m][i] = vf_fma(qm, kd[i], s[m][i]);
             }
         }
-        for (int m = 0; m < M; m++) {
-            vf_store(p[m] + c, s[m][0]);
-            vf_store(p[m] + c + CG_LANES, s[m][1]);
-        }
+        for (int m = 0; m < M; m++)
+            for (int i = 0; i < W; i++) vf_store(p[m] + c + i * CG_LANES, s[m][i]);
     }
 }
 
@@ -84,18 +87,18 @@ CG_INLINE void att_softmax(const int M, const att_row *row, float (*p)[CG_KV_BLO
 }
 
 /* acc[m][d ..] = acc[m][d ..] * factor[m] + sum over j0 <= j < j1 of p[m][j] v[j][d ..], W vectors wide. */
-CG_INLINE const char *att_values(const int M, const int W, const att_row *row, float (*p)[CG_KV_BLOCK],
-                                 const float *factor, const float *v, int64_t d, int64_t j0, int64_t j1,
-                                 const char *next, int64_t step) {
+CG_INLINE const char *att_values(const int M, const int W, const cg_dtype dtype, const att_row *row,
+                                 float (*p)[CG_KV_BLOCK], const float *factor, const char *v, int64_t d, int64_t j0,
+                                 int64_t j1, const char *next, int64_t step) {
     vf acc[ATT_ROWS][4];
-    const float *at[4];
-    for (int i = 0; i < W; i++) at[i] = att_panel(v, CG_KV_BLOCK, d + i * CG_LANES);
+    int64_t at[4];
+    for (int i = 0; i < W; i++) at[i] = att_panel(CG_KV_BLOCK, d + i * CG_LANES);
     for (int m = 0; m < M; m++)
         for (int i = 0; i < W; i++) acc[m][i] = vf_load(row[m].acc + d + i * CG_LANES) * factor[m];
-    for (int64_t j = j0; j < j1; j++, next += step) {
+    for (int64_t j = j0; j < j1; j++) {
         vf vj[4];
-        for (int i = 0; i < W; i++) vj[i] = vf_load(at[i] + j * CG_KV_PANEL);
-        att_fetch(next);
+        for (int i = 0; i < W; i++) vj[i] = vf_load_as(dtype, v, at[i] + j * CG_KV_PANEL);
+        for (int i = 0; i < W; i += 2, next += step) att_fetch(next);
         for (int m = 0; m < M; m++) {
             vf pm = vf_set(p[m][j]);
             for (int i = 0; i < W; i++) acc[m][i] = vf_fma(pm, vj[i], acc[m][i]);
@@ -106,28 +109,32 @@ CG_INLINE const char *att_values(const int M, const int W, const att_row *row, f
     return next;
 }
 
-CG_INLINE void att_all_values(const int M, const att_row *row, float (*p)[CG_KV_BLOCK], const float *factor,
-                              const float *v, int64_t Dv, int64_t j0, int64_t j1, const att_ahead *ahead) {
+CG_INLINE void att_all_values(const int M, const cg_dtype dtype, const att_row *row, float (*p)[CG_KV_BLOCK],
+                              const float *factor, const char *v, int64_t Dv, int64_t j0, int64_t j1,
+                              const att_ahead *ahead) {
     const char *next = ahead->v;
-    int64_t d = 0;
+    int64_t d = 0, step = ahead->step;
+    if (M == 1 && ATT_ALONE == 4)
+        for (; d + 4 * CG_LANES <= Dv; d += 4 * CG_LANES)
+            next = att_values(M, 4, dtype, row, p, factor, v, d, j0, j1, next, step);
     for (; d + 2 * CG_LANES <= Dv; d += 2 * CG_LANES)
-        next = att_values(M, 2, row, p, factor, v, d, j0, j1, next, ahead->step);
-    for (; d < Dv; d += CG_LANES) next = att_values(M, 1, row, p, factor, v, d, j0, j1, next, ahead->step);
+        next = att_values(M, 2, dtype, row, p, factor, v, d, j0, j1, next, step);
+    for (; d < Dv; d += CG_LANES) next = att_values(M, 1, dtype, row, p, factor, v, d, j0, j1, next, step);
 }
 
 /* M rows q [D, M], later ones at later positions, over the block at position `base`: keys k [2, D, 16], values
-   v [Dv / 16, 32, 16]. What a row does not see it skips, because 0 x NaN is not 0. */
-CG_INLINE void att_block(const int M, const att_row *row, const float *q, const float *k, const float *v, int64_t base,
-                         int64_t D, int64_t Dv, const att_ahead *ahead) {
+   v [Dv / 16, 32, 16] of `dtype`. What a row does not see it skips, because 0 x NaN is not 0. */
+CG_INLINE void att_block(const int M, const cg_dtype dtype, const att_row *row, const float *q, const char *k,
+                         const char *v, int64_t base, int64_t D, int64_t Dv, const att_ahead *ahead) {
     float p[ATT_ROWS][CG_KV_BLOCK], factor[CG_LANES + ATT_ROWS] = {0};
     if (row[M - 1].last < base || row[0].first >= base + CG_KV_BLOCK) return;
     int whole = row[0].last >= base + CG_KV_BLOCK - 1 && row[M - 1].first <= base;
-    att_scores(M, p, q, k, D, ahead);
+    att_scores(M, M == 1 ? ATT_ALONE : 2, dtype, p, q, k, D, ahead);
     for (int m = 0; m < M && !whole; m++) att_mask(p[m], row[m].first - base, row[m].last - base);
     att_softmax(M, row, p, factor, Dv);
-    if (whole) att_all_values(M, row, p, factor, v, Dv, 0, CG_KV_BLOCK, ahead);
+    if (whole) att_all_values(M, dtype, row, p, factor, v, Dv, 0, CG_KV_BLOCK, ahead);
     for (int m = 0; m < M && !whole; m++)
-        att_all_values(1, row + m, p + m, factor + m, v, Dv, cg_max(row[m].first - base, 0),
+        att_all_values(1, dtype, row + m, p + m, factor + m, v, Dv, cg_max(row[m].first - base, 0),
                        cg_min(row[m].last - base + 1, CG_KV_BLOCK), ahead);
 }
 

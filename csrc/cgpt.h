@@ -107,7 +107,7 @@ typedef void cg_kv_append_fn(const cg_kv *kv, const float *k, const float *v, in
 
 /* Causal attention of T queries at positions start .. start+T-1; out[t][h] = softmax(q k * scale) v over the positions
    p with max(0, pos - window + 1) <= p <= pos (window 0: all). A sink adds exp(sink[h]) to the denominator. Blocks
-   >= first_fresh come from `fresh` (its block 0 is first_fresh), earlier ones from `past`.
+   >= first_fresh come from `fresh` (its block 0 is first_fresh), earlier ones from `past`, the sequence's cache.
    Online softmax over blocks aligned to absolute positions: Milakov & Gimelshein, arXiv:1805.02867; partial sums of
    spans of a long cache: Dao et al., "Flash-Decoding" (2023); sinks: Xiao et al., arXiv:2309.17453, as learned in
    gpt-oss. */
@@ -116,6 +116,8 @@ typedef struct {
     int64_t q_stride;      /* per token */
     float *out;
     int64_t out_stride;    /* per token */
+    const float *k, *v;    /* the T new keys and values, G heads each */
+    int64_t kv_stride;     /* per token */
     cg_kv past, fresh;
     int64_t first_fresh;   /* a block */
     int64_t start, T, window;
@@ -215,12 +217,12 @@ cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, cons
                      const int32_t *index, const float *weight, int64_t k, const cg_matrix *gate_up,
                      const cg_matrix *down, float alpha, float limit);
 
-/* Attention over a cache, and the T new keys and values (rows of G heads, stride kv_stride) added to it. a->past,
-   a->fresh and a->first_fresh are set here. A ring may be as small as the window rounded up to 32: the keys that a
-   chunk would overwrite too early wait in scratch. */
-int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, const cg_kv *cache);
-cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, const cg_kv *cache, const float *k, const float *v,
-                           int64_t kv_stride);
+/* Attention of n sequences of the same H, G and D over their caches, a[i].past, to which their new keys and values are
+   added. a->fresh and a->first_fresh are set here. A ring may be as small as the window rounded up to 32: the keys that
+   a chunk would overwrite too early wait in scratch. */
+enum { CG_ATTENTION_MOST = 16 };  /* n at the highest */
+int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n);
+cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n);
 
 /* dst[cols, rows] of dst_dtype = transpose of src[rows, cols]; the dtypes are f32, f16 or bf16. */
 cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const void *src, cg_dtype src_dtype,

@@ -1,103 +1,66 @@
-/* The driver of attention: brings the new keys and values into the cache and cuts the queries into shares of (token,
-   head) rows of one key/value head. Where there is but one share per head, as in decoding, the spans of the cache are
-   shared out too. */
+/* The driver of attention: brings the new keys and values into the caches and cuts the queries of each sequence into
+   shares of (token, head) rows of one key/value head. Where a sequence has but one share per head, as in decoding, the
+   spans of its cache are shared out too. All shares of all sequences are dealt to the threads together. */
 #include "parallel.h"
 
-typedef struct {
-    const cg_attention *a;
-    const cg_kv *to;
-    const float *k, *v;
-    int64_t kv_stride, start, T;
-} append_job;
-
-static void append_task(void *data, int64_t g) {
-    append_job *j = data;
-    int64_t D = j->a->D;
-    cg_active->kv_append(j->to, j->k + g * D, j->v + g * D, j->kv_stride, j->start, j->T, g, D);
-}
-
-static void append(int threads, append_job *j) {
-    cg_parallel(j->T * j->a->G * j->a->D < 16384 ? 1 : threads, j->a->G, append_task, j);
-}
+enum { FORK = 32768 };  /* products of queries and keys that are worth more than starting the threads */
 
 typedef struct {
-    const cg_attention *a;
+    cg_attention *a;
     int64_t rows, share, shares;  /* all rows of a head, those of a share, the shares of a head */
     int64_t span, spans;          /* the first that some row sees, and how many */
+    int64_t tasks;
     float *states;                /* [G, spans, rows, stride], or NULL: a share sees to all its spans */
     int *done;                    /* [G], spans */
-} rows_job;
+} part;
 
-/* The long shares first. */
-static void rows_task(void *data, int64_t i) {
-    rows_job *j = data;
-    const cg_attention *a = j->a;
-    float state[CG_ATTENTION_STATE];
-    int64_t rep = a->H / a->G, g = i % a->G, row0 = (j->shares - 1 - i / a->G) * j->share;
-    int64_t row1 = cg_min(row0 + j->share, j->rows), first = a->start + row0 / rep, last = a->start + (row1 - 1) / rep;
-    first = a->window ? cg_max(0, first - a->window + 1) : 0;
-    cg_active->attention(a, g, row0, row1, first / CG_KV_SPAN, last / CG_KV_SPAN + 1, state);
-    cg_active->attention_merge(a, g, row0, row1, 1, state);
+typedef struct {
+    cg_attention *a;
+    part parts[CG_ATTENTION_MOST];
+} job;
+
+/* ------------------------------------------------------------------------------------------------------- appending */
+
+/* One token overwrites only what its window no longer sees; a cache that never wraps overwrites nothing. */
+static int goes_direct(const cg_attention *a) {
+    return a->T == 1 || a->start + a->T <= a->past.blocks * CG_KV_BLOCK;
 }
 
-/* One span; who finishes a head's last one puts them together, in their order. */
-static void span_task(void *data, int64_t i) {
-    rows_job *j = data;
-    int64_t g = i / j->spans, size = j->rows * cg_attention_stride(j->a->D), span = j->span + i % j->spans;
-    cg_active->attention(j->a, g, 0, j->rows, span, span + 1, j->states + i * size);
-    if (__atomic_add_fetch(&j->done[g], 1, __ATOMIC_ACQ_REL) == j->spans)
-        cg_active->attention_merge(j->a, g, 0, j->rows, j->spans, j->states + g * j->spans * size);
+static void append(const cg_attention *a, const cg_kv *to, int64_t g, int64_t skip, int64_t start) {
+    const float *k = a->k + skip * a->kv_stride + g * a->D, *v = a->v + skip * a->kv_stride + g * a->D;
+    cg_active->kv_append(to, k, v, a->kv_stride, start, a->T - skip, g, a->D);
 }
 
-static rows_job share_out(int threads, const cg_attention *a) {
-    int64_t end = a->start + a->T, first = a->window ? cg_max(0, a->start - a->window + 1) : 0;
-    rows_job j = {.a = a, .rows = a->T * (a->H / a->G), .share = cg_attention_rows(a->D)};
-    while (j.share > 8 && (j.rows + j.share - 1) / j.share * a->G < 4 * threads) j.share /= 2;
-    j.shares = (j.rows + j.share - 1) / j.share;
-    j.span = first / CG_KV_SPAN;
-    j.spans = (end - 1) / CG_KV_SPAN + 1 - j.span;
-    return j;
+static void append_task(void *data, int64_t i) {
+    const cg_attention *a = ((job *)data)->a + i / ((job *)data)->a->G;
+    if (goes_direct(a)) append(a, &a->past, i % a->G, 0, a->start);
+    else append(a, &a->fresh, i % a->G, 0, a->start - a->first_fresh * CG_KV_BLOCK);
 }
 
-static int64_t state_bytes(const rows_job *j) {
-    return j->shares > 1 ? 0 : cg_round_up(j->a->G * j->spans * j->rows * cg_attention_stride(j->a->D) * 4, 64);
+/* What waited in scratch, as much of it as the cache keeps. */
+static void keep_task(void *data, int64_t i) {
+    const cg_attention *a = ((job *)data)->a + i / ((job *)data)->a->G;
+    int64_t skip = cg_max(0, a->T - a->past.blocks * CG_KV_BLOCK);
+    if (!goes_direct(a)) append(a, &a->past, i % a->G, skip, a->start + skip);
 }
 
 static int64_t fresh_blocks(const cg_attention *a) {
     return (a->start + a->T - 1) / CG_KV_BLOCK - a->start / CG_KV_BLOCK + 1;
 }
 
-static int64_t fresh_bytes(const cg_attention *a, const cg_kv *cache) {
+static int64_t fresh_bytes(const cg_attention *a) {
     int64_t columns = a->D + cg_round_up(a->D, CG_V_ALIGN);
-    return fresh_blocks(a) * a->G * CG_KV_BLOCK * columns * (int64_t)cg_dtype_bytes(cache->dtype);
-}
-
-/* One token overwrites only what its window no longer sees; a cache that never wraps overwrites nothing. */
-static int goes_direct(const cg_attention *a, const cg_kv *cache) {
-    return a->T == 1 || a->start + a->T <= cache->blocks * CG_KV_BLOCK;
-}
-
-static int fits(const cg_attention *a, const cg_kv *cache) {
-    if (a->G < 1 || a->H < 1 || a->H % a->G || a->D < 1 || a->D > CG_MAX_HEAD_DIM || a->T < 1 || a->start < 0 ||
-        a->start > INT64_MAX - a->T || a->window < 0)
-        return 0;
-    int64_t end = a->start + a->T;
-    return cache->blocks * CG_KV_BLOCK >= (a->window ? cg_min(a->window, end) : end);
-}
-
-int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, const cg_kv *cache) {
-    if (!fits(a, cache)) return 0;
-    rows_job j = share_out(ctx->threads, a);
-    return goes_direct(a, cache) ? state_bytes(&j) + a->G * 4 : fresh_bytes(a, cache);
+    return fresh_blocks(a) * a->G * CG_KV_BLOCK * columns * (int64_t)cg_dtype_bytes(a->past.dtype);
 }
 
 /* Blocks for the chunk's positions, beginning with what the ring holds of the first one. Slots that no token fills
    may hold anything. */
-static void lay_out_fresh(const cg_context *ctx, cg_attention *a, const cg_kv *cache) {
+static void lay_out_fresh(cg_attention *a, char *scratch) {
+    const cg_kv *cache = &a->past;
     int64_t blocks = fresh_blocks(a), size = (int64_t)cg_dtype_bytes(cache->dtype) * CG_KV_BLOCK;
     int64_t keys = a->D * size, values = cg_round_up(a->D, CG_V_ALIGN) * size;
     a->first_fresh = a->start / CG_KV_BLOCK;
-    a->fresh = (cg_kv){ctx->scratch, (char *)ctx->scratch + a->G * blocks * keys, blocks, cache->dtype};
+    a->fresh = (cg_kv){scratch, scratch + a->G * blocks * keys, blocks, cache->dtype};
     for (int64_t g = 0; g < a->G && a->start % CG_KV_BLOCK; g++) {
         int64_t from = g * cache->blocks + a->first_fresh % cache->blocks, to = g * blocks;
         memcpy((char *)a->fresh.k + to * keys, (char *)cache->k + from * keys, (size_t)keys);
@@ -105,33 +68,111 @@ static void lay_out_fresh(const cg_context *ctx, cg_attention *a, const cg_kv *c
     }
 }
 
-cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, const cg_kv *cache, const float *k, const float *v,
-                           int64_t kv_stride) {
-    if (!fits(a, cache)) return CG_BAD_SHAPE;
-    int64_t slots = cache->blocks * CG_KV_BLOCK, end = a->start + a->T, visible = a->window ? cg_min(a->window, end) : end;
-    int threads = a->T * a->H * visible * a->D < 65536 ? 1 : ctx->threads, direct = goes_direct(a, cache);
-    append_job new = {a, cache, k, v, kv_stride, a->start, a->T};
-    if (ctx->scratch_bytes < cg_attention_scratch(ctx, a, cache)) return CG_NO_MEMORY;
-    a->past = *cache;
-    a->first_fresh = INT64_MAX;
-    if (!direct) {
-        lay_out_fresh(ctx, a, cache);
-        new.to = &a->fresh;
-        new.start -= a->first_fresh * CG_KV_BLOCK;
+/* --------------------------------------------------------------------------------------------------------- sharing */
+
+/* The long shares first. */
+static void rows_task(const part *p, int64_t i) {
+    const cg_attention *a = p->a;
+    float state[CG_ATTENTION_STATE];
+    int64_t rep = a->H / a->G, g = i % a->G, row0 = (p->shares - 1 - i / a->G) * p->share;
+    int64_t row1 = cg_min(row0 + p->share, p->rows), first = a->start + row0 / rep, last = a->start + (row1 - 1) / rep;
+    first = a->window ? cg_max(0, first - a->window + 1) : 0;
+    cg_active->attention(a, g, row0, row1, first / CG_KV_SPAN, last / CG_KV_SPAN + 1, state);
+    cg_active->attention_merge(a, g, row0, row1, 1, state);
+}
+
+/* One span; who finishes a head's last one puts them together, in their order. */
+static void span_task(const part *p, int64_t i) {
+    int64_t g = i / p->spans, size = p->rows * cg_attention_stride(p->a->D), span = p->span + i % p->spans;
+    cg_active->attention(p->a, g, 0, p->rows, span, span + 1, p->states + i * size);
+    if (__atomic_add_fetch(&p->done[g], 1, __ATOMIC_ACQ_REL) == p->spans)
+        cg_active->attention_merge(p->a, g, 0, p->rows, p->spans, p->states + g * p->spans * size);
+}
+
+static void share_task(void *data, int64_t i) {
+    const part *p = ((job *)data)->parts;
+    while (i >= p->tasks) i -= p++->tasks;
+    if (p->states) span_task(p, i);
+    else rows_task(p, i);
+}
+
+static part share_out(int threads, cg_attention *a) {
+    int64_t end = a->start + a->T, first = a->window ? cg_max(0, a->start - a->window + 1) : 0;
+    part p = {.a = a, .rows = a->T * (a->H / a->G), .share = cg_attention_rows(a->D)};
+    while (p.share > 8 && (p.rows + p.share - 1) / p.share * a->G < 4 * threads) p.share /= 2;
+    p.shares = (p.rows + p.share - 1) / p.share;
+    p.span = first / CG_KV_SPAN;
+    p.spans = (end - 1) / CG_KV_SPAN + 1 - p.span;
+    p.tasks = p.shares * a->G;
+    return p;
+}
+
+/* The spans are shared out, which takes this much scratch; 0: they are not. */
+static int64_t state_bytes(int threads, const part *p) {
+    const cg_attention *a = p->a;
+    if (threads < 2 || p->shares > 1 || p->spans < 2 || !goes_direct(a)) return 0;
+    return cg_round_up(a->G * (p->spans * p->rows * cg_attention_stride(a->D) * 4 + (int64_t)sizeof *p->done), 64);
+}
+
+/* ------------------------------------------------------------------------------------------------------ the driver */
+
+static int fits(const cg_attention *a) {
+    if (a->G < 1 || a->H < 1 || a->H % a->G || a->D < 1 || a->D > CG_MAX_HEAD_DIM || a->T < 1 || a->start < 0 ||
+        a->start > INT64_MAX - a->T || a->window < 0)
+        return 0;
+    int64_t end = a->start + a->T;
+    return a->past.blocks * CG_KV_BLOCK >= (a->window ? cg_min(a->window, end) : end);
+}
+
+static int all_fit(const cg_attention *a, int64_t n) {
+    int good = n >= 1 && n <= CG_ATTENTION_MOST;
+    for (int64_t i = 0; i < n && good; i++) good = fits(a + i);
+    return good;
+}
+
+static int64_t part_bytes(int threads, const cg_attention *a) {
+    part p = share_out(threads, (cg_attention *)a);
+    return goes_direct(a) ? state_bytes(threads, &p) : cg_round_up(fresh_bytes(a), 64);
+}
+
+int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n) {
+    int64_t bytes = 0;
+    for (int64_t i = 0; all_fit(a, n) && i < n; i++) bytes += part_bytes(ctx->threads, a + i);
+    return bytes;
+}
+
+cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n) {
+    job j = {.a = a};
+    int64_t work = 0, new = 0, tasks = 0, waiting = 0;
+    char *scratch = ctx->scratch;
+    if (!all_fit(a, n)) return CG_BAD_SHAPE;
+    if (ctx->scratch_bytes < cg_attention_scratch(ctx, a, n)) return CG_NO_MEMORY;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t end = a[i].start + a[i].T, visible = a[i].window ? cg_min(a[i].window, end) : end;
+        work += a[i].T * a[i].H * visible * a[i].D;
+        new += a[i].T * a[i].G * a[i].D;
     }
-    append(threads, &new);
-    rows_job j = share_out(threads, a);
-    if (direct && threads > 1 && j.shares == 1 && j.spans > 1) {
-        j.states = ctx->scratch;
-        j.done = memset((char *)ctx->scratch + state_bytes(&j), 0, (size_t)a->G * 4);
-        cg_parallel(threads, a->G * j.spans, span_task, &j);
-    } else {
-        cg_parallel(threads, j.shares * a->G, rows_task, &j);
+    int threads = work < FORK ? 1 : ctx->threads;
+    for (int64_t i = 0; i < n; i++) {
+        part *p = j.parts + i;
+        *p = share_out(threads, a + i);
+        a[i].first_fresh = INT64_MAX;
+        if (!goes_direct(a + i)) {
+            lay_out_fresh(a + i, scratch);
+            scratch += cg_round_up(fresh_bytes(a + i), 64);
+            waiting = 1;
+        } else if (state_bytes(threads, p)) {
+            p->states = (float *)scratch;
+            p->done = (int *)(p->states + p->tasks * p->spans * p->rows * cg_attention_stride(a[i].D));
+            memset(p->done, 0, (size_t)a[i].G * sizeof *p->done);
+            scratch += state_bytes(threads, p);
+            p->tasks *= p->spans;
+        }
+        tasks += p->tasks;
     }
-    if (!direct) {
-        int64_t kept = cg_min(a->T, slots), skip = a->T - kept;
-        new = (append_job){a, cache, k + skip * kv_stride, v + skip * kv_stride, kv_stride, a->start + skip, kept};
-        append(threads, &new);
-    }
+    int appending = new < 16384 ? 1 : threads;
+    cg_parallel(appending, n * a->G, append_task, &j);
+    cg_parallel(threads, tasks, share_task, &j);
+    if (waiting) cg_parallel(appending, n * a->G, keep_task, &j);
     return CG_OK;
 }

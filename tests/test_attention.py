@@ -47,7 +47,7 @@ def attention(
     scale, start, ctx = D**-0.5 if scale is None else scale, 0, context(threads=threads)
     for t in chunks or (T,):
         _kernels.attention(
-            ctx, tensor_of(out), x, layer, start, start, t, H, scale=scale, window=window, sinks=sinks
+            ctx, tensor_of(out), x, [(layer, start, start, t)], H, scale=scale, window=window, sinks=sinks
         )
         start += t
     return out
@@ -190,10 +190,36 @@ def test_rows_of_a_batch(level):
     batch[4 : 4 + T] = qkv
     cache = _kernels.LayerCache(*new_cache(64, G, D))
     _kernels.attention(
-        context(), tensor_of(out), tensor_of(batch), cache, 4, 0, T, H, scale=D**-0.5, sinks=tensor(sinks)
+        context(), tensor_of(out), tensor_of(batch), [(cache, 4, 0, T)], H, scale=D**-0.5, sinks=tensor(sinks)
     )
     assert_same_bits(out[4 : 4 + T], alone, "in a batch")
     assert (np.delete(out, range(4, 4 + T), 0) == 7).all()
+
+
+@pytest.mark.parametrize("window, dtype", [(0, "F32"), (600, "F16"), (64, "BF16")])
+def test_sequences_together(level, window, dtype):
+    """Sequences of other lengths, more than one call of C takes, chunks and single tokens among them, with rings that
+    wrap and caches of several spans: each gets the bits it gets alone."""
+    H, G, D = 4, 2, 8
+    lengths = [(1, 1), (37, 1), (70, 2), (100, 33), (64, 64), (_kernels.KV_SPAN + 1, 1), (2 * _kernels.KV_SPAN, 3)] * 3
+    cases = [sequence(H, G, D, before + new)[0] * np.float32(1 - i / 50) for i, (before, new) in enumerate(lengths)]
+    _, sinks = sequence(H, G, D)
+    alone = [attention(qkv, H, G, lengths[i], window, sinks, window or None, dtype=dtype) for i, qkv in enumerate(cases)]
+    expected = np.concatenate([out[before:] for out, (before, _) in zip(alone, lengths, strict=True)])
+    rows = np.cumsum([0, *(new for _, new in lengths)])
+    for threads in (1, 2, 4):
+        caches = [new_cache(window or len(qkv), G, D, np.nan, dtype) for qkv in cases]
+        for qkv, cache, (before, _) in zip(cases, caches, lengths, strict=True):
+            attention(qkv[:before], H, G, None, window, sinks, cache=cache, dtype=dtype)
+        layers = [_kernels.LayerCache(*cache, dtype) for cache in caches]
+        spans = [(c, int(row), before, new) for c, row, (before, new) in zip(layers, rows, lengths, strict=False)]
+        batch = np.concatenate([qkv[before:] for qkv, (before, _) in zip(cases, lengths, strict=True)])
+        out = np.full((len(batch), H * D), np.float32(7))
+        _kernels.attention(
+            context(threads=threads), tensor_of(out), tensor(batch), spans, H, scale=D**-0.5, window=window,
+            sinks=tensor(sinks),
+        )
+        assert_same_bits(out, expected, f"{threads} threads")
 
 
 @pytest.mark.parametrize("size", [30.0, 1e-3])

@@ -52,7 +52,7 @@ def test_attention():
     out, qkv = tensor(np.zeros((5, 32))), tensor(np.zeros((5, 64)))
 
     def attention(start, T, **options):
-        return cost("attention", (None, out, qkv, SimpleNamespace(itemsize=4), 0, start, T, 4), options)
+        return cost("attention", (None, out, qkv, [(SimpleNamespace(itemsize=4), 0, start, T)], 4), options)
 
     assert attention(0, 1) == (128, 4 * 32)
     assert attention(9, 1) == (10 * 128, 4 * 32 * 10)
@@ -60,6 +60,8 @@ def test_attention():
     assert attention(9, 1, window=4) == (4 * 128, 4 * 32 * 4)
     assert attention(9, 3, window=4) == (6 * 128, 4 * 32 * 12)  # positions 6 to 11
     assert attention(1, 4, window=4) == (5 * 128, 4 * 32 * (2 + 3 + 4 + 4))
+    two = [(SimpleNamespace(itemsize=4), 0, 0, 1), (SimpleNamespace(itemsize=4), 1, 9, 3)]
+    assert cost("attention", (None, out, qkv, two, 4), {}) == (13 * 128, 4 * 32 * (1 + 10 + 11 + 12))
 
 
 def test_embed_and_the_rest():
@@ -81,7 +83,7 @@ def test_every_kernel_of_a_gpt2_step(models):
     with Trace(model) as trace:
         model.step([(model.new_sequence(), [1, 2, 3]), (model.new_sequence(), [4])])
     assert counted(trace) == {
-        "embed": 2, "layernorm": 7, "linear c_attn": 3, "attention": 6, "linear c_proj": 3, "linear c_fc": 3,
+        "embed": 2, "layernorm": 7, "linear c_attn": 3, "attention": 3, "linear c_proj": 3, "linear c_fc": 3,
         "activation": 3, "linear mlp_c_proj": 3, "linear head": 1,
     }  # fmt: skip
     assert all(op.seconds > 0 for op in trace.ops.values())
@@ -92,7 +94,7 @@ def test_every_kernel_of_a_gpt_oss_step(models):
     with Trace(model) as trace:
         model.step([(model.new_sequence(50), [1, 2, 3]), (model.new_sequence(50), [4])])
     assert counted(trace) == {
-        "embed": 1, "rmsnorm": 9, "linear qkv": 12, "rope": 8, "attention": 8, "linear out": 4, "linear router": 4,
+        "embed": 1, "rmsnorm": 9, "linear qkv": 12, "rope": 8, "attention": 4, "linear out": 4, "linear router": 4,
         "topk": 4, "moe": 4, "linear head": 1,
     }  # fmt: skip
 

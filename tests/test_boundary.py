@@ -134,13 +134,20 @@ REFUSED = [
     ("attention", {"sinks": lambda: f32(3)}),
     ("attention", {"cache": lambda: cache(0)}),
     ("attention", {"cache": lambda: cache(2, 3), "H": 2, "qkv": lambda: f32(T, 64)}),
+    ("attention", {"spans": []}),
+    ("attention", {"spans": [None, lambda: (cache(), 4, 0, 1)]}),
+    ("attention", {"spans": [None, lambda: (cache(2, 1, 8), 0, 64, 1)]}),
 ]
 
 
 def arguments(op, **changed):
     """Keyword arguments of a call of `op`."""
     made = {name: changed.get(name, make) for name, make in GOOD[op].items()}
-    return {name: a() if callable(a) else a for name, a in made.items()}
+    made = {name: a() if callable(a) else a for name, a in made.items()}
+    if op == "attention":
+        one = tuple(made.pop(name) for name in ("cache", "row", "start", "T"))
+        made["spans"] = [one if part is None else part() for part in changed.get("spans", [None])]
+    return made
 
 
 @pytest.mark.parametrize("op", GOOD)
@@ -267,7 +274,7 @@ def test_cache_refuses():
     with pytest.raises(KernelError, match="attention"):  # a head dimension beyond what kernels keep on their stacks
         D = _kernels.MAX_HEAD_DIM + 1
         big = cache(1, 1, D)
-        _kernels.attention(context(), f32(1, D), f32(1, 3 * D), big, 0, 0, 1, 1, scale=1.0)
+        _kernels.attention(context(), f32(1, D), f32(1, 3 * D), [(big, 0, 0, 1)], 1, scale=1.0)
 
 
 @pytest.mark.parametrize(

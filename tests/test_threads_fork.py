@@ -275,7 +275,7 @@ def attention():
     shapes = _kernels.kv_shapes(T // _kernels.KV_BLOCK, 1, D)
     cache = _kernels.LayerCache(*(np.zeros(shape, np.float32) for shape in shapes))
     out, qkv, ctx = zeros(T, 8 * D), zeros(T, 10 * D), context()
-    return lambda: _kernels.attention(ctx, out, qkv, cache, 0, 0, T, 8, scale=1.0)
+    return lambda: _kernels.attention(ctx, out, qkv, [(cache, 0, 0, T)], 8, scale=1.0)
 
 
 def moe():

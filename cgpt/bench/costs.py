@@ -37,13 +37,15 @@ def _moe(ctx, out, x, index, weight, gate_up, down, alpha, limit, T) -> tuple[in
     return (matrix_bytes(gate_up) + matrix_bytes(down)) * experts // E, 2 * chosen.size * active
 
 
-def _attention(ctx, out, qkv, cache, row, start, T, H, *, window=0, **_: Any) -> tuple[int, int]:
+def _attention(ctx, out, qkv, spans, H, *, window=0, **_: Any) -> tuple[int, int]:
     """The positions that some query sees; a query and each of its keys meet in D products, its values in as many."""
-    D = out.cols // H
+    D, read, pairs = out.cols // H, 0, 0
     G = (qkv.cols // D - H) // 2
-    first = max(0, start + 1 - window) if window else 0
-    pairs = sum(min(p + 1, window or p + 1) for p in range(start, start + T))
-    return 2 * cache.itemsize * G * D * (start + T - first), 4 * D * H * pairs
+    for cache, _row, start, T in spans:
+        first = max(0, start + 1 - window) if window else 0
+        read += 2 * cache.itemsize * G * D * (start + T - first)
+        pairs += sum(min(p + 1, window or p + 1) for p in range(start, start + T))
+    return read, 4 * D * H * pairs
 
 
 def _embed(out, table, ids, positions=None, **_: Any) -> tuple[int, int]:

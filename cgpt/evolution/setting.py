@@ -138,7 +138,7 @@ class Setting:
         options = {"scale": D**-0.5, "sinks": tensor(1, H) if sinks else None}
         turns = [
             [
-                ("attention", (self.ctx, out, qkv, layer, 0, start, T, H), options | {"window": window})
+                ("attention", (self.ctx, out, qkv, [(layer, 0, start, T)], H), options | {"window": window})
                 for layer, window in zip(cache.layers, windows, strict=True)
             ]
             for cache in caches
@@ -161,7 +161,7 @@ class Setting:
                 ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
                 ("linear", (self.ctx, qkv, normed, w_qkv, T), {}),
                 ("rope", (self.ctx, qkv, *self.rope_tables(start + T), 0, start, H + G, D, T), {}),
-                ("attention", (self.ctx, attended, qkv, cache.layers[0], 0, start, T, H), {"scale": D**-0.5}),
+                ("attention", (self.ctx, attended, qkv, [(cache.layers[0], 0, start, T)], H), {"scale": D**-0.5}),
                 ("linear", (self.ctx, x, attended, w_out, T), {"add": False}),
                 ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
                 *pieces[n % len(pieces)],

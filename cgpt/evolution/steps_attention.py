@@ -122,5 +122,6 @@ def attended(sink: float | None) -> float:
     out = k.Tensor(np.empty((T, D), np.float32))
     cache = Sequence([0], 1, D, T, dtype=KEPT)
     given = None if sink is None else k.Tensor(np.array([sink], np.float32))
-    k.attention(k.Context(1, True), out, k.Tensor(qkv), cache.layers[0], 0, 0, T, 1, scale=D**-0.5, sinks=given)
+    spans = [(cache.layers[0], 0, 0, T)]
+    k.attention(k.Context(1, True), out, k.Tensor(qkv), spans, 1, scale=D**-0.5, sinks=given)
     return float(out.array[-1, 0])
