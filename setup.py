@@ -14,7 +14,8 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = sorted(str(p) for p in Path("csrc/isa").glob("*.c")) + [
     f"csrc/{name}.c"
-    for name in ("cpu", "dispatch", "parallel", "run_attention", "run_linear", "run_moe", "run_rows", "transpose")
+    for name in ("cpu", "dispatch", "parallel", "run_attention", "run_linear", "run_moe", "run_quantize", "run_rows",
+                 "transpose")
 ]
 # Never -ffast-math: it changes sums, and linking with it turns denormals off for the whole process.
 FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]

@@ -56,7 +56,6 @@ cdef extern from "cgpt.h" nogil:
         void (*activation)(float *, cg_activation, int64_t) noexcept nogil
         void (*topk)(int32_t *, float *, const float *, int64_t, int64_t) noexcept nogil
         void (*mxfp4_dequantize)(float *, const uint8_t *, const uint8_t *, int64_t) noexcept nogil
-        void (*quantize_int8)(int8_t *, uint16_t *, const void *, cg_dtype, int64_t) noexcept nogil
         uint32_t (*read)(const uint32_t *, int64_t) noexcept nogil
         const cg_peak *peak
         const cg_peak *peak_tile
@@ -82,5 +81,6 @@ cdef extern from "cgpt.h" nogil:
     int64_t cg_attention_scratch(const cg_context *, const cg_attention *, int64_t)
     cg_status cg_run_attention(const cg_context *, cg_attention *, int64_t)
     cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)
+    cg_status cg_run_quantize_int8(int, int8_t *, uint16_t *, const void *, cg_dtype, int64_t, int64_t, int)
     ctypedef void cg_row_fn(void *, int64_t) noexcept nogil
     void cg_for_rows(int, int64_t, int64_t, cg_row_fn *, void *)

@@ -352,34 +352,21 @@ def mxfp4_dequantize(blocks, scales):
     return out
 
 
-cdef struct QuantizeJob:
-    int8_t *out
-    uint16_t *scales
-    const char *x
-    cg_dtype dtype
-    int64_t K, groups
-
-cdef void quantize_row(void *job, int64_t n) noexcept nogil:
-    cdef QuantizeJob *j = <QuantizeJob *>job
-    cg_active.quantize_int8(j.out + n * j.groups * CG_INT8_GROUP, j.scales + n * j.groups,
-                            j.x + n * j.K * (4 if j.dtype == CG_F32 else 2), j.dtype, j.K)
-
-
-def quantize_int8(array, str dtype, int threads, empty=np.empty):
-    """What an INT8 Matrix of F32, F16 or BF16 [N, K] is made of, from empty(shape, dtype): int8 [N, K rounded up to 64]
-    and bf16 scales (as uint16) [N, groups of 64]. A weight is its integer, -127 .. 127, times its group's scale."""
+def quantize_int8(array, str dtype, int threads, empty=np.empty, bint turned=False):
+    """What an INT8 Matrix of F32, F16 or BF16 [N, K], or [K, N] where `turned`, is made of, from empty(shape, dtype): int8
+    [N, K rounded up to 64] and bf16 scales (as uint16) [N, groups of 64]. A weight is its integer, -127 .. 127, times
+    its group's scale."""
     cdef Tensor x = Tensor(array, dtype, False)
-    cdef QuantizeJob job
-    if array.ndim != 2 or x.dtype > CG_BF16:
-        raise KernelError(f"quantize_int8: found {dtype} {array.shape}, expected floats [N, K]")
-    job.K, job.groups, job.dtype, job.x = x.cols, -(-x.cols // CG_INT8_GROUP), x.dtype, <const char *>x.view.buf
-    q = empty((x.rows, job.groups * CG_INT8_GROUP), np.int8)
-    scales = empty((x.rows, job.groups), np.uint16)
+    if array.ndim != 2:
+        raise KernelError(f"quantize_int8: found {array.shape}, expected two dimensions")
+    cdef int64_t N = x.cols if turned else x.rows, K = x.rows if turned else x.cols, groups = -(-K // CG_INT8_GROUP)
+    q, scales = empty((N, groups * CG_INT8_GROUP), np.int8), empty((N, groups), np.uint16)
     cdef Tensor out = Tensor(q.view(np.uint8), "U8"), to = Tensor(scales, "BF16")
-    job.out, job.scales = <int8_t *>out.view.buf, <uint16_t *>to.view.buf
-    cdef int64_t rows = x.rows
+    cdef cg_status status
     with nogil:
-        cg_for_rows(threads, rows, job.K * 4, quantize_row, &job)
+        status = cg_run_quantize_int8(threads, <int8_t *>out.view.buf, <uint16_t *>to.view.buf, x.view.buf, x.dtype, N, K,
+                                      turned)
+    check(status, "quantize_int8", (dtype, N, K))
     return q, scales
 
 

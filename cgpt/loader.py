@@ -1,6 +1,6 @@
 """Turns stored tensors into what the kernels take."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -32,7 +32,6 @@ class Loader:
         self.checkpoint, self.dense, self.threads, self.huge_pages = checkpoint, dense, threads, huge_pages
         self._progress = progress
         self._memory = Arena()
-        self._scratch = np.empty(0, np.float32)
         self._unread = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
         self._total, self._done = sum(self._unread.values()), 0
         self._rows_stay = dense == "int8" or (huge_pages and dense is None)
@@ -56,7 +55,7 @@ class Loader:
         if self.dense != "int8":
             return self.table(name, bias)
         array, dtype = self._to_convert(name)
-        return self._quantised(name, [array], dtype, bias)
+        return self._quantised(name, array[None], dtype, bias)
 
     def table(self, name: str, bias: str | None = None) -> Matrix:
         """As matrix(), for what int8 leaves alone: the routers, whose choices a rounding may turn."""
@@ -92,7 +91,7 @@ class Loader:
         """A weight stored as [K, N] (GPT-2's Conv1D) or [E, K, N] (unquantised gpt-oss experts)."""
         array, dtype = self._to_convert(name)
         if self.dense == "int8":
-            return self._quantised(name, self._turned_parts(array, dtype), "F32", bias)
+            return self._quantised(name, _matrices(array), dtype, bias, turned=True)
         to = "BF16" if self.dense == "bf16" else dtype
         try:
             shape = *array.shape[:-2], *array.shape[:-3:-1]
@@ -126,28 +125,16 @@ class Loader:
         self.checkpoint.prefetch(name)
         return self.checkpoint.array(name, aligned=False), self.checkpoint.tensors[name].dtype
 
-    def _turned_parts(self, array: np.ndarray, dtype: str) -> Iterator[np.ndarray]:
-        """Each [K, N] of [.., K, N] as f32 [N, K]; the next one takes its place."""
-        K, N = array.shape[-2:]
-        if self._scratch.size < K * N:
-            self._scratch = np.empty(K * N, np.float32)
-        turned = self._scratch[: K * N].reshape(N, K)
-        for part in _matrices(array):
-            transpose(turned, "F32", part, dtype, self.threads)
-            yield turned
-
-    def _quantised(self, name: str, parts: Iterable[np.ndarray], dtype: str, bias: str | None) -> Matrix:
-        """The matrices [N, K] of one tensor as INT8."""
-        pairs = []
+    def _quantised(self, name: str, parts: np.ndarray, dtype: str, bias: str | None, turned: bool = False) -> Matrix:
+        """The matrices [n, N, K], or [n, K, N] where `turned`, of one tensor as INT8."""
         try:
-            for part in parts:
-                pairs.append(quantize_int8(part, dtype, self.threads, self._memory.empty))
-                K = part.shape[-1]
+            pairs = [quantize_int8(part, dtype, self.threads, self._memory.empty, turned) for part in parts]
             q, scales = pairs[0] if len(pairs) == 1 else map(np.stack, zip(*pairs, strict=True))
         except MemoryError:
             raise OutOfMemoryError(f"{name}: no memory to quantise it") from None
         self.checkpoint.release(name)
-        return Matrix("INT8", q, scales, bias=self.floats(bias) if bias else None, columns=K)
+        columns = parts.shape[1 if turned else 2]
+        return Matrix("INT8", q, scales, bias=self.floats(bias) if bias else None, columns=columns)
 
     def _copied(self, name: str, to: str) -> np.ndarray:
         """As dtype `to`, in the same order: the transpose of one long row."""

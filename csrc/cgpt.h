@@ -228,6 +228,10 @@ cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n);
 cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const void *src, cg_dtype src_dtype,
                            int64_t rows, int64_t cols);
 
+/* out[N, K rounded up to CG_INT8_GROUP] and scales[N, groups] from floats [N, K], or [K, N] where `turned`. */
+cg_status cg_run_quantize_int8(int threads, int8_t *out, uint16_t *scales, const void *src, cg_dtype dtype, int64_t N,
+                               int64_t K, int turned);
+
 typedef void cg_row_fn(void *job, int64_t row);
 /* Calls fn for every row, in parallel where rows * cost (about one float operation each) is worth a fork. */
 void cg_for_rows(int threads, int64_t rows, int64_t cost, cg_row_fn *fn, void *job);

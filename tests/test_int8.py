@@ -44,9 +44,9 @@ def product(K, how):
     return x.astype(np.float64) @ values.T, dot_tolerance(x, values) + off @ np.abs(values).T
 
 
-def quantize(x, dtype="F32", threads=1):
-    stored = {"F32": np.float32, "F16": np.float16, "BF16": to_bf16}[dtype](x)
-    return _kernels.quantize_int8(np.ascontiguousarray(stored), dtype, threads)
+def quantize(x, dtype="F32", threads=1, turned=False):
+    stored = {"F32": np.float32, "F16": np.float16, "BF16": to_bf16}[dtype](x.T if turned else x)
+    return _kernels.quantize_int8(np.ascontiguousarray(stored), dtype, threads, turned=turned)
 
 
 # ------------------------------------------------------------------------------------------------------ quantise
@@ -92,6 +92,16 @@ def test_quantize_is_the_same_on_every_level(level, rng):
     for threads in THREADS:
         again = quantize(x, threads=threads)
         assert (again[0] == q).all() and (again[1] == scales).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("N, K", [(1, 1), (16, 64), (37, 130), (48, 63)])
+def test_quantize_what_is_stored_by_columns(level, dtype, N, K, rng):
+    """Conv1D's [K, N] gives what its transpose gives."""
+    x = rng.standard_normal((N, K), np.float32)
+    for threads in THREADS:
+        for found, expected in zip(quantize(x, dtype, threads, turned=True), quantize(x, dtype), strict=True):
+            assert (found == expected).all()
 
 
 def test_quantize_refuses_what_is_not_rows_of_floats():
