@@ -26,11 +26,7 @@ CG_INLINE float int8_scale(const cg_product *p, int64_t n, int64_t g) {
 CG_INLINE void int8_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
     const uint8_t *row = p->w + n * cg_row_bytes(CG_INT8, p->K);
     vf *to = out;
-    for (int64_t k = k0; k < k1; k += CG_LANES) {
-        vb q;
-        memcpy(&q, row + k, sizeof q);
-        *to++ = __builtin_convertvector(q, vf) * int8_scale(p, n, k / CG_INT8_GROUP);
-    }
+    for (int64_t k = k0; k < k1; k += CG_LANES) *to++ = vf_load_i8(row + k) * int8_scale(p, n, k / CG_INT8_GROUP);
     while ((to - (vf *)out) % DOT_GROUP) *to++ = vf_set(0.f);
 }
 

@@ -10,7 +10,6 @@ typedef float vf __attribute__((vector_size(4 * CG_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * CG_LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * CG_LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
-typedef int8_t vb __attribute__((vector_size(CG_LANES)));
 typedef int16_t vs __attribute__((vector_size(4 * CG_LANES)));  /* two to a lane */
 
 /* Keeps a value in a register: GCC would rather load it again at each use. */
@@ -58,6 +57,20 @@ CG_INLINE vs vs_load_i8(const void *p) {
     vs v;
     memcpy(q, p, sizeof q);
     for (int i = 0; i < 2 * CG_LANES; i++) v[i] = q[i];
+    return v;
+#endif
+}
+
+CG_INLINE vf vf_load_i8(const void *p) {
+#if CG_LANES == 16 && !defined(CGPT_EMULATE)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif CG_LANES == 8
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    int8_t q[CG_LANES];
+    vf v;
+    memcpy(q, p, sizeof q);
+    for (int i = 0; i < CG_LANES; i++) v[i] = q[i];
     return v;
 #endif
 }
