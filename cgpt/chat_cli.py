@@ -12,7 +12,7 @@ from typing import Any
 
 import cgpt
 from cgpt.chat import Chat
-from cgpt.cli import ProgressBar
+from cgpt.cli_common import ProgressBar
 from cgpt.errors import CgptError, InputError
 from cgpt.harmony import EFFORTS
 
