@@ -10,7 +10,7 @@ prefix cache remembers what was computed: what the next prompt has in common wit
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class Reply:
         return self._of("commentary")
 
     def _of(self, channel: str | None) -> str:
-        found = [m for m in self.messages if m.channel == channel and m.role == "assistant" and not _is_call(m)]
+        found = [m for m in self.messages if m.channel == channel and m.role == "assistant" and not is_call(m)]
         return "\n".join(message.content for message in found)
 
 
@@ -150,14 +150,39 @@ class Chat:
 
         Errors of a function go back as its result. After max_rounds of calls the reply still holds the next ones.
         """
-        reply = self.send(text, **options)
-        for _ in range(max_rounds):
-            if not reply.tool_calls:
-                break
-            for call in reply.tool_calls:
-                self.add_result(call, run_tool(self.tools, call.name, call.arguments))
-            reply = self.send(**options)
-        return reply
+        for _ in self.run_stream(text, max_rounds=max_rounds, **options):
+            pass
+        return self.reply
+
+    def run_stream(
+        self,
+        text: str | None = None,
+        *,
+        run: Callable[[ToolCall], str] | None = None,
+        max_rounds: int = 8,
+        **options: Any,
+    ) -> Iterator[Piece]:
+        """run() as it comes: the pieces of all its replies. run: gives a call's result; else the chat's functions do.
+
+        Closing it, or an exception, stops it: a final text that has begun stays in the conversation; without one the
+        turn is taken back, calls, results and all.
+        """
+        run = run or (lambda call: run_tool(self.tools, call.name, call.arguments))
+        before, reply = len(self.messages), None
+        try:
+            yield from self.stream(text, **options)
+            for _ in range(max_rounds):
+                if not self.reply.tool_calls:
+                    break
+                for call in self.reply.tool_calls:
+                    self.add_result(call, run(call))
+                yield from self.stream(**options)
+            reply = self.reply
+        finally:
+            whole = reply is not None and reply.finish_reason in ("stop", "tool_calls")
+            if len(self.messages) > before and not whole and self.messages[-1].channel != "final":
+                del self.messages[before:]
+                self._loop = None
 
     def add_result(self, call: ToolCall, result: str) -> None:
         """Adds a call's result to the conversation; send() then lets the model go on."""
@@ -200,7 +225,7 @@ class Chat:
         finally:
             scheduler.cancel(request)
             parser.finish()
-            calls = [ToolCall(m.recipient, m.content) for m in parser.messages if _is_call(m) and reason == "stop"]
+            calls = [ToolCall(m.recipient, m.content) for m in parser.messages if is_call(m) and reason == "stop"]
             first = request.answered - began if request.ids else None
             self.reply = Reply(
                 parser.messages, "tool_calls" if calls else reason, parser.raw_text, dict(parser.repairs),
@@ -216,7 +241,7 @@ class Chat:
     def _is_over(self, parser: Parser) -> bool:
         """Whether a call is complete, or somebody else is made to speak: the model should have stopped by itself."""
         last = parser.messages[-1] if parser.messages else None
-        return parser.role != "assistant" or (last is not None and _is_call(last))
+        return parser.role != "assistant" or (last is not None and is_call(last))
 
     def _remember(self, request: Request, said: list[Message]) -> None:
         reply = self.reply
@@ -229,5 +254,6 @@ class Chat:
         self._loop = ([*request.prompt_ids, *request.ids], list(self.messages)) if reply.tool_calls else None
 
 
-def _is_call(message: Message) -> bool:
+def is_call(message: Message | Piece) -> bool:
+    """Whether it is for a tool, and not for somebody in the conversation."""
     return message.role == "assistant" and message.recipient not in (None, "all", "user", "assistant")
