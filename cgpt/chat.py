@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from cgpt import harmony
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.generate import Request, Scheduler
-from cgpt.harmony import Developer, Message, ResponseFormat, SpecialTokens, System, tool_result
+from cgpt.harmony import Developer, Message, Namespace, ResponseFormat, SpecialTokens, System, tool_result
 from cgpt.harmony_parse import Parser, Piece
 from cgpt.harmony_render import render_conversation, render_message
+from cgpt.harmony_tools import builtin_namespaces
 from cgpt.prefix import PrefixCache
 from cgpt.tools import as_tools, run_tool
 
@@ -31,11 +32,13 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model asks for. recipient: as it wrote it, "functions.NAME"; name: the last part of it;
-    arguments: JSON text, as it wrote it, which may be no JSON at all."""
+    """A call that the model asks for. recipient: as it wrote it, "functions.NAME", or that of a built-in tool as
+    "browser.search" or "python"; name: without "functions."; arguments: JSON text, as it wrote it, which may be no JSON
+    at all, and for "python" is code. channel: of the call."""
 
     recipient: str
     arguments: str
+    channel: str = "commentary"
 
     @property
     def name(self) -> str:
@@ -86,8 +89,10 @@ class Chat:
     """A conversation; made by model.chat().
 
     system: instructions, which harmony puts into the developer message. tools: Python functions, schemas in OpenAI's
-        shape or Tools. reasoning: "low", "medium" or "high". response_format: a schema that the model is asked to
-        follow. identity, knowledge_cutoff, date: lines of the system message; date is not given unless asked for.
+        shape or Tools. builtin_tools: "browser", "python", which the model was trained to use, or a Namespace; nothing
+        here runs them: answer their calls by add_result(), or by run_call of run(). reasoning: "low", "medium" or
+        "high". response_format: a schema that the model is asked to follow. identity, knowledge_cutoff, date: lines of
+        the system message; date is not given unless asked for.
     messages: the conversation after those two, yours to read, to fill and to change.
     """
 
@@ -98,6 +103,7 @@ class Chat:
         *,
         system: str | None = None,
         tools: Iterable[Any] = (),
+        builtin_tools: Iterable[str | Namespace] = (),
         reasoning: str = "medium",
         response_format: ResponseFormat | None = None,
         identity: str | None = harmony.IDENTITY,
@@ -108,7 +114,9 @@ class Chat:
         self.special = SpecialTokens(model.tokenizer)
         self.tools = as_tools(tools)
         self.developer = Developer(system, self.tools, (), response_format)
-        self.system = System(identity, knowledge_cutoff, date, reasoning)
+        self.system = System(
+            identity, knowledge_cutoff, date, reasoning, namespaces=builtin_namespaces(builtin_tools)
+        )
         self.messages: list[Message] = []
         self.reply: Reply | None = None  # the newest
         self._kept = PrefixCache(model)
@@ -145,12 +153,13 @@ class Chat:
         request = Request(self.model, ids, max_new_tokens=max_new_tokens, stop=list(self.special.stops), **sampling)
         return self._run(request, said)
 
-    def run(self, text: str | None = None, *, max_rounds: int = 8, **options: Any) -> Reply:
+    def run(self, text: str | None = None, **options: Any) -> Reply:
         """send(), and as long as the reply calls functions, runs them and sends the results: the last reply.
 
-        Errors of a function go back as its result. After max_rounds of calls the reply still holds the next ones.
+        run_call: gives the result of a ToolCall; without it the chat's functions do, and their errors are results.
+        max_rounds of calls (8); after these the reply still holds the next ones. Other options as for send().
         """
-        for _ in self.run_stream(text, max_rounds=max_rounds, **options):
+        for _ in self.run_stream(text, **options):
             pass
         return self.reply
 
@@ -158,16 +167,16 @@ class Chat:
         self,
         text: str | None = None,
         *,
-        run: Callable[[ToolCall], str] | None = None,
+        run_call: Callable[[ToolCall], str] | None = None,
         max_rounds: int = 8,
         **options: Any,
     ) -> Iterator[Piece]:
-        """run() as it comes: the pieces of all its replies. run: gives a call's result; else the chat's functions do.
+        """run() as it comes: the pieces of all its replies.
 
         Closing it, or an exception, stops it: a final text that has begun stays in the conversation; without one the
         turn is taken back, calls, results and all.
         """
-        run = run or (lambda call: run_tool(self.tools, call.name, call.arguments))
+        run_call = run_call or (lambda call: run_tool(self.tools, call.name, call.arguments))
         before, reply = len(self.messages), None
         try:
             yield from self.stream(text, **options)
@@ -175,7 +184,7 @@ class Chat:
                 if not self.reply.tool_calls:
                     break
                 for call in self.reply.tool_calls:
-                    self.add_result(call, run(call))
+                    self.add_result(call, run_call(call))
                 yield from self.stream(**options)
             reply = self.reply
         finally:
@@ -186,7 +195,8 @@ class Chat:
 
     def add_result(self, call: ToolCall, result: str) -> None:
         """Adds a call's result to the conversation; send() then lets the model go on."""
-        self.messages.append(tool_result(call.recipient, result))
+        channel = "commentary" if call.recipient.startswith("functions.") else call.channel
+        self.messages.append(tool_result(call.recipient, result, channel))
 
     def reset(self) -> None:
         """Forgets the conversation; instructions and tools stay."""
@@ -225,7 +235,8 @@ class Chat:
         finally:
             scheduler.cancel(request)
             parser.finish()
-            calls = [ToolCall(m.recipient, m.content) for m in parser.messages if is_call(m) and reason == "stop"]
+            called = [m for m in parser.messages if is_call(m) and reason == "stop"]
+            calls = [ToolCall(m.recipient, m.content, m.channel or "commentary") for m in called]
             first = request.answered - began if request.ids else None
             self.reply = Reply(
                 parser.messages, "tool_calls" if calls else reason, parser.raw_text, dict(parser.repairs),

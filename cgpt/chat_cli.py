@@ -167,7 +167,7 @@ class Terminal:
     def _answer(self, line: str) -> None:
         """Prints the reply as it comes, and runs what it calls. In a terminal Ctrl-C stops it and keeps the chat."""
         self._channel = None
-        pieces = self.chat.run_stream(line, run=self._run, max_rounds=MAX_ROUNDS, **self.options)
+        pieces = self.chat.run_stream(line, run_call=self._run, max_rounds=MAX_ROUNDS, **self.options)
         try:
             for piece in pieces:
                 if is_call(piece) or (piece.channel == "analysis" and not self.show_reasoning):

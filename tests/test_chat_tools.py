@@ -76,7 +76,7 @@ def test_a_loop_as_a_stream(model):
         asked.append((call.name, call.arguments))
         return '{"temperature": -1, "sky": "sunny"}'
 
-    pieces = list(chat.run_stream(QUESTION, run=run))
+    pieces = list(chat.run_stream(QUESTION, run_call=run))
     assert asked == [("get_weather", '{"city": "Venice"}')]
     text = "".join(p.text for p in pieces if p.channel == "final")
     assert text == chat.reply.text == "It is -1 degrees and sunny in Venice."
@@ -96,11 +96,11 @@ def test_what_stops_the_loop_takes_the_turn_back(monkeypatch, model, problem):
 
     if problem is KeyboardInterrupt:  # while the tool runs
         with pytest.raises(problem):
-            list(chat.run_stream(QUESTION, run=stopped))
+            list(chat.run_stream(QUESTION, run_call=stopped))
     else:  # when its result makes the conversation too long
         result = "long " * model.context_length
         with pytest.raises(problem):
-            list(chat.run_stream(QUESTION, run=lambda call: result))
+            list(chat.run_stream(QUESTION, run_call=lambda call: result))
     assert chat.messages == before and chat.send("Now add 5.").text == "47"
 
 

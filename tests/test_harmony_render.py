@@ -14,6 +14,7 @@ from cgpt.errors import ChatError, InputError
 from cgpt.harmony import Developer, Message, Namespace, ResponseFormat, SpecialTokens, System, Tool, tool_result
 from cgpt.harmony_render import kept_messages, render_conversation, render_message
 from cgpt.harmony_schema import MAX_DEPTH, typescript
+from cgpt.harmony_tools import BROWSER, PYTHON
 from cgpt.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "harmony.json"
@@ -49,6 +50,10 @@ CONVERSATIONS = {
     "namespaces": [
         Message("system", System(identity="You are it.", channels=("final",), namespaces=(SHELL, SEARCH))),
         Message("developer", Developer(namespaces=(SHELL,), tools=(CLOCK,))), ASK,
+    ],
+    "built-in tools": [
+        Message("system", System(date="2025-06-28", namespaces=(PYTHON, BROWSER))), ASK,
+        Message("assistant", "print(2 + 2)", "analysis", "python", "code"), tool_result("python", "4\n", "analysis"),
     ],
     "names, types": [
         Message("user", "hi", name="bob"), Message("assistant", "x", "analysis", "python", "code"),
