@@ -179,6 +179,7 @@ class Terminal:
             if not self._interactive:
                 raise
             self._print(" [stopped]")
+            return
         finally:
             self._print(self._style(None) + "\n")
         if self.chat.reply.finish_reason == "length":

@@ -8,7 +8,7 @@ from test_chat import CALL, FINAL, scripted
 from test_chat_cli import Session
 
 import cgpt
-from cgpt import cli
+from cgpt import chat_cli, cli
 from cgpt.chat_cli import Terminal
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.tool_file import load_functions
@@ -197,6 +197,15 @@ def test_all_is_for_the_calls_to_come(ask):
     assert out == f"{SHOWN}{RESULT}Done.\n"
 
 
+def test_endless_calls_end(monkeypatch, ask):
+    monkeypatch.setattr(chat_cli, "MAX_ROUNDS", 2)
+    written = []
+    monkeypatch.setattr(sys.stderr, "write", written.append)
+    out, chat = ask(*[ROME] * 3, yes_tools=True)
+    assert out.count(SHOWN + RESULT) == 2 and chat.reply.tool_calls
+    assert "".join(written) == "[stopped: the model went on calling after 2 rounds]\n"
+
+
 def test_errors_go_to_the_model(ask):
     out, chat = ask(ROME.replace("get_weather", "broken"), FINAL.format("Sorry."), yes_tools=True)
     assert out == 'broken(city="Rome")\n-> error: LookupError: no Rome\nSorry.\n'
@@ -237,7 +246,7 @@ def test_in_a_terminal(file):
     assert '\x1b[2mI need the weather tool.\r\n\x1b[2mget_weather(city="Venice")\r\n' in shown
     session.type("\x03")
     session.until("[stopped]")
-    session.until("> ")
+    assert session.until("> ") == "\x1b[0m\r\n> "
     session.type(f"{QUESTION}\n")
     session.until("from now on: ")
     session.type("y\n")
