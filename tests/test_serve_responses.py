@@ -160,6 +160,17 @@ def test_calls_are_one_at_a_time(monkeypatch, model, client):
     assert [item.type for item in done.output] == ["function_call"] and done.parallel_tool_calls is False
 
 
+def test_the_stream_helper_gathers_what_was_sent(monkeypatch, model, client):
+    scripted(monkeypatch, model, f"{THOUGHT}{PREAMBLE}{LOOK_UP}<|call|>")
+    with client.responses.stream(model="demo", input=WEATHER, temperature=0, tools=[FUNCTION]) as stream:
+        events = list(stream)
+        done = stream.get_final_response()
+    assert [item.type for item in done.output] == ["reasoning", "message", "function_call"]
+    snapshots = {event.type: event.snapshot for event in events if hasattr(event, "snapshot")}
+    assert snapshots["response.function_call_arguments.delta"] == done.output[2].arguments == '{"city": "x"}'
+    assert snapshots["response.output_text.delta"] == done.output_text == "I look it up."
+
+
 def test_allowed_tools(monkeypatch, model, client):
     prompts = scripted(monkeypatch, model, FINAL.format("a"), *[LOOK_UP[LOOK_UP.index("{") :] + "<|call|>"] * 2)
     other = FUNCTION | {"name": "other"}
