@@ -245,8 +245,8 @@ def test_in_a_terminal(file):
     shown = session.until("from now on: ")
     assert '\x1b[2mI need the weather tool.\r\n\x1b[2mget_weather(city="Venice")\r\n' in shown
     session.type("\x03")
-    session.until("[stopped]")
-    assert session.until("> ") == "\x1b[0m\r\n> "
+    session.until("[stopped]", again="\x03")  # Python sees it late if it is just about to wait
+    assert "rounds" not in session.until("> ")
     session.type(f"{QUESTION}\n")
     session.until("from now on: ")
     session.type("y\n")
