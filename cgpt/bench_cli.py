@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from cgpt.cli_common import ProgressBar
 from cgpt.errors import InputError
 
 
@@ -55,7 +56,6 @@ def _bench(args: argparse.Namespace) -> None:
     from cgpt.bench import plot, report
     from cgpt.bench.checkpoints import checkpoint
     from cgpt.bench.session import bench
-    from cgpt.cli import ProgressBar
 
     if args.json and args.jsonl:
         raise InputError("--json or --jsonl, not both")

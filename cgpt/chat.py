@@ -10,16 +10,17 @@ prefix cache remembers what was computed: what the next prompt has in common wit
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cgpt import harmony
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.generate import Request, Scheduler
-from cgpt.harmony import Developer, Message, ResponseFormat, SpecialTokens, System, tool_result
+from cgpt.harmony import Developer, Message, Namespace, ResponseFormat, SpecialTokens, System, tool_result
 from cgpt.harmony_parse import Parser, Piece
 from cgpt.harmony_render import render_conversation, render_message
+from cgpt.harmony_tools import builtin_namespaces
 from cgpt.prefix import PrefixCache
 from cgpt.tools import as_tools, run_tool
 
@@ -31,11 +32,13 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model asks for. recipient: as it wrote it, "functions.NAME"; name: the last part of it;
-    arguments: JSON text, as it wrote it, which may be no JSON at all."""
+    """A call that the model asks for. recipient: as it wrote it, "functions.NAME", or that of a built-in tool as
+    "browser.search" or "python"; name: without "functions."; arguments: JSON text, as it wrote it, which may be no JSON
+    at all, and for "python" is code. channel: of the call."""
 
     recipient: str
     arguments: str
+    channel: str = "commentary"
 
     @property
     def name(self) -> str:
@@ -78,7 +81,7 @@ class Reply:
         return self._of("commentary")
 
     def _of(self, channel: str | None) -> str:
-        found = [m for m in self.messages if m.channel == channel and m.role == "assistant" and not _is_call(m)]
+        found = [m for m in self.messages if m.channel == channel and m.role == "assistant" and not is_call(m)]
         return "\n".join(message.content for message in found)
 
 
@@ -86,8 +89,10 @@ class Chat:
     """A conversation; made by model.chat().
 
     system: instructions, which harmony puts into the developer message. tools: Python functions, schemas in OpenAI's
-        shape or Tools. reasoning: "low", "medium" or "high". response_format: a schema that the model is asked to
-        follow. identity, knowledge_cutoff, date: lines of the system message; date is not given unless asked for.
+        shape or Tools. builtin_tools: "browser", "python", which the model was trained to use, or a Namespace; nothing
+        here runs them: answer their calls by add_result(), or by run_call of run(). reasoning: "low", "medium" or
+        "high". response_format: a schema that the model is asked to follow. identity, knowledge_cutoff, date: lines of
+        the system message; date is not given unless asked for.
     messages: the conversation after those two, yours to read, to fill and to change.
     """
 
@@ -98,6 +103,7 @@ class Chat:
         *,
         system: str | None = None,
         tools: Iterable[Any] = (),
+        builtin_tools: Iterable[str | Namespace] = (),
         reasoning: str = "medium",
         response_format: ResponseFormat | None = None,
         identity: str | None = harmony.IDENTITY,
@@ -108,7 +114,9 @@ class Chat:
         self.special = SpecialTokens(model.tokenizer)
         self.tools = as_tools(tools)
         self.developer = Developer(system, self.tools, (), response_format)
-        self.system = System(identity, knowledge_cutoff, date, reasoning)
+        self.system = System(
+            identity, knowledge_cutoff, date, reasoning, namespaces=builtin_namespaces(builtin_tools)
+        )
         self.messages: list[Message] = []
         self.reply: Reply | None = None  # the newest
         self._kept = PrefixCache(model)
@@ -145,23 +153,50 @@ class Chat:
         request = Request(self.model, ids, max_new_tokens=max_new_tokens, stop=list(self.special.stops), **sampling)
         return self._run(request, said)
 
-    def run(self, text: str | None = None, *, max_rounds: int = 8, **options: Any) -> Reply:
+    def run(self, text: str | None = None, **options: Any) -> Reply:
         """send(), and as long as the reply calls functions, runs them and sends the results: the last reply.
 
-        Errors of a function go back as its result. After max_rounds of calls the reply still holds the next ones.
+        run_call: gives the result of a ToolCall; without it the chat's functions do, and their errors are results.
+        max_rounds of calls (8); after these the reply still holds the next ones. Other options as for send().
         """
-        reply = self.send(text, **options)
-        for _ in range(max_rounds):
-            if not reply.tool_calls:
-                break
-            for call in reply.tool_calls:
-                self.add_result(call, run_tool(self.tools, call.name, call.arguments))
-            reply = self.send(**options)
-        return reply
+        for _ in self.run_stream(text, **options):
+            pass
+        return self.reply
+
+    def run_stream(
+        self,
+        text: str | None = None,
+        *,
+        run_call: Callable[[ToolCall], str] | None = None,
+        max_rounds: int = 8,
+        **options: Any,
+    ) -> Iterator[Piece]:
+        """run() as it comes: the pieces of all its replies.
+
+        Closing it, or an exception, stops it: a final text that has begun stays in the conversation; without one the
+        turn is taken back, calls, results and all.
+        """
+        run_call = run_call or (lambda call: run_tool(self.tools, call.name, call.arguments))
+        before, reply = len(self.messages), None
+        try:
+            yield from self.stream(text, **options)
+            for _ in range(max_rounds):
+                if not self.reply.tool_calls:
+                    break
+                for call in self.reply.tool_calls:
+                    self.add_result(call, run_call(call))
+                yield from self.stream(**options)
+            reply = self.reply
+        finally:
+            whole = reply is not None and reply.finish_reason in ("stop", "tool_calls")
+            if len(self.messages) > before and not whole and self.messages[-1].channel != "final":
+                del self.messages[before:]
+                self._loop = None
 
     def add_result(self, call: ToolCall, result: str) -> None:
         """Adds a call's result to the conversation; send() then lets the model go on."""
-        self.messages.append(tool_result(call.recipient, result))
+        channel = "commentary" if call.recipient.startswith("functions.") else call.channel
+        self.messages.append(tool_result(call.recipient, result, channel))
 
     def reset(self) -> None:
         """Forgets the conversation; instructions and tools stay."""
@@ -200,7 +235,8 @@ class Chat:
         finally:
             scheduler.cancel(request)
             parser.finish()
-            calls = [ToolCall(m.recipient, m.content) for m in parser.messages if _is_call(m) and reason == "stop"]
+            called = [m for m in parser.messages if is_call(m) and reason == "stop"]
+            calls = [ToolCall(m.recipient, m.content, m.channel or "commentary") for m in called]
             first = request.answered - began if request.ids else None
             self.reply = Reply(
                 parser.messages, "tool_calls" if calls else reason, parser.raw_text, dict(parser.repairs),
@@ -216,7 +252,7 @@ class Chat:
     def _is_over(self, parser: Parser) -> bool:
         """Whether a call is complete, or somebody else is made to speak: the model should have stopped by itself."""
         last = parser.messages[-1] if parser.messages else None
-        return parser.role != "assistant" or (last is not None and _is_call(last))
+        return parser.role != "assistant" or (last is not None and is_call(last))
 
     def _remember(self, request: Request, said: list[Message]) -> None:
         reply = self.reply
@@ -229,5 +265,6 @@ class Chat:
         self._loop = ([*request.prompt_ids, *request.ids], list(self.messages)) if reply.tool_calls else None
 
 
-def _is_call(message: Message) -> bool:
+def is_call(message: Message | Piece) -> bool:
+    """Whether it is for a tool, and not for somebody in the conversation."""
     return message.role == "assistant" and message.recipient not in (None, "all", "user", "assistant")

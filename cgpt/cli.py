@@ -7,17 +7,16 @@ import io
 import json
 import os
 import sys
-import time
 import warnings
 from typing import Any
 
 import cgpt
-from cgpt import bench_cli, compare_cli, doctor_cli, evolution_cli, isa
+from cgpt import bench_cli, chat_cli, compare_cli, doctor_cli, evolution_cli, isa, quality_cli, serve_cli
+from cgpt.cli_common import DEFAULT_MODEL, ProgressBar, add_kv_cache_dtype
 from cgpt.errors import CgptError, InputError
-from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
+from cgpt.kvcache import DEFAULT_KV_DTYPE
 from cgpt.sizes import SIZES
 
-DEFAULT_MODEL = "demo-gpt2"
 INTERRUPTED, PIPE_CLOSED, FAILED = 130, 141, 2  # as shells report SIGINT and SIGPIPE, and as argparse fails
 
 
@@ -120,36 +119,6 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
     print(f"cgpt: warning: {message}", file=sys.stderr)
 
 
-class ProgressBar:
-    """Shows how many bytes are done, on stderr where that is a terminal, if the work takes a while."""
-
-    DELAY, INTERVAL, CELLS = 0.5, 0.1, 30  # seconds before the first drawing, between drawings; width
-
-    def __init__(self, label: str, unit: str = "GB") -> None:
-        self._label, self._unit = label, unit
-        self._next = time.monotonic() + self.DELAY
-        self._drawn = False
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now < self._next or not sys.stderr.isatty():
-            return
-        self._next, self._drawn = now + self.INTERVAL, True
-        filled = self.CELLS * done // total if total else self.CELLS
-        bar = "#" * filled + "." * (self.CELLS - filled)
-        shown = f"{done / 1e9:.2f} of {total / 1e9:.2f}" if self._unit == "GB" else f"{done} of {total}"
-        sys.stderr.write(f"\r{self._label} [{bar}] {shown} {self._unit}\x1b[K")
-        sys.stderr.flush()
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-
 # -------------------------------------------------------------------------------------------------- arguments
 
 
@@ -163,10 +132,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _add_generate, _add_chat, _add_serve, _add_info, _add_compare, _add_synth, _add_bench, _add_doctor,
-        _add_quality, _add_evolution, _add_kernels,
+        _add_generate, chat_cli.add_chat, serve_cli.add_serve, _add_info, compare_cli.add_compare, _add_synth,
+        bench_cli.add_bench, doctor_cli.add_doctor, quality_cli.add_quality, evolution_cli.add_evolution, _add_kernels,
     ):  # fmt: skip
-        add(commands)
+        add(_command, commands)
     return parser
 
 
@@ -182,9 +151,9 @@ def _command(commands: Any, name: str, run: Any, summary: str, examples: str) ->
     return parser
 
 
-def _add_generate(commands: Any) -> None:
+def _add_generate(command: Any, commands: Any) -> None:
     models = ", ".join(cgpt.demo_models())
-    parser = _command(
+    parser = command(
         commands,
         "generate",
         _generate,
@@ -222,17 +191,13 @@ def _add_generate(commands: Any) -> None:
     add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
     dense = "round dense matrices to bf16, or quantise them to 8 bits: fewer bytes to read per token"
     add("--dense", choices=cgpt.DENSE, help=dense)
-    _add_kv_cache_dtype(add, "f16, or f32 with --precision exact")
+    add_kv_cache_dtype(add, "f16, or f32 with --precision exact")
     huge = "copy mapped weights into huge pages: faster to read, slower to load, and takes the checkpoint's size"
     add("--huge-pages", action="store_true", help=huge)
 
 
-def _add_kv_cache_dtype(add: Any, default: str) -> None:
-    add("--kv-cache-dtype", choices=KV_DTYPES, help=f"what keys and values are kept as (default: {default})")
-
-
-def _add_info(commands: Any) -> None:
-    parser = _command(
+def _add_info(command: Any, commands: Any) -> None:
+    parser = command(
         commands,
         "info",
         _info,
@@ -245,16 +210,12 @@ def _add_info(commands: Any) -> None:
         help=f"a checkpoint directory, a config.json, or one of {', '.join([*cgpt.demo_models(), *SIZES])}",
     )
     parser.add_argument("--context", type=int, metavar="N", help="tokens to have room for (default: all)")
-    _add_kv_cache_dtype(parser.add_argument, DEFAULT_KV_DTYPE["auto"])
+    add_kv_cache_dtype(parser.add_argument, DEFAULT_KV_DTYPE["auto"])
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
 
 
-def _add_compare(commands: Any) -> None:
-    compare_cli.add_compare(_command, commands)
-
-
-def _add_synth(commands: Any) -> None:
-    parser = _command(
+def _add_synth(command: Any, commands: Any) -> None:
+    parser = command(
         commands,
         "synth",
         _synth,
@@ -266,38 +227,8 @@ def _add_synth(commands: Any) -> None:
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")
 
 
-def _add_chat(commands: Any) -> None:
-    from cgpt import chat_cli  # which takes from here
-
-    chat_cli.add_chat(_command, commands)
-
-
-def _add_serve(commands: Any) -> None:
-    from cgpt import serve_cli  # which takes from here
-
-    serve_cli.add_serve(_command, commands)
-
-
-def _add_quality(commands: Any) -> None:
-    from cgpt import quality_cli  # which takes from here
-
-    quality_cli.add_quality(_command, commands)
-
-
-def _add_doctor(commands: Any) -> None:
-    doctor_cli.add_doctor(_command, commands)
-
-
-def _add_evolution(commands: Any) -> None:
-    evolution_cli.add_evolution(_command, commands)
-
-
-def _add_bench(commands: Any) -> None:
-    bench_cli.add_bench(_command, commands)
-
-
-def _add_kernels(commands: Any) -> None:
-    _command(
+def _add_kernels(command: Any, commands: Any) -> None:
+    command(
         commands,
         "kernels",
         _kernels,

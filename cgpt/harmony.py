@@ -113,9 +113,10 @@ class Message:
             raise InputError(f"the content of a message is a text, System or Developer, not {shown(self.content)}")
 
 
-def tool_result(tool: str, result: str) -> Message:
-    """The message that gives a call's result back; tool: the recipient of the call."""
-    return Message("tool", result, "commentary", "assistant", name=tool)
+def tool_result(tool: str, result: str, channel: str = "commentary") -> Message:
+    """The message that gives a call's result back; tool: the recipient of the call. channel: "analysis" for the tools
+    of cgpt.harmony_tools, which the model calls there."""
+    return Message("tool", result, channel, "assistant", name=tool)
 
 
 class SpecialTokens:

@@ -11,7 +11,7 @@ from typing import Any
 
 import cgpt
 from cgpt import quality
-from cgpt.cli import DEFAULT_MODEL, ProgressBar
+from cgpt.cli_common import DEFAULT_MODEL, ProgressBar
 from cgpt.errors import InputError
 from cgpt.quality import Quality
 

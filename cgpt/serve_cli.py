@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import cgpt
-from cgpt.cli import DEFAULT_MODEL, ProgressBar, _add_kv_cache_dtype
+from cgpt.cli_common import DEFAULT_MODEL, ProgressBar, add_kv_cache_dtype
 from cgpt.errors import CgptError, InputError
 from cgpt.scheduler import Scheduler
 
@@ -55,7 +55,7 @@ def add_serve(command: Any, commands: Any) -> None:
     exact = "exact: the same text for any companions, to the bit (default: auto)"
     add("--precision", choices=cgpt.PRECISIONS, default="auto", help=exact)
     add("--dense", choices=cgpt.DENSE, help="round dense matrices to bf16, or quantise them to 8 bits")
-    _add_kv_cache_dtype(add, "f16, or f32 with --precision exact")
+    add_kv_cache_dtype(add, "f16, or f32 with --precision exact")
 
 
 def _serve(args: argparse.Namespace) -> None:

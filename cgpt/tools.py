@@ -49,6 +49,8 @@ def tool_of(function: Callable[..., Any]) -> Tool:
     """A function as a Tool. Its name; the first paragraph of its docstring; a parameter per argument, of the annotated
     type. What a parameter is for comes from Annotated[type, "text"], or from a line "name: text" of the docstring."""
     name = getattr(function, "__name__", type(function).__name__)
+    if inspect.iscoroutinefunction(function):
+        raise InputError(f"the tool {name} is async; give a function that returns its result")
     summary, notes = _read_docstring(inspect.getdoc(function) or "")
     try:
         hints = typing.get_type_hints(function, include_extras=True)

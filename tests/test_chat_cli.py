@@ -137,9 +137,10 @@ Sampler.choose = lambda self, logits: choose(self, np.where(ends, np.float32(-1e
 class Session:
     """`cgpt chat` in a terminal of its own."""
 
-    def __init__(self, before=""):
-        """before: statements that the process runs first."""
-        program = f"{before}\nimport sys\nfrom cgpt import cli\nsys.exit(cli.main(['chat', '--date', '']))"
+    def __init__(self, before="", options=()):
+        """before: statements that the process runs first. options: more of the command line."""
+        command = ["chat", "--date", "", *map(str, options)]
+        program = f"{before}\nimport sys\nfrom cgpt import cli\nsys.exit(cli.main({command}))"
         pid, self.file = pty.fork()
         if pid == 0:
             os.environ["TERM"] = "dumb"

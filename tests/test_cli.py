@@ -16,6 +16,7 @@ from golden import case
 
 import cgpt
 from cgpt import cli, info, isa
+from cgpt.cli_common import ProgressBar
 from cgpt.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
@@ -296,6 +297,13 @@ def test_entry_points():
     assert done.returncode == 2 and done.stderr.startswith("cgpt: error: nothing")
 
 
+def test_commands_need_no_command_line():
+    """cgpt.cli lists the commands; none of their modules takes anything back from it."""
+    modules = [f"cgpt.{path.stem}" for path in Path(cgpt.__file__).parent.glob("*_cli.py")]
+    program = f"import sys, {', '.join(modules)}; sys.exit('cgpt.cli' in sys.modules)"
+    assert len(modules) > 5 and subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
 # ---- The progress bar
 
 
@@ -307,8 +315,8 @@ class Terminal(io.StringIO):
 def terminal_on_stderr(monkeypatch, delay=0):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(cli.ProgressBar, "INTERVAL", 0)
-    monkeypatch.setattr(cli.ProgressBar, "DELAY", delay)
+    monkeypatch.setattr(ProgressBar, "INTERVAL", 0)
+    monkeypatch.setattr(ProgressBar, "DELAY", delay)
     return terminal
 
 
@@ -327,7 +335,7 @@ def on_screen(written):
 
 def test_progress_is_shown_and_taken_back(monkeypatch):
     terminal = terminal_on_stderr(monkeypatch)
-    with cli.ProgressBar("loading x") as progress:
+    with ProgressBar("loading x") as progress:
         for done, cells, numbers in ((0, 0, "0.00"), (5, 15, "5.00"), (10, 30, "10.00")):
             progress(done * 10**9, 10 * 10**9)
             bar = "#" * cells + "." * (30 - cells)
@@ -337,23 +345,23 @@ def test_progress_is_shown_and_taken_back(monkeypatch):
 
 def test_progress_of_short_work_is_not_shown(monkeypatch):
     terminal = terminal_on_stderr(monkeypatch, delay=60)
-    with cli.ProgressBar("loading x") as progress:
+    with ProgressBar("loading x") as progress:
         progress(1, 2)
     assert terminal.getvalue() == ""
 
 
 def test_progress_is_not_drawn_too_often(monkeypatch):
     terminal = terminal_on_stderr(monkeypatch)
-    monkeypatch.setattr(cli.ProgressBar, "INTERVAL", 60)
-    with cli.ProgressBar("loading x") as progress:
+    monkeypatch.setattr(ProgressBar, "INTERVAL", 60)
+    with ProgressBar("loading x") as progress:
         progress(1, 2)
         progress(2, 2)
     assert terminal.getvalue().count("loading") == 1
 
 
 def test_progress_without_a_terminal_is_not_shown(capsys, monkeypatch):
-    monkeypatch.setattr(cli.ProgressBar, "DELAY", 0)
-    with cli.ProgressBar("loading x") as progress:
+    monkeypatch.setattr(ProgressBar, "DELAY", 0)
+    with ProgressBar("loading x") as progress:
         progress(1, 2)
     assert capsys.readouterr() == ("", "")
 

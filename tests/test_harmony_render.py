@@ -14,6 +14,7 @@ from cgpt.errors import ChatError, InputError
 from cgpt.harmony import Developer, Message, Namespace, ResponseFormat, SpecialTokens, System, Tool, tool_result
 from cgpt.harmony_render import kept_messages, render_conversation, render_message
 from cgpt.harmony_schema import MAX_DEPTH, typescript
+from cgpt.harmony_tools import BROWSER, PYTHON
 from cgpt.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "harmony.json"
@@ -49,6 +50,10 @@ CONVERSATIONS = {
     "namespaces": [
         Message("system", System(identity="You are it.", channels=("final",), namespaces=(SHELL, SEARCH))),
         Message("developer", Developer(namespaces=(SHELL,), tools=(CLOCK,))), ASK,
+    ],
+    "built-in tools": [
+        Message("system", System(date="2025-06-28", namespaces=(PYTHON, BROWSER))), ASK,
+        Message("assistant", "print(2 + 2)", "analysis", "python", "code"), tool_result("python", "4\n", "analysis"),
     ],
     "names, types": [
         Message("user", "hi", name="bob"), Message("assistant", "x", "analysis", "python", "code"),
@@ -239,13 +244,31 @@ def test_analysis_goes_with_its_turn():
     assert kept(ASK, THINK, ANSWER, drop="none") == [0, 1, 2]
 
 
+# The example of the format's description, https://cookbook.openai.com/articles/openai-harmony, "Structured output"
+SHOPPING = (
+    "<|start|>developer<|message|># Instructions\n\nYou are a helpful shopping assistant\n\n# Response Formats\n\n"
+    '## shopping_list\n\n{"properties":{"items":{"type":"array","description":"entries on the shopping list","items":'
+    '{"type":"string"}}},"type":"object"}<|end|><|start|>user<|message|>I need to buy coffee, soda and eggs<|end|>'
+    "<|start|>assistant"
+)
+
+
 def test_response_format(small):
-    wanted = ResponseFormat("shopping_list", {"type": "object"}, "What to buy.")
-    messages = [Message("developer", Developer("Help.", response_format=wanted))]
-    assert small.decode(render_conversation(small, messages, next_role=None)) == (
-        "<|start|>developer<|message|># Instructions\n\nHelp.\n\n# Response Formats\n\n## shopping_list\n\n"
-        '// What to buy.\n{"type":"object"}<|end|>'
-    )
+    items = {"type": "array", "description": "entries on the shopping list", "items": STRING}
+    schema = {"properties": {"items": items}, "type": "object"}
+    question = Message("user", "I need to buy coffee, soda and eggs")
+
+    def text(tools=(), about=None):
+        wanted = ResponseFormat("shopping_list", schema, about)
+        content = Developer("You are a helpful shopping assistant", tools, response_format=wanted)
+        return small.decode(render_conversation(small, [Message("developer", content), question]))
+
+    assert text() == SHOPPING
+    # "// {description or context}" stands on the line before the schema, and the section at the message's end
+    assert text(about="What to buy.") == SHOPPING.replace("{", "// What to buy.\n{", 1)
+    tools = "# Tools\n\n## functions\n\nnamespace functions {\n\n// Tells the time.\n// In UTC.\n"
+    tools += "type clock = () => any;\n\n} // namespace functions\n\n"
+    assert text(tools=(CLOCK,)) == SHOPPING.replace("# Response", f"{tools}# Response")
 
 
 def test_user_text_never_makes_a_special_token(small):

@@ -244,7 +244,7 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
         (CHAT, {"messages": [{"role": "user", "content": "a b " * 70_000}]}, "131072 positions"),
         (RESPONSES, {"input": ""}, None),
         (RESPONSES, {"input": []}, "input must be a text, or a list"),
-        (RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type must be message, reasoning"),
+        (RESPONSES, {"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type must be message, reasoning"),
         (RESPONSES, {"input": [{"role": "robot", "content": "a"}]}, "input[0].role must be"),
         (RESPONSES, {"previous_response_id": "resp_1"}, "nothing is kept here"),
         (RESPONSES, {"background": True}, "background cannot be used"),

@@ -64,6 +64,10 @@ def test_run_tool():
     assert run_tool(tools, "text", "") == "as it is"
 
 
+async def later(city: str):
+    """Runs later."""
+
+
 def lambda_named(name, function):
     function.__name__ = name
     return function
@@ -82,6 +86,7 @@ def test_tools_as_schemas():
     ([{"name": "a b"}], "letters, digits"),
     ([{}], "letters, digits"),
     ([get_weather, get_weather], "two tools are called get_weather"),
+    ([later], "the tool later is async"),
     ([lambda_named("f", lambda *args: 0)], "parameter args cannot be given by name"),
 ])  # fmt: skip
 def test_bad_tools(tools, match):

@@ -16,7 +16,8 @@ from cgpt.serve.limits import Limits
 
 # Of OpenAI's fields those that change nothing here.
 IGNORED = {
-    "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+    "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "safety_identifier",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cgpt.generate import Request
@@ -62,6 +62,11 @@ class Dialog:
 
     def add_call(self, call_id: str, name: str, arguments: str) -> None:
         self.calls[call_id] = name
+        for i in reversed(range(len(self.messages))):  # no answer ends a turn that goes on with a call
+            if self.messages[i].role in ("user", "developer"):
+                break
+            if self.messages[i].channel == "final":
+                self.messages[i] = replace(self.messages[i], channel="commentary")
         self.messages.append(Message("assistant", arguments, "commentary", f"functions.{name}", f"{CONSTRAIN}json"))
 
     def add_result(self, where: str, call_id: str, text: str) -> None:
@@ -172,19 +177,34 @@ def _children(value: Any) -> list[Any]:
 
 
 def choose_tools(body: Body, dialog: Dialog, named: Any) -> None:
-    """tool_choice: "auto", "none", "required", or an object in which `named` finds the function's name."""
+    """tool_choice: "auto", "none", "required", an object in which `named` finds the function's name, or "allowed_tools"
+    with such objects, of which "auto" or "required" holds."""
     choice = body.values.get("tool_choice", "auto")
     names = [tool.name for tool in dialog.tools]
     if len(set(names)) < len(names):
         raise body.refuse("tools", "must have names of their own")
     if isinstance(choice, dict):
-        name = named(Body(choice, body.name("tool_choice") + "."))
-        if name not in names:
+        chosen = Body(choice, body.name("tool_choice") + ".")
+        several = chosen.text("type", "function") == "allowed_tools"
+        if several:
+            chosen = chosen.section("allowed_tools") or chosen  # /v1/chat/completions has them in there
+        allowed = [named(one) for one in chosen.objects("tools", len(names), [])] if several else [named(chosen)]
+        if not allowed or not set(allowed) <= set(names):
             raise body.refuse("tool_choice", "must name one of the tools")
-        dialog.forced = [name]
+        if not several or _is_required(chosen):
+            dialog.forced = allowed
+        if several:
+            dialog.tools = [tool for tool in dialog.tools if tool.name in allowed]
     elif choice == "required" and names:
         dialog.forced = names
     elif choice == "none":
         dialog.tools = []
     elif choice != "auto":
         raise body.refuse("tool_choice", 'must be "auto", "none", "required" with tools, or name one')
+
+
+def _is_required(allowed: Body) -> bool:
+    mode = allowed.text("mode", "auto")
+    if mode not in ("auto", "required"):
+        raise allowed.refuse("mode", "must be auto or required")
+    return mode == "required"

@@ -53,9 +53,9 @@ class Items:
             self._items.append({"id": f"rs_{number}", "type": "reasoning", "summary": [], "content": [], **progress})
             part = {"type": "reasoning_text", "text": ""}
         else:
-            self._items.append(
-                {"id": f"msg_{number}", "type": "message", "role": "assistant", "content": [], **progress}
-            )
+            phase = "commentary" if delta.is_preamble else "final_answer"
+            message = {"type": "message", "role": "assistant", "content": [], "phase": phase}
+            self._items.append({"id": f"msg_{number}", **message, **progress})
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         yield self._whole("response.output_item.added")
         if part:

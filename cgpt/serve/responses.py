@@ -13,9 +13,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from cgpt.engine import Job
+from cgpt.errors import CgptError
 from cgpt.serve.body import IGNORED, Body, read_body, read_sampling
 from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_text
-from cgpt.serve.errors import Json
+from cgpt.serve.errors import Json, api_error
 from cgpt.serve.items import Items
 from cgpt.serve.stream import respond
 from cgpt.serve.turn import Turn
@@ -29,6 +30,7 @@ FIELDS = IGNORED | {
     "conversation", "background", "top_logprobs", "max_tool_calls", "prompt",
 }  # fmt: skip
 NO_STORE = "cannot be used: nothing is kept here; send the whole conversation as input"
+NO_LOGPROBS = "cannot be used: /v1/chat/completions gives log-probabilities"
 TEXTS = {"input_text", "output_text", "text", "refusal"}
 
 
@@ -50,7 +52,10 @@ def read_response(body: Body, service: Service) -> Asked:
         body.refuse_unless(key, [], NO_STORE)
     body.refuse_unless("background", [False], NO_STORE)
     body.refuse_unless("truncation", ["disabled"], "cannot be used: what is too long is refused, not cut")
-    body.refuse_unless("top_logprobs", [0], "cannot be used: /v1/chat/completions gives log-probabilities")
+    body.refuse_unless("top_logprobs", [0], NO_LOGPROBS)
+    include, metadata = body.values.get("include"), body.values.get("metadata")
+    if isinstance(include, list) and "message.output_text.logprobs" in include:
+        raise body.refuse("include", NO_LOGPROBS)
     stream = body.boolean("stream", False)
     options = {key: value for key, value in read_sampling(body, limits, service.model.vocab_size).items() if value}
     most = body.integer("max_output_tokens", None, high=limits.max_tokens)
@@ -75,7 +80,7 @@ def read_response(body: Body, service: Service) -> Asked:
     echoed = {
         "instructions": instructions or None,
         "max_output_tokens": most,
-        "metadata": body.values.get("metadata", {}),
+        "metadata": metadata if isinstance(metadata, dict) else {},
         "parallel_tool_calls": False,
         "reasoning": {"effort": dialog.effort, "summary": None},
         "temperature": body.number("temperature", 1.0, low=0, high=2),
@@ -94,7 +99,11 @@ def _read_item(item: Body, dialog: Dialog) -> None:
         role = item.text("role")
         if role not in ("system", "developer", "user", "assistant"):
             raise item.refuse("role", "must be system, developer, user or assistant")
-        dialog.add(role, read_text(item, "content", TEXTS))
+        text = read_text(item, "content", TEXTS)
+        if role == "assistant" and item.values.get("phase") == "commentary":
+            dialog.add_preamble(text)
+        else:
+            dialog.add(role, text)
     elif kind == "reasoning":
         if text := read_text(item, "content", {"reasoning_text", "text"}):
             dialog.add_reasoning(text)
@@ -102,6 +111,8 @@ def _read_item(item: Body, dialog: Dialog) -> None:
         dialog.add_call(item.text("call_id"), item.text("name"), item.text("arguments", "{}"))
     elif kind == "function_call_output":
         dialog.add_result(item.name("call_id"), item.text("call_id"), read_text(item, "output", TEXTS))
+    elif kind == "item_reference":
+        raise item.refuse("type", NO_STORE)
     else:
         raise item.refuse("type", "must be message, reasoning, function_call or function_call_output")
 
@@ -113,7 +124,7 @@ class Answer:
         self._job, (request,) = job, job.requests
         self._turn = Turn(service, request, asked.dialog.seed, asked.dialog.stops)
         self._items = Items()
-        self._number = 0
+        self._number = 0  # of the next event
         self._head = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
@@ -129,7 +140,8 @@ class Answer:
     def response(self, status: str) -> dict[str, Any]:
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
         usage = None if status == "in_progress" else self._usage()
-        more = {"incomplete_details": cut, "output": self._items.output(), "usage": usage}
+        done = int(time.time()) if status == "completed" else None
+        more = {"incomplete_details": cut, "output": self._items.output(), "usage": usage, "completed_at": done}
         return self._head | {"status": status} | more
 
     def _usage(self) -> dict[str, Any]:
@@ -137,7 +149,7 @@ class Answer:
         prompt = len(request.prompt_ids)
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": request.num_cached_tokens},
+            "input_tokens_details": {"cached_tokens": request.num_cached_tokens, "cache_write_tokens": 0},
             "output_tokens": turn.tokens,
             "output_tokens_details": {"reasoning_tokens": turn.reasoning_tokens},
             "total_tokens": prompt + turn.tokens,
@@ -163,6 +175,19 @@ class Answer:
             yield self._event(kind, data)
         yield self._event(f"response.{status}", {"response": self.response(status)})
 
+    async def stream(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """events(); what fails after the first of them is told by one, as nothing else can tell it any more."""
+        try:
+            async for event in self.events():
+                yield event
+        except CgptError as problem:
+            if self._number == 0:
+                raise
+            for kind, data in self._items.close("incomplete"):
+                yield self._event(kind, data)
+            failed = self.response("failed") | {"error": {"code": "server_error", "message": str(api_error(problem))}}
+            yield self._event("response.failed", {"response": failed})
+
     def _event(self, kind: str, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         self._number += 1
         return kind, {"type": kind, "sequence_number": self._number - 1, **data}
@@ -175,7 +200,7 @@ async def responses(request: http.Request) -> Response:
     requests = await run_in_threadpool(asked.dialog.requests, service, 1, None)
     job = service.submit(requests, body)
     answer = Answer(asked, service, job)
-    return await respond(request, job, asked.stream, answer.events, lambda: _whole(answer), done=False)
+    return await respond(request, job, asked.stream, answer.stream, lambda: _whole(answer), done=False)
 
 
 async def _whole(answer: Answer) -> Json:

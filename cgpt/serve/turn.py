@@ -22,7 +22,8 @@ class Delta:
     """Text that something has got.
 
     kind: REASONING, TEXT or CALL, whose text is its arguments. item: counts what the turn consists of, from 0.
-    name: of the function that is called. ids: the places in request.ids of the tokens that the text is made of
+    name: of the function that is called. ids: the places in request.ids of the tokens that the text is made of.
+    is_preamble: of a TEXT, whether it only leads to a call
     """
 
     kind: str
@@ -30,6 +31,7 @@ class Delta:
     item: int
     name: str | None = None
     ids: tuple[int, ...] = ()
+    is_preamble: bool = False
 
 
 class Turn:
@@ -104,7 +106,7 @@ class Turn:
                 text = self._filter.push(text)
             name = piece.recipient.removeprefix("functions.") if kind == CALL else None
             ids = tuple(self._waiting) if piece.text else ()
-            found.append(Delta(kind, text, item, name, ids))
+            found.append(Delta(kind, text, item, name, ids, kind == TEXT and piece.channel == "commentary"))
             self._waiting = []
         return found
 
