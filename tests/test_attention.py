@@ -204,7 +204,8 @@ def test_sequences_together(level, window, dtype):
     lengths = [(1, 1), (37, 1), (70, 2), (100, 33), (64, 64), (_kernels.KV_SPAN + 1, 1), (2 * _kernels.KV_SPAN, 3)] * 3
     cases = [sequence(H, G, D, before + new)[0] * np.float32(1 - i / 50) for i, (before, new) in enumerate(lengths)]
     _, sinks = sequence(H, G, D)
-    alone = [attention(qkv, H, G, lengths[i], window, sinks, window or None, dtype=dtype) for i, qkv in enumerate(cases)]
+    ring = window or None
+    alone = [attention(qkv, H, G, lengths[i], window, sinks, ring, dtype=dtype) for i, qkv in enumerate(cases)]
     expected = np.concatenate([out[before:] for out, (before, _) in zip(alone, lengths, strict=True)])
     rows = np.cumsum([0, *(new for _, new in lengths)])
     for threads in (1, 2, 4):
