@@ -35,27 +35,4 @@ CG_INLINE float fixed_round(const int n, int32_t *q, const float *x) {
     return zero ? largest - largest : largest / 32767.f;  /* 0, or NaN */
 }
 
-/* For MXFP4, groups of 32: a packed row is, for every 64 values (two groups), 64 int16 in the order [even, odd
-   elements][first, last 8][group][8], then 8 floats: each group's step / 512 four times. 512 is what
-   linear_mxfp4_fixed multiplies E2M1 values by. */
-enum { FIXED_BLOCK = 64, FIXED_BLOCK_BYTES = 64 * 2 + 8 * 4 };
-
-CG_INLINE int64_t fixed_row_bytes(int64_t K) { return (K + FIXED_BLOCK - 1) / FIXED_BLOCK * FIXED_BLOCK_BYTES; }
-
-/* Group `lane` (0, 1) of a block, from 32 floats. */
-CG_INLINE void fixed_group(int16_t *block, int lane, const float *x) {
-    int32_t q[CG_MXFP4_GROUP];
-    float step[4], one = fixed_round(CG_MXFP4_GROUP, q, x) / 512.f;
-    for (int i = 0; i < CG_MXFP4_GROUP; i++) block[i % 2 * 32 + i / 16 * 16 + lane * 8 + i / 2 % 8] = (int16_t)q[i];
-    for (int i = 0; i < 4; i++) step[i] = one;
-    memcpy((char *)block + FIXED_BLOCK * 2 + lane * 16, step, 16);
-}
-
-CG_INLINE void fixed_row(char *out, const float *x, int64_t K) {
-    static const float zeros[CG_MXFP4_GROUP];
-    for (int64_t k = 0; k < K; k += FIXED_BLOCK, out += FIXED_BLOCK_BYTES)
-        for (int lane = 0; lane < 2; lane++)
-            fixed_group((int16_t *)out, lane, k + 32 * lane < K ? x + k + 32 * lane : zeros);
-}
-
 #endif

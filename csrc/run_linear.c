@@ -2,19 +2,21 @@
 #include "products.h"
 
 enum {
-    TILE_MIN_TOKENS = 8,   /* fewer tokens are memory-bound: the exact kernels are as fast */
-    FIXED_MAX_TOKENS = 4,  /* more are bound by the products, where f32 is as fast */
+    TILE_MIN_TOKENS = 8,  /* fewer tokens are memory-bound: the exact kernels are as fast */
 };
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact) {
     const cg_kernels *k = cg_active;
-    if (!exact && w->dtype == CG_MXFP4 && T <= FIXED_MAX_TOKENS && k->linear_mxfp4_fixed) return k->linear_mxfp4_fixed;
     if (!exact && T >= TILE_MIN_TOKENS && w->K <= CG_TILE_MAX_K) {
         if (w->dtype == CG_BF16 && k->linear_bf16_tile) return k->linear_bf16_tile;
         if (w->dtype == CG_MXFP4 && k->linear_mxfp4_tile) return k->linear_mxfp4_tile;
         if (w->dtype == CG_INT8 && k->linear_int8_tile) return k->linear_int8_tile;
     }
     if (!exact && w->dtype == CG_INT8) return k->linear_int8_fixed;
+    if (!exact && w->dtype == CG_MXFP4 && k->linear_mxfp4_fixed) {
+        int64_t most = k->linear_mxfp4_fixed->most_tokens;
+        if (!most || T <= most) return k->linear_mxfp4_fixed;
+    }
     switch (w->dtype) {
     case CG_F32: return k->linear_f32;
     case CG_F16: return k->linear_f16;

@@ -20,7 +20,8 @@ VARIANTS = {
 }
 FLOATS = ("F32", "F16", "BF16")
 TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 16, 17, 31, 33, 48, 49, 100)
-TILE_TOKENS, FIXED_TOKENS = 8, 4  # `auto` uses tile kernels from here on, linear_mxfp4_fixed up to here
+TILE_TOKENS = 8  # `auto` uses tile kernels from here on
+FIXED_MOST = {"ref": 16, "avx2": math.inf}  # and each variant of linear_mxfp4_fixed up to here
 THREADS = (1, 2, 4)
 
 
@@ -65,7 +66,7 @@ def rounding(level, dtype, T, exact=False):
         return "bf16"
     if dtype == "INT8":
         return "fixed 64"
-    return "fixed 32" if dtype == "MXFP4" and VARIANTS[level][2] != "-" and T <= FIXED_TOKENS else None
+    return "fixed 32" if dtype == "MXFP4" and T <= FIXED_MOST.get(VARIANTS[level][2], 0) else None
 
 
 def operand(x, how):

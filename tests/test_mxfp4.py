@@ -1,6 +1,8 @@
 """mxfp4_dequantize exactly; linear_mxfp4, linear_mxfp4_tile and linear_mxfp4_fixed against float64, on every level."""
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,7 +75,7 @@ def test_dequantize_shapes(level, shape, rng):
 
 
 def test_auto(level):
-    """precision auto: activations rounded to bf16 from 8 tokens on, or to 16 bits per group up to 4."""
+    """precision auto: activations rounded to bf16 from 8 tokens on, or to 16 bits per group."""
     check_slots(level, "linear_mxfp4_tile", "linear_mxfp4_fixed")
     for K in INPUTS:
         x, w = case(K)
@@ -90,6 +92,74 @@ def test_auto(level):
                     assert_same_bits(y, exact[:T, :N], what)
                 if how and N == OUTPUTS[-1]:
                     assert (y != exact[:T, :N]).any(), f"{what}: the activations were not rounded"
+
+
+def test_every_tail(level):
+    """precision auto: rows of up to two eights of groups and one more, 1 to 12 tokens: against float64, and as long as
+    rounding is that of one token, to the bit what each token gets alone."""
+    for groups in range(1, 18):
+        x, w = activations(12, 32 * groups), Weights("MXFP4", (3, 32 * groups))
+        alone = np.concatenate([linear(w.matrix(), x, 1, exact=False, row=t) for t in range(12)])
+        for T in range(1, 13):
+            y, what = linear(w.matrix(), x, T, exact=False), f"{groups} groups, T = {T}"
+            how = rounding(level, "MXFP4", T)
+            values, bound = rounded_product(x, w, how)
+            assert_close(y, values[:T], bound[:T], what)
+            if how == rounding(level, "MXFP4", 1):
+                assert_same_bits(y, alone[:T], what)
+
+
+def test_largest_sums(level):
+    """precision auto: every weight 6 or -6 and every activation as large as its group's largest, of the same signs: the
+    sums of integers that could overflow, or be saturated, first."""
+    signs = np.random.default_rng(1).choice(np.float32([-1, 1]), (1, 320))
+    codes = np.where(signs < 0, 15, 7).astype(np.uint8).reshape(1, 10, 16, 2)
+    matrix = _kernels.Matrix("MXFP4", codes[..., 0] | codes[..., 1] << 4, np.full((1, 10), 127, np.uint8))
+    for T in range(1, 10):
+        x = np.repeat(signs, T, 0)
+        assert_close(linear(matrix, x, T, exact=False), np.full((T, 1), 6.0 * 320), 320 * 6.0 * 2.0**-22, f"T = {T}")
+
+
+BEYOND = """
+import mmap, sys, tempfile
+import numpy as np
+from cgpt import _kernels
+
+def at_the_end(shape):  # of memory: what follows is mapped, but no longer in the file, and reading it kills the process
+    size = int(np.prod(shape))
+    length = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    with tempfile.TemporaryFile() as file:
+        file.truncate(length + mmap.PAGESIZE)
+        pages = mmap.mmap(file.fileno(), length + mmap.PAGESIZE)
+        file.truncate(length)
+    return np.frombuffer(pages, np.uint8)[length - size : length].reshape(shape), pages
+
+_kernels.use_level(sys.argv[1], mask_bf16=sys.argv[2] == "nobf16")
+for groups in range(1, 18):
+    (blocks, pages), (scales, _) = at_the_end((3, groups, 16)), at_the_end((3, groups))
+    scales[:] = 127
+    matrix = _kernels.Matrix("MXFP4", blocks, scales)
+    for T in (1, 2, 3, 4, 5, 9, 33):
+        x, y = np.ones((T, 32 * groups), np.float32), np.ones((T, 3), np.float32)
+        for exact in (True, False):
+            _kernels.linear(_kernels.Context(1, exact), _kernels.Tensor(y), _kernels.Tensor(x), matrix, T)
+            assert (y == 0).all()
+print("all read", flush=True)
+if sys.argv[2] == "beyond":
+    pages[-1]
+"""
+
+
+def read_to_the_end(level, then=""):
+    command = [sys.executable, "-c", BEYOND, level.removesuffix("-nobf16"), then or level.partition("-")[2]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a file cut under its mapping")
+def test_nothing_is_read_beyond_the_last_row(level):
+    done = read_to_the_end(level)
+    assert done.stdout.strip() == "all read" and not done.returncode, f"{done.returncode} {done.stderr[-2000:]}"
+    assert read_to_the_end("ref", "beyond").returncode < 0, "reading beyond is not noticed"
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
