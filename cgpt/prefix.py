@@ -95,6 +95,10 @@ class PrefixCache:
         if place > last and (sequence.position == prompt or place >= last + EVERY):
             snapshots.append(sequence.snapshot(place))
 
+    def copied(self, source: Sequence, sequence: Sequence) -> None:
+        """To be told of a sequence that resumed where another one is."""
+        self._running[sequence] = list(self._running.get(source, ()))
+
     def keep(self, sequence: Sequence, ids: list[int]) -> None:
         """Keeps a sequence that nobody will extend, and the first of these ids, which it holds."""
         snapshots = self._running.pop(sequence, [])

@@ -23,8 +23,9 @@ class Scheduler:
 
     Each step() is one model.step: the next id of every request that decodes, and with the room that is left, up to
     PREFILL_CHUNK, ids of the prompts, in even shares. So what decodes goes on decoding, and a short prompt does not
-    wait for the end of a long one. A step that reads no prompt is the place for prompt lookup: its time says what
-    guessing is worth. What a prefix cache has is not computed again, and what ends goes into it.
+    wait for the end of a long one. A prompt that several requests have is read once, for the first of them. A step
+    that reads no prompt is the place for prompt lookup: its time says what guessing is worth. What a prefix cache has
+    is not computed again, and what ends goes into it.
     """
 
     MAX_RUNNING = 64  # bounds the memory of caches and logits; the others wait for their turn
@@ -37,6 +38,7 @@ class Scheduler:
         self.requests = list(requests)  # all that are not finished; more may be appended at any time
         self.running: list[Request] = []  # those of the last step, or the one that could not start
         self.prompt_ids_read = 0  # by the last step
+        self._copies: dict[Request, list[Request]] = {}  # those that wait for another one to read their prompt
 
     @cached_property
     def speculation(self) -> Speculation:
@@ -57,28 +59,43 @@ class Scheduler:
                 answered.append(request)
                 rows.append(len(batch))
             batch.append((request.sequence, ids))
-        decodes_only = len(answered) == sum(shares.values())
+        copies = {request: self._copies.get(request, []) for request in answered}
+        decodes_only = len(answered) == sum(shares.values()) and not any(copies.values())
         if decodes_only and any(request.lookup for request in answered):
             pieces = self.speculation.step(batch, answered)
         else:
             logits = self._logits(batch, head=bool(answered))
             pieces = [(request, request.accept(logits[row])) for request, row in zip(answered, rows, strict=True)]
-        if self.prefix_cache is not None:
-            for request, (sequence, _) in zip(self.running, batch, strict=True):
-                if request.prompt_alternatives is not None:
-                    continue  # it began without the cache
+        sequences = {request: sequence for request, (sequence, _) in zip(self.running, batch, strict=True)}
+        for request, sequence in sequences.items():
+            if self._caches(request):
                 self.prefix_cache.saw(sequence, len(request.prompt_ids))
-                if request.finish_reason:
-                    self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
-        if any(request.finish_reason for request in answered):
+        for request, row in zip(answered, rows, strict=True):
+            for copy in copies[request]:
+                self.running = [copy]
+                copy.start_as(request, self.model, sequences[request])
+                sequences[copy] = copy.sequence
+                if self._caches(copy):
+                    self.prefix_cache.copied(sequences[request], copy.sequence)
+                pieces.append((copy, copy.accept(logits[row])))
+        for request, sequence in sequences.items():
+            if request.finish_reason and self._caches(request):
+                self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
+        if any(request.finish_reason for request in sequences):
             self.requests = [request for request in self.requests if not request.finish_reason]
         return pieces
 
     def _shares(self, chunk: int) -> dict[Request, int]:
         """The requests of the next step, in order of arrival, and how many ids of each it reads."""
         present = list(islice(self.requests, self.MAX_RUNNING))
-        prompts = [request for request in present if not request.ids]
-        room, shares = chunk - (len(present) - len(prompts)), {}
+        prompts, readers, self._copies = [], {}, {}
+        for request in present:
+            reader = request if request.ids else readers.setdefault(request.prompt_key, request)
+            if reader is not request and request.sequence is None:
+                self._copies.setdefault(reader, []).append(request)
+            elif not request.ids:
+                prompts.append(request)
+        room, shares = chunk - sum(bool(request.ids) for request in present), {}
         for waiting, request in zip(range(len(prompts), 0, -1), prompts, strict=True):
             if room <= 0:
                 break
@@ -107,6 +124,9 @@ class Scheduler:
             return
         self.requests.remove(request)
         sequence, request.sequence = request.sequence, None
-        if self.prefix_cache is not None and sequence is not None and request.prompt_alternatives is None:
-            if sequence.whole:
-                self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
+        if self._caches(request) and sequence is not None and sequence.whole:
+            self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
+
+    def _caches(self, request: Request) -> bool:
+        """Whether the prefix cache knows the request; one whose prompt's logits are wanted began without it."""
+        return self.prefix_cache is not None and request.prompt_alternatives is None

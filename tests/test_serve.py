@@ -148,6 +148,33 @@ def test_n_and_best_of(client, model):
     assert [choice.index for choice in done.choices] == [0, 1] and done.choices[0].logprobs is None
 
 
+@pytest.mark.parametrize("options", [{"n": 4}, {"n": 2, "best_of": 4}, {"n": 3, "echo": True, "logprobs": 2}])
+def test_n_reads_its_prompt_once(model, monkeypatch, options):
+    step, read = model.step, []
+
+    def counting(batch, **how):
+        read.append(sum(len(ids) for _, ids in batch))
+        return step(batch, **how)
+
+    monkeypatch.setattr(model, "step", counting)
+    made, prompt = options.get("best_of", options["n"]), "Enter the king and his men. " * 6
+    for cache in (0, None):
+        with serving(model, prefix_cache_bytes=cache) as served:
+            read.clear()
+            done = complete(served.client(), prompt, max_tokens=5, seed=3, **options)
+        tokens = done.usage.prompt_tokens
+        assert sum(read) == tokens + 4 * made and done.usage.prompt_tokens_details.cached_tokens == 0
+        assert done.usage.completion_tokens == 5 * made
+        assert served.engine.counts.prompt - served.engine.counts.cached == tokens
+    if "best_of" not in options:
+        alone = [model.generate(prompt, max_new_tokens=5, temperature=1.0, seed=3 + i).text for i in range(made)]
+        assert [choice.text.removeprefix(prompt) for choice in done.choices] == alone
+    if "echo" in options:
+        logs = [choice.logprobs for choice in done.choices]
+        assert logs[1].token_logprobs[:tokens] == logs[0].token_logprobs[:tokens]
+        assert np.array_equal(np.array(logs[2].token_logprobs[1:tokens], np.float32), model.score(prompt))
+
+
 def test_biases_and_penalties(client, model):
     token = model.tokenizer.encode(" king")[0]
     done = complete(client, max_tokens=4, temperature=0, logit_bias={str(token): 100})
