@@ -117,8 +117,9 @@ def stream(
 class Request:
     """One prompt being continued. The arguments are those of generate().
 
-    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then. guide:
-    what says which ids may come next, as cgpt.grammar.Guide does; None, and yours to set before it starts
+    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then.
+    problem: why it cannot go on, where a Scheduler keeps its requests apart. guide: what says which ids may come next,
+    as cgpt.grammar.Guide does; None, and yours to set before it starts
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class Request:
         self.prompt_logprobs: list[float] = []
         self.prompt_top_logprobs: list[dict[int, float]] = []
         self.finish_reason: str | None = None
+        self.problem: Exception | None = None
         self.unread = np.array(self.prompt_ids, np.int64)  # ids that the model has not seen
         self.prompt_key = self.unread.tobytes(), self.prompt_alternatives  # those with the same one share its work
         self.sequence: Sequence | None = None  # while it runs
