@@ -130,11 +130,27 @@ def test_a_stream_is_the_completion_in_pieces(client, options):
 
 def test_stop_strings_cut_text_and_logprobs(client, model):
     text = model.generate(ROMEO, max_new_tokens=40).text
-    stop = text[20:24]
-    done = complete(client, max_tokens=40, temperature=0, stop=stop, logprobs=0).choices[0]
-    assert done.text == text[: text.index(stop)] and done.finish_reason == "stop"
-    assert "".join(done.logprobs.tokens).startswith(done.text)
-    assert all(offset < len(done.text) for offset in done.logprobs.text_offset)
+    whole = complete(client, max_tokens=40, temperature=0, logprobs=1).choices[0].logprobs
+    assert "".join(whole.tokens) == text and whole.text_offset[0] == 0
+    parts = 0
+    for start in range(20, 28):
+        stop = text[start : start + 3]
+        ask = dict(max_tokens=40, temperature=0, stop=stop, logprobs=1, echo=bool(start % 2))
+        done = complete(client, **ask).choices[0]
+        cut, before = text.index(stop), ROMEO * ask["echo"]
+        assert done.text == before + text[:cut] and done.finish_reason == "stop"
+        count, log = sum(offset < cut for offset in whole.text_offset), done.logprobs
+        parts += text.startswith("".join(whole.tokens[:count])[cut:], cut) and len("".join(whole.tokens[:count])) > cut
+        assert log.tokens[-count:] == whole.tokens[:count] and log.top_logprobs[-count:] == whole.top_logprobs[:count]
+        assert log.text_offset[-count:] == [len(before) + offset for offset in whole.text_offset[:count]]
+        assert len(log.tokens) == count + len(model.tokenizer.encode(before))
+        streamed, length = [], 0
+        for chunk in complete(client, stream=True, **ask):
+            part, length = chunk.choices[0], length + len(chunk.choices[0].text)
+            assert all(offset < length for offset in part.logprobs.text_offset)
+            streamed += zip(part.logprobs.tokens, part.logprobs.text_offset, strict=True)
+        assert streamed == list(zip(log.tokens, log.text_offset, strict=True))
+    assert parts  # tokens of which a part was cut
 
 
 def test_n_and_best_of(client, model):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 from serve_cases import serving, wait_for
@@ -18,6 +19,12 @@ WEATHER = [{"role": "user", "content": "How is the weather in Chicago?"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 FUNCTION = {"name": "get_weather", "description": "Gets the weather in a city.", "parameters": SCHEMA}
 SKY = '{"temperature": -1, "sky": "sunny"}'
+CALLED = [
+    {"role": "assistant", "content": None, "reasoning": "I need the weather tool.", "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Chicago"}'}}
+    ]},
+    {"role": "tool", "tool_call_id": "1", "content": SKY},
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +160,35 @@ def test_stop_strings_cut_the_text_not_the_reasoning(client):
     chunks = [c.choices[0] for c in ask(client, stop=["56", "5"], stream=True)]
     assert "".join(c.delta.content or "" for c in chunks) == "1" and chunks[-1].finish_reason == "stop"
     assert ask(client, stop=["56"]).choices[0].message.content == "15"  # what was held back comes at the end
+
+
+def test_stop_strings_cut_the_logprobs_too(client):
+    """The tokens that begin before the cut are there, of which a part may be cut away, and no other; streamed, when
+    their text is."""
+    messages = [*WEATHER, *CALLED]
+    whole = ask(client, messages, [FUNCTION], logprobs=True).choices[0]
+    text, entries = whole.message.content, whole.logprobs.content
+    ends = np.cumsum([len(entry.token) for entry in entries]).tolist()
+    assert "".join(entry.token for entry in entries) == text and len(entries) > 10
+    cuts = [cut for cut in range(1, len(text) - 2) if text.index(text[cut : cut + 3]) == cut][::3]
+    assert {cut in ends for cut in cuts} == {True, False}
+    for cut in cuts:
+        stop = dict(tools=[FUNCTION], logprobs=True, stop=["nowhere", text[cut : cut + 3]])
+        done = ask(client, messages, **stop).choices[0]
+        assert done.message.content == text[:cut] and done.finish_reason == "stop"
+        begun = sum(start < cut for start in [0, *ends[:-1]])
+        assert done.logprobs.content == entries[:begun]
+        found, given = [], 0
+        for chunk in ask(client, messages, stream=True, **stop):
+            choice = chunk.choices[0]
+            given += len(choice.delta.content or "")
+            found += choice.logprobs.content if choice.logprobs else []
+            assert len(found) == sum(start < given for start in [0, *ends[:-1]])
+        assert found == entries[:begun]
+    held = dict(tools=[FUNCTION], logprobs=True, stop=[text[-4:] + "!"])  # what was held back comes at the end
+    assert ask(client, messages, **held).choices[0].logprobs.content == entries
+    assert sum((c.choices[0].logprobs.content for c in ask(client, messages, stream=True, **held)
+                if c.choices[0].logprobs), []) == entries  # fmt: skip
 
 
 def test_several_choices_and_lengths(client):
