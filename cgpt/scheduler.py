@@ -139,7 +139,8 @@ class Scheduler:
                 self._copies.setdefault(reader, []).append(request)
             elif not request.ids:
                 prompts.append(request)
-        room, shares = chunk - sum(bool(request.ids) for request in present), {}
+        # However many decode: a prompt that waited for their end might wait for ever.
+        room, shares = max(chunk - sum(bool(request.ids) for request in present), chunk // 2), {}
         for waiting, request in zip(range(len(prompts), 0, -1), prompts, strict=True):
             if room <= 0:
                 break

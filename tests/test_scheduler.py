@@ -62,6 +62,19 @@ def test_a_request_may_join_while_others_run(fake):
     assert [sizes for sizes, _ in model.steps] == [[2], [1], [1, 2], [1, 1], [1, 1], [1, 1], [1], [1]]
 
 
+def test_prompts_are_read_however_many_decode(fake):
+    model = fake()
+    streams = [Request(model, [i, i], max_new_tokens=20) for i in range(1, 11)]
+    scheduler = Scheduler(model, streams)
+    scheduler.step()
+    late = Request(model, list(range(1, 13)), max_new_tokens=2)
+    scheduler.requests.append(late)
+    for _ in range(3):
+        scheduler.step(chunk=8)
+    assert [sum(sizes) for sizes, _ in model.steps] == [20, 14, 14, 14] and len(late.ids) == 1
+    assert {len(request.ids) for request in streams} == {4}
+
+
 # ---- The same prompt several times
 
 LENGTHS = [1, 5, 127, 128, 129, 200]  # around the window of demo-gpt-oss, 128
