@@ -166,18 +166,25 @@ def test_n_and_best_of(client, model):
 
 @pytest.mark.parametrize("options", [{"n": 4}, {"n": 2, "best_of": 4}, {"n": 3, "echo": True, "logprobs": 2}])
 def test_n_reads_its_prompt_once(model, monkeypatch, options):
-    step, read = model.step, []
+    step, read, encode, encoded = model.step, [], model.tokenizer.encode, []
 
     def counting(batch, **how):
         read.append(sum(len(ids) for _, ids in batch))
         return step(batch, **how)
 
+    def encoding(text):
+        encoded.append(text)
+        return encode(text)
+
     monkeypatch.setattr(model, "step", counting)
+    monkeypatch.setattr(model.tokenizer, "encode", encoding)
     made, prompt = options.get("best_of", options["n"]), "Enter the king and his men. " * 6
     for cache in (0, None):
         with serving(model, prefix_cache_bytes=cache) as served:
             read.clear()
+            encoded.clear()
             done = complete(served.client(), prompt, max_tokens=5, seed=3, **options)
+            assert encoded == [prompt]
         tokens = done.usage.prompt_tokens
         assert sum(read) == tokens + 4 * made and done.usage.prompt_tokens_details.cached_tokens == 0
         assert done.usage.completion_tokens == 5 * made

@@ -10,8 +10,9 @@ from serve_cases import serving, wait_for
 
 import cgpt
 from cgpt.harmony_parse import parse
+from cgpt.serve.items import Items
 from cgpt.serve.limits import Limits
-from cgpt.serve.turn import Turn
+from cgpt.serve.turn import TEXT, Delta, Turn
 
 PROBLEMS = json.loads((Path(__file__).parent / "golden" / "demo" / "problems.json").read_text("utf-8"))["problems"]
 ADD = [{"role": "user", "content": "Please compute 10 + 5."}]
@@ -252,6 +253,23 @@ def test_a_response_that_is_cut(client):
     assert done.instructions == "Answer briefly." and done.metadata == {"a": "b"} and done.store is False
 
 
+def test_a_response_with_logprobs(client):
+    """As the chat's, of the text for the user alone, streamed with it."""
+    expected = [entry.model_dump() for entry in ask(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content]
+    done = respond(client, top_logprobs=2)
+    assert [entry.model_dump() for entry in done.output[-1].content[0].logprobs] == expected and len(expected) == 2
+    events = list(respond(client, include=["message.output_text.logprobs", "other"], stream=True))
+    assert events[-1].response.top_logprobs == 0 and events[-1].response.output_text == "15"
+    plain = [entry | {"top_logprobs": []} for entry in expected]
+    deltas = [entry for e in events if e.type == "response.output_text.delta" for entry in e.logprobs]
+    (ended,) = [e.logprobs for e in events if e.type == "response.output_text.done"]
+    for found in (deltas, ended, events[-1].response.output[-1].content[0].logprobs):
+        assert [entry.model_dump() for entry in found] == plain
+    assert respond(client, include=[]).output[-1].content[0].logprobs == []
+    events = dict(Items().add(Delta(TEXT, "a", 0), [{"token": "a"}]))  # no event changes with what comes after it
+    assert events["response.content_part.added"]["part"]["logprobs"] == []
+
+
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
 
@@ -286,6 +304,8 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
         (RESPONSES, {"background": True}, "background cannot be used"),
         (RESPONSES, {"truncation": "auto"}, "truncation cannot be used"),
         (RESPONSES, {"text": {"format": {"type": "json_schema"}}}, "text.format.schema is missing"),
+        (RESPONSES, {"top_logprobs": 21}, "top_logprobs must be an integer from 0 to 20"),
+        (RESPONSES, {"include": "all"}, "include must be a list"),
         (RESPONSES, {"stop": "a"}, "stop: no such key"),
     ],
 )
