@@ -268,7 +268,7 @@ class Engine:
         streaming = len(new) < len(self._scheduler.requests)
         pieces = self._scheduler.step(self._chunk() if streaming else None)
         seconds, read = time.perf_counter() - begun, self._scheduler.prompt_ids_read
-        if read >= self.LEAST_CHUNK:
+        if read >= self.LEAST_CHUNK // 2:  # the least that a chunk beside streams leaves for prompts
             self._rate = read / seconds
         self.counts.steps += 1
         self.counts.seconds += seconds

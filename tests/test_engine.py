@@ -184,6 +184,17 @@ def test_the_chunk_follows_the_speed(gpt2):
     assert chunks == [32, 32, 100, 512]
 
 
+def test_the_speed_is_learnt_beside_streams_too(gpt2):
+    """Where nothing else was read before: else chunks would stay the least."""
+    with Engine(gpt2) as engine:
+        stream = engine.submit([request(gpt2, [1, 2, 3], LONG)])
+        next(iter(stream))
+        assert engine._rate is None
+        text(engine.submit([request(gpt2, [i % 200 for i in range(200)], 1)]))
+        stream.cancel()
+        assert engine._rate > 0
+
+
 @pytest.mark.parametrize(
     "problem, raised",
     [
