@@ -147,7 +147,7 @@ class Engine:
         prefix_bytes = min(2_000_000_000, available // 4) if prefix_cache_bytes is None else prefix_cache_bytes
         self.prefix_cache = PrefixCache(model, prefix_bytes) if prefix_bytes else None
         self.counts = Counts()
-        self._scheduler = Scheduler(model, prefix_cache=self.prefix_cache)
+        self._scheduler = Scheduler(model, prefix_cache=self.prefix_cache, apart=True)
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[Request] = deque()
         self._cancelled: list[Request] = []
@@ -235,8 +235,7 @@ class Engine:
                 self._leave_and_join()
                 self._step()
             except Exception as problem:
-                requests = self._scheduler.requests
-                self._fail([r for r in self._scheduler.running if r in requests] or list(requests), problem)
+                self._fail(list(self._scheduler.requests), problem)
         self._fail([*self._scheduler.requests, *self._waiting], EngineClosed("the engine was shut down; ask again"))
 
     def _wait(self) -> bool:
@@ -269,7 +268,7 @@ class Engine:
         streaming = len(new) < len(self._scheduler.requests)
         pieces = self._scheduler.step(self._chunk() if streaming else None)
         seconds, read = time.perf_counter() - begun, self._scheduler.prompt_ids_read
-        if read >= self.LEAST_CHUNK:
+        if read >= self.LEAST_CHUNK // 2:  # the least that a chunk beside streams leaves for prompts
             self._rate = read / seconds
         self.counts.steps += 1
         self.counts.seconds += seconds
@@ -283,9 +282,11 @@ class Engine:
                 self.counts.first_token_seconds += request.answered - place.submitted
                 self.counts.prompt += len(request.prompt_ids)
                 self.counts.cached += request.num_cached_tokens
-            if request.finish_reason:
+            if request.finish_reason and not request.problem:
                 self.counts.finished[request.finish_reason] += 1
-        self._send({r: (piece, len(r.ids), r.finish_reason) for r, piece in texts.items()})
+        self._send({r: (piece, len(r.ids), r.finish_reason) for r, piece in texts.items() if not r.problem})
+        for request in self._scheduler.failed:
+            self._fail([request], request.problem)
 
     def _chunk(self) -> int:
         """Ids of prompts to read in a step for which streams wait."""

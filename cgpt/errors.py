@@ -38,7 +38,9 @@ class ChatError(InputError):
 
 
 class NumericsError(CgptError, ArithmeticError):
-    """NaN or infinity came out of the model."""
+    """NaN or infinity came out of the model. sequences: those of the step that it came out for."""
+
+    sequences: tuple = ()
 
 
 class KernelError(CgptError, RuntimeError):

@@ -41,7 +41,7 @@ class Completion:
     prompt_ids: the prompt
     prefill_seconds, decode_seconds: from its first step to the first new id, and from there to the last one
     num_draft_tokens, num_accepted_tokens: ids that prompt lookup guessed, and of these the right ones
-    num_cached_tokens: ids of the prompt that a prefix cache had
+    num_cached_tokens: ids of the prompt that a prefix cache had, or a companion with the same prompt
     prompt_logprobs, prompt_top_logprobs: as logprobs and top_logprobs, of each id of the prompt after the first; None
         unless asked for
     """
@@ -117,8 +117,9 @@ def stream(
 class Request:
     """One prompt being continued. The arguments are those of generate().
 
-    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then. guide:
-    what says which ids may come next, as cgpt.grammar.Guide does; None, and yours to set before it starts
+    ids: the new ids so far. text: their TextStream, None without a tokenizer. finish_reason: None until then.
+    problem: why it cannot go on, where a Scheduler keeps its requests apart. guide: what says which ids may come next,
+    as cgpt.grammar.Guide does; None, and yours to set before it starts
     """
 
     def __init__(
@@ -175,7 +176,9 @@ class Request:
         self.prompt_logprobs: list[float] = []
         self.prompt_top_logprobs: list[dict[int, float]] = []
         self.finish_reason: str | None = None
+        self.problem: Exception | None = None
         self.unread = np.array(self.prompt_ids, np.int64)  # ids that the model has not seen
+        self.prompt_key = self.unread.tobytes(), self.prompt_alternatives  # those with the same one share its work
         self.sequence: Sequence | None = None  # while it runs
         self.num_cached_tokens = 0
         self.started = self.answered = self.finished = 0.0  # perf_counter() at first step, first id, last id
@@ -183,14 +186,26 @@ class Request:
     def start(self, model: Model, prefix_cache: PrefixCache | None = None) -> None:
         """Gets the request its sequence. The last new id is never fed, so it needs no position."""
         self.started = time.perf_counter()
-        slack = self.lookup.num_tokens if self.lookup else 0
-        context = len(self.prompt_ids) + self.limit - 1
+        context, slack = self._room
         if prefix_cache is None or self.prompt_alternatives is not None:  # logits of what was computed are not kept
             self.sequence = model.new_sequence(context, slack)
         else:
             self.sequence = prefix_cache.begin(model, self.prompt_ids, context, slack)
             self.num_cached_tokens = self.sequence.position
             self.unread = self.unread[self.num_cached_tokens :]
+
+    def start_as(self, other: Request, model: Model, sequence: Sequence) -> None:
+        """Gets the request a copy of the sequence of another one with the same prompt, which has just been read."""
+        self.started = other.started
+        self.sequence = model.new_sequence(*self._room)
+        self.sequence.resume(sequence, sequence.snapshot())
+        self.unread, self.num_cached_tokens = self.unread[:0], len(self.prompt_ids)
+        self.prompt_logprobs, self.prompt_top_logprobs = other.prompt_logprobs, other.prompt_top_logprobs
+
+    @property
+    def _room(self) -> tuple[int, int]:
+        """The positions its sequence needs, and its slack."""
+        return len(self.prompt_ids) + self.limit - 1, self.lookup.num_tokens if self.lookup else 0
 
     def accept(self, logits: np.ndarray) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain now."""

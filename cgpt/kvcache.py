@@ -49,6 +49,8 @@ class Sequence:
         self._slack = slack if any(windows) else context
         self._windows = windows
         self.whole = True  # False within a step, and after one that was interrupted
+        self._begun = 0  # the tokens of that step
+        self._before: Snapshot | None = None  # what its windows held, if the step may overwrite some of it
         blocks = [-(-min(window + slack if window else context, context) // KV_BLOCK) for window in windows]
         shapes = [shape for b in blocks for shape in kv_shapes(b, G, D)]
         sizes = [int(np.prod(shape)) for shape in shapes]
@@ -75,15 +77,29 @@ class Sequence:
                 f"{self.position} + {tokens} tokens exceed the {self.context} positions of this sequence"
             )
 
-    def begin(self) -> None:
-        """Called before a step: until end(), the cache is not what `position` says."""
-        self.whole = False
+    def begin(self, tokens: int) -> None:
+        """Called before a step of so many tokens: until end(), the cache is not what `position` says."""
+        self._before = self.snapshot() if tokens > self._slack + 1 else None
+        self._begun, self.whole = tokens, False
+
+    def undo(self) -> None:
+        """Makes a sequence whose step was interrupted what it was before it."""
+        if self.whole:
+            return
+        if self._before is None:
+            self._written = max(self._written, self.position + self._begun)
+        else:
+            for window, ring, arrays in zip(self._windows, self._before.rings, self.arrays, strict=True):
+                for kept, array in zip(ring or (), arrays, strict=False):
+                    array[:, _blocks(self.position, window, array)] = kept
+            self._oldest = self.position
+        self._before, self.whole = None, True
 
     def end(self, tokens: int) -> None:
         """Called when the step is complete."""
         self.position += tokens
         self._written = max(self._written, self.position)
-        self.whole = True
+        self._before, self.whole = None, True
 
     def truncate(self, position: int) -> None:
         """Forgets what stands at `position` and after it. Not further back than `slack` from the farthest that was

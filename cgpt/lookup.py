@@ -112,9 +112,12 @@ class Account:
 class Speculation:
     """Runs the steps in which every request goes on by one id or more; the scheduler runs those that read prompts."""
 
-    def __init__(self, model: Model, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        """most: tokens in a step, which bounds the memory of their logits."""
-        self._model, self._clock = model, clock
+    def __init__(
+        self, model: Model, most: int, clock: Callable[[], float] = time.perf_counter, step: Callable | None = None
+    ) -> None:
+        """most: tokens in a step, which bounds the memory of their logits. step: instead of the model's; it may give
+        requests a `problem`, which are left out then."""
+        self._step, self._clock = step or model.step, clock
         self._most = model.uniform_tokens(most)
         self.account = Account()
 
@@ -124,16 +127,16 @@ class Speculation:
         begun = self._clock()
         drafts = self._drafts(requests)
         if not any(len(draft) for draft in drafts):
-            logits = self._model.step(batch)
-            pieces = [(request, request.accept(row)) for request, row in zip(requests, logits, strict=True)]
+            logits = self._step(batch)
+            pieces = [(one, one.accept(row)) for one, row in zip(requests, logits, strict=True) if not one.problem]
             self.account.plain(self._clock() - begun)
             return pieces
         longer = [(sequence, np.append(ids, draft)) for (sequence, ids), draft in zip(batch, drafts, strict=True)]
-        logits, pieces = self._model.step(longer, rows="all"), []
+        logits, pieces = self._step(longer, rows="all"), []
         read = len(logits)
         for request, draft in zip(requests, drafts, strict=True):
             rows, logits = logits[: 1 + len(draft)], logits[1 + len(draft) :]
-            pieces += check(request, draft, rows)
+            pieces += [] if request.problem else check(request, draft, rows)
         self.account.guessed(read, len(pieces), self._clock() - begun)
         return pieces
 

@@ -126,7 +126,7 @@ class Model:
         ids, spans = self._lay_out(batch)
         with self._workspace() as ws:
             for span in spans:
-                span.sequence.begin()
+                span.sequence.begin(span.T)
             x = ws.tensor("x", len(ids), self.width)
             self.embed(ws, x, ids, spans)
             if watch:
@@ -136,7 +136,7 @@ class Model:
                 if watch:
                     watch(n, ws, x, spans)
             out = self._finish(ws, x, len(ids), spans, rows, head)
-        self._require_finite(out, spans)
+        self._require_finite(out, spans, rows)
         for span in spans:
             span.sequence.end(span.T)
         return out
@@ -183,14 +183,21 @@ class Model:
         k.linear(ws.ctx, logits, hidden, self.head, T)
         return logits.array
 
-    def _require_finite(self, out: np.ndarray, spans: list[Span]) -> None:
+    def _require_finite(self, out: np.ndarray, spans: list[Span], rows: str) -> None:
         if np.isfinite(out).all():
             return
-        layers = [bad for span in spans if (bad := span.sequence.first_bad_layer()) is not None]
+        good = np.isfinite(out).all(axis=1)
+        if rows == "all":
+            good = np.array([good[span.row : span.row + span.T].all() for span in spans])
+        wrong = tuple(span.sequence for span, fine in zip(spans, good, strict=True) if not fine)
+        layers = [bad for sequence in wrong if (bad := sequence.first_bad_layer()) is not None]
         where = f"the keys and values of layer {min(layers)} are the first" if layers else "the last layer or the head"
         f16 = layers and self.kv_cache_dtype == "f16"
         hint = '; an f16 cache keeps at most 65,504, kv_cache_dtype="bf16" keeps them' if f16 else ""
-        raise NumericsError(f"NaN or infinity in the model's output ({where}): damaged weights, or an overflow{hint}")
+        what = f"NaN or infinity in the model's output ({where}): damaged weights, or an overflow{hint}"
+        problem = NumericsError(what)
+        problem.sequences = wrong
+        raise problem
 
     @contextmanager
     def _workspace(self) -> Iterator[Workspace]:

@@ -22,6 +22,7 @@ from cgpt.sampling import require_integer
 if TYPE_CHECKING:
     from cgpt.model import Model
 
+MOST = 512  # sequences; each prompt is compared with all of them, while others wait
 EVERY = 256  # positions between snapshots; one more at the end of each prompt, where another answer would begin
 
 
@@ -48,7 +49,7 @@ class Kept:
 
 
 class PrefixCache:
-    """Finished sequences of one model, the most recently used ones that fit into max_bytes.
+    """Finished sequences of one model, the most recently used ones that fit into max_bytes; MOST at the most.
 
     For one thread at a time, the one that runs the model's steps: give it to generate(), stream() or Scheduler.
     reused, computed: the positions of prompts that were found here, and those that were not, so far.
@@ -95,6 +96,10 @@ class PrefixCache:
         if place > last and (sequence.position == prompt or place >= last + EVERY):
             snapshots.append(sequence.snapshot(place))
 
+    def copied(self, source: Sequence, sequence: Sequence) -> None:
+        """To be told of a sequence that resumed where another one is."""
+        self._running[sequence] = list(self._running.get(source, ()))
+
     def keep(self, sequence: Sequence, ids: list[int]) -> None:
         """Keeps a sequence that nobody will extend, and the first of these ids, which it holds."""
         snapshots = self._running.pop(sequence, [])
@@ -106,5 +111,5 @@ class PrefixCache:
         places = {snapshot.position: snapshot for one in (*begun, new) for snapshot in one.snapshots}
         new.snapshots = [places[position] for position in sorted(places)]
         self._kept = [old for old in self._kept if old not in begun] + [new]
-        while self._kept and self.nbytes > self.max_bytes:
+        while len(self._kept) > MOST or (self._kept and self.nbytes > self.max_bytes):
             self._kept.pop(0)

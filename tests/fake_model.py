@@ -14,6 +14,12 @@ class FakeSequence:
     def __init__(self, context):
         self.context, self.ids = context, []
 
+    def snapshot(self):
+        return len(self.ids)
+
+    def resume(self, source, place):
+        self.ids = source.ids[:place]
+
 
 class FakeModel:
     """Says `script` after a prompt of one id; without one, its logits depend on every id it has read."""

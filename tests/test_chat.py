@@ -256,7 +256,7 @@ def test_stopping_keeps_the_chat(monkeypatch, model, stop_by):
         step = model.step
 
         def interrupted(batch, **how):
-            batch[0][0].begin()  # as in the middle of a step
+            batch[0][0].begin(1)  # as in the middle of a step
             raise KeyboardInterrupt
 
         monkeypatch.setattr(model, "step", interrupted)

@@ -184,6 +184,17 @@ def test_the_chunk_follows_the_speed(gpt2):
     assert chunks == [32, 32, 100, 512]
 
 
+def test_the_speed_is_learnt_beside_streams_too(gpt2):
+    """Where nothing else was read before: else chunks would stay the least."""
+    with Engine(gpt2) as engine:
+        stream = engine.submit([request(gpt2, [1, 2, 3], LONG)])
+        next(iter(stream))
+        assert engine._rate is None
+        text(engine.submit([request(gpt2, [i % 200 for i in range(200)], 1)]))
+        stream.cancel()
+        assert engine._rate > 0
+
+
 @pytest.mark.parametrize(
     "problem, raised",
     [
@@ -193,22 +204,31 @@ def test_the_chunk_follows_the_speed(gpt2):
     ],
 )
 def test_a_step_that_fails_fails_its_requests_only(gpt2, monkeypatch, problem, raised):
-    with Engine(gpt2, max_running=2) as engine:
-        jobs = [engine.submit([request(gpt2, tokens=30)]) for _ in range(3)]
-        running = [next(iter(job)) for job in jobs[:2]]
-        assert len(running) == 2
-        step = gpt2.step
+    """Those with which it fails: all but one, and then that one too."""
+    step, failing, tokens = gpt2.step, threading.Event(), 30
+    alone = gpt2.generate("ROMEO:", max_new_tokens=tokens).text
 
-        def fails(*args, **how):
-            monkeypatch.setattr(gpt2, "step", step)
+    def fails(batch, **how):
+        if failing.is_set() and any(sequence.context > 100 for sequence, _ in batch):
             raise problem
+        return step(batch, **how)
 
-        monkeypatch.setattr(gpt2, "step", fails)
-        for job in jobs[:2]:
+    monkeypatch.setattr(gpt2, "step", fails)
+    with Engine(gpt2, max_running=4) as engine:
+        bad = [engine.submit([request(gpt2, tokens=200 + i)]) for i in range(3)]
+        good = [engine.submit([request(gpt2, tokens=tokens)]) for _ in range(2)]
+        for job in bad:
+            next(iter(job))
+        failing.set()
+        for job in bad:
             with pytest.raises(raised):
                 list(job)
-        assert text(jobs[2]) == text(engine.submit([request(gpt2, tokens=30)]))
-        assert engine.counts.finished["error"] == 2
+        assert [text(job) for job in good] == [alone] * 2 == [text(engine.submit([request(gpt2, tokens=tokens)]))] * 2
+        assert engine.counts.finished["error"] == 3
+        with pytest.raises(raised):
+            list(engine.submit([request(gpt2, tokens=150)]))
+        failing.clear()
+        assert text(engine.submit([request(gpt2, tokens=150)])).startswith(alone)
 
 
 def test_a_request_that_cannot_start_fails_alone(slow, monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 from golden import case
 
 import cgpt
+from cgpt import prefix
 from cgpt.errors import InputError
 from cgpt.generate import Request, Scheduler
 from cgpt.prefix import EVERY
@@ -122,6 +123,18 @@ def test_the_least_recently_used_goes_first(models):
     for wrong in (-1, 1.5, None):
         with pytest.raises(InputError, match="max_bytes"):
             cgpt.PrefixCache(model, max_bytes=wrong)
+
+
+def test_they_are_not_too_many(models, monkeypatch):
+    """A small model's would be thousands, and each prompt is compared with every one."""
+    monkeypatch.setattr(prefix, "MOST", 3)
+    model = models["demo-gpt2"]
+    cache = cgpt.PrefixCache(model)
+    for seed in (0, 1, 2, 0, 3):
+        run(model, random_ids(model, 20, seed), cache)
+    assert len(cache) == 3
+    found = [run(model, random_ids(model, 20, seed), PrefixCacheView(cache)).num_cached_tokens for seed in range(4)]
+    assert found == [19, 0, 19, 19]
 
 
 def test_other_models_are_refused(models):

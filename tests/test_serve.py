@@ -130,11 +130,27 @@ def test_a_stream_is_the_completion_in_pieces(client, options):
 
 def test_stop_strings_cut_text_and_logprobs(client, model):
     text = model.generate(ROMEO, max_new_tokens=40).text
-    stop = text[20:24]
-    done = complete(client, max_tokens=40, temperature=0, stop=stop, logprobs=0).choices[0]
-    assert done.text == text[: text.index(stop)] and done.finish_reason == "stop"
-    assert "".join(done.logprobs.tokens).startswith(done.text)
-    assert all(offset < len(done.text) for offset in done.logprobs.text_offset)
+    whole = complete(client, max_tokens=40, temperature=0, logprobs=1).choices[0].logprobs
+    assert "".join(whole.tokens) == text and whole.text_offset[0] == 0
+    parts = 0
+    for start in range(20, 28):
+        stop = text[start : start + 3]
+        ask = dict(max_tokens=40, temperature=0, stop=stop, logprobs=1, echo=bool(start % 2))
+        done = complete(client, **ask).choices[0]
+        cut, before = text.index(stop), ROMEO * ask["echo"]
+        assert done.text == before + text[:cut] and done.finish_reason == "stop"
+        count, log = sum(offset < cut for offset in whole.text_offset), done.logprobs
+        parts += text.startswith("".join(whole.tokens[:count])[cut:], cut) and len("".join(whole.tokens[:count])) > cut
+        assert log.tokens[-count:] == whole.tokens[:count] and log.top_logprobs[-count:] == whole.top_logprobs[:count]
+        assert log.text_offset[-count:] == [len(before) + offset for offset in whole.text_offset[:count]]
+        assert len(log.tokens) == count + len(model.tokenizer.encode(before))
+        streamed, length = [], 0
+        for chunk in complete(client, stream=True, **ask):
+            part, length = chunk.choices[0], length + len(chunk.choices[0].text)
+            assert all(offset < length for offset in part.logprobs.text_offset)
+            streamed += zip(part.logprobs.tokens, part.logprobs.text_offset, strict=True)
+        assert streamed == list(zip(log.tokens, log.text_offset, strict=True))
+    assert parts  # tokens of which a part was cut
 
 
 def test_n_and_best_of(client, model):
@@ -146,6 +162,40 @@ def test_n_and_best_of(client, model):
     done = complete(client, n=2, best_of=4, seed=7, max_tokens=8)
     assert [choice.text for choice in done.choices] == [one.text for one in best[:2]]
     assert [choice.index for choice in done.choices] == [0, 1] and done.choices[0].logprobs is None
+
+
+@pytest.mark.parametrize("options", [{"n": 4}, {"n": 2, "best_of": 4}, {"n": 3, "echo": True, "logprobs": 2}])
+def test_n_reads_its_prompt_once(model, monkeypatch, options):
+    step, read, encode, encoded = model.step, [], model.tokenizer.encode, []
+
+    def counting(batch, **how):
+        read.append(sum(len(ids) for _, ids in batch))
+        return step(batch, **how)
+
+    def encoding(text):
+        encoded.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(model, "step", counting)
+    monkeypatch.setattr(model.tokenizer, "encode", encoding)
+    made, prompt = options.get("best_of", options["n"]), "Enter the king and his men. " * 6
+    for cache in (0, None):
+        with serving(model, prefix_cache_bytes=cache) as served:
+            read.clear()
+            encoded.clear()
+            done = complete(served.client(), prompt, max_tokens=5, seed=3, **options)
+            assert encoded == [prompt]
+        tokens = done.usage.prompt_tokens
+        assert sum(read) == tokens + 4 * made and done.usage.prompt_tokens_details.cached_tokens == 0
+        assert done.usage.completion_tokens == 5 * made
+        assert served.engine.counts.prompt - served.engine.counts.cached == tokens
+    if "best_of" not in options:
+        alone = [model.generate(prompt, max_new_tokens=5, temperature=1.0, seed=3 + i).text for i in range(made)]
+        assert [choice.text.removeprefix(prompt) for choice in done.choices] == alone
+    if "echo" in options:
+        logs = [choice.logprobs for choice in done.choices]
+        assert logs[1].token_logprobs[:tokens] == logs[0].token_logprobs[:tokens]
+        assert np.array_equal(np.array(logs[2].token_logprobs[1:tokens], np.float32), model.score(prompt))
 
 
 def test_biases_and_penalties(client, model):

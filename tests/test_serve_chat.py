@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 from serve_cases import serving, wait_for
 
 import cgpt
 from cgpt.harmony_parse import parse
+from cgpt.serve.items import Items
 from cgpt.serve.limits import Limits
-from cgpt.serve.turn import Turn
+from cgpt.serve.turn import TEXT, Delta, Turn
 
 PROBLEMS = json.loads((Path(__file__).parent / "golden" / "demo" / "problems.json").read_text("utf-8"))["problems"]
 ADD = [{"role": "user", "content": "Please compute 10 + 5."}]
@@ -18,6 +20,12 @@ WEATHER = [{"role": "user", "content": "How is the weather in Chicago?"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 FUNCTION = {"name": "get_weather", "description": "Gets the weather in a city.", "parameters": SCHEMA}
 SKY = '{"temperature": -1, "sky": "sunny"}'
+CALLED = [
+    {"role": "assistant", "content": None, "reasoning": "I need the weather tool.", "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Chicago"}'}}
+    ]},
+    {"role": "tool", "tool_call_id": "1", "content": SKY},
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +163,35 @@ def test_stop_strings_cut_the_text_not_the_reasoning(client):
     assert ask(client, stop=["56"]).choices[0].message.content == "15"  # what was held back comes at the end
 
 
+def test_stop_strings_cut_the_logprobs_too(client):
+    """The tokens that begin before the cut are there, of which a part may be cut away, and no other; streamed, when
+    their text is."""
+    messages = [*WEATHER, *CALLED]
+    whole = ask(client, messages, [FUNCTION], logprobs=True).choices[0]
+    text, entries = whole.message.content, whole.logprobs.content
+    ends = np.cumsum([len(entry.token) for entry in entries]).tolist()
+    assert "".join(entry.token for entry in entries) == text and len(entries) > 10
+    cuts = [cut for cut in range(1, len(text) - 2) if text.index(text[cut : cut + 3]) == cut][::3]
+    assert {cut in ends for cut in cuts} == {True, False}
+    for cut in cuts:
+        stop = dict(tools=[FUNCTION], logprobs=True, stop=["nowhere", text[cut : cut + 3]])
+        done = ask(client, messages, **stop).choices[0]
+        assert done.message.content == text[:cut] and done.finish_reason == "stop"
+        begun = sum(start < cut for start in [0, *ends[:-1]])
+        assert done.logprobs.content == entries[:begun]
+        found, given = [], 0
+        for chunk in ask(client, messages, stream=True, **stop):
+            choice = chunk.choices[0]
+            given += len(choice.delta.content or "")
+            found += choice.logprobs.content if choice.logprobs else []
+            assert len(found) == sum(start < given for start in [0, *ends[:-1]])
+        assert found == entries[:begun]
+    held = dict(tools=[FUNCTION], logprobs=True, stop=[text[-4:] + "!"])  # what was held back comes at the end
+    assert ask(client, messages, **held).choices[0].logprobs.content == entries
+    assert sum((c.choices[0].logprobs.content for c in ask(client, messages, stream=True, **held)
+                if c.choices[0].logprobs), []) == entries  # fmt: skip
+
+
 def test_several_choices_and_lengths(client):
     done = ask(client, n=3, temperature=1.0, seed=5)
     alone = [ask(client, temperature=1.0, seed=5 + i).choices[0].message for i in range(3)]
@@ -216,6 +253,23 @@ def test_a_response_that_is_cut(client):
     assert done.instructions == "Answer briefly." and done.metadata == {"a": "b"} and done.store is False
 
 
+def test_a_response_with_logprobs(client):
+    """As the chat's, of the text for the user alone, streamed with it."""
+    expected = [entry.model_dump() for entry in ask(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content]
+    done = respond(client, top_logprobs=2)
+    assert [entry.model_dump() for entry in done.output[-1].content[0].logprobs] == expected and len(expected) == 2
+    events = list(respond(client, include=["message.output_text.logprobs", "other"], stream=True))
+    assert events[-1].response.top_logprobs == 0 and events[-1].response.output_text == "15"
+    plain = [entry | {"top_logprobs": []} for entry in expected]
+    deltas = [entry for e in events if e.type == "response.output_text.delta" for entry in e.logprobs]
+    (ended,) = [e.logprobs for e in events if e.type == "response.output_text.done"]
+    for found in (deltas, ended, events[-1].response.output[-1].content[0].logprobs):
+        assert [entry.model_dump() for entry in found] == plain
+    assert respond(client, include=[]).output[-1].content[0].logprobs == []
+    events = dict(Items().add(Delta(TEXT, "a", 0), [{"token": "a"}]))  # no event changes with what comes after it
+    assert events["response.content_part.added"]["part"]["logprobs"] == []
+
+
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
 
@@ -250,6 +304,8 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
         (RESPONSES, {"background": True}, "background cannot be used"),
         (RESPONSES, {"truncation": "auto"}, "truncation cannot be used"),
         (RESPONSES, {"text": {"format": {"type": "json_schema"}}}, "text.format.schema is missing"),
+        (RESPONSES, {"top_logprobs": 21}, "top_logprobs must be an integer from 0 to 20"),
+        (RESPONSES, {"include": "all"}, "include must be a list"),
         (RESPONSES, {"stop": "a"}, "stop: no such key"),
     ],
 )

@@ -204,7 +204,6 @@ def test_an_answer_as_an_object(client):
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"conversation": "conv_1"}, "conversation"),
     ({"given": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
-    ({"include": ["message.output_text.logprobs"]}, "include"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [FUNCTION], "tool_choice": ALLOWED | {"tools": []}}, "tool_choice"),
     ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),

@@ -43,11 +43,13 @@ class Asked:
 
     def requests(self, service: Service) -> list[Request]:
         """best_of for each prompt, of seeds one after another."""
-        return [
-            Request(service.model, prompt, seed=None if self.seed is None else self.seed + i, **self.options)
-            for prompt in self.prompts
-            for i in range(self.best_of)
-        ]
+        made: list[Request] = []
+        for prompt in self.prompts:
+            for i in range(self.best_of):
+                seed = None if self.seed is None else self.seed + i
+                made.append(Request(service.model, prompt, seed=seed, **self.options))
+                prompt = made[-1].prompt_ids  # a text is encoded once
+        return made
 
 
 def read_completion(body: Body, service: Service) -> Asked:

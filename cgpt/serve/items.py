@@ -25,8 +25,8 @@ class Items:
         """A copy, for an event that does not change with them."""
         return copy.deepcopy(self._items)
 
-    def add(self, delta: Delta) -> Events:
-        """Yields the events of a delta."""
+    def add(self, delta: Delta, logprobs: list[dict[str, Any]]) -> Events:
+        """Yields the events of a delta. logprobs: of its tokens, where they are wanted."""
         if delta.item != self._open:
             yield from self.close("completed")
             self._open = delta.item
@@ -40,7 +40,9 @@ class Items:
             return
         part = item["content"][0]
         part["text"] += delta.text
-        more = {"logprobs": []} if part["type"] == "output_text" else {}
+        more = {"logprobs": logprobs} if part["type"] == "output_text" else {}
+        if more:
+            part["logprobs"] += logprobs
         yield self._about(f"{PART_EVENTS[part['type']]}.delta", content_index=0, delta=delta.text, **more)
 
     def _begin(self, delta: Delta) -> Events:
@@ -60,7 +62,7 @@ class Items:
         yield self._whole("response.output_item.added")
         if part:
             self._items[-1]["content"].append(part)
-            yield self._about("response.content_part.added", content_index=0, part=dict(part))
+            yield self._about("response.content_part.added", content_index=0, part=copy.deepcopy(part))
 
     def close(self, status: str) -> Events:
         """Ends the open item, if there is one."""
@@ -73,7 +75,7 @@ class Items:
             yield self._about("response.function_call_arguments.done", **done)
         else:
             part = item["content"][0]
-            more = {"logprobs": []} if part["type"] == "output_text" else {}
+            more = {"logprobs": part["logprobs"]} if part["type"] == "output_text" else {}
             yield self._about(f"{PART_EVENTS[part['type']]}.done", content_index=0, text=part["text"], **more)
             yield self._about("response.content_part.done", content_index=0, part=dict(part))
         yield self._whole("response.output_item.done")

@@ -83,6 +83,7 @@ def _bodies(service: Service) -> dict[str, Schema]:
             ["input"], **some, input={"anyOf": [{"type": "string"}, _list({"type": "object"}, limits.messages)]},
             instructions=TEXT, max_output_tokens=_integer(1, limits.max_tokens), tools=_list(tool, limits.tools),
             tool_choice={}, reasoning={"type": ["object", "null"]}, text={"type": ["object", "null"]},
+            top_logprobs=_integer(0, limits.logprobs),
         ),
         "/tokenize": _object(["prompt"], prompt={"type": "string"}, special=FLAG),
         "/detokenize": _object(["tokens"], tokens={"type": "array", "items": {"type": "integer"}}),

@@ -18,8 +18,9 @@ from cgpt.serve.body import IGNORED, Body, read_body, read_sampling
 from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_text
 from cgpt.serve.errors import Json, api_error
 from cgpt.serve.items import Items
+from cgpt.serve.logprobs import token_entry
 from cgpt.serve.stream import respond
-from cgpt.serve.turn import Turn
+from cgpt.serve.turn import Delta, Turn
 
 if TYPE_CHECKING:
     from cgpt.serve.app import Service
@@ -30,7 +31,7 @@ FIELDS = IGNORED | {
     "conversation", "background", "top_logprobs", "max_tool_calls", "prompt",
 }  # fmt: skip
 NO_STORE = "cannot be used: nothing is kept here; send the whole conversation as input"
-NO_LOGPROBS = "cannot be used: /v1/chat/completions gives log-probabilities"
+LOGPROBS = "message.output_text.logprobs"
 TEXTS = {"input_text", "output_text", "text", "refusal"}
 
 
@@ -52,14 +53,13 @@ def read_response(body: Body, service: Service) -> Asked:
         body.refuse_unless(key, [], NO_STORE)
     body.refuse_unless("background", [False], NO_STORE)
     body.refuse_unless("truncation", ["disabled"], "cannot be used: what is too long is refused, not cut")
-    body.refuse_unless("top_logprobs", [0], NO_LOGPROBS)
-    include, metadata = body.values.get("include"), body.values.get("metadata")
-    if isinstance(include, list) and "message.output_text.logprobs" in include:
-        raise body.refuse("include", NO_LOGPROBS)
+    metadata = body.values.get("metadata")
     stream = body.boolean("stream", False)
     options = {key: value for key, value in read_sampling(body, limits, service.model.vocab_size).items() if value}
     most = body.integer("max_output_tokens", None, high=limits.max_tokens)
     options["max_new_tokens"] = most or limits.max_tokens
+    top = body.integer("top_logprobs", 0, low=0, high=limits.logprobs)
+    options["logprobs"] = top if top or LOGPROBS in body.array("include", []) else None
     reasoning, text = body.section("reasoning") or Body({}, "reasoning."), body.section("text") or Body({}, "text.")
     dialog = Dialog(effort=read_effort(reasoning, "effort"), options=options)
     if (form := text.section("format")) is not None:
@@ -87,6 +87,7 @@ def read_response(body: Body, service: Service) -> Asked:
         "text": {"format": text.values.get("format", {"type": "text"})},
         "tool_choice": body.values.get("tool_choice", "auto"),
         "tools": body.values.get("tools", []),
+        "top_logprobs": top,
         "top_p": body.number("top_p", 1.0, high=1),
         "truncation": "disabled",
     }
@@ -122,6 +123,7 @@ class Answer:
 
     def __init__(self, asked: Asked, service: Service, job: Job) -> None:
         self._job, (request,) = job, job.requests
+        self._tokenizer = service.tokenizer
         self._turn = Turn(service, request, asked.dialog.seed, asked.dialog.stops)
         self._items = Items()
         self._number = 0  # of the next event
@@ -155,6 +157,12 @@ class Answer:
             "total_tokens": prompt + turn.tokens,
         }
 
+    def _logprobs(self, delta: Delta) -> list[dict[str, Any]]:
+        request = self._turn.request
+        if request.alternatives is None:
+            return []
+        return [token_entry(self._tokenizer, request, place) for place in delta.ids]
+
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """All of them; the last one holds the whole response."""
         first = True
@@ -165,7 +173,7 @@ class Answer:
                 for kind in ("response.created", "response.in_progress"):
                     yield self._event(kind, {"response": self.response("in_progress")})
             for delta in deltas:
-                for kind, data in self._items.add(delta):
+                for kind, data in self._items.add(delta, self._logprobs(delta)):
                     yield self._event(kind, data)
             if self._turn.finish_reason:
                 self._job.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,9 @@ class Delta:
     """Text that something has got.
 
     kind: REASONING, TEXT or CALL, whose text is its arguments. item: counts what the turn consists of, from 0.
-    name: of the function that is called. ids: the places in request.ids of the tokens that the text is made of.
-    is_preamble: of a TEXT, whether it only leads to a call
+    name: of the function that is called. ids: the places in request.ids of the tokens that begin within the text
+    for the user, so that those which a stop string has cut away are none of them. is_preamble: of a TEXT, whether it
+    only leads to a call
     """
 
     kind: str
@@ -53,6 +55,8 @@ class Turn:
         self._text_item = 0
         self._items: dict[int, int] = {}  # by number of the message
         self._waiting: list[int] = []  # places of ids whose text is not complete
+        self._written = self._given = 0  # characters of the text for the user, and of these the certain ones
+        self._held: deque[tuple[int, int]] = deque()  # where a token of it begins, and its place, if not given
         self._last: Piece | None = None
         self._begun = self._parser.push_all(seed)
 
@@ -74,7 +78,7 @@ class Turn:
             self.finish_reason = "length" if event.finish_reason == "length" else ended
         if self.finish_reason:
             if rest := self._filter.flush():
-                deltas.append(Delta(TEXT, rest, self._text_item))
+                deltas.append(Delta(TEXT, rest, self._text_item, ids=self._give(rest)))
             self._service.metrics.repairs.update(self._parser.repairs)
         return deltas
 
@@ -82,7 +86,8 @@ class Turn:
         token = self.request.ids[place]
         if token in self._service.model.eos_token_ids and token not in self._special.ends:
             return []  # <|endoftext|> ends the text and is no part of it
-        self._waiting.append(place)
+        if token not in self._special.ends:
+            self._waiting.append(place)
         deltas = self._deltas(self._parser.push(token))
         if self._last and _kind(self._last) == REASONING and token not in self._special.ends:
             self.reasoning_tokens += 1
@@ -101,14 +106,25 @@ class Turn:
             if kind is None:
                 continue
             item = self._items.setdefault(piece.index, len(self._items))
+            ids: tuple[int, ...] = ()
             if kind == TEXT:
                 self._text_item = item
+                self._held.extend((self._written, place) for place in self._waiting if text)
+                self._written += len(text)
                 text = self._filter.push(text)
+                ids = self._give(text)
             name = piece.recipient.removeprefix("functions.") if kind == CALL else None
-            ids = tuple(self._waiting) if piece.text else ()
             found.append(Delta(kind, text, item, name, ids, kind == TEXT and piece.channel == "commentary"))
             self._waiting = []
         return found
+
+    def _give(self, text: str) -> tuple[int, ...]:
+        """The places of the tokens that begin within this much more of the text for the user."""
+        self._given += len(text)
+        places = []
+        while self._held and self._held[0][0] < self._given:
+            places.append(self._held.popleft()[1])
+        return tuple(places)
 
 
 def _kind(piece: Piece) -> str | None:
