@@ -27,8 +27,13 @@ def require_regular_file(path: Path, error: type[CgptError]) -> int:
     return status.st_size
 
 
-def parse_json_object(text: bytes, path: Path, error: type[CgptError]) -> dict[str, Any]:
-    """The JSON object in `text`; anything else, a repeated key or a NaN is `error`, naming `path`."""
+def parse_json_object(
+    text: bytes, path: Path, error: type[CgptError], parse_float: Callable[[str], float] = float
+) -> dict[str, Any]:
+    """The JSON object in `text`; anything else, a repeated key or a NaN is `error`, naming `path`.
+
+    parse_float: reads a number that is not written as an integer; ValueError where it is none
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -41,8 +46,9 @@ def parse_json_object(text: bytes, path: Path, error: type[CgptError]) -> dict[s
     def no_constant(name: str) -> None:
         raise ValueError(f"{name} is not a JSON number")
 
+    hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": no_constant, "parse_float": parse_float}
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+        value = json.loads(text.decode("utf-8"), **hooks)
     except RecursionError:
         raise error(f"{path}: the JSON is nested too deeply") from None
     except ValueError as problem:  # bad UTF-8, bad JSON, numbers of thousands of digits

@@ -351,3 +351,11 @@ def test_a_client_that_leaves_frees_its_place(client, served):
     assert served.engine.counts.finished["cancelled"] in (before, before + 1)
     with pytest.raises(openai.BadRequestError):
         ask(client, temperature=3)
+
+
+def test_refusals_and_instructions_may_stand_in_what_was_said(served):
+    said = [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}]
+    for path, key in (("/v1/chat/completions", "messages"), ("/v1/responses", "input")):
+        for more in (said, [{"role": "system", "content": "Be brief."}]):
+            most = "max_tokens" if key == "messages" else "max_output_tokens"
+            assert served.post(path, {key: more, most: 1})[0] == 200

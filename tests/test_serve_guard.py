@@ -18,7 +18,7 @@ from serve_cases import serving, wait_for
 
 import cgpt
 from cgpt import cli
-from cgpt.serve import chat, completions, responses
+from cgpt.serve import chat, completions, responses, server
 from cgpt.serve.limits import Limits
 
 ASK = {"prompt": "a", "max_tokens": 1}
@@ -157,6 +157,8 @@ NASTY = [
     b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}", b'{"prompt": "a", "logit_bias": {"\\u0661": 1}}',
     b'{"prompt": "a", "\\ud800": 1}', b'{"model": "\\ud800"}', b'{"prompt": {"a": 1}}', b'{"prompt": [true]}',
     b'{"prompt": "a", "stop": {"a": "b"}}', b'{"prompt": "a", "suffix": {}}', b'{"prompt": "a", "stream_options": []}',
+    b'{"input": "a", "metadata": {"a": 1e999}}', b'{"input": "a", "metadata": ' + b"[" * 100 + b"]" * 100 + b"}",
+    b'{"input": "a", "background": 0}', b'{"prompt": [1.5]}',
 ]  # fmt: skip
 
 
@@ -168,6 +170,16 @@ PATHS = ["/v1/completions", "/tokenize", "/detokenize", "/v1/chat/completions", 
 def test_bodies_that_are_wrong_are_refused(chatting, path, body):
     status, _, answer = chatting.post(path, body)
     assert status in (400, 404) and answer["error"]["message"]
+
+
+def test_a_whole_number_may_have_a_point(chatting):
+    body = {"prompt": [1.0, 2.0], "max_tokens": 1.0, "temperature": 0.0}
+    assert chatting.post("/v1/completions", body)[0] == 200
+
+
+def test_no_part_of_an_answer_waits_for_the_acknowledgement_of_the_one_before(served):
+    with server.listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        assert listening.accept()[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 JSON = st.recursive(

@@ -10,8 +10,8 @@ TAKE = {
     "/v1/completions": completions.FIELDS,
     "/v1/chat/completions": chat.FIELDS,
     "/v1/responses": responses.FIELDS,
-    "/tokenize": {"prompt", "special"},
-    "/detokenize": {"tokens"},
+    "/tokenize": {"model", "prompt", "content", "special"},
+    "/detokenize": {"model", "tokens"},
 }
 
 
@@ -23,10 +23,20 @@ def test_the_document():
     with serving(cgpt.load("demo-gpt-oss")) as served:
         status, _, found = served.ask("GET", "/openapi.json")
         assert status == 200 and found == document(served.service) and found["openapi"] == "3.1.0"
-        routes = {route.path for route in app.ROUTES} - {"/openapi.json", "/v1/models/{name:path}"}
-        assert set(found["paths"]) == routes
+        assert set(found["paths"]) == {route.path_format for route in app.ROUTES}
         for path, fields in TAKE.items():
-            assert set(schema_of(found, path)["properties"]) <= fields
+            schema = schema_of(found, path)
+            assert {name for one in schema.get("anyOf", [schema]) for name in one["properties"]} <= fields
+
+
+def test_a_key_is_asked_for_where_there_is_one():
+    with serving(cgpt.load("demo-gpt2"), key="k") as served:
+        _, _, found = served.ask("GET", "/openapi.json", headers={"Authorization": "Bearer k"})
+        assert found["security"] == [{"key": []}] and "/v1/chat/completions" not in found["paths"]
+        for path, methods in found["paths"].items():
+            if "get" in methods:
+                closed = served.ask("GET", path)[0] == 401
+                assert closed == (methods["get"].get("security") is None), path
 
 
 def test_what_it_allows_is_taken_and_what_it_forbids_is_not():

@@ -122,7 +122,7 @@ def make_app(
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=origins, **cors))
     handlers = {CgptError: _failed, HTTPException: _http, ClientGone: _gone, Exception: _defect}
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
-    app.state.service = service
+    app.state.service, app.state.key = service, key is not None
     return app
 
 

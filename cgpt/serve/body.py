@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Body(Fields):
 
     def refuse_unless(self, key: str, harmless: Iterable[Any], why: str) -> None:
         """Raises where `key` holds what would have to change the answer, and cannot."""
-        if key in self and self.values[key] not in list(harmless):
+        if key in self and not any(type(one) is type(self.values[key]) and one == self.values[key] for one in harmless):
             raise self.refuse(key, why)
 
     def objects(self, key: str, most: int, default: Any = None) -> list[Body] | None:
@@ -60,7 +61,29 @@ async def read_body(request: Request, limits: Limits) -> Body:
         raw = await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
     except (asyncio.TimeoutError, TimeoutError):
         raise ApiError(f"the body did not come within {limits.body_seconds:g} seconds", 408) from None
-    return Body(parse_json_object(raw, Path("the body"), ApiError))
+    values = parse_json_object(raw, Path("the body"), ApiError, _number)
+    if is_deeper(values, limits.depth):  # so that nothing that walks through it later meets the end of the stack
+        raise ApiError(f"the body is nested deeper than {limits.depth} levels")
+    return Body(values)
+
+
+def _number(digits: str) -> float:
+    """1.0 is an integer: JSON has one kind of numbers."""
+    value = float(digits)
+    if math.isinf(value):  # which an answer that repeats it could not write
+        raise ValueError(f"{shown(digits)} is beyond float64")
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def is_deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects in `value` are nested more than `most` levels deep."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [one for one in level if isinstance(one, (dict, list))]
+        if not level:
+            return False
+        level = [v for one in level for v in (one.values() if isinstance(one, dict) else one)]
+    return True
 
 
 async def _read(request: Request, most: int) -> bytes:

@@ -15,7 +15,7 @@ from cgpt.engine import Job
 from cgpt.generate import Request
 from cgpt.serve.body import IGNORED, SAMPLING, Body, read_body, read_sampling
 from cgpt.serve.completions import read_include_usage, usage
-from cgpt.serve.dialog import Dialog, choose_tools, read_effort, read_text
+from cgpt.serve.dialog import CALLS, Dialog, choose_tools, read_effort, read_text
 from cgpt.serve.errors import Json
 from cgpt.serve.logprobs import token_entry
 from cgpt.serve.stream import respond
@@ -84,7 +84,7 @@ def _read_message(message: Body, dialog: Dialog) -> None:
         reasoning = message.text("reasoning", message.text("reasoning_content", ""))
         if reasoning:
             dialog.add_reasoning(reasoning)
-        text, calls = read_text(message, "content", {"text", "refusal"}), message.objects("tool_calls", 128, [])
+        text, calls = read_text(message, "content", {"text", "refusal"}), message.objects("tool_calls", CALLS, [])
         if calls and text:
             dialog.add_preamble(text)
         elif not calls:

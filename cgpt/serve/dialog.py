@@ -11,7 +11,7 @@ from cgpt.grammar import Beginning, Guide
 from cgpt.harmony import CONSTRAIN, EFFORTS, Developer, Message, ResponseFormat, SpecialTokens, System, Tool
 from cgpt.harmony_render import render_conversation
 from cgpt.jsonfile import shown
-from cgpt.serve.body import Body
+from cgpt.serve.body import Body, is_deeper
 from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
 from cgpt.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cgpt.serve.app import Service
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+CALLS = 128  # the most of one message, and of the tools that a choice allows
 
 
 @dataclass
@@ -148,7 +149,7 @@ def read_text(body: Body, key: str, kinds: set[str]) -> str:
         kind = part.text("type")
         if kind not in kinds:
             raise part.refuse("type", f"must be {' or '.join(sorted(kinds))}: the model reads text only")
-        texts.append(part.text("text"))
+        texts.append(part.text("refusal" if kind == "refusal" else "text"))
     return "".join(texts)
 
 
@@ -165,15 +166,8 @@ def _read_function(body: Body, limits: Limits) -> Tool:
 
 def require_shallow(body: Body, key: str, limits: Limits) -> None:
     """Raises where what `key` holds is nested deeper than schemas may be."""
-    level, depth = [body.values.get(key)], 0
-    while level := [v for one in level for v in _children(one)]:
-        depth += 1
-        if depth > limits.schema_depth:
-            raise ApiError(f"{body.name(key)} is nested deeper than {limits.schema_depth} levels", param=key)
-
-
-def _children(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    if is_deeper(body.values.get(key), limits.schema_depth):
+        raise ApiError(f"{body.name(key)} is nested deeper than {limits.schema_depth} levels", param=key)
 
 
 def choose_tools(body: Body, dialog: Dialog, named: Any) -> None:
@@ -188,7 +182,7 @@ def choose_tools(body: Body, dialog: Dialog, named: Any) -> None:
         several = chosen.text("type", "function") == "allowed_tools"
         if several:
             chosen = chosen.section("allowed_tools") or chosen  # /v1/chat/completions has them in there
-        allowed = [named(one) for one in chosen.objects("tools", len(names), [])] if several else [named(chosen)]
+        allowed = [named(one) for one in chosen.objects("tools", CALLS, [])] if several else [named(chosen)]
         if not allowed or not set(allowed) <= set(names):
             raise body.refuse("tool_choice", "must name one of the tools")
         if not several or _is_required(chosen):

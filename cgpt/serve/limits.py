@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """max_tokens: new tokens of each choice. requests: prompts times best_of. The rest says its name."""
+    """max_tokens: new tokens of each choice. requests: prompts times best_of. depth: of a body's JSON. The rest says
+    its name."""
 
     max_tokens: int = 16_384
     body_bytes: int = 4 << 20
     body_seconds: float = 30.0
+    depth: int = 100
     head_seconds: float = 10.0
     n: int = 16
     requests: int = 256

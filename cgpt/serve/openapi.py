@@ -1,7 +1,4 @@
-"""/openapi.json: what the endpoints take and give, for clients that read it and tests that try it.
-
-The fields are those that change something here; each may be null, which is as good as absent.
-"""
+"""/openapi.json: what the endpoints take and give, for clients that read it and tests that try it."""
 
 from __future__ import annotations
 
@@ -10,116 +7,128 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 import cgpt
+from cgpt.serve import schemas
 from cgpt.serve.errors import Json
+from cgpt.serve.guard import OPEN
+from cgpt.serve.schemas import STRING, TEXT, Schema
 
 if TYPE_CHECKING:
     from cgpt.serve.app import Service
 
-Schema = dict[str, Any]
-TEXT: Schema = {"type": ["string", "null"]}
-FLAG: Schema = {"type": ["boolean", "null"]}
-IDS: Schema = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+JSON, EVENTS = "application/json", "text/event-stream"
 
 
-def _number(low: float, high: float, kind: str = "number") -> Schema:
-    return {"type": [kind, "null"], "minimum": low, "maximum": high}
+def _object(**fields: Schema) -> Schema:
+    """An object of an answer: all its fields are there, and no others."""
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
 
-def _integer(low: int, high: int) -> Schema:
-    return _number(low, high, "integer")
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
 
 
-def _object(required: list[str], **properties: Schema) -> Schema:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _list(items: Schema, most: int) -> Schema:
-    return {"type": ["array", "null"], "items": items, "maxItems": most}
+ERROR = _object(error=_object(message=STRING, type=STRING, param=TEXT, code=TEXT))
+MODEL = _object(id=STRING, object={"const": "model"}, created=COUNT, owned_by=STRING, max_model_len=COUNT,
+                chats={"type": "boolean"})  # fmt: skip
+CALL = _object(id=STRING, type={"const": "function"}, function=_object(name=STRING, arguments=STRING))
+CACHED = _object(cached_tokens=COUNT)
+REASONED = _object(reasoning_tokens=COUNT)
+COUNTS: dict[str, Schema] = {"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT,
+                             "prompt_tokens_details": CACHED}  # fmt: skip
 
 
-def _sampling(service: Service) -> dict[str, Schema]:
-    limits = service.limits
-    stop = {"type": "string", "maxLength": limits.stop_length}
-    return {
-        "model": {"enum": [service.name, None]},
-        "temperature": _number(0, 2),
-        "top_p": _number(1e-6, 1),
-        "top_k": _integer(1, 2**31),
-        "min_p": _number(0, 1),
-        "presence_penalty": _number(-2, 2),
-        "frequency_penalty": _number(-2, 2),
-        "repetition_penalty": _number(0.01, 100),
-        "seed": _integer(-(2**63), 2**63 - 1),
-        "stop": {"anyOf": [stop, _list(stop, limits.stops)]},
-        "logit_bias": {"type": ["object", "null"], "additionalProperties": _number(-100, 100)},
-        "stream": FLAG,
-        "stream_options": {"anyOf": [_object([], include_usage=FLAG), {"type": "null"}]},
+def _answer(kind: str, choice: Schema, usage: Schema) -> Schema:
+    about = {"id": STRING, "object": {"const": kind}, "created": COUNT, "model": STRING, "system_fingerprint": STRING}
+    return _object(**about, choices={**_list(choice), "minItems": 1}, usage=usage)
+
+
+def _completion() -> Schema:
+    number, top = {"type": ["number", "null"]}, {"type": ["object", "null"], "additionalProperties": {"type": "number"}}
+    log = _object(tokens=_list(STRING), token_logprobs=_list(number), top_logprobs=_list(top), text_offset=_list(COUNT))
+    choice = _object(index=COUNT, text=STRING, logprobs=_or_null(log), finish_reason={"enum": ["stop", "length"]})
+    return _answer("text_completion", choice, _object(**COUNTS))
+
+
+def _chat() -> Schema:
+    message = _object(role={"const": "assistant"}, content=TEXT, refusal=TEXT)
+    message["properties"] |= {"reasoning": STRING, "reasoning_content": STRING, "tool_calls": _list(CALL)}
+    token = {"token": STRING, "logprob": {"type": "number"}, "bytes": _list({**COUNT, "maximum": 255})}
+    log = _object(content=_list(_object(**token, top_logprobs=_list(_object(**token)))), refusal={"type": "null"})
+    reason = {"enum": ["stop", "length", "tool_calls"]}
+    choice = _object(index=COUNT, message=message, logprobs=_or_null(log), finish_reason=reason)
+    return _answer("chat.completion", choice, _object(**COUNTS, completion_tokens_details=REASONED))
+
+
+def _response() -> Schema:
+    """But for what it repeats of the request."""
+    item = {"type": "object", "properties": {"type": {"enum": ["message", "reasoning", "function_call"]}, "id": STRING},
+            "required": ["type", "id", "status"]}  # fmt: skip
+    read = _object(cached_tokens=COUNT, cache_write_tokens=COUNT)
+    usage = _object(input_tokens=COUNT, input_tokens_details=read, output_tokens=COUNT,
+                    output_tokens_details=REASONED, total_tokens=COUNT)  # fmt: skip
+    status = {"enum": ["completed", "incomplete"]}
+    cut = _or_null(_object(reason={"const": "max_output_tokens"}))
+    response = _object(id=STRING, object={"const": "response"}, created_at=COUNT, model=STRING, status=status,
+                       output=_list(item), usage=usage, error={"type": "null"}, incomplete_details=cut)  # fmt: skip
+    return {**response, "additionalProperties": True}
+
+
+def _responses(content: dict[str, Schema], **more: Schema) -> Schema:
+    refused = {"description": "refused, and why", "content": {JSON: {"schema": ERROR}}}
+    kinds = {kind: {"schema": schema} for kind, schema in content.items()}
+    return {"200": {"description": "the answer", "content": kinds, **more}, "4XX": refused, "503": refused}
+
+
+def _post(name: str, body: Schema, answer: Schema, streams: bool, **more: Schema) -> Schema:
+    content = {JSON: answer} | ({EVENTS: {}} if streams else {})
+    takes = {"required": True, "content": {JSON: {"schema": body}}}
+    return {"post": {"operationId": name, "requestBody": takes, "responses": _responses(content, **more)}}
+
+
+def _paths(service: Service) -> Schema:
+    ids = {"detokenize": {"operationId": "detokenize", "requestBody": {"tokens": "$response.body#/tokens"}}}
+    tokens = _object(tokens=_list(COUNT), count=COUNT, max_model_len=COUNT)
+    card = {"model": {"operationId": "model", "parameters": {"name": "$response.body#/data/0/id"}}}
+    gets: dict[str, tuple[str, dict[str, Schema], Schema]] = {
+        "/v1/models": ("models", {JSON: _object(object={"const": "list"}, data=_list(MODEL))}, {"links": card}),
+        "/v1/models/{name}": ("model", {JSON: MODEL}, {}),
+        "/health": ("health", {JSON: _object(status={"const": "ok"})}, {}),
+        "/metrics": ("metrics", {"text/plain": STRING}, {}),
+        "/openapi.json": ("openapi", {JSON: {"type": "object"}}, {}),
+        "/": ("page", {"text/html": STRING}, {}),
     }
-
-
-def _bodies(service: Service) -> dict[str, Schema]:
-    limits, sampling = service.limits, _sampling(service)
-    parts = {"type": "array", "items": _object(["type", "text"], type={"const": "text"}, text={"type": "string"})}
-    roles = {"enum": ["system", "developer", "user", "assistant", "tool"]}
-    content = {"anyOf": [TEXT, parts]}
-    message = {"type": "object", "properties": {"role": roles, "content": content}, "required": ["role"]}
-    tool = {"type": "object", "properties": {"type": {"const": "function"}}, "required": ["type"]}
-    some = {key: sampling[key] for key in ("model", "temperature", "top_p", "stream")}
-    prompt = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}, IDS,
-                        {"type": "array", "minItems": 1, "items": IDS}]}  # fmt: skip
-    return {
-        "/v1/completions": _object(
-            ["prompt"], **sampling, prompt=prompt, max_tokens=_integer(0, limits.max_tokens), echo=FLAG,
-            n=_integer(1, limits.n), best_of=_integer(1, limits.n), logprobs=_integer(0, limits.logprobs),
-        ),
-        "/v1/chat/completions": _object(
-            ["messages"], **sampling, messages={"type": "array", "minItems": 1, "items": message},
-            max_tokens=_integer(1, limits.max_tokens), max_completion_tokens=_integer(1, limits.max_tokens),
-            n=_integer(1, limits.n), logprobs=FLAG, top_logprobs=_integer(0, limits.logprobs),
-            reasoning_effort={"enum": ["low", "medium", "high", None]}, tools=_list(tool, limits.tools), tool_choice={},
-            response_format={"type": ["object", "null"]},
-        ),
-        "/v1/responses": _object(
-            ["input"], **some, input={"anyOf": [{"type": "string"}, _list({"type": "object"}, limits.messages)]},
-            instructions=TEXT, max_output_tokens=_integer(1, limits.max_tokens), tools=_list(tool, limits.tools),
-            tool_choice={}, reasoning={"type": ["object", "null"]}, text={"type": ["object", "null"]},
-            top_logprobs=_integer(0, limits.logprobs),
-        ),
-        "/tokenize": _object(["prompt"], prompt={"type": "string"}, special=FLAG),
-        "/detokenize": _object(["tokens"], tokens={"type": "array", "items": {"type": "integer"}}),
-    }  # fmt: skip
-
-
-def _answers(ok: str = "application/json") -> Schema:
-    kinds: Schema = {ok: {"schema": {"type": "object"} if ok == "application/json" else {"type": "string"}}}
-    if ok == "application/json":
-        kinds["text/event-stream"] = {"schema": {"type": "string"}}
-    refused = {"description": "refused, and why", "content": {"application/json": {"schema": _error()}}}
-    return {"200": {"description": "the answer", "content": kinds}, "4XX": refused, "503": refused}
-
-
-def _error() -> Schema:
-    parts = {"message": {"type": "string"}, "type": {"type": "string"}, "param": TEXT, "code": TEXT}
-    return _object(["error"], error=_object(list(parts), **parts))
-
-
-def document(service: Service) -> Schema:
-    """The OpenAPI 3.1 document of this server."""
     paths: Schema = {
-        path: {"post": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-                        "responses": _answers()}}
-        for path, schema in _bodies(service).items()
-    }  # fmt: skip
-    gets = dict.fromkeys(("/v1/models", "/health"), "application/json") | {"/metrics": "text/plain", "/": "text/html"}
-    paths |= {path: {"get": {"responses": _answers(kind)}} for path, kind in gets.items()}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "cgpt", "version": cgpt.__version__},
-        "paths": paths,
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
-        "security": [{}, {"key": []}],
+        "/v1/completions": _post("completions", schemas.completion_body(service), _completion(), True),
+        "/tokenize": _post("tokenize", schemas.tokenize_body(service), tokens, False, links=ids),
+        "/detokenize": _post("detokenize", schemas.detokenize_body(service), _object(prompt=STRING), False),
     }
+    if service.no_chat is None:
+        paths["/v1/chat/completions"] = _post("chat", schemas.chat_body(service), _chat(), True)
+        paths["/v1/responses"] = _post("responses", schemas.response_body(service), _response(), True)
+    for path, (name, content, more) in gets.items():
+        paths[path] = {"get": {"operationId": name, "responses": _responses(content, **more)}}
+    name = {"name": "name", "in": "path", "required": True, "schema": STRING}
+    paths["/v1/models/{name}"]["get"]["parameters"] = [name]
+    return paths
+
+
+def document(service: Service, key: bool = False) -> Schema:
+    """The OpenAPI 3.1 document of this server. key: whether it wants one."""
+    paths = _paths(service)
+    found: Schema = {"openapi": "3.1.0", "info": {"title": "cgpt", "version": cgpt.__version__}, "paths": paths}
+    if key:
+        found["components"] = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+        found["security"] = [{"key": []}]
+        for path in OPEN:
+            paths[path]["get"]["security"] = []
+    return found
 
 
 async def openapi(request: Request) -> Json:
-    return Json(document(request.app.state.service))
+    state: Any = request.app.state
+    return Json(document(state.service, state.key))

@@ -73,10 +73,11 @@ def read_response(body: Body, service: Service) -> Asked:
     if isinstance(body.values.get("input"), str):
         dialog.add("user", body.values["input"])
     else:
-        for item in body.objects("input", limits.messages, []):
+        items = body.objects("input", limits.messages, [])
+        if not items:
+            raise body.refuse("input", "must be a text, or a list of one item at least")
+        for item in items:
             _read_item(item, dialog)
-    if not dialog.messages:
-        raise body.refuse("input", "must be a text, or a list of one item at least")
     echoed = {
         "instructions": instructions or None,
         "max_output_tokens": most,

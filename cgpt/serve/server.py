@@ -18,9 +18,13 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; OSError says why not. port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+        listening = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except OSError as problem:
         raise OSError(f"cannot listen at {host} port {port}: {problem.strerror or problem}") from None
+    # Connections inherit it; asyncio sets it only where it made the socket. Without it what follows a first part, a
+    # body or the next token, waits for the client's acknowledgement: 40 ms.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def address(listening: socket.socket) -> str:
