@@ -121,7 +121,8 @@ class Model:
         [len(batch), V], the logits after each sequence's last id; "all": [sum of ids, V]. head=False gives the
         head's input [.., C] instead. watch(blocks, ws, x, spans), if given, is called before the first block and after
         each: how many there were, their workspace, and what left them. Raises EmptyPromptError, TokenIdError or
-        ContextLengthError before anything is computed, NumericsError if what comes out is not finite.
+        ContextLengthError before anything is computed, NumericsError if what comes out is not finite; its `sequences`
+        are to blame, and Sequence.undo() takes the others back to where they were.
         """
         ids, spans = self._lay_out(batch)
         with self._workspace() as ws:
