@@ -235,8 +235,14 @@ class Engine:
                 self._leave_and_join()
                 self._step()
             except Exception as problem:
-                self._fail(list(self._scheduler.requests), problem)
+                self._fail(self._begun(), problem)
         self._fail([*self._scheduler.requests, *self._waiting], EngineClosed("the engine was shut down; ask again"))
+
+    def _begun(self) -> list[Request]:
+        """All that do not wait: what the scheduler has, and what it has finished and nobody was told of."""
+        with self._changed:
+            waiting = set(self._waiting)
+            return list(dict.fromkeys([*self._scheduler.requests, *(r for r in self._places if r not in waiting)]))
 
     def _wait(self) -> bool:
         """Until there is something to do. False: there will be nothing more."""

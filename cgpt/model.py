@@ -121,7 +121,8 @@ class Model:
         [len(batch), V], the logits after each sequence's last id; "all": [sum of ids, V]. head=False gives the
         head's input [.., C] instead. watch(blocks, ws, x, spans), if given, is called before the first block and after
         each: how many there were, their workspace, and what left them. Raises EmptyPromptError, TokenIdError or
-        ContextLengthError before anything is computed, NumericsError if what comes out is not finite.
+        ContextLengthError before anything is computed, NumericsError if what comes out is not finite; its `sequences`
+        are to blame, and Sequence.undo() takes the others back to where they were.
         """
         ids, spans = self._lay_out(batch)
         with self._workspace() as ws:
@@ -136,7 +137,7 @@ class Model:
                 if watch:
                     watch(n, ws, x, spans)
             out = self._finish(ws, x, len(ids), spans, rows, head)
-        self._require_finite(out, spans, rows)
+        self._require_finite(out, spans)
         for span in spans:
             span.sequence.end(span.T)
         return out
@@ -183,12 +184,13 @@ class Model:
         k.linear(ws.ctx, logits, hidden, self.head, T)
         return logits.array
 
-    def _require_finite(self, out: np.ndarray, spans: list[Span], rows: str) -> None:
+    def _require_finite(self, out: np.ndarray, spans: list[Span]) -> None:
+        """out: a row for each span, or all of its rows."""
         if np.isfinite(out).all():
             return
         good = np.isfinite(out).all(axis=1)
-        if rows == "all":
-            good = np.array([good[span.row : span.row + span.T].all() for span in spans])
+        if len(good) != len(spans):
+            good = [good[span.row : span.row + span.T].all() for span in spans]
         wrong = tuple(span.sequence for span, fine in zip(spans, good, strict=True) if not fine)
         layers = [bad for sequence in wrong if (bad := sequence.first_bad_layer()) is not None]
         where = f"the keys and values of layer {min(layers)} are the first" if layers else "the last layer or the head"

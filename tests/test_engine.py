@@ -231,6 +231,26 @@ def test_a_step_that_fails_fails_its_requests_only(gpt2, monkeypatch, problem, r
         assert text(engine.submit([request(gpt2, tokens=150)])).startswith(alone)
 
 
+def test_a_defect_of_the_scheduler_leaves_nobody_waiting(gpt2, monkeypatch):
+    """Not those either that it has finished in the step that it then failed in."""
+    with Engine(gpt2, max_running=2) as engine:
+        step = engine._scheduler.step
+
+        def broken(chunk):
+            monkeypatch.setattr(engine._scheduler, "step", step)
+            step(chunk)
+            raise ValueError("a defect")
+
+        monkeypatch.setattr(engine._scheduler, "step", broken)
+        with engine._changed:  # so that they come together
+            jobs = [engine.submit([request(gpt2, tokens=n)]) for n in (1, 30, 5)]
+        for job in jobs[:2]:
+            problem = job._events.get(timeout=20)
+            assert isinstance(problem, KernelError) and "ValueError: a defect" in str(problem)
+        assert text(jobs[2]) == gpt2.generate("ROMEO:", max_new_tokens=5).text
+        assert not engine._places and engine.counts.finished["error"] == 2
+
+
 def test_a_request_that_cannot_start_fails_alone(slow, monkeypatch):
     start = Request.start
 
