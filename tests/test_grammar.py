@@ -229,7 +229,8 @@ def test_schemas_that_would_take_the_server_down_are_refused(grammars, schema, m
 LEAVES = st.sampled_from(
     [{"type": "null"}, {"type": "boolean"}, {"enum": [1, "a", None]}, {"const": {"a": [1]}}, {"$ref": "#/$defs/d"},
      {"type": "string", "pattern": "^(a+)+b{2,3}$"}, {"type": "string", "maxLength": 3}, {"type": "bogus"},
-     {"$ref": "#"}, {"type": "integer", "minimum": -3, "maximum": 40}, {"type": "string", "format": "date"}, {"not": {}}, True, False]
+     {"$ref": "#"}, {"type": "integer", "minimum": -3, "maximum": 40},
+     {"type": "string", "format": "date"}, {"not": {}}, True, False]
 )  # fmt: skip
 SCHEMAS = st.recursive(
     LEAVES,
