@@ -16,6 +16,7 @@ from cgpt.harmony_parse import Parser, Piece
 from cgpt.tokenizer import Tokenizer
 
 JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,8}"}  # no endless blanks
+MAX_NESTING = 1024  # llguidance goes down by recursion, and at some 1,500 levels beyond the end of the stack
 
 
 class Grammars:
@@ -32,19 +33,42 @@ class Grammars:
         words = llguidance.TokenizerWrapper(_Words(tokenizer, self.special.return_))
         self._words = llguidance.LLTokenizer(words, n_vocab=tokenizer.vocab_size)
 
-    def compile(self, schema: dict[str, Any]) -> str:
-        """The grammar of a schema; InputError says what llguidance cannot do with it."""
+    def compile(self, schema: dict[str, Any]) -> Any:
+        """The matcher of a schema, at its beginning; InputError says what llguidance cannot do with it.
+
+        All that takes long happens here, up to seconds for thousands of properties: following a text copies it.
+        """
+        if (levels := _nesting(schema)) > MAX_NESTING:
+            why = f"its levels times its different $refs are {levels}; at most {MAX_NESTING}"
+            raise InputError(f"no grammar can be made of the schema: {why}")
         try:
             grammar = self._matcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
-            problem = self._matcher.validate_grammar(grammar, self._words)
+            matcher = self._matcher(self._words, grammar, log_level=0)
+            matcher.compute_bitmask()  # some find out here only that nothing can be written
+            problem = _error(matcher)
         except ValueError as failed:
-            problem = str(failed)
+            problem = str(failed)[:300]
         if problem:
-            raise InputError(f"no grammar can be made of the schema: {problem[:300]}")
-        return grammar
+            raise InputError(f"no grammar can be made of the schema: {problem}")
+        return matcher
 
-    def matcher(self, grammar: str) -> Any:
-        return self._matcher(self._words, grammar, log_level=0)
+
+def _error(matcher: Any) -> str | None:
+    """What a matcher had to give up for, without the dump of its state that follows; None if it did not."""
+    if not matcher.is_error():
+        return None
+    problem = (matcher.get_error() or "unknown").partition("\n<state>")[0][:300]
+    return "nothing that ends keeps to it" if problem == "NoExtensionBias" else problem
+
+
+def _nesting(schema: Any) -> int:
+    """How deep a schema can be at most with its $refs followed, each of them once on the way down."""
+    levels, refs, level = 0, set(), [schema]
+    while level := [one for one in level if isinstance(one, (dict, list))]:
+        levels += 1
+        refs |= {one["$ref"] for one in level if isinstance(one, dict) and isinstance(one.get("$ref"), str)}
+        level = [value for one in level for value in (one.values() if isinstance(one, dict) else one)]
+    return levels * (len(refs) + 1)
 
 
 class _Words:
@@ -65,11 +89,12 @@ class _Words:
 class Guide:
     """Follows one turn, and says which ids may come next: a Request's `guide`.
 
-    answer: the grammar of the final message. calls: those of the arguments, by function. seed: ids at the prompt's end
-    that begin a message. problem: why the grammar had to be given up, None as long as it holds; the message then ends
+    answer: the matcher of the final message, or None. calls: those of the arguments, by function. seed: ids at the
+    prompt's end that begin a message. problem: why the matcher had to give up, None as long as it holds; the message
+    then ends
     """
 
-    def __init__(self, grammars: Grammars, answer: str | None, calls: dict[str, str], seed: list[int]) -> None:
+    def __init__(self, grammars: Grammars, answer: Any, calls: dict[str, Any], seed: list[int]) -> None:
         self.problem: str | None = None
         self._grammars, self._answer, self._calls = grammars, answer, calls
         self._parser = Parser(grammars.tokenizer)
@@ -84,8 +109,8 @@ class Guide:
             return logits
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(bool)
-        if self._matcher.is_error():
-            self.problem = self._matcher.get_error()[:300]
+        if problem := _error(self._matcher):
+            self.problem = problem
             allowed[:] = False
         complete = allowed[self._grammars.special.return_] or not allowed.any()
         allowed[self._grammars.special.return_] = False
@@ -98,18 +123,18 @@ class Guide:
             if token_id == self._end:
                 self._matcher = None
             elif not self._matcher.consume_token(token_id):
-                self.problem = self._matcher.get_error()[:300]
+                self.problem = _error(self._matcher) or "a token it did not allow"
         for piece in self._parser.push(token_id):
             if not piece.text:
                 self._begin(piece)
 
     def _begin(self, piece: Piece) -> None:
-        special, grammar = self._grammars.special, None
+        special, matcher = self._grammars.special, None
         if piece.role == "assistant" and piece.recipient is not None:
-            grammar, self._end = self._calls.get(piece.recipient.removeprefix("functions.")), special.call
+            matcher, self._end = self._calls.get(piece.recipient.removeprefix("functions.")), special.call
         elif piece.role == "assistant" and piece.channel == "final":
-            grammar, self._end = self._answer, special.return_
-        self._matcher = self._grammars.matcher(grammar) if grammar else None
+            matcher, self._end = self._answer, special.return_
+        self._matcher = matcher.deep_copy() if matcher else None
 
 
 class Beginning:

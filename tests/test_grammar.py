@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serve_cases import serving
 
 import cgpt
@@ -125,6 +127,11 @@ def test_schemas_that_cannot_be_kept(client, form, message):
     assert message in caught.value.message
 
 
+def seed(grammars):
+    """The ids that begin the final message."""
+    return [grammars.special.channel, *grammars.tokenizer.encode("final"), grammars.special.message]
+
+
 def test_only_what_the_grammar_allows_has_a_chance(model, grammars):
     """Followed by hand: header free, then only the text, then only the end."""
     special, encode = grammars.special, model.tokenizer.encode
@@ -159,8 +166,7 @@ def test_one_of_several_beginnings():
 
 def test_a_grammar_that_gives_up_ends_the_message(model, grammars):
     special = grammars.special
-    seed = [special.channel, *model.tokenizer.encode("final"), special.message]
-    guide = Guide(grammars, grammars.compile(SUM), {}, seed)
+    guide = Guide(grammars, grammars.compile(SUM), {}, seed(grammars))
     guide.push(model.tokenizer.encode("x")[0])  # what the mask would not have let through
     assert np.flatnonzero(np.isfinite(guide.mask(np.zeros(model.vocab_size, np.float32)))).tolist() == [special.return_]
     assert guide.problem
@@ -192,3 +198,71 @@ def test_without_what_it_needs(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InputError, match=r"pip install 'cgpt\[grammar\]'"):
         Grammars(model.tokenizer)
+
+
+def chain(length, leaf):
+    """A schema whose definitions stand for one another, some levels deeper each time."""
+    defs = {f"d{i}": {"items": {"items": {"$ref": f"#/$defs/d{i + 1}"}}, "type": "array"} for i in range(length)}
+    return {"$defs": defs | {f"d{length}": leaf}, "$ref": "#/$defs/d0"}
+
+
+@pytest.mark.parametrize(
+    "schema, message",
+    [
+        (chain(5000, {"type": "null"}), "different \\$refs are"),  # beyond the end of the stack
+        ({"$ref": "#"}, "nothing that ends keeps to it"),
+        (chain(2, {"$ref": "#/$defs/d0"}) | {"minItems": 1}, None),
+        ({"$ref": "file:///etc/hostname"}, "not present in a registry"),
+        ({"enum": []}, "Unsatisfiable"),
+        ({"type": "integer", "multipleOf": 999_999_999}, "fuel exhausted"),
+        ({"const": "\ud800"}, "hex escape"),
+    ],
+)
+def test_schemas_that_would_take_the_server_down_are_refused(grammars, schema, message):
+    if message is None:
+        assert not grammars.compile(schema).is_error()
+        return
+    with pytest.raises(InputError, match=f"no grammar can be made of the schema: .*{message}"):
+        grammars.compile(schema)
+
+
+LEAVES = st.sampled_from(
+    [{"type": "null"}, {"type": "boolean"}, {"enum": [1, "a", None]}, {"const": {"a": [1]}}, {"$ref": "#/$defs/d"},
+     {"type": "string", "pattern": "^(a+)+b{2,3}$"}, {"type": "string", "maxLength": 3}, {"type": "bogus"},
+     {"$ref": "#"}, {"type": "integer", "minimum": -3, "maximum": 40},
+     {"type": "string", "format": "date"}, {"not": {}}, True, False]
+)  # fmt: skip
+SCHEMAS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.builds(lambda a, b: {"type": "object", "properties": {"a": a, "b": b}, "required": ["a"]}, inner, inner),
+        st.builds(lambda a, n: {"type": "array", "items": a, "maxItems": n}, inner, st.integers(0, 2)),
+        st.builds(lambda key, a, b: {key: [a, b]}, st.sampled_from(["anyOf", "allOf", "oneOf"]), inner, inner),
+        st.builds(lambda a: {"type": "object", "additionalProperties": a, "maxProperties": 1}, inner),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(SCHEMAS, SCHEMAS, st.randoms(use_true_random=False))
+def test_any_schema_is_refused_or_kept(grammars, schema, other, random):
+    """A text of tokens at random among those that may come is JSON where it may end."""
+    body = schema | {"$defs": {"d": other}} if isinstance(schema, dict) else schema
+    try:
+        guide = Guide(grammars, grammars.compile(body), {}, seed(grammars))
+    except InputError:
+        return
+    logits, ids = np.zeros(grammars.tokenizer.vocab_size, np.float32), []
+    for _ in range(60):
+        allowed = np.flatnonzero(np.isfinite(guide.mask(logits))).tolist()
+        end = grammars.special.return_
+        token = end if end in allowed else random.choice(allowed)
+        if token == end:
+            break
+        ids.append(token)
+        guide.push(token)
+    else:
+        return  # it may go on for ever
+    if not guide.problem:
+        json.loads(grammars.tokenizer.decode(ids))

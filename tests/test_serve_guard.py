@@ -47,6 +47,8 @@ def chatting():
         ("localhost:8000", 200), ("LOCALHOST", 200), ("app.localhost", 200), ("127.0.0.1", 200), ("[::1]:80", 200),
         ("192.168.1.7:8000", 200), ("evil.example", 403), ("evil.example:8000", 403), ("localhost.evil.example", 403),
         ("127.0.0.1.evil.example", 403), ("", 403), ("[::1", 403), ("[evil]:1", 403),
+        ("localhost.:80", 200), ("localhost..", 403), ("localhost:evil", 403), ("evil.example@localhost", 403),
+        ("localhost/evil.example", 403), ("localhost?evil.example", 403), ("local\thost", 403), ("127.1", 403),
     ],
 )  # fmt: skip
 def test_the_host_must_be_ours(served, host, status):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import re
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cgpt.serve.app import Service
 
 OPEN = {"/", "/health"}  # without a key
+HOST = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(:\d{0,5})?", re.ASCII)
 log = logging.getLogger("cgpt.serve")
 
 
@@ -77,10 +78,9 @@ class Guard:
     def _is_ours(self, host: str) -> bool:
         if "*" in self._hosts:
             return True
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
+        if not (parts := HOST.fullmatch(host)):
             return False
+        name = (parts["v6"] or parts["name"]).lower().removesuffix(".")
         if name == "localhost" or name.endswith(".localhost") or name in self._hosts:
             return True
         try:
