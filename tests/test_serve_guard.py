@@ -240,6 +240,39 @@ def test_what_is_no_http_is_survived(served):
     assert served.ask("GET", "/health")[0] == 200
 
 
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+BODY = json.dumps(ASK).encode()
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "data, statuses",
+    [
+        (POST + LENGTH + b"\r\n" + BODY, [200]),
+        (POST + LENGTH + b"Content-Length: 3\r\n\r\n" + BODY, [400]),
+        (POST + b"Content-Length: -1\r\n\r\n" + BODY, [400]),
+        (POST + b"Content-Length: 3\r\n\r\n" + BODY, [400]),  # cut
+        (POST + b"Content-Encoding: gzip\r\n" + LENGTH + b"\r\n" + BODY[:-1] + b"\xff", [400]),
+        (POST + CHUNKED + b"%x\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(BODY), BODY), [200]),
+        (POST + CHUNKED + b"zz\r\n" + BODY, [400]),
+        (POST + CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n", [400]),
+        (POST + CHUNKED + b"5\r\nhello!!0\r\n\r\n", [400]),
+        (POST.replace(b"/1.1", b"/1.0") + LENGTH + b"\r\n" + BODY, [200]),
+        (b"GET /health HTTP/1.0\r\n\r\n", [403]),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + POST + LENGTH + b"\r\n" + BODY, [200] * 3),
+        (b"GET /v1/models/..%2f%00%ff/../demo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", [404]),
+    ],
+)
+def test_requests_by_the_byte(served, data, statuses):
+    """What a client that is no library sends: answered or refused, and the connection closed."""
+    with socket.create_connection((served.host, served.port), timeout=20) as connection:
+        connection.sendall(data)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", answer)] == statuses
+    assert served.ask("GET", "/health")[0] == 200
+
+
 def test_the_log_has_no_prompts_unless_asked(model, caplog):
     caplog.set_level(logging.INFO, "cgpt.serve")
     for asked in (False, True):
