@@ -1,10 +1,15 @@
 """Fixtures of the kernel tests."""
 
+import signal
+
 import numpy as np
 import pytest
 from kernel_cases import VARIANTS, missing, use_level
 
 from cgpt import isa
+
+# A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header():
