@@ -159,7 +159,7 @@ def read_to_the_end(level, then=""):
 def test_nothing_is_read_beyond_the_last_row(level):
     done = read_to_the_end(level)
     assert done.stdout.strip() == "all read" and not done.returncode, f"{done.returncode} {done.stderr[-2000:]}"
-    assert read_to_the_end("ref", "beyond").returncode < 0, "reading beyond is not noticed"
+    assert read_to_the_end("ref", "beyond").returncode != 0, "reading beyond is not noticed"
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
