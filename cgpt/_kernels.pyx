@@ -125,8 +125,10 @@ cdef class Tensor:
             raise KernelError(f"a {dtype} tensor cannot hold {array.dtype}")
         if array.ndim not in (1, 2) or not array.flags.c_contiguous or (aligned and not array.flags.aligned):
             raise KernelError(f"a tensor is an aligned, C-contiguous array of 1 or 2 dimensions, not {array.shape}")
-        self.array, self.dtype = array, DTYPES[dtype]
-        self.rows, self.cols = array.shape[0] if array.ndim == 2 else 1, array.shape[-1]
+        self.array = array
+        self.dtype = DTYPES[dtype]
+        self.rows = array.shape[0] if array.ndim == 2 else 1
+        self.cols = array.shape[-1]
         PyObject_GetBuffer(array, &self.view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if array.flags.writeable else 0))
         self.held = True
 
@@ -153,7 +155,8 @@ cdef class Matrix:
     K; `bias` float32 [.., N] or None. aligned=False admits data that only embed() will read."""
     cdef cg_matrix c
     cdef readonly str dtype
-    cdef readonly tuple shape, arrays
+    cdef readonly tuple shape
+    cdef readonly tuple arrays
     cdef tuple tensors
     cdef bint aligned
 
@@ -175,6 +178,7 @@ cdef class Matrix:
             raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
         flat = data.reshape(-1)
         held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8") else dtype, aligned)]
+        self.aligned = aligned
         self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
         if scales is not None:
             held.append(Tensor(scales.reshape(-1), "BF16" if dtype == "INT8" else "U8"))
@@ -182,9 +186,10 @@ cdef class Matrix:
         if bias is not None:
             held.append(Tensor(bias.reshape(-1)))
             self.c.bias = <const float *>(<Tensor>held[-1]).view.buf
+        self.c.dtype = DTYPES[dtype]
         self.c.E = shape[0] if len(shape) == 3 else 1
-        self.c.dtype, self.c.N, self.c.K = DTYPES[dtype], shape[-2], shape[-1]
-        self.dtype, self.shape, self.tensors, self.aligned = dtype, tuple(shape), tuple(held), aligned
+        self.c.N, self.c.K = shape[-2], shape[-1]
+        self.dtype, self.shape, self.tensors = dtype, tuple(shape), tuple(held)
         self.arrays = tuple(a for a in (data, scales, bias) if a is not None)
 
 
@@ -272,7 +277,8 @@ def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, flo
 def rmsnorm(Context ctx, Tensor out, Tensor x, Tensor weight, float eps, int64_t T):
     """out[t] = RMS norm of x[t]; out may be x."""
     cdef RowJob job
-    job.x, job.cols, job.eps = x.f32(0, T, ANY, "rmsnorm x"), x.cols, eps
+    job.x = x.f32(0, T, ANY, "rmsnorm x")
+    job.cols, job.eps = x.cols, eps
     job.out = out.out(0, T, x.cols, "rmsnorm out")
     job.a = weight.f32(0, 1, x.cols, "rmsnorm weight")
     with nogil:
@@ -432,8 +438,8 @@ def attention(Context ctx, Tensor out, Tensor qkv, list spans, int64_t H, *, flo
 
 
 def transpose(out, str to, array, str dtype, int threads):
-    """out [cols, rows] = array [rows, cols], from `dtype` to `to`: F32, F16 or BF16 (as uint16); a change of dtype
-    rounds to nearest even."""
+    """out [cols, rows] = array [rows, cols] of F32, F16 or BF16 (as uint16); `to` is `dtype`, or BF16, rounded to
+    nearest even."""
     cdef Tensor dst = Tensor(out, to), src = Tensor(array, dtype, False)
     if array.ndim != 2 or out.shape != array.shape[::-1] or dst.view.readonly:
         raise KernelError(f"transpose: found {array.shape} into {out.shape}")

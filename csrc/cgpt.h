@@ -226,7 +226,7 @@ enum { CG_ATTENTION_MOST = 16 };  /* n at the highest */
 int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n);
 cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n);
 
-/* dst[cols, rows] of dst_dtype = transpose of src[rows, cols]; the dtypes are f32, f16 or bf16. */
+/* dst[cols, rows] = transpose of src[rows, cols] of f32, f16 or bf16; dst_dtype is the same, or bf16. */
 cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const void *src, cg_dtype src_dtype,
                            int64_t rows, int64_t cols);
 

@@ -6,7 +6,7 @@
 enum { FORK = 32768 };  /* products of queries and keys that are worth more than starting the threads */
 
 typedef struct {
-    cg_attention *a;
+    const cg_attention *a;
     int64_t rows, share, shares;  /* all rows of a head, those of a share, the shares of a head */
     int64_t span, spans;          /* the first that some row sees, and how many */
     int64_t tasks;
@@ -15,7 +15,7 @@ typedef struct {
 } part;
 
 typedef struct {
-    cg_attention *a;
+    const cg_attention *a;
     part parts[CG_ATTENTION_MOST];
 } job;
 
@@ -96,7 +96,7 @@ static void share_task(void *data, int64_t i) {
     else rows_task(p, i);
 }
 
-static part share_out(int threads, cg_attention *a) {
+static part share_out(int threads, const cg_attention *a) {
     int64_t end = a->start + a->T, first = a->window ? cg_max(0, a->start - a->window + 1) : 0;
     part p = {.a = a, .rows = a->T * (a->H / a->G), .share = cg_attention_rows(a->D)};
     while (p.share > 8 && (p.rows + p.share - 1) / p.share * a->G < 4 * threads) p.share /= 2;
@@ -131,13 +131,14 @@ static int all_fit(const cg_attention *a, int64_t n) {
 }
 
 static int64_t part_bytes(int threads, const cg_attention *a) {
-    part p = share_out(threads, (cg_attention *)a);
+    part p = share_out(threads, a);
     return goes_direct(a) ? state_bytes(threads, &p) : cg_round_up(fresh_bytes(a), 64);
 }
 
 int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n) {
     int64_t bytes = 0;
-    for (int64_t i = 0; all_fit(a, n) && i < n; i++) bytes += part_bytes(ctx->threads, a + i);
+    if (!all_fit(a, n)) return 0;
+    for (int64_t i = 0; i < n; i++) bytes += part_bytes(ctx->threads, a + i);
     return bytes;
 }
 

@@ -2,7 +2,7 @@
    turned at a time, so that no f32 copy of a matrix is ever made. The source may be unaligned. */
 #include "parallel.h"
 
-enum { QUANTIZE_COLUMNS = 16, QUANTIZE_ROWS = 16 };
+enum { QUANTIZE_COLUMNS = 16 };
 
 typedef struct {
     int8_t *out;
@@ -12,11 +12,10 @@ typedef struct {
     int64_t N, K, groups, bytes;  /* bytes of an element of src */
 } quantize_job;
 
-static void rows_task(void *data, int64_t i) {
+static void quantize_row(void *data, int64_t n) {
     const quantize_job *j = data;
-    for (int64_t n = i * QUANTIZE_ROWS; n < cg_min((i + 1) * QUANTIZE_ROWS, j->N); n++)
-        cg_active->quantize_int8(j->out + n * j->groups * CG_INT8_GROUP, j->scales + n * j->groups,
-                                 j->src + n * j->K * j->bytes, j->dtype, j->K);
+    cg_active->quantize_int8(j->out + n * j->groups * CG_INT8_GROUP, j->scales + n * j->groups,
+                             j->src + n * j->K * j->bytes, j->dtype, j->K);
 }
 
 /* cols groups of `rows` weights, from columns of [K, N] into rows of a tile. */
@@ -36,8 +35,9 @@ static void columns_task(void *data, int64_t group) {
     int64_t k = group * CG_INT8_GROUP, rows = cg_min(CG_INT8_GROUP, j->K - k);
     for (int64_t n = 0; n < j->N; n += QUANTIZE_COLUMNS) {
         int64_t cols = cg_min(QUANTIZE_COLUMNS, j->N - n);
-        if (j->bytes == 4 && rows == CG_INT8_GROUP && cols == QUANTIZE_COLUMNS)
-            turn(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 4);
+        int whole = rows == CG_INT8_GROUP && cols == QUANTIZE_COLUMNS;
+        if (whole && j->bytes == 4) turn(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 4);
+        else if (whole) turn(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 2);
         else if (j->bytes == 4) turn(j, tile, k, n, rows, cols, 4);
         else turn(j, tile, k, n, rows, cols, 2);
         for (int64_t c = 0; c < cols; c++)
@@ -53,6 +53,6 @@ cg_status cg_run_quantize_int8(int threads, int8_t *out, uint16_t *scales, const
     int64_t groups = (K + CG_INT8_GROUP - 1) / CG_INT8_GROUP;
     quantize_job job = {out, scales, src, dtype, N, K, groups, (int64_t)cg_dtype_bytes(dtype)};
     if (turned) cg_parallel(threads, groups, columns_task, &job);
-    else cg_parallel(threads, (N + QUANTIZE_ROWS - 1) / QUANTIZE_ROWS, rows_task, &job);
+    else cg_for_rows(threads, N, K * 4, quantize_row, &job);
     return CG_OK;
 }

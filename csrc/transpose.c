@@ -21,8 +21,7 @@ CG_INLINE uint32_t convert(const char *src, int64_t i, const cg_dtype from, cons
     }
     memcpy(&half, src + i * 2, 2);
     if (from == to) return half;
-    float f = from == CG_BF16 ? cg_bf16_to_f32(half) : cg_f16_to_f32(half);
-    return to == CG_F32 ? cg_bits_from_f32(f) : cg_f32_to_bf16(f);
+    return cg_f32_to_bf16(cg_f16_to_f32(half));
 }
 
 CG_INLINE void put(char *dst, int64_t i, int64_t count, const cg_dtype to, const uint32_t *bits) {
@@ -75,17 +74,15 @@ static void transpose_task(void *data, int64_t i) {
     }
     CASE(CG_F32, CG_F32)
     CASE(CG_F32, CG_BF16)
-    CASE(CG_F16, CG_F32)
     CASE(CG_F16, CG_F16)
     CASE(CG_F16, CG_BF16)
-    CASE(CG_BF16, CG_F32)
     CASE(CG_BF16, CG_BF16)
 #undef CASE
 }
 
 cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const void *src, cg_dtype src_dtype,
                            int64_t rows, int64_t cols) {
-    if (dst_dtype > CG_BF16 || src_dtype > CG_BF16 || (dst_dtype == CG_F16 && src_dtype != CG_F16)) return CG_BAD_DTYPE;
+    if (src_dtype > CG_BF16 || (dst_dtype != src_dtype && dst_dtype != CG_BF16)) return CG_BAD_DTYPE;
     transpose_job job = {dst, src, dst_dtype, src_dtype, rows, cols};
     int64_t size = rows == 1 ? TRANSPOSE_RUN : TRANSPOSE_EDGE, tasks = ((rows == 1 ? cols : rows) + size - 1) / size;
     cg_parallel(threads, tasks, transpose_task, &job);

@@ -8,6 +8,7 @@ from cgpt import _kernels
 from cgpt.errors import KernelError
 
 NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8}
+UNSUPPORTED = (("F32", "F16"), ("F16", "F32"), ("BF16", "F16"), ("BF16", "F32"), ("F32", "U8"), ("U8", "F32"))
 SHAPES = ((1, 1), (1, 70), (70, 1), (31, 33), (32, 64), (100, 257))
 
 
@@ -29,15 +30,12 @@ def test_same_dtype(dtype, shape, threads, rng):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_between_dtypes(shape, rng):
+def test_to_bf16(shape, rng):
     x = rng.standard_normal(shape, np.float32)
     x.flat[0] = np.float32(1 + 2**-8)  # a tie: to even, down
     assert (transpose(x, "F32", "BF16", 2) == to_bf16(x).T).all()
     h = x.astype(np.float16)
-    assert (transpose(h, "F16", "F32", 2) == h.astype(np.float32).T).all()
     assert (transpose(h, "F16", "BF16", 2) == to_bf16(h.astype(np.float32)).T).all()
-    b = to_bf16(x)
-    assert (transpose(b, "BF16", "F32", 2) == from_bf16(b).T).all()
 
 
 def test_rounding_to_bf16():
@@ -50,7 +48,7 @@ def test_rounding_to_bf16():
     assert np.isnan(from_bf16(transpose(nan, "F32", "BF16", 1))).all()
 
 
-@pytest.mark.parametrize("dtype, to", [("F32", "F16"), ("BF16", "F16"), ("F32", "U8"), ("U8", "F32")])
+@pytest.mark.parametrize("dtype, to", UNSUPPORTED)
 def test_unsupported(dtype, to):
     with pytest.raises(KernelError, match="transpose"):
         transpose(np.zeros((2, 3), NUMPY[dtype]), dtype, to)

@@ -10,7 +10,7 @@ import cgpt
 from cgpt.serve import schemas
 from cgpt.serve.errors import Json
 from cgpt.serve.guard import OPEN
-from cgpt.serve.schemas import STRING, TEXT, Schema
+from cgpt.serve.schemas import STRING, TEXT, Schema, list_of, or_null
 
 if TYPE_CHECKING:
     from cgpt.serve.app import Service
@@ -22,14 +22,6 @@ JSON, EVENTS = "application/json", "text/event-stream"
 def _object(**fields: Schema) -> Schema:
     """An object of an answer: all its fields are there, and no others."""
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 ERROR = _object(error=_object(message=STRING, type=STRING, param=TEXT, code=TEXT))
@@ -44,23 +36,24 @@ COUNTS: dict[str, Schema] = {"prompt_tokens": COUNT, "completion_tokens": COUNT,
 
 def _answer(kind: str, choice: Schema, usage: Schema) -> Schema:
     about = {"id": STRING, "object": {"const": kind}, "created": COUNT, "model": STRING, "system_fingerprint": STRING}
-    return _object(**about, choices={**_list(choice), "minItems": 1}, usage=usage)
+    return _object(**about, choices={**list_of(choice), "minItems": 1}, usage=usage)
 
 
 def _completion() -> Schema:
     number, top = {"type": ["number", "null"]}, {"type": ["object", "null"], "additionalProperties": {"type": "number"}}
-    log = _object(tokens=_list(STRING), token_logprobs=_list(number), top_logprobs=_list(top), text_offset=_list(COUNT))
-    choice = _object(index=COUNT, text=STRING, logprobs=_or_null(log), finish_reason={"enum": ["stop", "length"]})
+    log = _object(tokens=list_of(STRING), token_logprobs=list_of(number), top_logprobs=list_of(top),
+                  text_offset=list_of(COUNT))  # fmt: skip
+    choice = _object(index=COUNT, text=STRING, logprobs=or_null(log), finish_reason={"enum": ["stop", "length"]})
     return _answer("text_completion", choice, _object(**COUNTS))
 
 
 def _chat() -> Schema:
     message = _object(role={"const": "assistant"}, content=TEXT, refusal=TEXT)
-    message["properties"] |= {"reasoning": STRING, "reasoning_content": STRING, "tool_calls": _list(CALL)}
-    token = {"token": STRING, "logprob": {"type": "number"}, "bytes": _list({**COUNT, "maximum": 255})}
-    log = _object(content=_list(_object(**token, top_logprobs=_list(_object(**token)))), refusal={"type": "null"})
+    message["properties"] |= {"reasoning": STRING, "reasoning_content": STRING, "tool_calls": list_of(CALL)}
+    token = {"token": STRING, "logprob": {"type": "number"}, "bytes": list_of({**COUNT, "maximum": 255})}
+    log = _object(content=list_of(_object(**token, top_logprobs=list_of(_object(**token)))), refusal={"type": "null"})
     reason = {"enum": ["stop", "length", "tool_calls"]}
-    choice = _object(index=COUNT, message=message, logprobs=_or_null(log), finish_reason=reason)
+    choice = _object(index=COUNT, message=message, logprobs=or_null(log), finish_reason=reason)
     return _answer("chat.completion", choice, _object(**COUNTS, completion_tokens_details=REASONED))
 
 
@@ -72,9 +65,9 @@ def _response() -> Schema:
     usage = _object(input_tokens=COUNT, input_tokens_details=read, output_tokens=COUNT,
                     output_tokens_details=REASONED, total_tokens=COUNT)  # fmt: skip
     status = {"enum": ["completed", "incomplete"]}
-    cut = _or_null(_object(reason={"const": "max_output_tokens"}))
+    cut = or_null(_object(reason={"const": "max_output_tokens"}))
     response = _object(id=STRING, object={"const": "response"}, created_at=COUNT, model=STRING, status=status,
-                       output=_list(item), usage=usage, error={"type": "null"}, incomplete_details=cut)  # fmt: skip
+                       output=list_of(item), usage=usage, error={"type": "null"}, incomplete_details=cut)  # fmt: skip
     return {**response, "additionalProperties": True}
 
 
@@ -92,10 +85,10 @@ def _post(name: str, body: Schema, answer: Schema, streams: bool, **more: Schema
 
 def _paths(service: Service) -> Schema:
     ids = {"detokenize": {"operationId": "detokenize", "requestBody": {"tokens": "$response.body#/tokens"}}}
-    tokens = _object(tokens=_list(COUNT), count=COUNT, max_model_len=COUNT)
+    tokens = _object(tokens=list_of(COUNT), count=COUNT, max_model_len=COUNT)
     card = {"model": {"operationId": "model", "parameters": {"name": "$response.body#/data/0/id"}}}
     gets: dict[str, tuple[str, dict[str, Schema], Schema]] = {
-        "/v1/models": ("models", {JSON: _object(object={"const": "list"}, data=_list(MODEL))}, {"links": card}),
+        "/v1/models": ("models", {JSON: _object(object={"const": "list"}, data=list_of(MODEL))}, {"links": card}),
         "/v1/models/{name}": ("model", {JSON: MODEL}, {}),
         "/health": ("health", {JSON: _object(status={"const": "ok"})}, {}),
         "/metrics": ("metrics", {"text/plain": STRING}, {}),

@@ -38,7 +38,7 @@ def _any_of(*schemas: Schema) -> Schema:
     return {"anyOf": list(schemas)}
 
 
-def _or_null(schema: Schema) -> Schema:
+def or_null(schema: Schema) -> Schema:
     return _any_of(schema, {"type": "null"})
 
 
@@ -61,7 +61,7 @@ def _some(items: Schema, most: int | None = None) -> Schema:
     return {"type": "array", "items": items, "minItems": 1} | ({} if most is None else {"maxItems": most})
 
 
-def _all(items: Schema) -> Schema:
+def list_of(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
@@ -171,7 +171,7 @@ def completion_body(service: Service) -> Schema:
         ["prompt"], *IGNORED, **_model(service), **_sampling(service),
         prompt=_any_of(text, _some(text, limits.requests), ids, _some(ids, limits.requests)),
         max_tokens=_integer(0, limits.max_tokens), n=_integer(1, limits.n), best_of=_integer(1, limits.n), echo=FLAG,
-        logprobs=_integer(0, limits.logprobs), suffix=_enum(""), stream=FLAG, stream_options=_or_null(STREAM_OPTIONS),
+        logprobs=_integer(0, limits.logprobs), suffix=_enum(""), stream=FLAG, stream_options=or_null(STREAM_OPTIONS),
     )  # fmt: skip
     return body | STREAMED
 
@@ -186,7 +186,7 @@ def chat_body(service: Service) -> Schema:
         messages=_some(_message(), limits.messages), max_tokens=most, max_completion_tokens=most,
         n=_integer(1, limits.n), logprobs=FLAG, top_logprobs=_integer(0, limits.logprobs), modalities=_enum(["text"]),
         reasoning_effort=_enum(*EFFORTS), tools=_list(tool, limits.tools), tool_choice=_tool_choice(named, nested=True),
-        response_format=_format(named=True), stream=FLAG, stream_options=_or_null(STREAM_OPTIONS),
+        response_format=_format(named=True), stream=FLAG, stream_options=or_null(STREAM_OPTIONS),
     )  # fmt: skip
     return body | STREAMED
 
@@ -200,8 +200,8 @@ def response_body(service: Service) -> Schema:
         **_model(service), temperature=sampling["temperature"], top_p=sampling["top_p"],
         input=_any_of(STRING, _some(_item(), limits.messages)), instructions=TEXT,
         max_output_tokens=_integer(1, limits.max_tokens), tools=_list(tool, limits.tools),
-        tool_choice=_tool_choice(named, nested=False), reasoning=_or_null(_open([], effort=_enum(*EFFORTS))),
-        text=_or_null(_open([], format=_format(named=False))), stream=FLAG, truncation=_enum("disabled"),
+        tool_choice=_tool_choice(named, nested=False), reasoning=or_null(_open([], effort=_enum(*EFFORTS))),
+        text=or_null(_open([], format=_format(named=False))), stream=FLAG, truncation=_enum("disabled"),
         background=_enum(False), include={"type": ["array", "null"]}, top_logprobs=_integer(0, limits.logprobs),
     )  # fmt: skip
 
@@ -212,5 +212,5 @@ def tokenize_body(service: Service) -> Schema:
 
 
 def detokenize_body(service: Service) -> Schema:
-    ids = _all({"type": "integer", "minimum": 0, "maximum": service.model.vocab_size - 1})
+    ids = list_of({"type": "integer", "minimum": 0, "maximum": service.model.vocab_size - 1})
     return _taken(["tokens"], **_model(service), tokens=ids)
