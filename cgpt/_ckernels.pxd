@@ -7,6 +7,11 @@ cdef extern from "cgpt.h" nogil:
         CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_U8
     ctypedef enum cg_status:
         CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE
+    ctypedef enum cg_feature:
+        CG_NO_FEATURE
+        CG_AVX512_VNNI
+        CG_AVX512_BF16
+        CG_FEATURES
     ctypedef enum cg_level:
         CG_REF, CG_LEVELS
     ctypedef enum cg_activation:
@@ -65,7 +70,7 @@ cdef extern from "cgpt.h" nogil:
     cg_level cg_highest_level()
     const char *cg_missing_for(cg_level)
     cg_status cg_use_level(cg_level)
-    void cg_mask_features(int)
+    void cg_mask_feature(cg_feature)
     cg_level cg_current_level()
     const char *cg_kernel_name(int)
     const char *cg_kernel_variant(int)

@@ -25,23 +25,27 @@ cdef int64_t ANY = -(2**62)  # as a number of columns
 
 # ------------------------------------------------------------------------------------------------------ the level
 
-cdef bint masked = False  # whether AVX512_BF16 is
+FEATURES = ("", "avx512_vnni", "avx512_bf16")  # that can be masked: cg_feature
+cdef cg_feature masked = CG_NO_FEATURE
 
 
-def use_level(str name, *, bint mask_bf16=False):
-    """Makes `name` the level in use; KernelError if this machine lacks it. Only while no kernel runs. `mask_bf16`
-    treats the CPU as one with AVX-512 but without AVX512_BF16."""
+def use_level(str name, *, str mask=""):
+    """Makes `name` the level in use; KernelError if this machine lacks it. Only while no kernel runs. `mask`, one of
+    FEATURES, treats the CPU as one without that feature and what came after it."""
+    if mask not in FEATURES:
+        raise KernelError(f"{mask!r} cannot be masked; {', '.join(FEATURES[1:])} can")
     names = [cg_level_name(<cg_level>i).decode() for i in range(CG_LEVELS)]
     if name not in names:
         raise KernelError(f"unknown level {name!r}; there are {', '.join(names)}")
     global masked
-    cg_mask_features(mask_bf16)
+    feature = <cg_feature><int>FEATURES.index(mask)
+    cg_mask_feature(feature)
     level = <cg_level><int>names.index(name)
     if cg_use_level(level) != CG_OK:
         missing = cg_missing_for(level).decode()
-        cg_mask_features(masked)
+        cg_mask_feature(masked)
         raise KernelError(f"level {name!r} needs {missing}, which this machine does not offer")
-    masked = mask_bf16
+    masked = feature
 
 
 def level():

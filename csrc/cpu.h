@@ -4,7 +4,7 @@
 
 typedef struct {
     int avx2, fma, f16c;
-    int avx512f, avx512bw, avx512dq, avx512vl, avx512bf16;
+    int avx512f, avx512bw, avx512dq, avx512vl, avx512vnni, avx512bf16;
     int amx_tile, amx_bf16;
     int ymm, zmm, tiles, amx_permitted;
 } cg_cpu;

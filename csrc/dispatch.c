@@ -7,14 +7,14 @@
 extern const cg_kernels cg_kernels__ref;
 #ifdef CGPT_X86
 extern const cg_kernels cg_kernels__avx2, cg_kernels_hand__avx2, cg_kernels__avx512, cg_kernels_hand__avx512,
-    cg_kernels__avx512bf16, cg_kernels__amx;
+    cg_kernels__avx512vnni, cg_kernels__avx512bf16, cg_kernels__amx;
 #endif
 
 static cg_kernels table;
 const cg_kernels *cg_active = &table;
 static const char *variants[CG_KERNEL_COUNT];
 static cg_level current;
-static int bf16_masked;
+static cg_feature masked;
 
 static const char *const level_names[CG_LEVELS] = {"ref", "avx2", "avx512", "amx"};
 static const char *const kernel_names[CG_KERNEL_COUNT] = {
@@ -35,11 +35,6 @@ static void overlay(const cg_kernels *from, const char *variant) {
 }
 
 #ifdef CGPT_X86
-static void leave_out(size_t offset) {
-    memset((char *)&table + offset, 0, sizeof(void *));
-    variants[offset / sizeof(void *)] = "-";
-}
-
 static const cg_cpu *cpu(void) {
     static cg_cpu found;
     static int known;
@@ -49,6 +44,9 @@ static const cg_cpu *cpu(void) {
     }
     return &found;
 }
+
+static int has_vnni(void) { return cpu()->avx512vnni && masked != CG_AVX512_VNNI; }
+static int has_bf16(void) { return has_vnni() && cpu()->avx512bf16 && masked != CG_AVX512_BF16; }
 #endif
 
 const char *cg_missing_for(cg_level level) {
@@ -68,7 +66,8 @@ const char *cg_missing_for(cg_level level) {
         if (!c->zmm) return "an operating system that enables AVX-512";
     }
     if (level >= CG_AMX) {
-        if (!c->avx512bf16 || bf16_masked) return "AVX512_BF16";
+        if (!has_vnni()) return "AVX512_VNNI";
+        if (!has_bf16()) return "AVX512_BF16";
         if (!c->amx_tile) return "AMX-TILE";
         if (!c->amx_bf16) return "AMX-BF16";
         if (!c->tiles) return "an operating system that enables AMX";
@@ -99,8 +98,8 @@ cg_status cg_use_level(cg_level level) {
     if (level >= CG_AVX512) {
         overlay(&cg_kernels__avx512, "avx512");
         overlay(&cg_kernels_hand__avx512, "avx512");
-        leave_out(offsetof(cg_kernels, linear_mxfp4_fixed));
-        if (cpu()->avx512bf16 && !bf16_masked) overlay(&cg_kernels__avx512bf16, "avx512bf16");
+        if (has_vnni()) overlay(&cg_kernels__avx512vnni, "avx512vnni");
+        if (has_bf16()) overlay(&cg_kernels__avx512bf16, "avx512bf16");
     }
     if (level >= CG_AMX) overlay(&cg_kernels__amx, "amx");
 #endif
@@ -108,7 +107,7 @@ cg_status cg_use_level(cg_level level) {
     return CG_OK;
 }
 
-void cg_mask_features(int bf16) { bf16_masked = bf16; }
+void cg_mask_feature(cg_feature feature) { masked = feature; }
 cg_level cg_current_level(void) { return current; }
 const char *cg_level_name(cg_level level) { return level_names[level]; }
 const char *cg_kernel_name(int slot) { return kernel_names[slot]; }

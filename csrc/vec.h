@@ -1,10 +1,15 @@
-/* One vector of floats, as wide as the level's registers: CG_LANES is set by the file in isa/ that includes a kernel.
-   GCC and Clang vector types, so one source serves every level and every architecture. */
+/* One vector of floats, as wide as the level's registers: CG_ISA and CG_LANES are set by the file in isa/ that includes a
+   kernel, under the target pragma of its level. GCC and Clang vector types, so one source serves every level and every
+   architecture. CG_NAME(f) is f__<isa>. */
 #ifndef CG_VEC_H
 #define CG_VEC_H
 
 #include <math.h>
 #include "types.h"
+
+#define CG_JOIN_(name, isa) name##__##isa
+#define CG_JOIN(name, isa) CG_JOIN_(name, isa)
+#define CG_NAME(name) CG_JOIN(name, CG_ISA)
 
 typedef float vf __attribute__((vector_size(4 * CG_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * CG_LANES)));
@@ -84,6 +89,15 @@ CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
 #else
     vi even = ((vi)((vu)a << 16) >> 16) * ((vi)((vu)b << 16) >> 16), odd = ((vi)a >> 16) * ((vi)b >> 16);
     return even + odd;
+#endif
+}
+
+/* sum + vs_multiply_pairs(a, b). */
+CG_INLINE vi vs_dot_pairs(vi sum, vs a, vs b) {
+#ifdef CG_HAS_AVX512VNNI
+    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#else
+    return sum + vs_multiply_pairs(a, b);
 #endif
 }
 

@@ -9,45 +9,58 @@ from reference.mxfp4 import dequantise
 
 from cgpt import _kernels
 
-# Row-wise and exact kernels, the tile kernels and linear_mxfp4_fixed ("-": none), that each level must run. A kernel
-# that silently falls back to a lower level's fails the test that asks for it.
+# Row-wise and exact kernels, the tile kernels ("-": none), those of fixed point for MXFP4 and for INT8, that each level
+# must run. A kernel that silently falls back to a lower level's fails the test that asks for it.
 VARIANTS = {
-    "ref": ("ref", "-", "ref"),
-    "avx2": ("avx2", "-", "avx2"),
-    "avx512": ("avx512", "avx512bf16", "-"),
-    "avx512-nobf16": ("avx512", "-", "-"),
-    "amx": ("avx512", "amx", "-"),
+    "ref": ("ref", "-", "ref", "ref"),
+    "avx2": ("avx2", "-", "avx2", "avx2"),
+    "avx512": ("avx512", "avx512bf16", "avx512vnni", "avx512vnni"),
+    "avx512-nobf16": ("avx512", "-", "avx512vnni", "avx512vnni"),
+    "avx512-novnni": ("avx512", "-", "avx512", "avx512"),
+    "amx": ("avx512", "amx", "avx512vnni", "avx512vnni"),
 }
+AVX512_VARIANTS = ("avx512-novnni", "avx512-nobf16", "avx512")  # each has what those before it have
+MASKS = {"nobf16": "avx512_bf16", "novnni": "avx512_vnni"}
 FLOATS = ("F32", "F16", "BF16")
 TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 16, 17, 31, 33, 48, 49, 100)
 TILE_TOKENS = 8  # `auto` uses tile kernels from here on
-FIXED_MOST = {"ref": 16, "avx2": math.inf}  # and each variant of linear_mxfp4_fixed up to here
+FIXED_MOST = {"ref": 16}  # and the portable linear_mxfp4_fixed up to here
 THREADS = (1, 2, 4)
+
+
+def avx512_variant():
+    """The highest of AVX512_VARIANTS that this CPU has."""
+    lacks = _kernels.levels()["amx"]
+    return AVX512_VARIANTS[{"AVX512_VNNI": 0, "AVX512_BF16": 1}.get(lacks, 2)]
 
 
 def missing(level):
     """Why `level` cannot be tested here, or None."""
-    name, masked = level.removesuffix("-nobf16"), level.endswith("-nobf16")
+    name, mask = level.partition("-")[0], os.environ.get("CGPT_MASK")
     ceiling = os.environ.get("CGPT_ISA") or "amx"
     if list(_kernels.levels()).index(name) > list(_kernels.levels()).index(ceiling):
         return f"CGPT_ISA={ceiling}"
     use_level("ref")  # lifts a mask that would show in levels()
-    lacks = _kernels.levels()[name]
-    if lacks is None and level == "avx512" and _kernels.levels()["amx"] == "AVX512_BF16":
-        lacks = "AVX512_BF16"
-    if lacks:
+    if lacks := _kernels.levels()[name]:
         return f"needs {lacks}"
-    return "CGPT_MASK" if os.environ.get("CGPT_MASK") and VARIANTS[level][1] != "-" and not masked else None
+    has = AVX512_VARIANTS.index(level) if level in AVX512_VARIANTS else 0
+    if has > AVX512_VARIANTS.index(avx512_variant()):
+        return f"needs {_kernels.levels()['amx']}"
+    if mask and (level == "amx" or has >= _kernels.FEATURES.index(mask)):
+        return f"CGPT_MASK={mask}"
+    return None
 
 
 def use_level(level):
-    _kernels.use_level(level.removesuffix("-nobf16"), mask_bf16=level.endswith("-nobf16"))
+    name, _, masked = level.partition("-")
+    _kernels.use_level(name, mask=MASKS.get(masked, ""))
 
 
 def expected_variant(level, slot):
     """The variant that `level` promises for a slot."""
-    common, tile, fixed = VARIANTS[level]
-    return tile if slot.endswith("_tile") else fixed if slot == "linear_mxfp4_fixed" else common
+    common, tile, mxfp4_fixed, int8_fixed = VARIANTS[level]
+    special = {"linear_mxfp4_fixed": mxfp4_fixed, "linear_int8_fixed": int8_fixed}
+    return tile if slot.endswith("_tile") else special.get(slot, common)
 
 
 def check_slots(level, *slots):
@@ -66,7 +79,7 @@ def rounding(level, dtype, T, exact=False):
         return "bf16"
     if dtype == "INT8":
         return "fixed 64"
-    return "fixed 32" if dtype == "MXFP4" and T <= FIXED_MOST.get(VARIANTS[level][2], 0) else None
+    return "fixed 32" if dtype == "MXFP4" and T <= FIXED_MOST.get(VARIANTS[level][2], math.inf) else None
 
 
 def operand(x, how):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_cases import check_slots, expected_variant, use_level
+from kernel_cases import AVX512_VARIANTS, MASKS, avx512_variant, check_slots, expected_variant, use_level
 
 from cgpt import _kernels, isa
 from cgpt.errors import KernelError
@@ -19,7 +19,7 @@ NEEDS = {  # the names of /proc/cpuinfo
     "ref": "",
     "avx2": "avx2 fma f16c",
     "avx512": "avx512f avx512bw avx512dq avx512vl",
-    "amx": "avx512_bf16 amx_tile amx_bf16",
+    "amx": "avx512_vnni avx512_bf16 amx_tile amx_bf16",
 }
 REPORT = """
 import json
@@ -50,16 +50,16 @@ def expected_kernels(level):
 def best():
     """The name in VARIANTS of the highest level here."""
     level = isa.available()[-1]
-    return "avx512-nobf16" if level == "avx512" and _kernels.levels()["amx"] == "AVX512_BF16" else level
+    return avx512_variant() if level == "avx512" else level
 
 
 def test_every_slot_of_the_level(level):
     check_slots(level, *_kernels.kernels())
-    assert _kernels.level() == level.removesuffix("-nobf16")
+    assert _kernels.level() == level.partition("-")[0]
 
 
 def test_the_best_level_is_the_default():
-    assert report() == {"level": best().removesuffix("-nobf16"), "kernels": expected_kernels(best())}
+    assert report() == {"level": best().partition("-")[0], "kernels": expected_kernels(best())}
 
 
 @pytest.mark.parametrize("name", list(NEEDS))
@@ -69,7 +69,7 @@ def test_CGPT_ISA(name):
         done = python(REPORT, CGPT_ISA=name)
         assert done.returncode and f"KernelError: level '{name}' needs {missing}" in done.stderr
     else:
-        level = best() if name == best().removesuffix("-nobf16") else name
+        level = best() if name == best().partition("-")[0] else name
         assert report(CGPT_ISA=name) == {"level": name, "kernels": expected_kernels(level)}
 
 
@@ -78,27 +78,33 @@ def test_CGPT_ISA_that_is_no_level():
     assert done.returncode and "KernelError: CGPT_ISA=sse9" in done.stderr and "ref" in done.stderr.splitlines()[-1]
 
 
-def test_CGPT_MASK():
+@pytest.mark.parametrize("variant, mask", [("avx512-" + short, mask) for short, mask in MASKS.items()])
+def test_CGPT_MASK(variant, mask):
     level = "avx512" if "avx512" in isa.available() else best()
-    expected = expected_kernels("avx512-nobf16" if level == "avx512" else level)
-    assert report(CGPT_MASK="avx512_bf16") == {"level": level, "kernels": expected}
+    expected = min(variant, avx512_variant(), key=AVX512_VARIANTS.index) if level == "avx512" else level
+    assert report(CGPT_MASK=mask) == {"level": level, "kernels": expected_kernels(expected)}
+    done = python(REPORT, CGPT_MASK=mask, CGPT_ISA="amx")
+    assert done.returncode and "KernelError: level 'amx' needs" in done.stderr
+
+
+def test_CGPT_MASK_that_is_no_feature():
     done = python(REPORT, CGPT_MASK="sse2")
     assert done.returncode and "KernelError: CGPT_MASK=sse2" in done.stderr
-    done = python(REPORT, CGPT_MASK="avx512_bf16", CGPT_ISA="amx")
-    assert done.returncode and "KernelError: level 'amx' needs" in done.stderr
+    with pytest.raises(KernelError, match="'sse2' cannot be masked; avx512_vnni, avx512_bf16 can"):
+        _kernels.use_level("ref", mask="sse2")
 
 
 def test_use_level_refuses(level):
     """And leaves the level as it is."""
-    before, masked = (_kernels.kernels(), _kernels.levels()), level.endswith("-nobf16")
+    before, mask = (_kernels.kernels(), _kernels.levels()), MASKS.get(level.partition("-")[2], "")
     with pytest.raises(KernelError, match="unknown level 'avx1024'; there are ref, avx2, avx512, amx"):
         _kernels.use_level("avx1024")
     for name, missing in _kernels.levels().items():
         if missing:
             with pytest.raises(KernelError, match=f"level '{name}' needs {missing}"):
-                _kernels.use_level(name, mask_bf16=masked)
+                _kernels.use_level(name, mask=mask)
     with pytest.raises(KernelError, match="level 'amx' needs"):
-        _kernels.use_level("amx", mask_bf16=True)
+        _kernels.use_level("amx", mask="avx512_bf16")
     assert (_kernels.kernels(), _kernels.levels()) == before
 
 
@@ -166,9 +172,10 @@ def instructions(file):
     return "\n".join("\n".join(body) for body in disassembly().get(file, {}).values())
 
 
-ABOVE_REF = {"avx2.c", "avx512.c", "avx512bf16.c", "amx.c"}
+ABOVE_REF = {"avx2.c", "avx512.c", "avx512vnni.c", "avx512bf16.c", "amx.c"}
 AVX = r"^v(?!err\b|erw\b)\w+|%[yz]mm"
 AVX512 = r"%zmm|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b"
+VNNI = r"^vpdp"
 BF16 = r"^v\w*(?:dpbf16|ne2ps2bf16|neps2bf16)"
 AMX = r"^(?:ld|st)tilecfg|^tile(?:load|stored|zero|release)|^tdp"
 
@@ -178,7 +185,13 @@ def test_only_the_levels_files_use_their_instructions():
     code = disassembly()
     assert ABOVE_REF | {"ref.c"} <= set(code), f"found {sorted(code)}"
     for file, functions in code.items():
-        rules = {"avx2.c": [AVX512, BF16, AMX], "avx512.c": [BF16, AMX], "avx512bf16.c": [AMX], "amx.c": []}
+        rules = {
+            "avx2.c": [AVX512, VNNI, BF16, AMX],
+            "avx512.c": [VNNI, BF16, AMX],
+            "avx512vnni.c": [BF16, AMX],
+            "avx512bf16.c": [AMX],
+            "amx.c": [],
+        }
         for rule in rules.get(file, [AVX, AMX]):
             for function, body in functions.items():
                 stray = next((i for i in body if re.search(rule, i)), None)
@@ -194,6 +207,7 @@ def test_each_level_uses_its_instructions():
         pytest.skip("built with CGPT_EMULATE")
     assert re.search(r"^vfmadd.*%zmm", instructions("avx512.c"), re.M)
     assert re.search(r"^vperm(?:ps|d)\b.*%zmm", instructions("avx512.c"), re.M)
+    assert len(re.findall(r"^vpdpwssd\b.*%zmm", instructions("avx512vnni.c"), re.M)) >= 8
     assert re.search(r"^vdpbf16ps.*%zmm", instructions("avx512bf16.c"), re.M)
     for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilezero", "tilerelease"):
         assert re.search(rf"^{name}\b", instructions("amx.c"), re.M), f"the amx level never uses {name}"

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from kernel_cases import (
+    MASKS,
     TOKENS,
     Weights,
     activations,
@@ -96,9 +97,9 @@ def test_auto(level):
 
 
 def test_every_tail(level):
-    """precision auto: rows of up to two eights of groups and one more, 1 to 12 tokens: against float64, and as long as
-    rounding is that of one token, to the bit what each token gets alone."""
-    for groups in range(1, 18):
+    """precision auto: rows of up to two blocks of 16 groups and one more, 1 to 12 tokens: against float64, and as long
+    as rounding is that of one token, to the bit what each token gets alone."""
+    for groups in range(1, 34):
         x, w = activations(12, 32 * groups), Weights("MXFP4", (3, 32 * groups))
         alone = np.concatenate([linear(w.matrix(), x, 1, exact=False, row=t) for t in range(12)])
         for T in range(1, 13):
@@ -135,8 +136,8 @@ def at_the_end(shape):  # of memory: what follows is mapped, but no longer in th
         file.truncate(length)
     return np.frombuffer(pages, np.uint8)[length - size : length].reshape(shape), pages
 
-_kernels.use_level(sys.argv[1], mask_bf16=sys.argv[2] == "nobf16")
-for groups in range(1, 18):
+_kernels.use_level(sys.argv[1], mask=sys.argv[2])
+for groups in range(1, 34):
     (blocks, pages), (scales, _) = at_the_end((3, groups, 16)), at_the_end((3, groups))
     scales[:] = 127
     matrix = _kernels.Matrix("MXFP4", blocks, scales)
@@ -146,13 +147,14 @@ for groups in range(1, 18):
             _kernels.linear(_kernels.Context(1, exact), _kernels.Tensor(y), _kernels.Tensor(x), matrix, T)
             assert (y == 0).all()
 print("all read", flush=True)
-if sys.argv[2] == "beyond":
+if sys.argv[3]:
     pages[-1]
 """
 
 
 def read_to_the_end(level, then=""):
-    command = [sys.executable, "-c", BEYOND, level.removesuffix("-nobf16"), then or level.partition("-")[2]]
+    name, _, masked = level.partition("-")
+    command = [sys.executable, "-c", BEYOND, name, MASKS.get(masked, ""), then]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 

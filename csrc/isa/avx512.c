@@ -1,4 +1,4 @@
-/* The avx512 level: AVX-512 F, BW, DQ, VL (Skylake-X and later); what needs more is in avx512bf16.c. */
+/* The avx512 level: AVX-512 F, BW, DQ, VL (Skylake-X and later); what needs more is in avx512vnni.c and avx512bf16.c. */
 #include "../arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>
@@ -8,8 +8,12 @@ CG_TARGET(CG_FEATURES_AVX512)
 #include "../emulate.h"
 #include "portable.inc"
 #include "../linear_mxfp4_avx512.c"
+#include "../linear_mxfp4_fixed_x86.c"
 
 extern const cg_kernels cg_kernels_hand__avx512;
-const cg_kernels cg_kernels_hand__avx512 = {.linear_mxfp4 = &mx_linear__avx512};
+const cg_kernels cg_kernels_hand__avx512 = {
+    .linear_mxfp4 = &mx_linear__avx512,
+    .linear_mxfp4_fixed = &fixed_linear_hand__avx512,
+};
 CG_TARGET_END
 #endif

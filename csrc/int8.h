@@ -1,0 +1,15 @@
+/* INT8 weights: integers and a bf16 scale per group. */
+#ifndef CG_INT8_H
+#define CG_INT8_H
+
+#include "cgpt.h"
+
+CG_INLINE int64_t int8_groups(int64_t K) { return (K + CG_INT8_GROUP - 1) / CG_INT8_GROUP; }
+
+CG_INLINE float int8_scale(const cg_product *p, int64_t n, int64_t g) {
+    uint16_t scale;
+    memcpy(&scale, p->scales + (n * int8_groups(p->K) + g) * 2, 2);
+    return cg_bf16_to_f32(scale);
+}
+
+#endif

@@ -1,0 +1,19 @@
+/* The part of the avx512 level that needs AVX512_VNNI (Cascade Lake, Ice Lake, Zen 4 and later). */
+#include "../arch.h"
+#ifdef CGPT_X86
+#include <immintrin.h>
+CG_TARGET(CG_FEATURES_AVX512VNNI)
+#define CG_ISA avx512vnni
+#define CG_LANES 16
+#define CG_HAS_AVX512VNNI 1
+#include "../emulate.h"
+#include "../linear_mxfp4_fixed_x86.c"
+#include "../linear_int8_fixed.c"
+
+extern const cg_kernels cg_kernels__avx512vnni;
+const cg_kernels cg_kernels__avx512vnni = {
+    .linear_mxfp4_fixed = &fixed_linear_hand__avx512vnni,
+    .linear_int8_fixed = &linear_int8_fixed__avx512vnni,
+};
+CG_TARGET_END
+#endif
