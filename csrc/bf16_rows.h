@@ -10,13 +10,13 @@ CG_INLINE __m512i bf16_round(__m512 low, __m512 high) {
 }
 
 /* `count` floats of a row to bf16, zeros up to the multiple of 32. */
-CG_INLINE void bf16_row(uint16_t *out, const float *x, int64_t count) {
+CG_INLINE void bf16_row(void *out, const float *x, int64_t count) {
     for (int64_t k = 0; k < count; k += 32) {
         int64_t left = count - k;
         __mmask16 low = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
         __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (__mmask16)((1u << (left - 16)) - 1) : 0;
-        _mm512_storeu_si512(out + k, bf16_round(_mm512_maskz_loadu_ps(low, x + k),
-                                                _mm512_maskz_loadu_ps(high, x + k + 16)));
+        _mm512_storeu_si512((uint16_t *)out + k, bf16_round(_mm512_maskz_loadu_ps(low, x + k),
+                                                            _mm512_maskz_loadu_ps(high, x + k + 16)));
     }
 }
 

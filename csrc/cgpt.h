@@ -88,6 +88,8 @@ typedef const struct {
     void (*panel)(const cg_product *p, int64_t n0, int64_t n1);
     /* More tokens are faster by the exact kernel; 0: none are. */
     int64_t most_tokens;
+    /* Fewer tokens are faster by another kernel. */
+    int64_t least_tokens;
 } cg_linear;
 
 /* --------------------------------------------------------------------------------------------------- attention */
@@ -208,7 +210,8 @@ int cg_has_openmp(void);
 /* Writes the CPUs of the places that OpenMP binds threads to, at most `most`, and returns how many; 0: it binds none. */
 int cg_openmp_places(int *cpus, int most);
 
-/* Bytes of packed activations that T tokens need at most, whichever kernel is picked: the scratch of linear. */
+/* Bytes of packed activations that T tokens need at most, whichever kernel is picked, for all or a part: the scratch of
+   linear. */
 int64_t cg_packed_most(const cg_matrix *w, int64_t T);
 /* The most tokens, `most` at the highest, that a product may have for every one to get the bits it gets alone. */
 int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, int exact);

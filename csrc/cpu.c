@@ -49,7 +49,8 @@ cg_cpu cg_detect_cpu(void) {
         if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.avx512bf16 = a >> 5 & 1;
     }
 #ifdef CGPT_EMULATE
-    cpu.avx512f = cpu.avx512bw = cpu.avx512dq = cpu.avx512vl = cpu.avx512vnni = cpu.avx512bf16 = cpu.amx_tile = cpu.amx_bf16 = cpu.avx2;
+    cpu.avx512f = cpu.avx512bw = cpu.avx512dq = cpu.avx512vl = cpu.avx512vnni = cpu.avx512bf16 = cpu.avx2;
+    cpu.amx_tile = cpu.amx_bf16 = cpu.avx2;
     cpu.zmm = cpu.tiles = cpu.ymm;
 #endif
     cpu.amx_permitted = cpu.tiles && cpu.amx_tile && cpu.amx_bf16 && ask_for_amx();

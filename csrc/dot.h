@@ -15,7 +15,7 @@
 enum {
     DOT_ROWS = CG_LANES == 16 ? 8 : 4,
     DOT_TOKENS = 3,
-    DOT_TOKENS_MOST = 4,
+    DOT_TOKENS_MOST = CG_LANES == 16 ? 8 : 4,
     DOT_STEP = 32,                           /* values of a row between two fetches: a line of 16-bit weights */
     DOT_FEW = 12,                            /* tokens for which rows are best read as they are stored */
     DOT_AHEAD_BYTES = 1024,
@@ -52,17 +52,35 @@ CG_INLINE void dot_finish(const int R, const cg_product *p, int64_t t, int64_t n
     for (int r = 0; r < R; r++) y[r] = out[r];
 }
 
+/* The same for outputs n, n + apart, .. of M tokens; sums[r * width + m]. */
+CG_INLINE void dot_finish_block(const int R, const int M, const cg_product *p, int64_t t, int64_t n, int64_t apart,
+                                const vf *sums, const int width) {
+    float out[DOT_ROWS * DOT_TOKENS_MOST];
+    int i = 0;
+#define SUM(i) sums[(i) / M * width + (i) % M]
+    for (; i + 4 <= R * M; i += 4) vf_sum4(out + i, SUM(i), SUM(i + 1), SUM(i + 2), SUM(i + 3));
+    for (; i < R * M; i++) out[i] = vf_sum(SUM(i));
+#undef SUM
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) {
+            float *y = p->y + (t + m) * p->y_stride + n + r * apart, sum = out[r * M + m];
+            if (p->bias) sum += p->bias[n + r * apart];
+            *y = p->add ? sum + *y : sum;
+        }
+}
+
 /* ------------------------------------------------------------------------------------------------------ packing */
 
-/* Values of x in a piece, and pieces of a row. */
-CG_INLINE int64_t dot_span(const dot_sums how) { return how == DOT_PAIRS ? DOT_PIECE_BYTES / 2 : DOT_PIECE_BYTES / 4; }
-CG_INLINE int64_t dot_pieces(const dot_sums how, int64_t K) { return (K + dot_span(how) - 1) / dot_span(how); }
+enum { DOT_SPAN = DOT_PIECE_BYTES / 4 };  /* values of x in a piece */
+CG_INLINE int64_t dot_pieces(int64_t K) { return (K + DOT_SPAN - 1) / DOT_SPAN; }
 
 /* `few` tokens are packed as rows of whole groups of vectors, many in batches: [T / 12][pieces][12][2 KB]. */
-CG_INLINE int64_t dot_row_bytes(int64_t K) { return cg_round_up(K * 4, DOT_GROUP * 4 * CG_LANES); }
+CG_INLINE int64_t dot_row_bytes(const dot_sums how, int64_t K) {
+    return cg_round_up(how == DOT_PAIRS ? K * 2 : K * 4, DOT_GROUP * 4 * CG_LANES);
+}
 CG_INLINE int64_t dot_packed_bytes(const dot_sums how, int few, int64_t T, int64_t K) {
-    if (few) return cg_round_up(T * dot_row_bytes(K), 64);
-    return cg_round_up(T, DOT_BATCH) * dot_pieces(how, K) * DOT_PIECE_BYTES;
+    if (few) return cg_round_up(T * dot_row_bytes(how, K), 64);
+    return cg_round_up(T, DOT_BATCH) * dot_pieces(K) * DOT_PIECE_BYTES;
 }
 
 /* Brings `count` values of x into the order of the weights, zeros up to a whole group. */
@@ -75,84 +93,90 @@ CG_INLINE void dot_as_it_is(void *out, const float *x, int64_t count) {
 
 CG_INLINE void dot_pack(const dot_sums how, int few, dot_order *order, void *packed, const cg_rows *x, int64_t K,
                         int64_t t0, int64_t t1) {
-    int64_t span = dot_span(how), pieces = dot_pieces(how, K);
+    int64_t pieces = dot_pieces(K);
     for (int64_t t = t0; t < t1; t++) {
         const float *from = cg_row_of(x, t);
-        if (few) order((char *)packed + t * dot_row_bytes(K), from, K);
+        if (few) order((char *)packed + t * dot_row_bytes(how, K), from, K);
         else
             for (int64_t s = 0; s < pieces; s++)
                 order((char *)packed + ((t / DOT_BATCH * pieces + s) * DOT_BATCH + t % DOT_BATCH) * DOT_PIECE_BYTES,
-                      from + s * span, cg_min(span, K - s * span));
+                      from + s * DOT_SPAN, cg_min(DOT_SPAN, K - s * DOT_SPAN));
     }
 }
 
 /* --------------------------------------------------------------------------------------------------- a few tokens */
 
 /* DOT_STEP values of R stored rows, every apart_bytes, and of M packed tokens. */
-CG_INLINE void dot_step(const int R, const int M, const cg_dtype dtype, const char *w, int64_t apart_bytes,
-                        const float *const *x, int64_t k, vf (*sum)[DOT_TOKENS_MOST]) {
+CG_INLINE void dot_step(const int R, const int M, const dot_sums how, const cg_dtype dtype, const char *w,
+                        int64_t apart_bytes, const char *const *x, int64_t k, vf (*sum)[DOT_TOKENS_MOST]) {
+    const int values = how == DOT_PAIRS ? 2 * CG_LANES : CG_LANES;
+    k = how == DOT_PAIRS ? k / 2 : k;
 #pragma GCC unroll 8
-    for (int i = 0; i < DOT_STEP; i += CG_LANES) {
-        vf xk[DOT_TOKENS_MOST];
-        for (int m = 0; m < M; m++) xk[m] = vf_load(x[m] + k + i);
+    for (int i = 0; i < DOT_STEP; i += values) {
+        vf wk[DOT_ROWS];
         for (int r = 0; r < R; r++) {
-            vf wk = vf_load_as(dtype, w + r * apart_bytes, i);
-            if (M > 1) VF_KEEP(wk);
-            for (int m = 0; m < M; m++) sum[r][m] = vf_fma(wk, xk[m], sum[r][m]);
+            wk[r] = how == DOT_PAIRS ? vf_load((const float *)(w + r * apart_bytes))
+                                     : vf_load_as(dtype, w + r * apart_bytes, i);
+            if (M > 1) VF_KEEP(wk[r]);
+        }
+        for (int m = 0; m < M; m++) {
+            vf xk = vf_load((const float *)x[m] + k + i);
+            for (int r = 0; r < R; r++) sum[r][m] = dot_multiply(how, wk[r], xk, sum[r][m]);
         }
     }
 }
 
 /* Rows n, n + apart, .. and M tokens from t on. The passes over the same rows fetch a share of what comes next each. */
-CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n,
-                              int64_t apart, int64_t t, int64_t passes, int64_t pass) {
+CG_INLINE void dot_few_tokens(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
+                              int64_t n, int64_t apart, int64_t t, int64_t passes, int64_t pass) {
     int64_t w_bytes = cg_row_bytes(dtype, p->K), apart_bytes = apart * w_bytes, k = 0;
     int64_t size = (int64_t)cg_dtype_bytes(dtype);
     const char *w = (const char *)p->w + n * w_bytes;
     const char *fetch = w + R * pass / passes * apart_bytes + DOT_AHEAD_BYTES;
     const char *fetch_end = w + R * (pass + 1) / passes * apart_bytes + DOT_AHEAD_BYTES;
-    const float *x[DOT_TOKENS_MOST];
+    const char *x[DOT_TOKENS_MOST];
     vf sum[DOT_ROWS][DOT_TOKENS_MOST];
     for (int m = 0; m < M; m++) {
-        x[m] = (const float *)((const char *)p->x + (t + m) * dot_row_bytes(p->K));
+        x[m] = (const char *)p->x + (t + m) * dot_row_bytes(how, p->K);
         for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
     }
     for (; k + DOT_STEP <= p->K; k += DOT_STEP) {
         if (dtype != CG_F32)  /* f32 keep memory busy, and it costs (Zen 3) */
             for (const char *at = fetch + k * size; at < fetch_end + k * size; at += apart_bytes)
                 __builtin_prefetch(at, 0, 3);
-        dot_step(R, M, dtype, w + k * size, apart_bytes, x, k, sum);
+        dot_step(R, M, how, dtype, w + k * size, apart_bytes, x, k, sum);
     }
     if (k < p->K) {
         char rest[DOT_ROWS][4 * DOT_STEP] = {0};
         for (int r = 0; r < R; r++) memcpy(rest[r], w + r * apart_bytes + k * size, (size_t)((p->K - k) * size));
-        dot_step(R, M, dtype, rest[0], sizeof rest[0], x, k, sum);
+        dot_step(R, M, how, dtype, rest[0], sizeof rest[0], x, k, sum);
     }
-    for (int m = 0; m < M; m++)
-        for (int r = 0; r < R; r++) dot_finish(1, p, t + m, n + r * apart, &sum[r][m]);
+    dot_finish_block(R, M, p, t, n, apart, sum[0], DOT_TOKENS_MOST);
 }
 
-CG_INLINE void dot_few_rows(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n,
-                            int64_t apart) {
+CG_INLINE void dot_few_rows(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
+                            int64_t n, int64_t apart) {
     int64_t passes = (p->T + M - 1) / M, t = 0;
-    for (; t + M <= p->T; t += M) dot_few_tokens(R, M, dtype, p, n, apart, t, passes, t / M);
-    if (M > 3 && p->T - t == 3) dot_few_tokens(R, 3, dtype, p, n, apart, t, passes, t / M);
-    if (p->T - t == 2) dot_few_tokens(R, 2, dtype, p, n, apart, t, passes, t / M);
-    if (p->T - t == 1) dot_few_tokens(R, 1, dtype, p, n, apart, t, passes, t / M);
+    for (; t + M <= p->T; t += M) dot_few_tokens(R, M, how, dtype, p, n, apart, t, passes, t / M);
+    if (M > 4 && p->T - t >= 4) dot_few_tokens(R, 4, how, dtype, p, n, apart, t, passes, t / M), t += 4;
+    if (M > 3 && p->T - t == 3) dot_few_tokens(R, 3, how, dtype, p, n, apart, t, passes, t / M);
+    if (p->T - t == 2) dot_few_tokens(R, 2, how, dtype, p, n, apart, t, passes, t / M);
+    if (p->T - t == 1) dot_few_tokens(R, 1, how, dtype, p, n, apart, t, passes, t / M);
 }
 
 /* Rows are taken from as many places at once as are in registers: memory gives more so. */
-CG_INLINE void dot_few_blocks(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n0,
-                              int64_t n1) {
+CG_INLINE void dot_few_blocks(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
+                              int64_t n0, int64_t n1) {
     int64_t apart = (n1 - n0) / R, n = n0;
-    for (; n < n0 + apart; n++) dot_few_rows(R, M, dtype, p, n, apart);
-    for (n = n0 + R * apart; n < n1; n++) dot_few_rows(1, M, dtype, p, n, 0);
+    for (; n < n0 + apart; n++) dot_few_rows(R, M, how, dtype, p, n, apart);
+    for (n = n0 + R * apart; n < n1; n++) dot_few_rows(1, M, how, dtype, p, n, 0);
 }
 
 /* Where a weight is converted first, more tokens share it. */
-CG_INLINE void dot_few(const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
-    if (p->T > 1 && dtype != CG_F32 && CG_LANES < 16) dot_few_blocks(3, 4, dtype, p, n0, n1);
-    else dot_few_blocks(DOT_ROWS, DOT_TOKENS, dtype, p, n0, n1);
+CG_INLINE void dot_few(const dot_sums how, const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
+    if (how == DOT_PAIRS) dot_few_blocks(3, 8, how, dtype, p, n0, n1);
+    else if (p->T > 1 && dtype != CG_F32 && CG_LANES < 16) dot_few_blocks(3, 4, how, dtype, p, n0, n1);
+    else dot_few_blocks(DOT_ROWS, DOT_TOKENS, how, dtype, p, n0, n1);
 }
 
 /* ---------------------------------------------------------------------------------------------------- many tokens */
@@ -185,7 +209,7 @@ CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job 
                 vf wi = w[r * DOT_PIECE + v + i];
                 if (M > 1) VF_KEEP(wi);
                 for (int m = 0; m < M; m++) {
-                    if (how != DOT_GROUPED) sum[r][m] = dot_multiply(how, wi, xi[m], sum[r][m]);
+                    if (how != DOT_GROUPED) sum[r][m] = vf_fma(wi, xi[m], sum[r][m]);
                     else part[r][m] = i ? vf_fma(wi, xi[m], part[r][m]) : wi * xi[m];
                 }
             }
@@ -214,21 +238,22 @@ CG_INLINE void dot_rows(const int R, const dot_sums how, dot_job *j, const vf *x
 
 /* Outputs n0 .. n1-1 for all tokens. */
 CG_INLINE void dot_many(const dot_sums how, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
+    const int R = how == DOT_GROUPED ? 4 : DOT_ROWS;  /* grouped sums take two registers each */
     dot_job j;
-    int64_t span = dot_span(how), pieces = dot_pieces(how, p->K), step = how == DOT_PAIRS ? 2 * CG_LANES : CG_LANES;
+    int64_t pieces = dot_pieces(p->K);
     j.p = p;
     for (int64_t t0 = 0; t0 < p->T; t0 += DOT_MOST_TOKENS)
         for (int64_t n = n0; n < n1; n += DOT_PANEL)
             for (int64_t s = 0; s < pieces; s++) {
-                int64_t rows = cg_min(DOT_PANEL, n1 - n), k0 = s * span, k1 = cg_min(k0 + span, p->K);
+                int64_t rows = cg_min(DOT_PANEL, n1 - n), k0 = s * DOT_SPAN, k1 = cg_min(k0 + DOT_SPAN, p->K);
                 for (int64_t r = 0; r < rows; r++) decode(j.pieces + r * DOT_PIECE, p, n + r, k0, k1);
-                j.vectors = cg_round_up((k1 - k0 + step - 1) / step, DOT_GROUP);
+                j.vectors = cg_round_up((k1 - k0 + CG_LANES - 1) / CG_LANES, DOT_GROUP);
                 j.first = s == 0;
                 j.last = s == pieces - 1;
                 for (int64_t t = t0; t < cg_min(t0 + DOT_MOST_TOKENS, p->T); t += DOT_BATCH) {
                     int64_t end = cg_min(t + DOT_BATCH, p->T), r = 0;
                     const vf *x = (const vf *)p->x + (t / DOT_BATCH * pieces + s) * DOT_BATCH * DOT_PIECE;
-                    for (; r + DOT_ROWS <= rows; r += DOT_ROWS) dot_rows(DOT_ROWS, how, &j, x, n, r, t, end, t - t0);
+                    for (; r + R <= rows; r += R) dot_rows(R, how, &j, x, n, r, t, end, t - t0);
                     for (; r < rows; r++) dot_rows(1, how, &j, x, n, r, t, end, t - t0);
                 }
             }

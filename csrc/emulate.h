@@ -95,14 +95,6 @@ EMU(__m512i) emu_permute_ps_bits(__m512i v, int control) {
     EMU_LANES(16, out, from[i / 4 * 4 + (control >> i % 4 * 2 & 3)]);
     return (__m512i)out;
 }
-EMU(__m512i) emu_dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
-    emu_u32 out = (emu_u32)sum;
-    int16_t x[32], y[32];
-    memcpy(x, &a, 64);
-    memcpy(y, &b, 64);
-    for (int i = 0; i < 32; i++) out[i / 2] += (uint32_t)(x[i] * y[i]);
-    return (__m512i)out;
-}
 EMU(__m512i) emu_srlv_epi16(__m512i v, __m512i by) {
     emu_u16 x = (emu_u16)v, n = (emu_u16)by;
     EMU_LANES(32, x, n[i] < 16 ? x[i] >> n[i] : 0);
@@ -196,7 +188,6 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_permutexvar_epi16 emu_permutexvar_epi16
 #define _mm512_shuffle_epi8 emu_shuffle_epi8
 #define _mm512_permute_ps(v, control) ((__m512)emu_permute_ps_bits((__m512i)(v), control))
-#define _mm512_dpwssd_epi32 emu_dpwssd_epi32
 #define _mm512_srlv_epi16 emu_srlv_epi16
 #define _mm512_test_epi16_mask emu_test_epi16_mask
 #define _mm512_mask_add_epi16 emu_mask_add_epi16

@@ -21,7 +21,7 @@ static void CG_NAME(dense_pack)(void *packed, const cg_rows *x, int64_t T, int64
 }
 
 CG_INLINE void dense_panel(const cg_dtype dtype, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
-    if (p->T <= DOT_FEW) dot_few(dtype, p, n0, n1);
+    if (p->T <= DOT_FEW) dot_few(DOT_F32, dtype, p, n0, n1);
     else dot_many(DOT_F32, decode, p, n0, n1);
 }
 

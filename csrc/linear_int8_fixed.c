@@ -13,8 +13,10 @@ enum {
     INT8_VECTORS = CG_INT8_GROUP / (2 * CG_LANES),
 };
 
-/* A packed row: [groups][64] int16, then [groups] steps. */
-CG_INLINE int64_t int8_fixed_bytes(int64_t K) { return cg_round_up(int8_groups(K) * (CG_INT8_GROUP * 2 + 4), 64); }
+/* A packed row: [groups][64] int16, then [groups] steps, up to whole vectors. */
+CG_INLINE int64_t int8_fixed_bytes(int64_t K) {
+    return int8_groups(K) * CG_INT8_GROUP * 2 + cg_round_up(int8_groups(K) * 4, 64);
+}
 
 static int64_t CG_NAME(int8_fixed_packed_bytes)(int64_t T, int64_t K) { return T * int8_fixed_bytes(K); }
 
@@ -45,38 +47,45 @@ CG_INLINE void int8_fixed_block(const int R, const int M, const cg_product *p, i
     const uint8_t *w = p->w + n * row_bytes;
     const int16_t *x[INT8_TOKENS];
     const float *steps[INT8_TOKENS];
-    vf sum[INT8_TOKENS][INT8_ROWS];
+    vf sum[INT8_ROWS][INT8_TOKENS];
     for (int m = 0; m < M; m++) {
         x[m] = (const int16_t *)((const char *)p->x + (t + m) * int8_fixed_bytes(p->K));
         steps[m] = (const float *)(x[m] + groups * CG_INT8_GROUP);
-        for (int r = 0; r < R; r++) sum[m][r] = vf_set(0.f);
+        for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
     }
-    for (int64_t g = 0; g < groups; g++, w += CG_INT8_GROUP)
-        for (int r0 = 0; r0 < R; r0 += share) {
-            vs wide[INT8_SHARE][INT8_VECTORS];
-            vf scale[INT8_SHARE];
-            for (int r = 0; r < share; r++) {
-                const uint8_t *at = w + (r0 + r) * apart * row_bytes;
-                scale[r] = vf_set(int8_scale(p, n + (r0 + r) * apart, g));
-                VF_KEEP(scale[r]);
-                __builtin_prefetch(at + INT8_AHEAD_BYTES, 0, 3);
-                for (int v = 0; v < INT8_VECTORS; v++) wide[r][v] = vs_load_i8(at + v * 2 * CG_LANES);
-            }
-            for (int m = 0; m < M; m++) {
-                vi dot[INT8_SHARE];
-                for (int r = 0; r < share; r++) dot[r] = (vi){0};
-                for (int v = 0; v < INT8_VECTORS; v++) {
-                    vs q;
-                    memcpy(&q, x[m] + g * CG_INT8_GROUP + v * 2 * CG_LANES, sizeof q);
-                    for (int r = 0; r < share; r++) dot[r] = vs_dot_pairs(dot[r], wide[r][v], q);
-                }
-                for (int r = 0; r < share; r++)
-                    sum[m][r0 + r] = vf_fma(__builtin_convertvector(dot[r], vf), scale[r] * vf_set(steps[m][g]),
-                                            sum[m][r0 + r]);
-            }
+    for (int64_t g0 = 0; g0 < groups; g0 += CG_LANES) {
+        int64_t lanes = cg_min(CG_LANES, groups - g0), from = cg_max(0, cg_min(g0, groups - CG_LANES));
+        float factor[INT8_ROWS][INT8_TOKENS][CG_LANES];  /* scale x step */
+        for (int r = 0; r < R; r++) {
+            const uint16_t *scales = (const uint16_t *)p->scales + (n + r * apart) * groups + from;
+            vf scale = groups < CG_LANES ? vf_load_as_n(CG_BF16, scales, 0, groups) : vf_load_bf16(scales);
+            for (int m = 0; m < M; m++) vf_store(factor[r][m], scale * vf_load(steps[m] + from));
         }
-    for (int m = 0; m < M; m++)
-        for (int r = 0; r < R; r++) dot_finish(1, p, t + m, n + r * apart, &sum[m][r]);
+        for (int64_t g = 0; g < lanes; g++, w += CG_INT8_GROUP)
+            for (int r0 = 0; r0 < R; r0 += share) {
+                vs wide[INT8_SHARE][INT8_VECTORS];
+                for (int r = 0; r < share; r++) {
+                    const uint8_t *at = w + (r0 + r) * apart * row_bytes;
+                    __builtin_prefetch(at + INT8_AHEAD_BYTES, 0, 3);
+                    for (int v = 0; v < INT8_VECTORS; v++) wide[r][v] = vs_load_i8(at + v * 2 * CG_LANES);
+                }
+                for (int m = 0; m < M; m++) {
+                    vi dot[INT8_SHARE];
+                    for (int r = 0; r < share; r++) dot[r] = (vi){0};
+                    for (int v = 0; v < INT8_VECTORS; v++) {
+                        vs q;
+                        memcpy(&q, x[m] + (g0 + g) * CG_INT8_GROUP + v * 2 * CG_LANES, sizeof q);
+                        if (share > 1) VF_KEEP(q);
+                        for (int r = 0; r < share; r++) dot[r] = vs_dot_pairs(dot[r], wide[r][v], q);
+                    }
+                    for (int r = 0; r < share; r++) {
+                        vf by = vf_set(factor[r0 + r][m][g0 - from + g]);
+                        sum[r0 + r][m] = vf_fma(__builtin_convertvector(dot[r], vf), by, sum[r0 + r][m]);
+                    }
+                }
+            }
+    }
+    dot_finish_block(R, M, p, t, n, apart, sum[0], INT8_TOKENS);
 }
 
 /* Tokens t .. t1-1. */

@@ -84,7 +84,7 @@ CG_INLINE void mx_row(const int M, const cg_product *p, int64_t n, int64_t t) {
     const float *x[MX_TOKENS];
     __m256 sum[MX_TOKENS];
     for (int m = 0; m < M; m++) {
-        x[m] = (const float *)((const char *)p->x + (t + m) * dot_row_bytes(p->K));
+        x[m] = (const float *)((const char *)p->x + (t + m) * dot_row_bytes(DOT_GROUPED, p->K));
         sum[m] = _mm256_setzero_ps();
     }
     for (int64_t k = 0; k < whole; k += MX_BLOCK) {

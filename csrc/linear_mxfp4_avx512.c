@@ -27,7 +27,8 @@ static void mx_pack__avx512(void *packed, const cg_rows *x, int64_t T, int64_t K
 /* The scales of four groups, each in its group's four lanes; `groups` < 4 in a row's last block. */
 CG_INLINE __m512 mx_scales(const uint8_t *scales, int64_t groups) {
     uint32_t four = 0;
-    memcpy(&four, scales, (size_t)groups);
+    if (groups == 4) memcpy(&four, scales, sizeof four);
+    else memcpy(&four, scales, (size_t)groups);
     const __m128i spread = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     __m512i exponent = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(_mm_cvtsi32_si128((int)four), spread));
     /* scale 0 is the denormal 2^-127 */
@@ -59,7 +60,7 @@ CG_INLINE void mx_row(const int M, const cg_product *p, int64_t n, int64_t t) {
     const float *x[MX_TOKENS];
     __m512 sum[MX_TOKENS];
     for (int m = 0; m < M; m++) {
-        x[m] = (const float *)((const char *)p->x + (t + m) * dot_row_bytes(p->K));
+        x[m] = (const float *)((const char *)p->x + (t + m) * dot_row_bytes(DOT_GROUPED, p->K));
         sum[m] = _mm512_setzero_ps();
     }
     for (int64_t k = 0; k < p->K; k += MX_BLOCK) {

@@ -121,10 +121,10 @@ CG_INLINE void fixed_groups(const int R, const int M, int64_t groups, const uint
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++) {
         if (v * FIXED_G >= groups) break;
+        const uint8_t *codes = w + v * FIXED_G * CG_MXFP4_GROUP_BYTES;
+        int64_t left = groups == FIXED_BLOCK ? FIXED_G : cg_min(FIXED_G, groups - v * FIXED_G);
         vs weights[FIXED_ROWS][4];
-        for (int r = 0; r < R; r++)
-            fixed_weights(weights[r], fixed_codes(w + r * w_bytes + v * FIXED_G * CG_MXFP4_GROUP_BYTES,
-                                                  groups == FIXED_BLOCK ? FIXED_G : cg_min(FIXED_G, groups - v * FIXED_G)));
+        for (int r = 0; r < R; r++) fixed_weights(weights[r], fixed_codes(codes + r * w_bytes, left));
         for (int m = 0; m < M; m++) {
             vi dot[FIXED_ROWS];
             for (int r = 0; r < R; r++) dot[r] = (vi){0};
@@ -156,8 +156,7 @@ CG_INLINE void fixed_rows(const int R, const int M, const cg_product *p, int64_t
         for (int m = 0; m < M; m++) x[m]++;
     }
     if (scales < end) fixed_groups(R, M, end - scales, w, w_bytes, scales, x, sum);
-    for (int m = 0; m < M; m++)
-        for (int r = 0; r < R; r++) dot_finish(1, p, t + m, n + r, &sum[r][m]);
+    dot_finish_block(R, M, p, t, n, 1, sum[0], FIXED_TOKENS);
 }
 
 CG_INLINE void fixed_tokens(const int M, const cg_product *p, int64_t n0, int64_t n1, int64_t t) {

@@ -5,7 +5,7 @@
 #include "bf16_rows.h"
 #include "amx_tiles.h"
 
-enum { AMX_ROWS = 2 * TILE_EDGE };
+enum { AMX_ROWS = 2 * TILE_EDGE, AMX_LEAST = 8 };  /* fewer tokens are memory-bound */
 
 static int64_t packed_bytes_tile__amx(int64_t T, int64_t K) {
     return cg_round_up(T, TILE_EDGE) * cg_round_up(K, TILE_K) * 2;
@@ -19,7 +19,7 @@ static void pack_tile__amx(void *packed, const cg_rows *x, int64_t T, int64_t K,
             const float *from = b + j < T ? cg_row_of(x, b + j) : NULL;
             uint32_t pairs[TILE_K / 2];
             for (int64_t k = 0; k < Kp; k += TILE_K) {
-                if (from) bf16_row((uint16_t *)pairs, from + k, cg_min(K - k, TILE_K));
+                if (from) bf16_row(pairs, from + k, cg_min(K - k, TILE_K));
                 else memset(pairs, 0, sizeof pairs);
                 for (int i = 0; i < TILE_K / 2; i++) to[(k / 2 + i) * TILE_EDGE + j] = pairs[i];
             }
@@ -132,6 +132,9 @@ static void panel_int8_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
     amx_decoded_panel(amx_decode_int8, cg_row_bytes(CG_INT8, p->K), p, n0, n1);
 }
 
-static cg_linear linear_bf16_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_bf16_tile__amx};
-static cg_linear linear_mxfp4_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_mxfp4_tile__amx};
-static cg_linear linear_int8_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_int8_tile__amx};
+static cg_linear linear_bf16_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_bf16_tile__amx,
+                                          .least_tokens = AMX_LEAST};
+static cg_linear linear_mxfp4_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_mxfp4_tile__amx,
+                                           .least_tokens = AMX_LEAST};
+static cg_linear linear_int8_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_int8_tile__amx,
+                                          .least_tokens = AMX_LEAST};

@@ -1,17 +1,16 @@
 /* The driver of linear: picks the kernel, packs the activations, cuts the outputs into panels. */
 #include "products.h"
 
-enum {
-    TILE_MIN_TOKENS = 8,  /* fewer tokens are memory-bound: the exact kernels are as fast */
-};
+static cg_linear *tile_of(cg_dtype dtype) {
+    const cg_kernels *k = cg_active;
+    return dtype == CG_BF16 ? k->linear_bf16_tile : dtype == CG_MXFP4 ? k->linear_mxfp4_tile
+         : dtype == CG_INT8 ? k->linear_int8_tile : NULL;
+}
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact) {
     const cg_kernels *k = cg_active;
-    if (!exact && T >= TILE_MIN_TOKENS && w->K <= CG_TILE_MAX_K) {
-        if (w->dtype == CG_BF16 && k->linear_bf16_tile) return k->linear_bf16_tile;
-        if (w->dtype == CG_MXFP4 && k->linear_mxfp4_tile) return k->linear_mxfp4_tile;
-        if (w->dtype == CG_INT8 && k->linear_int8_tile) return k->linear_int8_tile;
-    }
+    cg_linear *tile = tile_of(w->dtype);
+    if (!exact && tile && T >= tile->least_tokens && w->K <= CG_TILE_MAX_K) return tile;
     if (!exact && w->dtype == CG_INT8) return k->linear_int8_fixed;
     if (!exact && w->dtype == CG_MXFP4 && k->linear_mxfp4_fixed) {
         int64_t most = k->linear_mxfp4_fixed->most_tokens;
@@ -50,8 +49,11 @@ int64_t cg_panel_rows(int64_t N, int threads) {
 }
 
 int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
-    cg_linear *exact = cg_pick_linear(w, T, 1), *fast = cg_pick_linear(w, T, 0);
-    return exact ? cg_max(exact->packed_bytes(T, w->K), fast->packed_bytes(T, w->K)) : 0;
+    cg_linear *kernels[] = {cg_pick_linear(w, T, 1), cg_pick_linear(w, T, 0), cg_pick_linear(w, 1, 0)};
+    int64_t most = 0;
+    for (int i = 0; i < 3; i++)
+        if (kernels[i]) most = cg_max(most, kernels[i]->packed_bytes(T, w->K));
+    return most;
 }
 
 /* One kernel gives a row the same bits among any number of rows; the *_tile ones do not, but none is for one token. */

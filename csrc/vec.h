@@ -94,7 +94,7 @@ CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
 
 /* sum + vs_multiply_pairs(a, b). */
 CG_INLINE vi vs_dot_pairs(vi sum, vs a, vs b) {
-#ifdef CG_HAS_AVX512VNNI
+#if defined(CG_HAS_AVX512VNNI) && !defined(CGPT_EMULATE)
     return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #else
     return sum + vs_multiply_pairs(a, b);
@@ -165,6 +165,12 @@ CG_INLINE void vf_store_as(cg_dtype d, void *row, int64_t k, vf v) {
 
 /* n < CG_LANES values, the rest zero. */
 CG_INLINE vf vf_load_as_n(cg_dtype d, const void *row, int64_t k, int64_t n) {
+#if CG_LANES == 16 && !defined(CGPT_EMULATE)
+    __mmask16 mask = (__mmask16)((1u << n) - 1);
+    if (d == CG_F32) return (vf)_mm512_maskz_loadu_ps(mask, (const float *)row + k);
+    __m256i h = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + k);
+    return d == CG_BF16 ? (vf)((vu)_mm512_cvtepu16_epi32(h) << 16) : (vf)_mm512_cvtph_ps(h);
+#endif
     uint16_t tail[2 * CG_LANES] = {0};  /* as halves are read; floats are copied out */
     size_t size = cg_dtype_bytes(d);
     memcpy(tail, (const char *)row + (size_t)k * size, (size_t)n * size);

@@ -22,8 +22,9 @@ VARIANTS = {
 AVX512_VARIANTS = ("avx512-novnni", "avx512-nobf16", "avx512")  # each has what those before it have
 MASKS = {"nobf16": "avx512_bf16", "novnni": "avx512_vnni"}
 FLOATS = ("F32", "F16", "BF16")
-TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 16, 17, 31, 33, 48, 49, 100)
-TILE_TOKENS = 8  # `auto` uses tile kernels from here on
+TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 23, 24, 31, 33, 48, 49, 100)
+# `auto` uses tile kernels from here on
+TILE_TOKENS = {"avx512bf16": {"BF16": 8, "MXFP4": 24, "INT8": 24}, "amx": {"BF16": 8, "MXFP4": 8, "INT8": 8}}
 FIXED_MOST = {"ref": 16}  # and the portable linear_mxfp4_fixed up to here
 THREADS = (1, 2, 4)
 
@@ -75,7 +76,7 @@ def rounding(level, dtype, T, exact=False):
     None, not at all."""
     if exact:
         return None
-    if dtype in ("BF16", "MXFP4", "INT8") and VARIANTS[level][1] != "-" and T >= TILE_TOKENS:
+    if T >= TILE_TOKENS.get(VARIANTS[level][1], {}).get(dtype, math.inf):
         return "bf16"
     if dtype == "INT8":
         return "fixed 64"

@@ -96,6 +96,19 @@ def test_bf16_tile(level):
 
 @pytest.mark.parametrize("dtype", SLOTS)
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
+def test_more_than_one_block_of_everything(level, dtype, exact):
+    """More tokens than share a decoding of rows, more rows than a panel, more inputs than a slice."""
+    T, N, K = 401, 83, 1120
+    x, w = activations(T, K), Weights(dtype, (N, K))
+    how = rounding(level, dtype, T, exact)
+    rounded, off = operand(x, how)
+    values = multiplied(w, how)
+    bound = dot_tolerance(rounded, values) + off @ np.abs(values).T
+    assert_close(linear(w.matrix(), x, T, exact=exact), rounded.astype(np.float64) @ values.T, bound, "y")
+
+
+@pytest.mark.parametrize("dtype", SLOTS)
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 def test_bias_and_add(level, dtype, exact, rng):
     for K, N, T in ((INPUTS[dtype][-4], 21, 3), (INPUTS[dtype][-2], 70, 17), (2880, 19, 33)):
         x, w = case(dtype, K)

@@ -77,7 +77,7 @@ def test_dequantize_shapes(level, shape, rng):
 
 
 def test_auto(level):
-    """precision auto: activations rounded to bf16 from 8 tokens on, or to 16 bits per group."""
+    """precision auto: activations rounded to bf16 from some tokens on, before to 16 bits per group."""
     check_slots(level, "linear_mxfp4_tile", "linear_mxfp4_fixed")
     for K in INPUTS:
         x, w = case(K)
