@@ -6,7 +6,6 @@
 #include "fixed.h"
 
 enum {
-    FIXED_ROWS = CG_LANES == 16 ? 2 : 1,  /* that share the tokens' loads */
     FIXED_TOKENS = 4,          /* that share a row's weights in registers, and stay in the first-level cache */
     FIXED_AHEAD_BYTES = 2048,
     FIXED_G = CG_LANES / 4,
@@ -111,67 +110,56 @@ CG_INLINE void fixed_weights(vs *w, vs codes) {
 }
 
 /* One block of up to FIXED_BLOCK groups. */
-CG_INLINE void fixed_groups(const int R, const int M, int64_t groups, const uint8_t *w, int64_t w_bytes,
-                            const uint8_t *scales, const fixed_block *const *x, vf (*sum)[FIXED_TOKENS]) {
-    vf steps[FIXED_ROWS][FIXED_TOKENS];
-    for (int r = 0; r < R; r++) {
-        vf scale = fixed_scales(scales + r * (w_bytes / CG_MXFP4_GROUP_BYTES), groups);
-        for (int m = 0; m < M; m++) steps[r][m] = scale * vf_load(x[m]->step);
-    }
+CG_INLINE void fixed_groups(const int M, int64_t groups, const uint8_t *w, const uint8_t *scales,
+                            const fixed_block *const *x, vf *sum) {
+    vf scale = fixed_scales(scales, groups), steps[FIXED_TOKENS];
+    for (int m = 0; m < M; m++) steps[m] = scale * vf_load(x[m]->step);
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++) {
         if (v * FIXED_G >= groups) break;
-        const uint8_t *codes = w + v * FIXED_G * CG_MXFP4_GROUP_BYTES;
         int64_t left = groups == FIXED_BLOCK ? FIXED_G : cg_min(FIXED_G, groups - v * FIXED_G);
-        vs weights[FIXED_ROWS][4];
-        for (int r = 0; r < R; r++) fixed_weights(weights[r], fixed_codes(codes + r * w_bytes, left));
+        vs weights[4];
+        fixed_weights(weights, fixed_codes(w + v * FIXED_G * CG_MXFP4_GROUP_BYTES, left));
         for (int m = 0; m < M; m++) {
-            vi dot[FIXED_ROWS];
-            for (int r = 0; r < R; r++) dot[r] = (vi){0};
+            vi dot = {0};
             for (int c = 0; c < 4; c++) {
                 vs q;
                 memcpy(&q, x[m]->q[v][c], sizeof q);
-                for (int r = 0; r < R; r++) dot[r] = vs_dot_pairs(dot[r], weights[r][c], q);
+                dot = vs_dot_pairs(dot, weights[c], q);
             }
-            for (int r = 0; r < R; r++)
-                sum[r][m] = vf_fma(__builtin_convertvector(dot[r], vf), fixed_spread(steps[r][m], v), sum[r][m]);
+            sum[m] = vf_fma(__builtin_convertvector(dot, vf), fixed_spread(steps[m], v), sum[m]);
         }
     }
 }
 
-/* Rows n .. n+R-1 for M tokens. */
-CG_INLINE void fixed_rows(const int R, const int M, const cg_product *p, int64_t n, int64_t t) {
-    int64_t groups = p->K / CG_MXFP4_GROUP, w_bytes = groups * CG_MXFP4_GROUP_BYTES;
-    const uint8_t *w = p->w + n * w_bytes, *scales = p->scales + n * groups, *end = scales + groups;
+/* Row n for M tokens. */
+CG_INLINE void fixed_row(const int M, const cg_product *p, int64_t n, int64_t t) {
+    int64_t groups = p->K / CG_MXFP4_GROUP;
+    const uint8_t *w = p->w + n * groups * CG_MXFP4_GROUP_BYTES, *scales = p->scales + n * groups;
+    const uint8_t *end = scales + groups;
     const fixed_block *x[FIXED_TOKENS];
-    vf sum[FIXED_ROWS][FIXED_TOKENS];
+    vf sum[FIXED_TOKENS];
     for (int m = 0; m < M; m++) {
         x[m] = (const fixed_block *)p->x + (t + m) * fixed_blocks(p->K);
-        for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
+        sum[m] = vf_set(0.f);
     }
     for (; scales + FIXED_BLOCK <= end; scales += FIXED_BLOCK, w += FIXED_CODES) {
-        for (int r = 0; r < R; r++)
-            for (int i = 0; i < FIXED_CODES; i += 64) __builtin_prefetch(w + r * w_bytes + FIXED_AHEAD_BYTES + i, 0, 3);
-        fixed_groups(R, M, FIXED_BLOCK, w, w_bytes, scales, x, sum);
+        for (int i = 0; i < FIXED_CODES; i += 64) __builtin_prefetch(w + FIXED_AHEAD_BYTES + i, 0, 3);
+        fixed_groups(M, FIXED_BLOCK, w, scales, x, sum);
         for (int m = 0; m < M; m++) x[m]++;
     }
-    if (scales < end) fixed_groups(R, M, end - scales, w, w_bytes, scales, x, sum);
-    dot_finish_block(R, M, p, t, n, 1, sum[0], FIXED_TOKENS);
-}
-
-CG_INLINE void fixed_tokens(const int M, const cg_product *p, int64_t n0, int64_t n1, int64_t t) {
-    int64_t n = n0;
-    for (; n + FIXED_ROWS <= n1; n += FIXED_ROWS) fixed_rows(FIXED_ROWS, M, p, n, t);
-    for (; n < n1; n++) fixed_rows(1, M, p, n, t);
+    if (scales < end) fixed_groups(M, end - scales, w, scales, x, sum);
+    dot_finish_block(1, M, p, t, n, 1, sum, M);
 }
 
 static void CG_NAME(fixed_panel_hand)(const cg_product *p, int64_t n0, int64_t n1) {
-    for (int64_t t = 0; t < p->T; t += FIXED_TOKENS) switch (cg_min(p->T - t, FIXED_TOKENS)) {
-        case 1: fixed_tokens(1, p, n0, n1, t); break;
-        case 2: fixed_tokens(2, p, n0, n1, t); break;
-        case 3: fixed_tokens(3, p, n0, n1, t); break;
-        default: fixed_tokens(FIXED_TOKENS, p, n0, n1, t);
-        }
+    for (int64_t t = 0; t < p->T; t += FIXED_TOKENS)
+        for (int64_t n = n0; n < n1; n++) switch (cg_min(p->T - t, FIXED_TOKENS)) {  /* one stream of memory */
+            case 1: fixed_row(1, p, n, t); break;
+            case 2: fixed_row(2, p, n, t); break;
+            case 3: fixed_row(3, p, n, t); break;
+            default: fixed_row(FIXED_TOKENS, p, n, t);
+            }
 }
 
 static cg_linear CG_NAME(fixed_linear_hand) = {CG_NAME(fixed_packed_bytes_hand), CG_NAME(fixed_pack_hand),
