@@ -89,10 +89,10 @@ CG_INLINE void int8_fixed_block(const int R, const int M, const cg_product *p, i
 }
 
 /* Tokens t .. t1-1. */
-CG_INLINE void int8_fixed_tokens(const int R, const cg_product *p, int64_t n, int64_t t, int64_t t1) {
-    for (; t + INT8_TOKENS <= t1; t += INT8_TOKENS) int8_fixed_block(R, INT8_TOKENS, p, n, 1, t);
-    for (; t + 2 <= t1; t += 2) int8_fixed_block(R, 2, p, n, 1, t);
-    for (; t < t1; t++) int8_fixed_block(R, 1, p, n, 1, t);
+CG_INLINE void int8_fixed_tokens(const int R, const cg_product *p, int64_t n, int64_t apart, int64_t t, int64_t t1) {
+    for (; t + INT8_TOKENS <= t1; t += INT8_TOKENS) int8_fixed_block(R, INT8_TOKENS, p, n, apart, t);
+    for (; t + 2 <= t1; t += 2) int8_fixed_block(R, 2, p, n, apart, t);
+    for (; t < t1; t++) int8_fixed_block(R, 1, p, n, apart, t);
 }
 
 static void CG_NAME(int8_fixed_panel)(const cg_product *p, int64_t n0, int64_t n1) {
@@ -104,8 +104,9 @@ static void CG_NAME(int8_fixed_panel)(const cg_product *p, int64_t n0, int64_t n
     }
     for (int64_t t0 = 0, first = n; t0 < p->T; t0 += block) {
         int64_t t1 = cg_min(t0 + block, p->T);
-        for (n = first; n + INT8_SHARE <= n1; n += INT8_SHARE) int8_fixed_tokens(INT8_SHARE, p, n, t0, t1);
-        for (; n < n1; n++) int8_fixed_tokens(1, p, n, t0, t1);
+        int64_t apart = (n1 - first) / INT8_SHARE;
+        for (n = first; n < first + apart; n++) int8_fixed_tokens(INT8_SHARE, p, n, apart, t0, t1);
+        for (n = first + INT8_SHARE * apart; n < n1; n++) int8_fixed_tokens(1, p, n, 0, t0, t1);
     }
 }
 
