@@ -5,19 +5,23 @@
    long cache may be given to different threads. f32 throughout. Parallel over (g, rows, spans). */
 #include "attention_tile.h"
 
-/* Functions of their own: inlined into the loop over tiles, the constants of e^x take the registers of the sums. A tile
-   shares keys and values that are widened first, a row alone widens as it reads. */
+/* Functions of their own: inlined into the loop over tiles, the constants of e^x take the registers of the sums. Several
+   tiles share keys and values that are widened first, a tile or a row alone widens as it reads. */
 #define ATT_BLOCK(name, rows, dtype) \
     static __attribute__((noinline)) void att_block_##name(const att_row *row, const float *q, const char *k, \
                                                            const char *v, int64_t base, int64_t D, int64_t Dv, \
                                                            const att_ahead *ahead) { \
         att_block(rows, dtype, row, q, k, v, base, D, Dv, ahead); \
     }
-ATT_BLOCK(tile, ATT_ROWS, CG_F32)
+ATT_BLOCK(tile_f32, ATT_ROWS, CG_F32)
+ATT_BLOCK(tile_f16, ATT_ROWS, CG_F16)
+ATT_BLOCK(tile_bf16, ATT_ROWS, CG_BF16)
 ATT_BLOCK(f32, 1, CG_F32)
 ATT_BLOCK(f16, 1, CG_F16)
 ATT_BLOCK(bf16, 1, CG_BF16)
 #undef ATT_BLOCK
+#define ATT_BLOCK(name, dtype) \
+    ((dtype) == CG_F32 ? att_block_##name##f32 : (dtype) == CG_F16 ? att_block_##name##f16 : att_block_##name##bf16)
 
 /* The block's keys and values in the cache. */
 static inline void att_locate(const cg_attention *a, int64_t block, int64_t g, const char **k, const char **v) {
@@ -55,7 +59,7 @@ static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int
     const char *k, *v, *next_k, *next_v;
     att_locate(a, block, g, &k, &v);
     att_locate(a, cg_min(block + 1, end - 1), g, &next_k, &next_v);
-    if (N > 1) {
+    if (N > 1 && N != ATT_ROWS) {
         k = att_floats(dtype, k, D * CG_KV_BLOCK, wide);
         v = att_floats(dtype, v, Dv * CG_KV_BLOCK, wide + CG_MAX_HEAD_DIM * CG_KV_BLOCK);
         dtype = CG_F32;
@@ -64,11 +68,10 @@ static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int
         att_ahead ahead = {next_k + tile * half * D, next_v + tile * half * Dv, 2 * CG_LANES * bytes / halves};
         if (tile >= halves) ahead = (att_ahead){next_k, next_v, 0};
         if (m + ATT_ROWS <= N) {
-            att_block_tile(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
+            ATT_BLOCK(tile_, dtype)(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
             m += ATT_ROWS;
         } else {
-            (dtype == CG_F32 ? att_block_f32 : dtype == CG_F16 ? att_block_f16 : att_block_bf16)(
-                row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
+            ATT_BLOCK(, dtype)(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
             m++;
         }
     }

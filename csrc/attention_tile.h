@@ -43,6 +43,7 @@ CG_INLINE void att_scores(const int M, const int W, const cg_dtype dtype, float 
         for (int i = 0; i < W; i++) at[i] = att_panel(D, c + i * CG_LANES);
         for (int m = 0; m < M; m++)
             for (int i = 0; i < W; i++) s[m][i] = vf_set(0.f);
+#pragma GCC unroll 2
         for (int64_t d = 0; d < D; d++) {
             vf kd[4];
             for (int i = 0; i < W; i++) kd[i] = vf_load_as(dtype, k, at[i] + d * CG_KV_PANEL);
@@ -95,6 +96,7 @@ CG_INLINE const char *att_values(const int M, const int W, const cg_dtype dtype,
     for (int i = 0; i < W; i++) at[i] = att_panel(CG_KV_BLOCK, d + i * CG_LANES);
     for (int m = 0; m < M; m++)
         for (int i = 0; i < W; i++) acc[m][i] = vf_load(row[m].acc + d + i * CG_LANES) * factor[m];
+#pragma GCC unroll 2
     for (int64_t j = j0; j < j1; j++) {
         vf vj[4];
         for (int i = 0; i < W; i++) vj[i] = vf_load_as(dtype, v, at[i] + j * CG_KV_PANEL);
