@@ -72,15 +72,16 @@ def load(
 ) -> Model:
     """A model, ready to run, from a checkpoint directory or by the name of one in the package.
 
-    threads: default is the physical cores this process may use (cgpt.threads). precision: "auto" lets prompts use bf16
-    matrix units where the CPU has them; "exact" keeps f32 activations everywhere, and then every logit is the same to
-    the bit for any threads, batch companions and chunking. dense: None keeps the dense matrices as stored, "bf16"
-    rounds them, "int8" quantises those that products read whole, in groups of 64 (`cgpt quality` measures the price).
-    kv_cache_dtype: what keys and values are kept as, "f32", "f16" (up to 65,504; beyond, NumericsError says so) or
-    "bf16"; None is f16 with "auto" and f32 with "exact". huge_pages copies weights that would be read where the file is
-    mapped into memory of huge pages: gpt-oss-20b's decode was 9 % faster there, but it took 20 s to open instead of
-    0.3, and processes no longer share one copy, so it is off by default; what load() copies anyway lies in them. It
-    needs the checkpoint's size in free memory. progress(done, total) is told the bytes looked at.
+    threads: default is the physical cores this process may use (cgpt.threads). precision: "auto" lets prompts use
+    bf16 products where the CPU has them, fixed point and other orders of sums; "exact" keeps f32 activations
+    everywhere, and then every logit is the same to the bit for any threads, batch companions and chunking. dense:
+    None keeps the dense matrices as stored, "bf16" rounds them, "int8" quantises those that products read whole, in
+    groups of 64 (`cgpt quality` measures the price). kv_cache_dtype: what keys and values are kept as, "f32", "f16"
+    (up to 65,504; beyond, NumericsError says so) or "bf16"; None is f16 with "auto" and f32 with "exact". huge_pages
+    copies weights that would be read where the file is mapped into memory of huge pages: gpt-oss-20b's decode was 9 %
+    faster there, but it took 20 s to open instead of 0.3, and processes no longer share one copy, so it is off by
+    default; what load() copies anyway lies in them. It needs the checkpoint's size in free memory. progress(done,
+    total) is told the bytes looked at.
 
     Raises CheckpointError, ConfigError, InputError or OutOfMemoryError, which say what is wrong and what to do.
     """

@@ -5,8 +5,8 @@
      E experts  V vocabulary
    Activations are f32, row-major; a *_stride counts elements of its array unless it ends in _bytes.
    Kernels do not allocate, print, exit or keep state. Every float result depends on its own row alone, never on the
-   number of threads; the functions called *_tile also let the order of a sum depend on the number of tokens, and round
-   activations, as does *_fixed.
+   number of threads; the functions called *_tile also let the order of a sum depend on the number of tokens, and those
+   for bf16 products round activations, as does *_fixed.
 
    A kernel here works on one share of the job and knows nothing of threads; the drivers at the end of this file
    cut the job into shares. */

@@ -2,9 +2,14 @@
 #include "products.h"
 
 static cg_linear *tile_of(cg_dtype dtype) {
-    const cg_kernels *k = cg_active;
-    return dtype == CG_BF16 ? k->linear_bf16_tile : dtype == CG_MXFP4 ? k->linear_mxfp4_tile
-         : dtype == CG_INT8 ? k->linear_int8_tile : NULL;
+    switch (dtype) {
+    case CG_F32: return cg_active->linear_f32_tile;
+    case CG_F16: return cg_active->linear_f16_tile;
+    case CG_BF16: return cg_active->linear_bf16_tile;
+    case CG_MXFP4: return cg_active->linear_mxfp4_tile;
+    case CG_INT8: return cg_active->linear_int8_tile;
+    default: return NULL;
+    }
 }
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact) {

@@ -1,5 +1,5 @@
-/* Products of many tokens in an order of their own: lanes are tokens, weights are broadcast, and a sum is a register for a
-   slice of K, as in Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008). A step is 4 bytes
+/* Products of many tokens in an order of their own: lanes are tokens, weights are broadcast, and the sum of a slice
+   of K is a register, as in Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008). A step is 4 bytes
    of K: one f32, or a pair of bf16. Slices of the tokens' steps stay in the first-level cache while the decoded rows of a
    panel pass; TILE_MOST_TOKENS share a decoding. */
 #ifndef CG_TILE_H
@@ -64,7 +64,7 @@ CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job
                           int64_t x_vectors, int64_t n0, int64_t r0, int64_t t, int64_t at) {
     vf sum[TILE_ROWS][TILE_VECTORS];
     for (int r = 0; r < R; r++)
-        for (int m = 0; m < M; m++) sum[r][m] = j->first ? vf_set(0.f) : j->sums[at + m][r0 + r];
+        for (int m = 0; m < M; m++) sum[r][m] = vf_set(0.f);
     const uint32_t *w = j->rows[r0];
     if (!at)  /* the first tokens' turn: later ones give memory time */
         for (int r = 0; r < R; r++)
@@ -82,7 +82,7 @@ CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job
     }
     for (int m = 0; m < M; m++) {
         vf column[TILE_ROWS];
-        for (int r = 0; r < R; r++) column[r] = sum[r][m];
+        for (int r = 0; r < R; r++) column[r] = j->first ? sum[r][m] : j->sums[at + m][r0 + r] + sum[r][m];
         if (!j->last)
             for (int r = 0; r < R; r++) j->sums[at + m][r0 + r] = column[r];
         else if (R == 1) tile_finish_row(p, t + m * CG_LANES, n0 + r0, column[0]);

@@ -26,6 +26,7 @@ TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 23, 24, 31, 33, 48, 49, 100)
 # `auto` uses tile kernels from here on
 TILE_TOKENS = {"avx512bf16": {"BF16": 8, "MXFP4": 24, "INT8": 24}, "amx": {"BF16": 8, "MXFP4": 8, "INT8": 8}}
 FIXED_MOST = {"ref": 16}  # and the portable linear_mxfp4_fixed up to here
+TILE_FLOATS = 48  # and those of f32, f16 and, where no CPU multiplies them, bf16
 THREADS = (1, 2, 4)
 
 
@@ -61,7 +62,10 @@ def expected_variant(level, slot):
     """The variant that `level` promises for a slot."""
     common, tile, mxfp4_fixed, int8_fixed = VARIANTS[level]
     special = {"linear_mxfp4_fixed": mxfp4_fixed, "linear_int8_fixed": int8_fixed}
-    return tile if slot.endswith("_tile") else special.get(slot, common)
+    special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
+    if tile != "-":
+        special["linear_bf16_tile"] = tile
+    return special.get(slot, common)
 
 
 def check_slots(level, *slots):
@@ -71,12 +75,18 @@ def check_slots(level, *slots):
         assert found == expected, f"{slot} at level {level}: the variant is {found}, expected {expected}"
 
 
+def tiled(level, dtype, T, exact=False):
+    """Whether a product with T tokens is a tile kernel's, which sums in an order of its own."""
+    variant = expected_variant(level, f"linear_{dtype.lower()}_tile")
+    return not exact and T >= TILE_TOKENS.get(variant, {}).get(dtype, TILE_FLOATS if variant != "-" else math.inf)
+
+
 def rounding(level, dtype, T, exact=False):
     """How a product with T tokens rounds its activations: "bf16", "fixed 32" (16 bits per group of 32), "fixed 64" or
     None, not at all."""
     if exact:
         return None
-    if T >= TILE_TOKENS.get(VARIANTS[level][1], {}).get(dtype, math.inf):
+    if dtype in ("BF16", "MXFP4", "INT8") and VARIANTS[level][1] != "-" and tiled(level, dtype, T):
         return "bf16"
     if dtype == "INT8":
         return "fixed 64"

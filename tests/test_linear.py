@@ -17,6 +17,7 @@ from kernel_cases import (
     multiplied,
     operand,
     rounding,
+    tiled,
 )
 from tolerance import F32, assert_close, dot_tolerance
 
@@ -53,10 +54,11 @@ def product(dtype, K, how):
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 @pytest.mark.parametrize("dtype", SLOTS)
 def test_uniform_tokens(level, dtype, exact):
-    """As long as the rounding is that of one token; test_kvcache.py compares the bits."""
-    alike = [rounding(level, dtype, T, exact) == rounding(level, dtype, 1, exact) for T in range(1, 21)]
+    """As long as rounding and order are those of one token; test_kvcache.py compares the bits."""
+    alike = [rounding(level, dtype, T, exact) == rounding(level, dtype, 1, exact) and not tiled(level, dtype, T, exact)
+             for T in range(1, 61)]  # fmt: skip
     expected = ([*alike, False]).index(False)
-    assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 20, exact) == expected >= 4
+    assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 60, exact) == expected >= 4
     assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 1, exact) == 1
 
 
@@ -74,24 +76,24 @@ def test_exact(level, dtype):
                 assert_same_bits(linear(matrix, x, T), whole[:T, :N], f"T = {T}, N = {N}, K = {K}")
 
 
-def test_bf16_tile(level):
-    """precision auto: bf16 weights and activations rounded to bf16, from 8 tokens on."""
-    check_slots(level, "linear_bf16_tile")
-    for K in INPUTS["BF16"]:
-        x, w = case("BF16", K)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_tile(level, dtype):
+    """precision auto: many tokens in an order of their own, bf16 rounded too where the CPU multiplies it."""
+    check_slots(level, "linear_f32_tile", "linear_f16_tile", "linear_bf16_tile")
+    for K in INPUTS[dtype]:
+        x, w = case(dtype, K)
         exact = linear(w.matrix(), x, MOST[0])
         for N in OUTPUTS:
             matrix = w.matrix(N)
             for T in TOKENS:
-                y, how = linear(matrix, x, T, exact=False), rounding(level, "BF16", T)
-                what = f"T = {T}, N = {N}, K = {K}"
-                if how:
-                    values, bound = product("BF16", K, how)
+                y, what = linear(matrix, x, T, exact=False), f"T = {T}, N = {N}, K = {K}"
+                if tiled(level, dtype, T):
+                    values, bound = product(dtype, K, rounding(level, dtype, T))
                     assert_close(y, values[:T, :N], bound[:T, :N], what)
                 else:
                     assert_same_bits(y, exact[:T, :N], what)
-        if how:
-            assert (y != exact[:T, :N]).any(), f"K = {K}: the activations were not rounded"
+        if K > 64 or rounding(level, dtype, T):
+            assert (y != exact[:T, :N]).any(), f"K = {K}: not the tile kernel's sums"
 
 
 @pytest.mark.parametrize("dtype", SLOTS)
