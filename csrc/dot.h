@@ -176,6 +176,7 @@ CG_INLINE void dot_few_blocks(const int R, const int M, const dot_sums how, cons
 CG_INLINE void dot_few(const dot_sums how, const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
     if (how == DOT_PAIRS) dot_few_blocks(3, 8, how, dtype, p, n0, n1);
     else if (p->T > 1 && dtype != CG_F32 && CG_LANES < 16) dot_few_blocks(3, 4, how, dtype, p, n0, n1);
+    else if (p->T == 1) dot_few_blocks(4, 1, how, dtype, p, n0, n1);  /* eight places are too many (Zen 4) */
     else dot_few_blocks(DOT_ROWS, DOT_TOKENS, how, dtype, p, n0, n1);
 }
 
