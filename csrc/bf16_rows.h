@@ -42,9 +42,9 @@ CG_INLINE __m512i bf16_from_mxfp4(const uint8_t *group, uint8_t scale) {
                                            (short)0xc080, (short)0xc0c0);
     const __m512i table = _mm512_broadcast_i64x4(half);
     __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)group));
-    v = _mm512_permutexvar_epi16(_mm512_srlv_epi16(_mm512_shuffle_epi8(v, words), shifts), table);
-    __mmask32 nonzero = _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x7fff));
-    return _mm512_mask_add_epi16(v, nonzero, v, _mm512_set1_epi16((short)((scale - 127) << 7)));
+    const __mmask32 nonzero = 0xfefefefe;  /* entries 0 and 8 are zeros */
+    __m512i scaled = _mm512_mask_add_epi16(table, nonzero, table, _mm512_set1_epi16((short)((scale - 127) << 7)));
+    return _mm512_permutexvar_epi16(_mm512_srlv_epi16(_mm512_shuffle_epi8(v, words), shifts), scaled);
 }
 
 /* A row of K MXFP4 weights as bf16. */

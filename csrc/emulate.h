@@ -100,12 +100,6 @@ EMU(__m512i) emu_srlv_epi16(__m512i v, __m512i by) {
     EMU_LANES(32, x, n[i] < 16 ? x[i] >> n[i] : 0);
     return (__m512i)x;
 }
-EMU(uint32_t) emu_test_epi16_mask(__m512i a, __m512i b) {
-    emu_u16 both = (emu_u16)a & (emu_u16)b;
-    uint32_t mask = 0;
-    for (int i = 0; i < 32; i++) mask |= (uint32_t)(both[i] != 0) << i;
-    return mask;
-}
 EMU(__m512i) emu_mask_add_epi16(__m512i src, uint32_t mask, __m512i a, __m512i b) {
     emu_u16 out = (emu_u16)src, sum = (emu_u16)a + (emu_u16)b;
     EMU_LANES(32, out, mask >> i & 1 ? sum[i] : out[i]);
@@ -189,7 +183,6 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_shuffle_epi8 emu_shuffle_epi8
 #define _mm512_permute_ps(v, control) ((__m512)emu_permute_ps_bits((__m512i)(v), control))
 #define _mm512_srlv_epi16 emu_srlv_epi16
-#define _mm512_test_epi16_mask emu_test_epi16_mask
 #define _mm512_mask_add_epi16 emu_mask_add_epi16
 #define _mm512_cvtne2ps_pbh emu_cvtne2ps_pbh
 #define _mm512_dpbf16_ps emu_dpbf16_ps
