@@ -10,7 +10,7 @@ cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact);
 cg_status cg_check_matrix(const cg_matrix *w);
 /* w, scales, bias and K of one expert's product (a plain matrix is expert 0). */
 cg_product cg_product_of(const cg_matrix *w, int64_t expert);
-/* Rows per task: several tasks a thread, so that a slow core holds nobody up. */
-int64_t cg_panel_rows(int64_t N, int threads);
+/* Rows per task of a product of T tokens: several tasks a thread, so that a slow core holds nobody up. */
+int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads);
 
 #endif

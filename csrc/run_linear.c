@@ -1,6 +1,12 @@
 /* The driver of linear: picks the kernel, packs the activations, cuts the outputs into panels. */
 #include "products.h"
 
+enum {
+    PANEL_ROWS = 64,           /* several passes over which stay in the second-level cache */
+    PANEL_FEW = 15,            /* tokens that read rows once, from memory: it gives more to long streams */
+    PANEL_BYTES = 512 * 1024,
+};
+
 static cg_linear *tile_of(cg_dtype dtype) {
     switch (dtype) {
     case CG_F32: return cg_active->linear_f32_tile;
@@ -48,9 +54,10 @@ cg_product cg_product_of(const cg_matrix *w, int64_t expert) {
     };
 }
 
-int64_t cg_panel_rows(int64_t N, int threads) {
-    int64_t rows = cg_round_up(N / (threads * 8) + 1, 16);
-    return cg_max(16, cg_min(rows, 64));
+int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads) {
+    int64_t rows = cg_round_up(w->N / (threads * 8) + 1, 16), most = PANEL_ROWS;
+    if (T <= PANEL_FEW) most = cg_max(most, PANEL_BYTES / cg_row_bytes(w->dtype, w->K) / 16 * 16);
+    return cg_max(16, cg_min(rows, most));
 }
 
 int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
@@ -98,7 +105,7 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
     job.p.T = T;
     job.p.add = add;
     job.p.x = ctx->scratch;
-    job.rows = cg_panel_rows(w->N, ctx->threads);
+    job.rows = cg_panel_rows(w, T, ctx->threads);
     cg_parallel(ctx->threads, (T + 15) / 16, pack_task, &job);
     cg_parallel(ctx->threads, (w->N + job.rows - 1) / job.rows, panel_task, &job);
     return CG_OK;

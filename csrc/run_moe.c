@@ -125,7 +125,7 @@ cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, cons
     cg_status bad = group_slots(&job, index, T, ctx->exact);
     if (bad) return bad;
     for (int m = 0; m < 2; m++) {
-        job.rows[m] = cg_panel_rows(job.matrix[m]->N, ctx->threads);
+        job.rows[m] = cg_panel_rows(job.matrix[m], T, ctx->threads);
         job.panels[m] = (job.matrix[m]->N + job.rows[m] - 1) / job.rows[m];
     }
     int64_t groups = job.group_count;
