@@ -16,8 +16,8 @@ from cgpt.sizes import SIZES
 
 CONTEXT = 512  # tokens of the prompt, and before the token decoded
 
-# The share of the roof where it was measured, whole models on AVX2 (bench/SPEED.md): decode 51 to 81 %, prompts of 512
-# tokens 55 to 79 %. Other machines will differ; hence "expected" beside "at_most", never instead of it.
+# The share of the roof where it was measured, whole models on AVX2 and AVX-512 (bench/SPEED.md): decode 51 to 87 %,
+# prompts of 512 tokens 55 to 81 %. Other machines will differ; hence "expected" beside "at_most", never instead of it.
 REACHED = {"decode": 0.65, "prompt": 0.6}
 
 VARIANTS: list[tuple[str, str | None]] = [
