@@ -1,7 +1,7 @@
-/* Products of many tokens in an order of their own: lanes are tokens, weights are broadcast, and the sum of a slice
-   of K is a register, as in Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008). A step is 4 bytes
-   of K: one f32, or a pair of bf16. Slices of the tokens' steps stay in the first-level cache while the decoded rows of a
-   panel pass; TILE_MOST_TOKENS share a decoding. */
+/* Products of many tokens in an order of their own: lanes are tokens, weights are broadcast, and the sum of a slice of K is
+   a register, as in Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008). A step is 4 bytes of
+   K: one f32, or a pair of bf16. A slice of the tokens' steps stays in the first-level cache while the decoded rows of a
+   panel pass; TILE_MOST_VECTORS of tokens share a decoding. */
 #ifndef CG_TILE_H
 #define CG_TILE_H
 
