@@ -11,7 +11,6 @@ cdef extern from "cgpt.h" nogil:
         CG_NO_FEATURE
         CG_AVX512_VNNI
         CG_AVX512_BF16
-        CG_FEATURES
     ctypedef enum cg_level:
         CG_REF, CG_LEVELS
     ctypedef enum cg_activation:

@@ -182,7 +182,7 @@ cg_level cg_highest_level(void);                    /* of this machine and build
 const char *cg_missing_for(cg_level level);         /* the first thing that keeps a level out, or NULL */
 cg_status cg_use_level(cg_level level);             /* CG_BAD_VALUE beyond the highest */
 /* Pretend that the CPU lacks a feature, and those that came with it or later; takes effect with cg_use_level. */
-typedef enum { CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16, CG_FEATURES } cg_feature;
+typedef enum { CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16 } cg_feature;
 void cg_mask_feature(cg_feature feature);
 cg_level cg_current_level(void);
 const char *cg_kernel_name(int slot);

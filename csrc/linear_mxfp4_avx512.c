@@ -27,7 +27,7 @@ static void mx_pack__avx512(void *packed, const cg_rows *x, int64_t T, int64_t K
 /* The scales of four groups, each in its group's four lanes; `groups` < 4 in a row's last block. */
 CG_INLINE __m512 mx_scales(const uint8_t *scales, int64_t groups) {
     uint32_t four = 0;
-    if (groups == 4) memcpy(&four, scales, sizeof four);
+    if (groups == 4) memcpy(&four, scales, sizeof four);  /* of a length not known it is a call */
     else memcpy(&four, scales, (size_t)groups);
     const __m128i spread = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     __m512i exponent = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(_mm_cvtsi32_si128((int)four), spread));
