@@ -100,13 +100,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--kv-cache-dtype", choices=KV_DTYPES, default=DEFAULT_KV_DTYPE["auto"])
-    parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--precision", choices=k.PRECISIONS, default="auto")
     parser.add_argument("--seconds", type=float, default=0.3)
     a = parser.parse_args()
-    ctx = k.Context(a.threads, a.exact)
+    ctx = k.Context(a.threads, a.precision)
     for level in cgpt.isa.available() if a.levels == ["all"] else a.levels:
         k.use_level(level)
-        top = say_roof(a.threads)
+        top = say_roof(a.threads, a.precision)
         for T in a.tokens:
             for name, kernel, arguments in calls(T, a.only, a.kv_cache_dtype):
                 s = median_seconds(kernel, ctx, arguments, a.seconds)
@@ -116,11 +116,11 @@ def main() -> None:
                     line += f" {read / s / 1e9:7.1f} GB/s {read / s / top.read_bytes_per_s:5.0%}"
                     line += f" {flops / s / 1e9:8.1f} GFLOP/s {flops / s / top.flops_per_s:5.0%}"
                 print(line, flush=True)
-        say_roof(a.threads)
+        say_roof(a.threads, a.precision)
 
 
-def say_roof(threads: int) -> roof.Roof:
-    found = roof.measure(threads)
+def say_roof(threads: int, precision: str) -> roof.Roof:
+    found = roof.measure(threads, precision=precision)
     print(f"{found.level:7s} roof of {threads} threads: {found.read_bytes_per_s / 1e9:.1f} GB/s, "
           f"{found.flops_per_s / 1e9:.1f} GFLOP/s {found.dtype}")  # fmt: skip
     return found

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cgpt import isa, quality
+from cgpt._kernels import PRECISIONS  # noqa: F401  what load() takes
 from cgpt.configs import GPT2Config, read_config
 from cgpt.errors import CgptError, CheckpointError, InputError
 from cgpt.generate import Completion
@@ -40,7 +41,7 @@ __version__ = "0.1.0"
 isa.use_best()
 
 _DEMO = Path(__file__).parent / "demo"
-PRECISIONS, DENSE = ("auto", "exact"), ("bf16", "int8")  # what load() takes
+DENSE = ("bf16", "int8")  # what load() takes
 
 
 def demo_models() -> list[str]:
@@ -74,10 +75,12 @@ def load(
 
     threads: default is the physical cores this process may use (cgpt.threads). precision: "auto" lets prompts use
     bf16 products where the CPU has them, fixed point and other orders of sums; "exact" keeps f32 activations
-    everywhere, and then every logit is the same to the bit for any threads, batch companions and chunking. dense:
+    everywhere, and then every logit is the same to the bit for any threads, batch companions and chunking; "int8" is
+    "auto" but for CPUs with AVX512_VNNI and no matrix units: there it rounds the activations of prompts, and of 12 or
+    more requests at once, to 8 bits where the weights are INT8 or MXFP4, group by group, as most engines do. dense:
     None keeps the dense matrices as stored, "bf16" rounds them, "int8" quantises those that products read whole, in
     groups of 64 (`cgpt quality` measures the price). kv_cache_dtype: what keys and values are kept as, "f32", "f16"
-    (up to 65,504; beyond, NumericsError says so) or "bf16"; None is f16 with "auto" and f32 with "exact". huge_pages
+    (up to 65,504; beyond, NumericsError says so) or "bf16"; None is f32 with "exact", else f16. huge_pages
     copies weights that would be read where the file is mapped into memory of huge pages: gpt-oss-20b's decode was 9 %
     faster there, but it took 20 s to open instead of 0.3, and processes no longer share one copy, so it is off by
     default; what load() copies anyway lies in them. It needs the checkpoint's size in free memory. progress(done,
@@ -86,7 +89,7 @@ def load(
     Raises CheckpointError, ConfigError, InputError or OutOfMemoryError, which say what is wrong and what to do.
     """
     if precision not in PRECISIONS:
-        raise InputError(f'precision is "auto" or "exact", not {precision!r}')
+        raise InputError(f'precision is "auto", "exact" or "int8", not {precision!r}')
     if dense not in (None, *DENSE):
         raise InputError(f'dense is None, "bf16" or "int8", not {dense!r}')
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):

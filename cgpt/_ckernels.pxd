@@ -19,9 +19,11 @@ cdef extern from "cgpt.h" nogil:
         CG_INT8_GROUP, CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN
         CG_KERNEL_COUNT, CG_ATTENTION_MOST
 
+    ctypedef enum cg_precision:
+        CG_PRECISION_AUTO, CG_PRECISION_EXACT, CG_PRECISION_INT8
     ctypedef struct cg_context:
         int threads
-        int exact
+        cg_precision precision
         void *scratch
         int64_t scratch_bytes
     ctypedef struct cg_matrix:
@@ -63,6 +65,7 @@ cdef extern from "cgpt.h" nogil:
         uint32_t (*read)(const uint32_t *, int64_t) noexcept nogil
         const cg_peak *peak
         const cg_peak *peak_tile
+        const cg_peak *peak_a8
     const cg_kernels *cg_active
 
     const char *cg_level_name(cg_level)
@@ -76,7 +79,7 @@ cdef extern from "cgpt.h" nogil:
     int cg_has_openmp()
     int cg_openmp_places(int *, int)
 
-    int64_t cg_uniform_tokens(const cg_matrix *, int64_t, int)
+    int64_t cg_uniform_tokens(const cg_matrix *, int64_t, cg_precision)
     int64_t cg_packed_most(const cg_matrix *, int64_t)
     cg_status cg_run_linear(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const cg_matrix *, int)
     int64_t cg_moe_scratch(const cg_matrix *, const cg_matrix *, int64_t, int64_t)

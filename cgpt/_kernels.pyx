@@ -16,6 +16,7 @@ import numpy as np
 from cgpt.errors import KernelError, OutOfMemoryError
 
 DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT8": CG_INT8, "U8": CG_U8}
+PRECISIONS = ("auto", "exact", "int8")  # cg_precision
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
 NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
 MXFP4_MAX_K, MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
@@ -83,24 +84,22 @@ use_level("ref")  # so that there is something to call; cgpt.isa chooses better
 
 # ------------------------------------------------------------------------------------------------ what kernels take
 
+cdef cg_precision as_precision(str name) except *:
+    if name not in PRECISIONS:
+        raise KernelError(f"unknown precision {name!r}; there are {', '.join(PRECISIONS)}")
+    return <cg_precision><int>PRECISIONS.index(name)
+
+
 cdef class Context:
-    """Threads, numerics and scratch memory of a series of calls. One at a time may use it."""
+    """Threads, one of PRECISIONS and scratch memory of a series of calls. One at a time may use it."""
     cdef cg_context c
 
-    def __init__(self, int threads, bint exact):
+    def __init__(self, int threads, str precision):
         self.c.threads = max(1, threads)
-        self.c.exact = exact
+        self.c.precision = as_precision(precision)
 
     def __dealloc__(self):
         free(self.c.scratch)
-
-    @property
-    def threads(self):
-        return self.c.threads
-
-    @property
-    def exact(self):
-        return bool(self.c.exact)
 
     cdef int reserve(self, int64_t size) except -1:
         if size <= self.c.scratch_bytes:
@@ -395,9 +394,9 @@ def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t colu
     check(status, "linear", (w.dtype, w.shape, T))
 
 
-def uniform_tokens(Matrix w, int64_t most, bint exact):
+def uniform_tokens(Matrix w, int64_t most, str precision):
     """The most tokens, `most` at the highest, that a product with w may have for each to get the bits it gets alone."""
-    return cg_uniform_tokens(&w.c, most, exact)
+    return cg_uniform_tokens(&w.c, most, as_precision(precision))
 
 
 def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
@@ -482,14 +481,15 @@ def read(Context ctx, int32_t[::1] out, Tensor data):
         cg_for_rows(ctx.c.threads, data.rows, job.cols, read_row, &job)
 
 
-def peak(Context ctx, Tensor out, int64_t rounds, *, float one=1, float x=1, bint tile=False):
-    """out[t] (one row) = what one run of `rounds` multiply-adds in every register gives, see cgpt.h; `tile`: of bf16.
-    The number of floating-point operations that took."""
+def peak(Context ctx, Tensor out, int64_t rounds, *, str dtype="f32", float one=1, float x=1):
+    """out[t] (one row) = what one run of `rounds` multiply-adds in every register gives, see cgpt.h, with factors of
+    `dtype`, "f32", "bf16" or "int8". The number of operations that took."""
     cdef PeakJob job
     job.out = out.out(0, 1, ANY, "peak out")
-    job.kernel = cg_active.peak_tile if tile else cg_active.peak
+    job.kernel = (cg_active.peak if dtype == "f32" else cg_active.peak_tile if dtype == "bf16" else
+                  cg_active.peak_a8 if dtype == "int8" else NULL)
     if job.kernel == NULL or rounds < 0:
-        raise KernelError(f"peak: {rounds} rounds of {'bf16' if tile else 'f32'} at level {level()}")
+        raise KernelError(f"peak: {rounds} rounds of {dtype} at level {level()}")
     job.one, job.x, job.rounds = one, x, rounds
     cdef int64_t tasks = out.cols, flops = job.kernel.flops * rounds
     with nogil:

@@ -67,7 +67,8 @@ def add_chat(command: Any, commands: Any) -> None:
 
     add = parser.add_argument_group("running").add_argument
     add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
-    add("--precision", choices=cgpt.PRECISIONS, default="auto", help="exact keeps float32 activations everywhere")
+    help = "exact: float32 activations everywhere; int8: 8 bits in prompts"
+    add("--precision", choices=cgpt.PRECISIONS, default="auto", help=help)
     add("--dense", choices=cgpt.DENSE, help="round dense matrices to bf16, or quantise them to 8 bits")
 
 

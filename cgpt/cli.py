@@ -185,7 +185,7 @@ def _add_generate(command: Any, commands: Any) -> None:
 
     add = parser.add_argument_group("running").add_argument
     add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
-    exact = "exact keeps float32 activations everywhere; auto (default) lets prompts use bf16 matrix units"
+    exact = "exact: float32 activations everywhere; auto (default): bf16 in prompts where that is faster; int8: 8 bits"
     add("--precision", choices=cgpt.PRECISIONS, default="auto", help=exact)
     lookup = "guess K tokens at a time where the text repeats itself: the same text, often sooner"
     add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)

@@ -10,7 +10,7 @@ from cgpt.errors import ContextLengthError, InputError, OutOfMemoryError
 
 KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}  # as load() names them, and the kernels
 KEY_AT, VALUE_AT = np.arange(KV_BLOCK).reshape(-1, 1, KV_PANEL), np.arange(KV_BLOCK).reshape(-1, 1)  # within a block
-DEFAULT_KV_DTYPE = {"exact": "f32", "auto": "f16"}  # by precision; f16 rounds eight times finer than bf16
+DEFAULT_KV_DTYPE = {"exact": "f32", "auto": "f16", "int8": "f16"}  # f16 rounds eight times finer than bf16
 
 
 @dataclass(frozen=True, eq=False)

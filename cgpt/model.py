@@ -39,9 +39,9 @@ class Workspace:
     """Scratch of one running step: kernel contexts (`exact` for what must not be rounded in any precision) and named
     activations [rows, columns], which only grow."""
 
-    def __init__(self, threads: int, exact: bool) -> None:
-        self.ctx = k.Context(threads, exact)
-        self.exact = k.Context(threads, True)
+    def __init__(self, threads: int, precision: str) -> None:
+        self.ctx = k.Context(threads, precision)
+        self.exact = k.Context(threads, "exact")
         self._tensors: dict[str, k.Tensor] = {}
 
     def tensor(self, name: str, rows: int, cols: int) -> k.Tensor:
@@ -103,7 +103,7 @@ class Model:
 
     def uniform_tokens(self, most: int) -> int:
         """The tokens, `most` at the highest, that a step may hold for each to get the bits it would get alone."""
-        return min(k.uniform_tokens(matrix, most, self.precision == "exact") for _, matrix in self.matrices())
+        return min(k.uniform_tokens(matrix, most, self.precision) for _, matrix in self.matrices())
 
     def matrices(self) -> Iterator[tuple[str, k.Matrix]]:
         """(name, weights) of every product of a step: what a block calls its own, and the head."""
@@ -207,7 +207,7 @@ class Model:
         try:
             ws = self._idle.pop()
         except IndexError:
-            ws = Workspace(self.threads, self.precision == "exact")
+            ws = Workspace(self.threads, self.precision)
         yield ws
         self._idle.append(ws)
 

@@ -23,7 +23,8 @@ SLICE = 0.01  # seconds of multiplying a thread is given at a time
 
 @dataclass(frozen=True)
 class Roof:
-    """The most that was reached. dtype: of the factors of flops_per_s, "f32" or "bf16" (sums are always f32)."""
+    """The most that was reached. dtype: of the factors of flops_per_s, "f32", "bf16" (sums of both are f32)
+    or "int8"."""
 
     read_bytes_per_s: float
     flops_per_s: float
@@ -32,16 +33,20 @@ class Roof:
     threads: int
 
 
-def measure(threads: int, seconds: float = 1.0) -> Roof:
+def measure(threads: int, seconds: float = 1.0, precision: str = "auto") -> Roof:
     """The roof of `threads` threads at the level in use, taking about `seconds` and some for filling memory.
 
     Memory: four times the last-level caches, 256 MiB to 1 GiB, less where that is more than a quarter of what is free.
-    Multiplication: what the level is best at, bf16 where it has such products (avx512 with AVX512_BF16, amx), else f32.
+    Multiplication: what the level is best at, bf16 where it has such products (avx512 with AVX512_BF16, amx), else f32;
+    with precision "int8" that of bytes where its kernels run.
     The best of many short runs: others' load can only take away. InputError for a number of threads below 1.
     """
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise InputError(f"threads is a number of at least 1, not {threads!r}")
-    dtype = "bf16" if k.kernels()["peak_tile"] != "-" else "f32"
+    kernels = k.kernels()
+    dtype = "bf16" if kernels["peak_tile"] != "-" else "f32"
+    if precision == "int8" and kernels["linear_int8_a8"] == kernels["peak_a8"] != "-":  # on amx they are those of bf16
+        dtype = "int8"
     return Roof(
         read_bandwidth(threads, seconds / 2), peak(threads, dtype, seconds / 2), k.level(), dtype, threads
     )
@@ -56,18 +61,18 @@ def read_bandwidth(threads: int, seconds: float) -> float:
         raise OutOfMemoryError(f"no {size >> 20} MiB of memory to measure its bandwidth with") from None
     with ThreadPoolExecutor(threads) as pool:  # pages are written, else all are the same one, and near who reads them
         list(pool.map(lambda part: part.fill(1), np.array_split(data, threads)))
-    ctx, tensor, out = k.Context(threads, True), k.Tensor(data), np.empty(len(data), np.int32)
+    ctx, tensor, out = k.Context(threads, "exact"), k.Tensor(data), np.empty(len(data), np.int32)
     return data.nbytes / _fastest(lambda: k.read(ctx, out, tensor), seconds)
 
 
 def peak(threads: int, dtype: str, seconds: float) -> float:
     """Floating-point operations per second that `threads` threads do on registers, with factors of `dtype`."""
-    ctx, rounds, tile = k.Context(threads, True), 1000, dtype == "bf16"
+    ctx, rounds = k.Context(threads, "exact"), 1000
     one = k.Tensor(np.empty(1, np.float32))
-    rounds = max(1, int(rounds * SLICE / _fastest(lambda: k.peak(ctx, one, rounds, tile=tile), 0)))
+    rounds = max(1, int(rounds * SLICE / _fastest(lambda: k.peak(ctx, one, rounds, dtype=dtype), 0)))
     out = k.Tensor(np.empty(4 * threads, np.float32))  # several a thread, so that a slow one holds nobody up
-    flops = k.peak(ctx, out, 1, tile=tile) * rounds
-    return flops / _fastest(lambda: k.peak(ctx, out, rounds, tile=tile), seconds)
+    flops = k.peak(ctx, out, 1, dtype=dtype) * rounds
+    return flops / _fastest(lambda: k.peak(ctx, out, rounds, dtype=dtype), seconds)
 
 
 def buffer_bytes(caches: int, available: int | None) -> int:

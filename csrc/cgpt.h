@@ -6,7 +6,7 @@
    Activations are f32, row-major; a *_stride counts elements of its array unless it ends in _bytes.
    Kernels do not allocate, print, exit or keep state. Every float result depends on its own row alone, never on the
    number of threads; the functions called *_tile also let the order of a sum depend on the number of tokens, and those
-   for bf16 products round activations, as does *_fixed.
+   for bf16 products round activations, as do *_fixed and *_a8.
 
    A kernel here works on one share of the job and knows nothing of threads; the drivers at the end of this file
    cut the job into shares. */
@@ -154,7 +154,7 @@ typedef void cg_attention_merge_fn(const cg_attention *a, int64_t g, int64_t row
 typedef uint32_t cg_read_fn(const uint32_t *data, int64_t n);
 
 /* Multiply-adds as fast as they go, from registers, on a single core. With one = 1 the result of run() is
-   flops / 2 * rounds * x (exact while it is an integer below 2^24): nothing of the work can be left out. */
+   flops / 2 * rounds * x (peak_a8's sums are integers; exact while it is an integer below 2^24): nothing of the work can be left out. */
 typedef const struct {
     int64_t flops;  /* of a round; a multiply-add is two */
     float (*run)(float one, float x, int64_t rounds);
@@ -190,9 +190,13 @@ const char *cg_kernel_variant(int slot);            /* "ref", "avx2", ..., or "-
 
 /* --------------------------------------------------------------------------------------------------- the drivers */
 
+/* How activations are multiplied: what is faster without losing more than bf16 does, as f32 everywhere, or also as 8-bit
+   integers where the weights have 8 bits or 4. */
+typedef enum { CG_PRECISION_AUTO, CG_PRECISION_EXACT, CG_PRECISION_INT8 } cg_precision;
+
 typedef struct {
     int threads;
-    int exact;              /* f32 activations everywhere */
+    cg_precision precision;
     void *scratch;          /* 64-byte aligned */
     int64_t scratch_bytes;
 } cg_context;
@@ -214,7 +218,7 @@ int cg_openmp_places(int *cpus, int most);
    linear. */
 int64_t cg_packed_most(const cg_matrix *w, int64_t T);
 /* The most tokens, `most` at the highest, that a product may have for every one to get the bits it gets alone. */
-int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, int exact);
+int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, cg_precision precision);
 cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t T,
                         const cg_matrix *w, int add);
 

@@ -118,6 +118,18 @@ EMU(__m512) emu_dpbf16_ps(__m512 sum, emu_u16 a, emu_u16 b) {
     return sum;
 }
 
+/* --------------------------------------------------------------------------------------------------------- bytes */
+
+EMU(__m512i) emu_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+    emu_i32 out = (emu_i32)sum;
+    uint8_t x[64];
+    int8_t y[64];
+    memcpy(x, &a, 64);
+    memcpy(y, &b, 64);
+    for (int i = 0; i < 64; i++) out[i / 4] += x[i] * y[i];
+    return (__m512i)out;
+}
+
 /* -------------------------------------------------------------------------------------------------------- tiles */
 
 static __thread union {
@@ -186,6 +198,7 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_mask_add_epi16 emu_mask_add_epi16
 #define _mm512_cvtne2ps_pbh emu_cvtne2ps_pbh
 #define _mm512_dpbf16_ps emu_dpbf16_ps
+#define _mm512_dpbusd_epi32 emu_dpbusd_epi32
 #define _tile_loadconfig(config) ((void)(config))
 #define _tile_release() ((void)0)
 #define _tile_zero(t) memset(&emu_tiles[t], 0, sizeof emu_tiles[t])

@@ -27,12 +27,14 @@ CG_INLINE void fixed_scale(const int n, int32_t *q, const float *x, float scale)
     }
 }
 
-/* q[n] of a group of n floats; returns its step. */
-CG_INLINE float fixed_round(const int n, int32_t *q, const float *x) {
+/* q[n] of a group of n floats, |q| <= most; returns its step. */
+CG_INLINE float fixed_round_to(const int n, const float most, int32_t *q, const float *x) {
     float largest = fixed_largest(n, x);
     int zero = !(largest >= 0x1p-100f);
-    fixed_scale(n, q, x, zero ? 0.f : 32767.f / largest);
-    return zero ? largest - largest : largest / 32767.f;  /* 0, or NaN */
+    fixed_scale(n, q, x, zero ? 0.f : most / largest);
+    return zero ? largest - largest : largest / most;  /* 0, or NaN */
 }
+
+CG_INLINE float fixed_round(const int n, int32_t *q, const float *x) { return fixed_round_to(n, 32767.f, q, x); }
 
 #endif

@@ -30,7 +30,7 @@ CG_INLINE void tile_floats(const cg_dtype dtype, float *out, const cg_product *p
         tile_floats(dtype, out, p, n, k0, k1); \
     } \
     static void CG_NAME(tile_panel_##name)(const cg_product *p, int64_t n0, int64_t n1) { \
-        tile_many(DOT_F32, dtype, tile_floats_##name, p, n0, n1); \
+        tile_many(p->K, 1, TILE_STEPS, dtype, tile_floats_##name, tile_rows_f32, p, n0, n1); \
     } \
     static cg_linear CG_NAME(linear_##name##_tile) = {CG_NAME(tile_packed_f32), CG_NAME(tile_pack_f32), \
                                                       CG_NAME(tile_panel_##name), .least_tokens = TILE_LEAST_F32};

@@ -48,15 +48,15 @@ CG_INLINE void tile_decode_int8(void *out, const cg_product *p, int64_t n, int64
 
 static void panel_bf16_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
     if (p->T <= TILE_FEW) dot_few(DOT_PAIRS, CG_BF16, p, n0, n1);
-    else tile_many(DOT_PAIRS, CG_BF16, tile_decode_bf16, p, n0, n1);
+    else tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_BF16, tile_decode_bf16, tile_rows_pairs, p, n0, n1);
 }
 
 static void panel_mxfp4_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
-    tile_many(DOT_PAIRS, CG_MXFP4, tile_decode_mxfp4, p, n0, n1);
+    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_MXFP4, tile_decode_mxfp4, tile_rows_pairs, p, n0, n1);
 }
 
 static void panel_int8_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
-    tile_many(DOT_PAIRS, CG_INT8, tile_decode_int8, p, n0, n1);
+    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_INT8, tile_decode_int8, tile_rows_pairs, p, n0, n1);
 }
 
 static cg_linear linear_bf16_tile__avx512bf16 = {packed_bytes_bf16_tile__avx512bf16, pack_bf16_tile__avx512bf16,

@@ -5,7 +5,7 @@
 #include "parallel.h"
 
 /* The kernel for T tokens: a tile kernel where one exists, pays and is allowed. */
-cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact);
+cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision);
 /* A shape or dtype no kernel takes. */
 cg_status cg_check_matrix(const cg_matrix *w);
 /* w, scales, bias and K of one expert's product (a plain matrix is expert 0). */

@@ -18,9 +18,15 @@ static cg_linear *tile_of(cg_dtype dtype) {
     }
 }
 
-cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int exact) {
+static cg_linear *a8_of(cg_dtype dtype) {
+    return dtype == CG_MXFP4 ? cg_active->linear_mxfp4_a8 : dtype == CG_INT8 ? cg_active->linear_int8_a8 : NULL;
+}
+
+cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision) {
     const cg_kernels *k = cg_active;
-    cg_linear *tile = tile_of(w->dtype);
+    cg_linear *tile = tile_of(w->dtype), *a8 = a8_of(w->dtype);
+    int exact = precision == CG_PRECISION_EXACT;
+    if (precision == CG_PRECISION_INT8 && a8 && T >= a8->least_tokens && w->K <= CG_TILE_MAX_K) return a8;
     if (!exact && tile && T >= tile->least_tokens && w->K <= CG_TILE_MAX_K) return tile;
     if (!exact && w->dtype == CG_INT8) return k->linear_int8_fixed;
     if (!exact && w->dtype == CG_MXFP4 && k->linear_mxfp4_fixed) {
@@ -61,17 +67,18 @@ int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads) {
 }
 
 int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
-    cg_linear *kernels[] = {cg_pick_linear(w, T, 1), cg_pick_linear(w, T, 0), cg_pick_linear(w, 1, 0)};
+    cg_linear *kernels[] = {cg_pick_linear(w, T, CG_PRECISION_EXACT), cg_pick_linear(w, T, CG_PRECISION_AUTO),
+                            cg_pick_linear(w, T, CG_PRECISION_INT8), cg_pick_linear(w, 1, CG_PRECISION_AUTO)};
     int64_t most = 0;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         if (kernels[i]) most = cg_max(most, kernels[i]->packed_bytes(T, w->K));
     return most;
 }
 
-/* One kernel gives a row the same bits among any number of rows; the *_tile ones do not, but none is for one token. */
-int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, int exact) {
+/* One kernel gives a row the same bits among any number of rows; the *_tile and *_a8 ones do not, but none is for one token. */
+int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, cg_precision precision) {
     int64_t T = 1;
-    while (T < most && cg_pick_linear(w, T + 1, exact) == cg_pick_linear(w, 1, exact)) T++;
+    while (T < most && cg_pick_linear(w, T + 1, precision) == cg_pick_linear(w, 1, precision)) T++;
     return T;
 }
 
@@ -97,7 +104,7 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
                         const cg_matrix *w, int add) {
     cg_status bad = cg_check_matrix(w);
     if (bad) return bad;
-    linear_job job = {.kernel = cg_pick_linear(w, T, ctx->exact), .p = cg_product_of(w, 0), .x = {x, x_stride, NULL},
+    linear_job job = {.kernel = cg_pick_linear(w, T, ctx->precision), .p = cg_product_of(w, 0), .x = {x, x_stride, NULL},
                       .N = w->N, .packed = ctx->scratch};
     if (job.kernel->packed_bytes(T, w->K) > ctx->scratch_bytes) return CG_NO_MEMORY;
     job.p.y = y;

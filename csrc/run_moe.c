@@ -46,7 +46,7 @@ int64_t cg_moe_scratch(const cg_matrix *gate_up, const cg_matrix *down, int64_t 
 }
 
 /* Counting sort of the T x k choices by expert; every packed group starts at a multiple of 64 bytes. */
-static cg_status group_slots(moe_job *job, const int32_t *index, int64_t T, int exact) {
+static cg_status group_slots(moe_job *job, const int32_t *index, int64_t T, cg_precision precision) {
     int64_t first[CG_MAX_EXPERTS + 1] = {0}, E = job->matrix[0]->E, packed[2] = {0, 0};
     for (int64_t i = 0; i < T * job->k; i++) {
         if (index[i] < 0 || index[i] >= E) return CG_BAD_VALUE;
@@ -60,7 +60,7 @@ static cg_status group_slots(moe_job *job, const int32_t *index, int64_t T, int 
         *g = (moe_group){.expert = e, .first = first[e], .count = count};
         for (int m = 0; m < 2; m++) {
             const cg_matrix *w = job->matrix[m];
-            g->kernel[m] = cg_pick_linear(w, count, exact);
+            g->kernel[m] = cg_pick_linear(w, count, precision);
             g->packed[m] = packed[m];
             packed[m] += g->kernel[m]->packed_bytes(count, w->K);
         }
@@ -122,7 +122,7 @@ cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, cons
     moe_job job = {.matrix = {gate_up, down}, .x = x, .weight = weight, .x_stride = x_stride, .k = k, .out = out,
                    .out_stride = out_stride, .alpha = alpha, .limit = limit};
     lay_out(&job, ctx->scratch, T, k);
-    cg_status bad = group_slots(&job, index, T, ctx->exact);
+    cg_status bad = group_slots(&job, index, T, ctx->precision);
     if (bad) return bad;
     for (int m = 0; m < 2; m++) {
         job.rows[m] = cg_panel_rows(job.matrix[m], T, ctx->threads);

@@ -28,7 +28,7 @@ typedef struct {
     int64_t row_bytes, next_bytes;
     uint32_t rows[TILE_PANEL][TILE_ROW_STEPS];
     vf sums[TILE_MOST_VECTORS][TILE_PANEL];
-    int64_t steps;     /* of the slice at hand */
+    int64_t from, steps;  /* of the slice at hand */
     int first, last;   /* whether it is the first, the last */
 } tile_job;
 
@@ -92,20 +92,25 @@ CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job
 }
 
 /* All rows of the panel for M vectors of tokens. */
-CG_INLINE void tile_rows(const int M, const dot_sums how, tile_job *j, const cg_product *p, const vf *x,
-                         int64_t x_vectors, int64_t n0, int64_t rows, int64_t t, int64_t at) {
-    int64_t r = 0;
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS) tile_block(TILE_ROWS, M, how, j, p, x, x_vectors, n0, r, t, at);
-    for (; r < rows; r++) tile_block(1, M, how, j, p, x, x_vectors, n0, r, t, at);
-}
+typedef void tile_rows(const int M, tile_job *j, const cg_product *p, const vf *x, int64_t x_vectors, int64_t n0,
+                       int64_t rows, int64_t t, int64_t at);
 
-/* Outputs n0 .. n1-1 for all tokens. */
-CG_INLINE void tile_many(const dot_sums how, const cg_dtype dtype, tile_decode *decode, const cg_product *p, int64_t n0,
-                         int64_t n1) {
+#define TILE_ROWS_OF(name, how) \
+    CG_INLINE void name(const int M, tile_job *j, const cg_product *p, const vf *x, int64_t x_vectors, int64_t n0, \
+                        int64_t rows, int64_t t, int64_t at) { \
+        int64_t r = 0; \
+        for (; r + TILE_ROWS <= rows; r += TILE_ROWS) tile_block(TILE_ROWS, M, how, j, p, x, x_vectors, n0, r, t, at); \
+        for (; r < rows; r++) tile_block(1, M, how, j, p, x, x_vectors, n0, r, t, at); \
+    }
+TILE_ROWS_OF(tile_rows_f32, DOT_F32)
+TILE_ROWS_OF(tile_rows_pairs, DOT_PAIRS)
+#undef TILE_ROWS_OF
+
+/* Outputs n0 .. n1-1 for all tokens, whose rows have `steps` of `values` values each, in slices of `most` at most. */
+CG_INLINE void tile_many(int64_t steps, const int64_t values, const int64_t most, const cg_dtype dtype,
+                         tile_decode *decode, tile_rows *multiply, const cg_product *p, int64_t n0, int64_t n1) {
     tile_job j;
-    int64_t values = how == DOT_PAIRS ? 2 : 1, steps = (p->K + values - 1) / values;
-    int64_t slices = (steps + TILE_STEPS - 1) / TILE_STEPS;
-    int64_t slice = cg_round_up((steps + slices - 1) / slices, TILE_STEPS_ALIGN);
+    int64_t slices = (steps + most - 1) / most, slice = cg_round_up((steps + slices - 1) / slices, TILE_STEPS_ALIGN);
     int64_t vectors = (p->T + CG_LANES - 1) / CG_LANES;
     j.row_bytes = cg_row_bytes(dtype, p->K);
     j.next_bytes = cg_row_bytes(dtype, slice * values);
@@ -114,6 +119,7 @@ CG_INLINE void tile_many(const dot_sums how, const cg_dtype dtype, tile_decode *
             for (int64_t s = 0; s < steps; s += slice) {
                 int64_t rows = cg_min(TILE_PANEL, n1 - n), end = cg_min(v0 + TILE_MOST_VECTORS, vectors), v = v0;
                 const vf *x = (const vf *)p->x + s;
+                j.from = s;
                 j.steps = cg_min(slice, steps - s);
                 j.first = s == 0;
                 j.last = s + slice >= steps;
@@ -122,9 +128,9 @@ CG_INLINE void tile_many(const dot_sums how, const cg_dtype dtype, tile_decode *
                 for (int64_t r = 0; r < rows; r++)
                     decode(j.rows[r], p, n + r, s * values, cg_min((s + slice) * values, p->K));
                 for (; v + TILE_VECTORS <= end; v += TILE_VECTORS)
-                    tile_rows(TILE_VECTORS, how, &j, p, x + v * steps, steps, n, rows, v * CG_LANES, v - v0);
-                if (end - v == 2) tile_rows(2, how, &j, p, x + v * steps, steps, n, rows, v * CG_LANES, v - v0);
-                if (end - v == 1) tile_rows(1, how, &j, p, x + v * steps, steps, n, rows, v * CG_LANES, v - v0);
+                    multiply(TILE_VECTORS, &j, p, x + v * steps, steps, n, rows, v * CG_LANES, v - v0);
+                if (end - v == 2) multiply(2, &j, p, x + v * steps, steps, n, rows, v * CG_LANES, v - v0);
+                if (end - v == 1) multiply(1, &j, p, x + v * steps, steps, n, rows, v * CG_LANES, v - v0);
             }
 }
 

@@ -9,15 +9,16 @@ from reference.mxfp4 import dequantise
 
 from cgpt import _kernels
 
-# Row-wise and exact kernels, the tile kernels ("-": none), those of fixed point for MXFP4 and for INT8, that each level
-# must run. A kernel that silently falls back to a lower level's fails the test that asks for it.
+# Row-wise and exact kernels, the tile kernels ("-": none), those of fixed point for MXFP4 and for INT8, those of 8-bit
+# activations, that each level must run. A kernel that silently falls back to a lower level's fails the test that asks
+# for it.
 VARIANTS = {
-    "ref": ("ref", "-", "ref", "ref"),
-    "avx2": ("avx2", "-", "avx2", "avx2"),
-    "avx512": ("avx512", "avx512bf16", "avx512vnni", "avx512vnni"),
-    "avx512-nobf16": ("avx512", "-", "avx512vnni", "avx512vnni"),
-    "avx512-novnni": ("avx512", "-", "avx512", "avx512"),
-    "amx": ("avx512", "amx", "avx512vnni", "avx512vnni"),
+    "ref": ("ref", "-", "ref", "ref", "-"),
+    "avx2": ("avx2", "-", "avx2", "avx2", "-"),
+    "avx512": ("avx512", "avx512bf16", "avx512vnni", "avx512vnni", "avx512vnni"),
+    "avx512-nobf16": ("avx512", "-", "avx512vnni", "avx512vnni", "avx512vnni"),
+    "avx512-novnni": ("avx512", "-", "avx512", "avx512", "-"),
+    "amx": ("avx512", "amx", "avx512vnni", "avx512vnni", "amx"),
 }
 AVX512_VARIANTS = ("avx512-novnni", "avx512-nobf16", "avx512")  # each has what those before it have
 MASKS = {"nobf16": "avx512_bf16", "novnni": "avx512_vnni"}
@@ -26,6 +27,7 @@ TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 23, 24, 31, 33, 48, 49, 100)
 # `auto` uses tile kernels from here on
 TILE_TOKENS = {"avx512bf16": {"BF16": 8, "MXFP4": 24, "INT8": 24}, "amx": {"BF16": 8, "MXFP4": 8, "INT8": 8}}
 FIXED_MOST = {"ref": 16}  # and the portable linear_mxfp4_fixed up to here
+A8_TOKENS = 12  # precision int8 uses its own kernels from here on
 TILE_FLOATS = 48  # and those of f32, f16 and, where no CPU multiplies them, bf16
 THREADS = (1, 2, 4)
 
@@ -60,9 +62,11 @@ def use_level(level):
 
 def expected_variant(level, slot):
     """The variant that `level` promises for a slot."""
-    common, tile, mxfp4_fixed, int8_fixed = VARIANTS[level]
+    common, tile, mxfp4_fixed, int8_fixed, a8 = VARIANTS[level]
     special = {"linear_mxfp4_fixed": mxfp4_fixed, "linear_int8_fixed": int8_fixed}
     special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
+    special |= dict.fromkeys(("linear_mxfp4_a8", "linear_int8_a8"), a8)
+    special["peak_a8"] = "avx512vnni" if a8 != "-" else "-"
     if tile != "-":
         special["linear_bf16_tile"] = tile
     return special.get(slot, common)
@@ -78,12 +82,17 @@ def check_slots(level, *slots):
 def tiled(level, dtype, T, exact=False):
     """Whether a product with T tokens is a tile kernel's, which sums in an order of its own."""
     variant = expected_variant(level, f"linear_{dtype.lower()}_tile")
-    return not exact and T >= TILE_TOKENS.get(variant, {}).get(dtype, TILE_FLOATS if variant != "-" else math.inf)
+    least = TILE_TOKENS.get(variant, {}).get(dtype, TILE_FLOATS if variant != "-" else math.inf)
+    return exact is not True and T >= least
 
 
 def rounding(level, dtype, T, exact=False):
-    """How a product with T tokens rounds its activations: "bf16", "fixed 32" (16 bits per group of 32), "fixed 64" or
-    None, not at all."""
+    """How a product with T tokens rounds its activations: "bf16", "fixed 32" (16 bits per group of 32), "fixed 64",
+    "bytes 32", "bytes 64" or None, not at all. exact: True, False for auto, or "int8"."""
+    if exact == "int8":
+        if VARIANTS[level][4] == "avx512vnni" and dtype in ("MXFP4", "INT8") and T >= A8_TOKENS:
+            return "bytes 32" if dtype == "MXFP4" else "bytes 64"
+        exact = False
     if exact:
         return None
     if dtype in ("BF16", "MXFP4", "INT8") and VARIANTS[level][1] != "-" and tiled(level, dtype, T):
@@ -93,8 +102,23 @@ def rounding(level, dtype, T, exact=False):
     return "fixed 32" if dtype == "MXFP4" and T <= FIXED_MOST.get(VARIANTS[level][2], math.inf) else None
 
 
+def in_bytes(x, size):
+    """x in steps of each group's largest / 127, and how far off a value is that lies between two steps."""
+    K = x.shape[-1]
+    padded = np.pad(x.astype(np.float32), [(0, 0)] * (x.ndim - 1) + [(0, -K % size)])
+    groups = padded.reshape(*x.shape[:-1], -1, size)
+    largest = np.abs(groups).max(-1, keepdims=True)
+    step = (largest / np.float32(127)).astype(np.float64)
+    scale = np.float32(127) / np.where(largest > 0, largest, 1)
+    steps = groups.astype(np.float64) * scale
+    between = np.abs(steps - np.floor(steps) - 0.5) < 1e-4
+    return tuple(v.reshape(padded.shape)[..., :K] for v in (np.rint(steps) * step, between * step))
+
+
 def operand(x, how):
     """x as a kernel that rounds so multiplies it, and how far off each value may be yet."""
+    if how and how.startswith("bytes"):
+        return in_bytes(x, int(how.split()[1]))
     if how and how.startswith("fixed"):
         size, K = int(how.split()[1]), x.shape[-1]
         padded = np.pad(np.abs(x), [(0, 0)] * (x.ndim - 1) + [(0, -K % size)])
@@ -110,7 +134,8 @@ def multiplied(w, how):
 
 
 def context(exact=True, threads=1):
-    return _kernels.Context(threads, exact)
+    """exact: True, False for auto, or a precision by name."""
+    return _kernels.Context(threads, {True: "exact", False: "auto"}.get(exact, exact))
 
 
 def tensor(array):

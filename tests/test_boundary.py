@@ -321,7 +321,7 @@ x, index, weight = np.zeros((T, 1), np.float32), np.zeros((T, 1), np.int32), np.
 out = np.zeros((T, N), np.float32)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, resource.RLIM_INFINITY))
-ctx = _kernels.Context(1, True)
+ctx = _kernels.Context(1, "exact")
 tensors = [_kernels.Tensor(a) for a in (out, x, weight)]
 try:
     _kernels.moe(ctx, tensors[0], tensors[1], index, tensors[2], gate_up, down, 1.0, 7.0, T)

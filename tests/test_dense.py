@@ -68,14 +68,28 @@ def test_int8_takes_what_products_read_whole(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_int8_steps_in_any_cut_give_the_same_bits(level, name, precision):
     """In exact; in auto too, where no kernel rounds to bf16: integer sums do not know how many tokens there are."""
-    tiles = cgpt.kernels()["linear_int8_tile"] != "-"
-    if precision == "auto" and (tiles or name == "demo-gpt-oss"):  # whose experts are not int8
+    tiles = cgpt.kernels()["linear_int8_tile" if precision == "auto" else "linear_int8_a8"] != "-"
+    if precision != "exact" and (tiles or name == "demo-gpt-oss"):  # whose experts are not int8
         pytest.skip("steps of different length round differently here")
     model, ids = cgpt.load(name, precision=precision, dense="int8"), np.arange(7, 157) % 250
     whole, sequence = model.logits(ids), model.new_sequence(200)
     parts = np.split(ids, [1, 2, 9, 40, 41])
     cut = np.concatenate([model.step([(sequence, part)], rows="all") for part in parts])
     assert_same_bits(cut, whole, "cut into steps")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_precision_int8_rounds_prompts_alone(level, name):
+    """Not steps of one token, and nothing where the CPU has no kernels for it."""
+    auto, ids = cgpt.load(name, dense="int8"), np.arange(7, 47)
+    model = auto.at_precision("int8")
+    differs = cgpt.kernels()["linear_int8_a8"] != cgpt.kernels()["linear_int8_tile"]
+    expected, found = auto.logits(ids), model.logits(ids)
+    off = (found - expected).std() / expected.std()
+    assert 0 < off < 0.1 if differs else off == 0
+    one, other = auto.new_sequence(3), model.new_sequence(3)
+    for i in (7, 8, 9):
+        assert_same_bits(model.step([(other, [i])]), auto.step([(one, [i])]), f"token {i} alone")
 
 
 def test_bf16_rounds_every_matrix(tmp_path):

@@ -51,15 +51,16 @@ def product(dtype, K, how):
     return x.astype(np.float64) @ values.T, dot_tolerance(x, values) + off @ np.abs(values).T
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
+@pytest.mark.parametrize("precision", _kernels.PRECISIONS)
 @pytest.mark.parametrize("dtype", SLOTS)
-def test_uniform_tokens(level, dtype, exact):
+def test_uniform_tokens(level, dtype, precision):
     """As long as rounding and order are those of one token; test_kvcache.py compares the bits."""
+    exact = {"exact": True, "auto": False}.get(precision, precision)
     alike = [rounding(level, dtype, T, exact) == rounding(level, dtype, 1, exact) and not tiled(level, dtype, T, exact)
              for T in range(1, 61)]  # fmt: skip
     expected = ([*alike, False]).index(False)
-    assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 60, exact) == expected >= 4
-    assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 1, exact) == 1
+    assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 60, precision) == expected >= 4
+    assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 1, precision) == 1
 
 
 @pytest.mark.parametrize("dtype", SLOTS)

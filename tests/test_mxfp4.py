@@ -143,8 +143,8 @@ for groups in range(1, 34):
     matrix = _kernels.Matrix("MXFP4", blocks, scales)
     for T in (1, 2, 3, 4, 5, 9, 33):
         x, y = np.ones((T, 32 * groups), np.float32), np.ones((T, 3), np.float32)
-        for exact in (True, False):
-            _kernels.linear(_kernels.Context(1, exact), _kernels.Tensor(y), _kernels.Tensor(x), matrix, T)
+        for precision in _kernels.PRECISIONS:
+            _kernels.linear(_kernels.Context(1, precision), _kernels.Tensor(y), _kernels.Tensor(x), matrix, T)
             assert (y == 0).all()
 print("all read", flush=True)
 if sys.argv[3]:

@@ -1,4 +1,4 @@
-"""peak and peak_tile: what they add up proves that the operations they count were done."""
+"""peak, peak_tile and peak_a8: what they add up proves that the operations they count were done."""
 
 import numpy as np
 import pytest
@@ -36,13 +36,25 @@ def test_peak_tile(level):
     check_slots(level, "peak_tile")
     if not has_tile(level):
         with pytest.raises(KernelError, match=f"peak: 1 rounds of bf16 at level {_kernels.level()}"):
-            peak(1, tile=True)
+            peak(1, dtype="bf16")
         return
     for rounds in (0, 1, 2, 7):
         for one, x in ((1, 1), (2, 3), (1, -0.5)):
-            out, flops = peak(rounds, one=one, x=x, tile=True)
+            out, flops = peak(rounds, one=one, x=x, dtype="bf16")
             assert out == flops / 2 * one * x, f"{rounds} rounds of {one} * {x}"
-    assert peak(1, x=1 + 2**-9, tile=True)[0] == peak(1, tile=True)[0], "factors are rounded to bf16"
+    assert peak(1, x=1 + 2**-9, dtype="bf16")[0] == peak(1, dtype="bf16")[0], "factors are rounded to bf16"
+
+
+def test_peak_a8(level):
+    check_slots(level, "peak_a8")
+    if _kernels.kernels()["peak_a8"] == "-":
+        with pytest.raises(KernelError, match=f"peak: 1 rounds of int8 at level {_kernels.level()}"):
+            peak(1, dtype="int8")
+        return
+    for rounds in (0, 1, 2, 7):
+        for one, x in ((1, 1), (2, 3), (1, -2), (200, 100)):
+            out, flops = peak(rounds, one=one, x=x, dtype="int8")
+            assert out == flops / 2 * one * x, f"{rounds} rounds of {one} * {x}"
 
 
 def test_threads_each_do_their_part(level):
@@ -55,3 +67,5 @@ def test_threads_each_do_their_part(level):
 def test_rounds_are_not_negative():
     with pytest.raises(KernelError, match="peak: -1 rounds"):
         peak(-1)
+    with pytest.raises(KernelError, match="rounds of f64"):
+        peak(1, dtype="f64")

@@ -13,6 +13,8 @@ def test_measure(level):
     found = roof.measure(2, seconds=0.02)
     assert found.threads == 2 and found.level == _kernels.level()
     assert found.dtype == ("bf16" if _kernels.kernels()["peak_tile"] != "-" else "f32")
+    bytes_too = roof.measure(1, seconds=0.02, precision="int8").dtype
+    assert bytes_too == ("int8" if _kernels.kernels()["linear_int8_a8"] == "avx512vnni" else found.dtype)
     assert 0 < found.read_bytes_per_s < 1e14 and 0 < found.flops_per_s < 1e17
 
 
@@ -28,7 +30,7 @@ def test_bytes_and_operations_over_the_shortest_time(monkeypatch):
     monkeypatch.setattr(roof, "buffer_bytes", lambda caches, available: 8 * MIB)
     assert roof.read_bandwidth(1, 3.0) == 8 * MIB / 0.25
     # 1000 rounds took 0.25 s, so 40 take a slice of 0.01 s; there are four for each of three threads.
-    assert roof.peak(3, "f32", 5.0) == 40 * _kernels.peak(_kernels.Context(1, True), results(12), 1) / 0.25
+    assert roof.peak(3, "f32", 5.0) == 40 * _kernels.peak(_kernels.Context(1, "exact"), results(12), 1) / 0.25
     assert calls == [3.0, 0, 5.0]
 
 

@@ -59,14 +59,14 @@ def bench(
         fitting, too_long = cases(model.context_length, prompts, gens, depths, parallels)
         for case in too_long:
             say(f"{case} is left out: it takes more than the {model.context_length} positions of this model")
-        rng, before = np.random.default_rng(), roof.measure(model.threads, ROOF_SECONDS)
+        rng, before = np.random.default_rng(), roof.measure(model.threads, ROOF_SECONDS, precision)
         for case in fitting:
             say(f"{case}, {model.threads} threads")
             rows.reset_peak_memory()
             watch = Watch()
             measured = measure(model, case, repetitions, rng)
             shares, faults, memory = watch.shares(), watch.faults(), rows.peak_memory()
-            after = roof.measure(model.threads, ROOF_SECONDS)
+            after = roof.measure(model.threads, ROOF_SECONDS, precision)
             memory = None if memory is None else max(memory, loading)
             row = facts | rows.row(measured, (before, after), shares, memory, faults)
             if profile:

@@ -67,11 +67,11 @@ class Setting:
 
     @cached_property
     def ctx(self) -> k.Context:
-        return k.Context(self.threads, False)
+        return k.Context(self.threads, "auto")
 
     @cached_property
     def exact(self) -> k.Context:
-        return k.Context(self.threads, True)
+        return k.Context(self.threads, "exact")
 
     @cached_property
     def rope_tables(self) -> RopeTables:

@@ -123,5 +123,5 @@ def attended(sink: float | None) -> float:
     cache = Sequence([0], 1, D, T, dtype=KEPT)
     given = None if sink is None else k.Tensor(np.array([sink], np.float32))
     spans = [(cache.layers[0], 0, 0, T)]
-    k.attention(k.Context(1, True), out, k.Tensor(qkv), spans, 1, scale=D**-0.5, sinks=given)
+    k.attention(k.Context(1, "exact"), out, k.Tensor(qkv), spans, 1, scale=D**-0.5, sinks=given)
     return float(out.array[-1, 0])

@@ -108,7 +108,7 @@ def relative_change(distance: int) -> float:
     last = GPT_OSS.max_position_embeddings - 1
     cos, sin = RopeTables(GPT_OSS)(last + 1)
     q, key = np.random.default_rng(0).standard_normal((2, D), np.float32)
-    ctx, scores = k.Context(1, True), []
+    ctx, scores = k.Context(1, "exact"), []
     for at in np.linspace(0, last - distance, 200).astype(int):
         pair = np.stack([key, q])
         for row, position in ((0, at), (1, at + distance)):

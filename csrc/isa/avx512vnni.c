@@ -9,11 +9,16 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 #include "../emulate.h"
 #include "../linear_mxfp4_fixed_x86.c"
 #include "../linear_int8_fixed.c"
+#include "../linear_a8_avx512vnni.c"
+#include "../peak_a8_avx512vnni.c"
 
 extern const cg_kernels cg_kernels__avx512vnni;
 const cg_kernels cg_kernels__avx512vnni = {
     .linear_mxfp4_fixed = &fixed_linear_hand__avx512vnni,
     .linear_int8_fixed = &linear_int8_fixed__avx512vnni,
+    .linear_mxfp4_a8 = &linear_mxfp4_a8__avx512vnni,
+    .linear_int8_a8 = &linear_int8_a8__avx512vnni,
+    .peak_a8 = &peak_a8__avx512vnni,
 };
 CG_TARGET_END
 #endif
