@@ -20,7 +20,7 @@ ATT_BLOCK(f32, 1, CG_F32)
 ATT_BLOCK(f16, 1, CG_F16)
 ATT_BLOCK(bf16, 1, CG_BF16)
 #undef ATT_BLOCK
-#define ATT_BLOCK(name, dtype) \
+#define ATT_BLOCK_OF(name, dtype) \
     ((dtype) == CG_F32 ? att_block_##name##f32 : (dtype) == CG_F16 ? att_block_##name##f16 : att_block_##name##bf16)
 
 /* The block's keys and values in the cache. */
@@ -68,13 +68,40 @@ static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int
         att_ahead ahead = {next_k + tile * half * D, next_v + tile * half * Dv, 2 * CG_LANES * bytes / halves};
         if (tile >= halves) ahead = (att_ahead){next_k, next_v, 0};
         if (m + ATT_ROWS <= N) {
-            ATT_BLOCK(tile_, dtype)(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
+            ATT_BLOCK_OF(tile_, dtype)(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
             m += ATT_ROWS;
         } else {
-            ATT_BLOCK(, dtype)(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
+            ATT_BLOCK_OF(, dtype)(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
             m++;
         }
     }
+}
+
+CG_INLINE const float *att_query(const cg_attention *a, int64_t g, int64_t row) {
+    int64_t rep = a->H / a->G;
+    return a->q + row / rep * a->q_stride + (g * rep + row % rep) * a->D;
+}
+
+/* The N scaled queries from row0 on: of whole tiles [D, ATT_ROWS], of the rest [D]. */
+static inline void att_queries(const cg_attention *a, int64_t g, int64_t row0, int64_t N, float *q) {
+    int64_t D = a->D, m = 0;
+    for (; m + ATT_ROWS <= N; m += ATT_ROWS)
+        for (int i = 0; i < ATT_ROWS; i += 4) {
+            const float *from[4];
+            float *to = q + m * D + i;
+            int64_t d = 0;
+            for (int j = 0; j < 4; j++) from[j] = att_query(a, g, row0 + m + i + j);
+            for (; d + 4 <= D; d += 4) {
+                f4 v[4];
+                for (int j = 0; j < 4; j++) memcpy(&v[j], from[j] + d, sizeof v[j]);
+                f4_transpose(v);
+                for (int j = 0; j < 4; j++) v[j] *= a->scale, memcpy(to + (d + j) * ATT_ROWS, &v[j], sizeof v[j]);
+            }
+            for (; d < D; d++)
+                for (int j = 0; j < 4; j++) to[d * ATT_ROWS + j] = from[j][d] * a->scale;
+        }
+    for (; m < N; m++)
+        for (int64_t d = 0; d < D; d++) q[m * D + d] = att_query(a, g, row0 + m)[d] * a->scale;
 }
 
 static void CG_NAME(attention)(const cg_attention *a, int64_t g, int64_t row0, int64_t row1, int64_t span0,
@@ -82,13 +109,11 @@ static void CG_NAME(attention)(const cg_attention *a, int64_t g, int64_t row0, i
     float q[CG_ATTENTION_FLOATS], part[CG_ATTENTION_STATE], wide[2 * CG_MAX_HEAD_DIM * CG_KV_BLOCK];
     att_row row[CG_ATTENTION_ROWS];
     int64_t rep = a->H / a->G, D = a->D, Dv = cg_round_up(D, CG_V_ALIGN), N = row1 - row0;
-    int64_t tiled = N - N % ATT_ROWS, stride = cg_attention_stride(D);
+    int64_t stride = cg_attention_stride(D);
+    att_queries(a, g, row0, N, q);
     for (int64_t m = 0; m < N; m++) {
-        int64_t t = (row0 + m) / rep, h = g * rep + (row0 + m) % rep, M = m < tiled ? ATT_ROWS : 1, i = m % M;
-        row[m].last = a->start + t;
+        row[m].last = a->start + (row0 + m) / rep;
         row[m].first = a->window ? cg_max(0, row[m].last - a->window + 1) : 0;
-        for (int64_t d = 0; d < D; d++)
-            q[(m - i) * D + d * M + i] = a->q[t * a->q_stride + h * D + d] * a->scale;
     }
     for (int64_t span = span0; span < span1; span++) {
         float *to = span == span0 ? state : part;

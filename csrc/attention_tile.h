@@ -67,15 +67,21 @@ CG_INLINE void att_mask(float *p, int64_t lo, int64_t hi) {
    masked out changes no bit: its probabilities are 0 and the factor is e^0 = 1. */
 CG_INLINE void att_softmax(const int M, const att_row *row, float (*p)[CG_KV_BLOCK], float *factor, int64_t Dv) {
     float now[ATT_ROWS];
+    vf most[ATT_ROWS], rise = vf_set(0.f);
     for (int m = 0; m < M; m++) {
-        float *top = row[m].acc + Dv + CG_V_ALIGN;
-        vf most = vf_set(*top);
-        for (int i = 0; i < CG_KV_BLOCK; i += CG_LANES) most = vf_max(vf_load(p[m] + i), most);
-        now[m] = vf_max_lane(most);
-        factor[m] = *top - now[m];
-        *top = now[m];
+        now[m] = row[m].acc[Dv + CG_V_ALIGN];
+        most[m] = vf_set(now[m]);
+        for (int i = 0; i < CG_KV_BLOCK; i += CG_LANES) most[m] = vf_max(vf_load(p[m] + i), most[m]);
+        rise = vf_max(most[m] - now[m], rise);
+        factor[m] = 1.f;
     }
-    for (int m = 0; m < M; m += CG_LANES) vf_store(factor + m, vf_exp_negative(vf_load(factor + m)));
+    if (vf_max_lane(rise) > 0.f) {  /* seldom, after some blocks */
+        for (int m = 0; m < M; m++) factor[m] = now[m];
+        if (M == 1) now[0] = vf_max_lane(most[0]);
+        for (int m = 0; m + 4 <= M; m += 4) vf_max4(now + m, most + m);
+        for (int m = 0; m < M; m++) factor[m] -= now[m], row[m].acc[Dv + CG_V_ALIGN] = now[m];
+        for (int m = 0; m < M; m += CG_LANES) vf_store(factor + m, vf_exp_negative(vf_load(factor + m)));
+    }
     for (int m = 0; m < M; m++) {
         vf sum = vf_load(row[m].acc + Dv) * factor[m];
         for (int i = 0; i < CG_KV_BLOCK; i += CG_LANES) {
@@ -124,8 +130,34 @@ CG_INLINE void att_all_values(const int M, const cg_dtype dtype, const att_row *
     for (; d < Dv; d += CG_LANES) next = att_values(M, 1, dtype, row, p, factor, v, d, j0, j1, next, step);
 }
 
+/* The same for a block that not every row sees whole: positions j0 .. j1-1, which all see, together, those before and
+   after row by row, each row's in their order. What a row does not see it skips, because 0 x NaN is not 0. */
+CG_INLINE void att_masked_values(const int M, const cg_dtype dtype, const att_row *row, float (*p)[CG_KV_BLOCK],
+                                 float *factor, const char *v, int64_t base, int64_t Dv, const att_ahead *ahead) {
+    att_ahead none = {ahead->k, ahead->v, 0};
+    int64_t first[ATT_ROWS], end[ATT_ROWS], j0 = 0, j1 = CG_KV_BLOCK;
+    for (int m = 0; m < M; m++) {
+        first[m] = cg_max(row[m].first - base, 0);
+        end[m] = cg_min(row[m].last - base + 1, CG_KV_BLOCK);
+        j0 = cg_max(j0, first[m]);
+        j1 = cg_min(j1, end[m]);
+    }
+    if (M == 1 || j0 >= j1) j0 = j1 = CG_KV_BLOCK;  /* row by row */
+    for (int after = 0; after < 2; after++) {
+        for (int m = 0; m < M; m++) {
+            int64_t from = after ? j1 : first[m], to = after ? end[m] : cg_min(j0, end[m]);
+            if (from >= to) continue;
+            att_all_values(1, dtype, row + m, p + m, factor + m, v, Dv, from, to, M == 1 ? ahead : &none);
+            factor[m] = 1.f;
+        }
+        if (after || M == 1) continue;
+        att_all_values(M, dtype, row, p, factor, v, Dv, j0, j1, ahead);
+        for (int m = 0; m < M; m++) factor[m] = 1.f;
+    }
+}
+
 /* M rows q [D, M], later ones at later positions, over the block at position `base`: keys k [2, D, 16], values
-   v [Dv / 16, 32, 16] of `dtype`. What a row does not see it skips, because 0 x NaN is not 0. */
+   v [Dv / 16, 32, 16] of `dtype`. */
 CG_INLINE void att_block(const int M, const cg_dtype dtype, const att_row *row, const float *q, const char *k,
                          const char *v, int64_t base, int64_t D, int64_t Dv, const att_ahead *ahead) {
     float p[ATT_ROWS][CG_KV_BLOCK], factor[CG_LANES + ATT_ROWS] = {0};
@@ -135,9 +167,7 @@ CG_INLINE void att_block(const int M, const cg_dtype dtype, const att_row *row, 
     for (int m = 0; m < M && !whole; m++) att_mask(p[m], row[m].first - base, row[m].last - base);
     att_softmax(M, row, p, factor, Dv);
     if (whole) att_all_values(M, dtype, row, p, factor, v, Dv, 0, CG_KV_BLOCK, ahead);
-    for (int m = 0; m < M && !whole; m++)
-        att_all_values(1, dtype, row + m, p + m, factor + m, v, Dv, cg_max(row[m].first - base, 0),
-                       cg_min(row[m].last - base + 1, CG_KV_BLOCK), ahead);
+    else att_masked_values(M, dtype, row, p, factor, v, base, Dv, ahead);
 }
 
 #endif

@@ -3,30 +3,66 @@
    from one pass over D without adding across lanes; panels of 16 let each of its loops read on in one direction, as
    the processor expects. */
 
-/* D floats as the cache stores them: x itself, or rounded in `halves`. */
-static inline const void *kv_stored(cg_dtype dtype, const float *x, int64_t D, uint16_t *halves) {
-    if (dtype == CG_F32) return x;
-    for (int64_t d = 0; d < D; d += CG_LANES)
-        vf_store_as(dtype, halves, d, vf_load_n(x + d, cg_min(CG_LANES, D - d)));
-    return halves;
+/* n <= CG_LANES floats, rounded to what the cache stores. */
+CG_INLINE void kv_store(const cg_dtype dtype, char *to, const float *x, int64_t n) {
+    char last[4 * CG_LANES];
+    vf_store_as(dtype, n < CG_LANES ? last : to, 0, n < CG_LANES ? vf_load_n(x, n) : vf_load(x));
+    if (n < CG_LANES) memcpy(to, last, (size_t)n * cg_dtype_bytes(dtype));
 }
 
-static inline void kv_put(cg_dtype dtype, void *to, int64_t i, const void *from, int64_t d) {
-    if (dtype == CG_F32) ((float *)to)[i] = ((const float *)from)[d];
-    else ((uint16_t *)to)[i] = ((const uint16_t *)from)[d];
+/* The keys of a whole panel: D floats each, every `stride`, become its columns. */
+CG_INLINE void kv_put_panel(const cg_dtype dtype, char *to, const float *k, int64_t stride, int64_t D) {
+    enum { P = CG_KV_PANEL, MOST = 64 };
+    float columns[MOST][P];
+    for (int64_t d0 = 0; d0 < D; d0 += MOST) {
+        int64_t some = cg_min(MOST, D - d0), d = 0;
+        for (; d + 4 <= some; d += 4)
+            for (int i = 0; i < P; i += 4) {
+                f4 v[4];
+                for (int j = 0; j < 4; j++) memcpy(&v[j], k + (i + j) * stride + d0 + d, sizeof v[j]);
+                f4_transpose(v);
+                for (int j = 0; j < 4; j++) memcpy(columns[d + j] + i, &v[j], sizeof v[j]);
+            }
+        for (; d < some; d++)
+            for (int i = 0; i < P; i++) columns[d][i] = k[i * stride + d0 + d];
+        for (int64_t i = 0; i < some * P; i += CG_LANES) vf_store_as(dtype, to, d0 * P + i, vf_load(columns[0] + i));
+    }
+}
+
+/* One key, into its column. */
+CG_INLINE void kv_put_key(const cg_dtype dtype, char *to, const float *k, int64_t D) {
+    int64_t size = (int64_t)cg_dtype_bytes(dtype);
+    char row[4 * CG_LANES];
+    for (int64_t d = 0; d < D; d += CG_LANES) {
+        int64_t n = cg_min(CG_LANES, D - d);
+        kv_store(dtype, row, k + d, n);
+        for (int64_t i = 0; i < n; i++) memcpy(to + (d + i) * CG_KV_PANEL * size, row + i * size, (size_t)size);
+    }
+}
+
+CG_INLINE void kv_append(const cg_dtype dtype, const cg_kv *kv, const float *k, const float *v, int64_t kv_stride,
+                         int64_t start, int64_t T, int64_t g, int64_t D) {
+    enum { P = CG_KV_PANEL };
+    int64_t size = (int64_t)cg_dtype_bytes(dtype), stored = 0;  /* keys before this one are */
+    for (int64_t t = 0; t < T; t++, k += kv_stride, v += kv_stride) {
+        int64_t at = (start + t) % CG_KV_BLOCK;
+        int64_t block = (g * kv->blocks + (start + t) / CG_KV_BLOCK % kv->blocks) * CG_KV_BLOCK;
+        char *keys = (char *)kv->k + (block * D + at / P * P * D + at % P) * size;
+        char *values = (char *)kv->v + (block * cg_round_up(D, CG_V_ALIGN) + at * P) * size;
+        if (at % P == 0 && t + P <= T) {
+            kv_put_panel(dtype, keys, k, kv_stride, D);
+            stored = t + P;
+        } else if (t >= stored) {
+            kv_put_key(dtype, keys, k, D);
+        }
+        for (int64_t d = 0; d < D; d += CG_LANES)
+            kv_store(dtype, values + (d / P * P * CG_KV_BLOCK + d % P) * size, v + d, cg_min(CG_LANES, D - d));
+    }
 }
 
 static void CG_NAME(kv_append)(const cg_kv *kv, const float *k, const float *v, int64_t kv_stride, int64_t start,
                                int64_t T, int64_t g, int64_t D) {
-    enum { P = CG_KV_PANEL };
-    uint16_t halves[CG_MAX_HEAD_DIM + CG_LANES];
-    for (int64_t t = 0; t < T; t++) {
-        int64_t at = (start + t) % CG_KV_BLOCK;
-        int64_t block = (g * kv->blocks + (start + t) / CG_KV_BLOCK % kv->blocks) * CG_KV_BLOCK;
-        int64_t key = block * D + at / P * P * D + at % P, value = block * cg_round_up(D, CG_V_ALIGN) + at * P;
-        const void *row = kv_stored(kv->dtype, k + t * kv_stride, D, halves);
-        for (int64_t d = 0; d < D; d++) kv_put(kv->dtype, kv->k, key + d * P, row, d);
-        row = kv_stored(kv->dtype, v + t * kv_stride, D, halves);
-        for (int64_t d = 0; d < D; d++) kv_put(kv->dtype, kv->v, value + d / P * P * CG_KV_BLOCK + d % P, row, d);
-    }
+    if (kv->dtype == CG_F32) kv_append(CG_F32, kv, k, v, kv_stride, start, T, g, D);
+    else if (kv->dtype == CG_F16) kv_append(CG_F16, kv, k, v, kv_stride, start, T, g, D);
+    else kv_append(CG_BF16, kv, k, v, kv_stride, start, T, g, D);
 }

@@ -38,10 +38,8 @@ CG_INLINE void tile_finish(const cg_product *p, int64_t t, int64_t n, const vf *
     if (p->bias) memcpy(&bias, p->bias + n, sizeof bias);
     memcpy(in, sums, sizeof in);
     for (int q = 0; q < CG_LANES / 4; q++) {
-        f4 ab_low = F4_SHUFFLE(in[0][q], in[1][q], 0, 4, 1, 5), ab_high = F4_SHUFFLE(in[0][q], in[1][q], 2, 6, 3, 7);
-        f4 cd_low = F4_SHUFFLE(in[2][q], in[3][q], 0, 4, 1, 5), cd_high = F4_SHUFFLE(in[2][q], in[3][q], 2, 6, 3, 7);
-        f4 out[4] = {F4_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5), F4_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7),
-                     F4_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5), F4_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7)};
+        f4 out[4] = {in[0][q], in[1][q], in[2][q], in[3][q]};
+        f4_transpose(out);
         for (int i = 0; i < cg_min(4, p->T - t - 4 * q); i++) {
             float *y = p->y + (t + 4 * q + i) * p->y_stride + n;
             f4 sum = out[i] + bias, before;

@@ -189,6 +189,16 @@ typedef int32_t i4 __attribute__((vector_size(16)));
 #define F4_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
 #endif
 
+/* Four rows of four: rows become columns. */
+CG_INLINE void f4_transpose(f4 *v) {
+    f4 ab_low = F4_SHUFFLE(v[0], v[1], 0, 4, 1, 5), ab_high = F4_SHUFFLE(v[0], v[1], 2, 6, 3, 7);
+    f4 cd_low = F4_SHUFFLE(v[2], v[3], 0, 4, 1, 5), cd_high = F4_SHUFFLE(v[2], v[3], 2, 6, 3, 7);
+    v[0] = F4_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5);
+    v[1] = F4_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7);
+    v[2] = F4_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
+    v[3] = F4_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
+}
+
 CG_INLINE f4 vf_quarter(vf v) {
     f4 q[CG_LANES / 4];
     memcpy(q, &v, sizeof v);
@@ -212,13 +222,36 @@ CG_INLINE void vf_sum4(float *out, vf a, vf b, vf c, vf d) {
     memcpy(out, &sum, sizeof sum);
 }
 
-CG_INLINE float vf_max_lane(vf v) {
+/* As vf_max. */
+CG_INLINE f4 f4_max(f4 a, f4 b) {
+#if CG_LANES > 4
+    return (f4)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    i4 larger = a > b;
+    return (f4)((larger & (i4)a) | (~larger & (i4)b));
+#endif
+}
+
+CG_INLINE f4 vf_max_quarter(vf v) {
     f4 q[CG_LANES / 4];
     memcpy(q, &v, sizeof v);
     for (int w = CG_LANES / 8; w; w /= 2)
-        for (int i = 0; i < w; i++) q[i] = (f4)(((q[i] > q[i + w]) & (i4)q[i]) | (~(q[i] > q[i + w]) & (i4)q[i + w]));
-    float a = q[0][0] > q[0][1] ? q[0][0] : q[0][1], b = q[0][2] > q[0][3] ? q[0][2] : q[0][3];
+        for (int i = 0; i < w; i++) q[i] = f4_max(q[i], q[i + w]);
+    return q[0];
+}
+
+CG_INLINE float vf_max_lane(vf v) {
+    f4 q = vf_max_quarter(v);
+    float a = q[0] > q[1] ? q[0] : q[1], b = q[2] > q[3] ? q[2] : q[3];
     return a > b ? a : b;
+}
+
+/* out[0 .. 3] = the largest lanes of four vectors. */
+CG_INLINE void vf_max4(float *out, const vf *v) {
+    f4 q[4] = {vf_max_quarter(v[0]), vf_max_quarter(v[1]), vf_max_quarter(v[2]), vf_max_quarter(v[3])};
+    f4_transpose(q);
+    q[0] = f4_max(f4_max(q[0], q[1]), f4_max(q[2], q[3]));
+    memcpy(out, q, sizeof q[0]);
 }
 
 /* e^x. x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial for e^r (Remez on that interval), n added to the

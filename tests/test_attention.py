@@ -12,7 +12,7 @@ from cgpt import _kernels
 
 WINDOWS = (0, 1, 16, 31, 32, 33, 128)
 HEADS = ((1, 1), (4, 2), (3, 3), (16, 2))  # query heads, key/value heads
-DIMENSIONS = (8, 16, 20, 32, 64, 80)
+DIMENSIONS = (8, 16, 20, 64, 67, 80)
 CHUNKS = ((31, 1, 1, 31, 33, 2, 64), (5, 90, 7, 61), (100, 63), (33, 130), (1, 1, 161), (7,) * 23 + (2,))
 TOKENS = 163
 assert all(sum(chunks) == TOKENS for chunks in CHUNKS)
