@@ -31,8 +31,13 @@ static void append(const cg_attention *a, const cg_kv *to, int64_t g, int64_t sk
     cg_active->kv_append(to, k, v, a->kv_stride, start, a->T - skip, g, a->D);
 }
 
+/* Where one share sees to a head, as in decoding, it brings in what is new there: the processor has it in its cache then. */
+static int appends_itself(const part *p) { return p->shares == 1 && !p->states && goes_direct(p->a); }
+
 static void append_task(void *data, int64_t i) {
-    const cg_attention *a = ((job *)data)->a + i / ((job *)data)->a->G;
+    const part *p = ((job *)data)->parts + i / ((job *)data)->a->G;
+    const cg_attention *a = p->a;
+    if (appends_itself(p)) return;
     if (goes_direct(a)) append(a, &a->past, i % a->G, 0, a->start);
     else append(a, &a->fresh, i % a->G, 0, a->start - a->first_fresh * CG_KV_BLOCK);
 }
@@ -77,6 +82,7 @@ static void rows_task(const part *p, int64_t i) {
     int64_t rep = a->H / a->G, g = i % a->G, row0 = (p->shares - 1 - i / a->G) * p->share;
     int64_t row1 = cg_min(row0 + p->share, p->rows), first = a->start + row0 / rep, last = a->start + (row1 - 1) / rep;
     first = a->window ? cg_max(0, first - a->window + 1) : 0;
+    if (appends_itself(p)) append(a, &a->past, g, 0, a->start);
     cg_active->attention(a, g, row0, row1, first / CG_KV_SPAN, last / CG_KV_SPAN + 1, state);
     cg_active->attention_merge(a, g, row0, row1, 1, state);
 }
@@ -151,7 +157,6 @@ cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         int64_t end = a[i].start + a[i].T, visible = a[i].window ? cg_min(a[i].window, end) : end;
         work += a[i].T * a[i].H * visible * a[i].D;
-        new += a[i].T * a[i].G * a[i].D;
     }
     int threads = work < FORK ? 1 : ctx->threads;
     for (int64_t i = 0; i < n; i++) {
@@ -170,9 +175,10 @@ cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n) {
             p->tasks *= p->spans;
         }
         tasks += p->tasks;
+        if (!appends_itself(p)) new += a[i].T * a[i].G * a[i].D;
     }
     int appending = new < 16384 ? 1 : threads;
-    cg_parallel(appending, n * a->G, append_task, &j);
+    if (new) cg_parallel(appending, n * a->G, append_task, &j);
     cg_parallel(threads, tasks, share_task, &j);
     if (waiting) cg_parallel(appending, n * a->G, keep_task, &j);
     return CG_OK;
