@@ -76,7 +76,7 @@ def load(
     threads: default is the physical cores this process may use (cgpt.threads). precision: "auto" lets prompts use
     bf16 products where the CPU has them, fixed point and other orders of sums; "exact" keeps f32 activations
     everywhere, and then every logit is the same to the bit for any threads, batch companions and chunking; "int8" is
-    "auto" but for CPUs with AVX512_VNNI and no matrix units: there it rounds the activations of prompts, and of 12 or
+    "auto" but for CPUs with AVX512_VNNI and no matrix units: there it rounds the activations of prompts, and of 6 or
     more requests at once, to 8 bits where the weights are INT8 or MXFP4, group by group, as most engines do. dense:
     None keeps the dense matrices as stored, "bf16" rounds them, "int8" quantises those that products read whole, in
     groups of 64 (`cgpt quality` measures the price). kv_cache_dtype: what keys and values are kept as, "f32", "f16"

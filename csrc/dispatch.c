@@ -7,7 +7,7 @@
 extern const cg_kernels cg_kernels__ref;
 #ifdef CGPT_X86
 extern const cg_kernels cg_kernels__avx2, cg_kernels_hand__avx2, cg_kernels__avx512, cg_kernels_hand__avx512,
-    cg_kernels__avx512vnni, cg_kernels__avx512bf16, cg_kernels__amx;
+    cg_kernels__avx512vnni, cg_kernels__avx512vnni256, cg_kernels__avx512bf16, cg_kernels__amx;
 #endif
 
 static cg_kernels table;
@@ -98,7 +98,10 @@ cg_status cg_use_level(cg_level level) {
     if (level >= CG_AVX512) {
         overlay(&cg_kernels__avx512, "avx512");
         overlay(&cg_kernels_hand__avx512, "avx512");
-        if (has_vnni()) overlay(&cg_kernels__avx512vnni, "avx512vnni");
+        if (has_vnni()) {
+            overlay(&cg_kernels__avx512vnni, "avx512vnni");
+            overlay(&cg_kernels__avx512vnni256, "avx512vnni256");
+        }
         if (has_bf16()) overlay(&cg_kernels__avx512bf16, "avx512bf16");
     }
     if (level >= CG_AMX) overlay(&cg_kernels__amx, "amx");

@@ -130,6 +130,18 @@ EMU(__m512i) emu_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     return (__m512i)out;
 }
 
+EMU(__m256i) emu_dpbusd_epi32_256(__m256i sum, __m256i a, __m256i b) {
+    int32_t out[8];
+    uint8_t x[32];
+    int8_t y[32];
+    memcpy(out, &sum, 32);
+    memcpy(x, &a, 32);
+    memcpy(y, &b, 32);
+    for (int i = 0; i < 32; i++) out[i / 4] += x[i] * y[i];
+    memcpy(&sum, out, 32);
+    return sum;
+}
+
 /* -------------------------------------------------------------------------------------------------------- tiles */
 
 static __thread union {
@@ -199,6 +211,7 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_cvtne2ps_pbh emu_cvtne2ps_pbh
 #define _mm512_dpbf16_ps emu_dpbf16_ps
 #define _mm512_dpbusd_epi32 emu_dpbusd_epi32
+#define _mm256_dpbusd_epi32 emu_dpbusd_epi32_256
 #define _tile_loadconfig(config) ((void)(config))
 #define _tile_release() ((void)0)
 #define _tile_zero(t) memset(&emu_tiles[t], 0, sizeof emu_tiles[t])

@@ -1,72 +1,21 @@
-/* linear_int8_a8, linear_mxfp4_a8 for AVX512_VNNI: activations as 8-bit integers with a step for each group of weights, as
-   wide as the group; vpdpbusd multiplies four of them with four weights in a lane, a lane is a token (tile.h). The sums of
-   a group are exact integers, so the error is that of rounding x: 1/254 of its group's largest. vpdpbusd wants one side
-   unsigned: weights are stored with A8_INT8 or A8_MXFP4 added, and a group's sums begin with what that adds too much. */
-#include "fixed.h"
-#include "int8.h"
+/* linear_int8_a8, linear_mxfp4_a8 for AVX512_VNNI: products of many tokens in the order of tile.h, with the activations of
+   a8.h. A step is four values; the integers of a group's sums and the floats of a slice's are both in registers. */
+#include "a8.h"
 #include "tile.h"
 
 enum {
-    A8_LEAST = 12,             /* fewer tokens are as fast in 16 bits */
-    A8_ROWS = 4,               /* by 3 vectors: both kinds of sums fit into the registers */
-    A8_STEPS = 192,            /* of a slice */
-    A8_INT8 = 128, A8_MXFP4 = 12,  /* added to weights; MXFP4's are twice their values */
-    A8_MXFP4_STEPS = CG_MXFP4_GROUP / 4, A8_INT8_STEPS = CG_INT8_GROUP / 4,  /* of a group */
+    A8_LEAST = 9,                  /* fewer tokens are as fast in 16 bits, or as linear_int8_a8_few */
+    A8_ROWS = 4,                   /* by 3 vectors */
+    A8_ROWS_ALONE = 8,             /* by one */
+    A8_STEPS = 192,                /* of a slice */
+    A8_MXFP4 = 12,                 /* makes them unsigned; they are twice their values */
+    A8_MXFP4_STEPS = CG_MXFP4_GROUP / 4,
 };
-
-/* Packed tokens: as in tile.h, then the groups' heads, [T / 16][groups]. */
-typedef struct {
-    int32_t begin[16];  /* the sum of -offset x q */
-    float step[16];
-} a8_head;
-
-CG_INLINE int64_t a8_steps(const int group, int64_t K) { return cg_round_up(K, 4 * group) / 4; }
-
-CG_INLINE int64_t a8_packed_bytes(const int group, int64_t T, int64_t K) {
-    int64_t steps = a8_steps(group, K);
-    return tile_packed_bytes(steps, T) + (T + 15) / 16 * (steps / group) * (int64_t)sizeof(a8_head);
-}
-
-CG_INLINE const a8_head *a8_heads(const int group, const void *packed, int64_t T, int64_t K) {
-    return (const a8_head *)((const char *)packed + tile_packed_bytes(a8_steps(group, K), T));
-}
-
-/* A group of one token. MXFP4's values lie in the order of its codes: the even ones first. */
-CG_INLINE void a8_pack_group(const int group, const int offset, uint32_t *to, a8_head *head, int64_t t, const float *x) {
-    int32_t q[CG_INT8_GROUP], sum = 0;
-    int8_t narrow[CG_INT8_GROUP];
-    uint32_t steps[A8_INT8_STEPS];
-    head->step[t] = fixed_round_to(4 * group, 127.f, q, x);
-    for (int i = 0; i < 4 * group; i++) sum += q[i];
-    head->begin[t] = -offset * sum;
-    for (int i = 0; i < 4 * group; i++) {
-        int from = offset == A8_INT8 ? i : i < 2 * group ? 2 * i : 2 * i - 4 * group + 1;
-        narrow[i] = (int8_t)q[from];
-    }
-    memcpy(steps, narrow, (size_t)group * 4);
-    for (int s = 0; s < group; s++) to[s * 16 + t] = steps[s];
-}
-
-CG_INLINE void a8_pack(const int group, const int offset, void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0,
-                       int64_t t1) {
-    int64_t steps = a8_steps(group, K), groups = steps / group;
-    a8_head *heads = (a8_head *)a8_heads(group, packed, T, K);
-    for (int64_t t = t0; t < cg_round_up(t1, 16); t++)
-        for (int64_t g = 0; g < groups; g++) {
-            const float *from = t < T ? cg_row_of(x, t) + g * group * 4 : NULL;
-            float some[CG_INT8_GROUP] = {0};
-            int64_t left = K - g * group * 4;
-            if (from && left < 4 * group) memcpy(some, from, (size_t)left * 4);
-            if (!from || left < 4 * group) from = some;
-            a8_pack_group(group, offset, (uint32_t *)packed + (t / 16 * steps + g * group) * 16,
-                          heads + t / 16 * groups + g, t % 16, from);
-        }
-}
 
 /* R rows from r0 on and M vectors of tokens. A row's scales lie behind its steps. */
 CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, const cg_product *p, const vi *x,
                         int64_t x_vectors, const a8_head *heads, int64_t n0, int64_t r0, int64_t t, int64_t at) {
-    vf sum[TILE_ROWS][TILE_VECTORS];
+    vf sum[A8_ROWS_ALONE][TILE_VECTORS];
     int64_t groups = x_vectors / group;
     const uint32_t *w = j->rows[r0];
     for (int r = 0; r < R; r++)
@@ -76,9 +25,9 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
             for (int64_t b = 0; b < j->next_bytes; b += 64)
                 __builtin_prefetch(j->next + (r0 + r) * j->row_bytes + b, 0, 2);
     for (int64_t g = 0; g < j->steps / group; g++, w += group, x += group) {
-        vi dot[TILE_ROWS][TILE_VECTORS];
+        vi dot[A8_ROWS_ALONE][TILE_VECTORS];
         for (int r = 0; r < R; r++)
-            for (int m = 0; m < M; m++) memcpy(&dot[r][m], heads[m * groups + g].begin, 64);
+            for (int m = 0; m < M; m++) memcpy(&dot[r][m], heads[m * groups + g].begin, sizeof dot[r][m]);
 #pragma GCC unroll 4
         for (int s = 0; s < group; s++) {
             vi xs[TILE_VECTORS];
@@ -87,7 +36,7 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
                 vi ws = (vi)((vu){0} + w[r * TILE_ROW_STEPS + s]);
                 VF_KEEP(ws);
                 for (int m = 0; m < M; m++)
-                    dot[r][m] = (vi)_mm512_dpbusd_epi32((__m512i)dot[r][m], (__m512i)ws, (__m512i)xs[m]);
+                    dot[r][m] = a8_dot(dot[r][m], ws, xs[m]);
             }
         }
         for (int r = 0; r < R; r++) {
@@ -99,7 +48,7 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
         }
     }
     for (int m = 0; m < M; m++) {
-        vf column[TILE_ROWS];
+        vf column[A8_ROWS_ALONE];
         for (int r = 0; r < R; r++) column[r] = sum[r][m];
         if (!j->last)
             for (int r = 0; r < R; r++) j->sums[at + m][r0 + r] = column[r];
@@ -112,8 +61,8 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
 #define A8_ROWS_OF(name, group) \
     CG_INLINE void name(const int M, tile_job *j, const cg_product *p, const vf *x, int64_t x_vectors, int64_t n0, \
                         int64_t rows, int64_t t, int64_t at) { \
-        const a8_head *heads = a8_heads(group, p->x, p->T, p->K) + t / 16 * (x_vectors / group) + j->from / group; \
-        const int R = M == 1 ? 2 * A8_ROWS : A8_ROWS; \
+        const a8_head *heads = a8_heads(group, p->x, p->T, p->K) + t / CG_LANES * (x_vectors / group) + j->from / group; \
+        const int R = M == 1 ? A8_ROWS_ALONE : A8_ROWS; \
         int64_t r = 0; \
         for (; r + R <= rows; r += R) a8_block(R, M, group, j, p, (const vi *)x, x_vectors, heads, n0, r, t, at); \
         for (; r < rows; r++) a8_block(1, M, group, j, p, (const vi *)x, x_vectors, heads, n0, r, t, at); \
@@ -125,9 +74,13 @@ CG_INLINE void a8_decode_int8(void *out, const cg_product *p, int64_t n, int64_t
     const uint8_t *row = p->w + n * cg_row_bytes(CG_INT8, p->K);
     int64_t g0 = k0 / CG_INT8_GROUP, groups = (k1 - k0 + CG_INT8_GROUP - 1) / CG_INT8_GROUP;
     for (int64_t g = 0; g < groups; g++) {
-        __m512i w = _mm512_loadu_si512(row + (g0 + g) * CG_INT8_GROUP);
         float scale = int8_scale(p, n, g0 + g);
-        _mm512_storeu_si512((uint8_t *)out + g * CG_INT8_GROUP, (__m512i)((vi)w ^ (int32_t)0x80808080));
+        for (int i = 0; i < CG_INT8_GROUP; i += (int)sizeof(vi)) {
+            vi w;
+            memcpy(&w, row + (g0 + g) * CG_INT8_GROUP + i, sizeof w);
+            w ^= (int32_t)0x80808080;
+            memcpy((uint8_t *)out + g * CG_INT8_GROUP + i, &w, sizeof w);
+        }
         memcpy((uint32_t *)out + A8_STEPS + g, &scale, 4);
     }
 }
@@ -153,8 +106,8 @@ CG_INLINE void a8_decode_mxfp4(void *out, const cg_product *p, int64_t n, int64_
     static void a8_panel_##name(const cg_product *p, int64_t n0, int64_t n1) { \
         tile_many(a8_steps(group, p->K), 4, A8_STEPS, dtype, a8_decode_##name, a8_rows_##name, p, n0, n1); \
     } \
-    static cg_linear linear_##name##_a8__avx512vnni = {a8_packed_bytes_##name, a8_pack_##name, a8_panel_##name, \
-                                                       .least_tokens = A8_LEAST};
+    static cg_linear CG_NAME(linear_##name##_a8) = {a8_packed_bytes_##name, a8_pack_##name, a8_panel_##name, \
+                                                    .least_tokens = A8_LEAST};
 A8(int8, CG_INT8, A8_INT8_STEPS, A8_INT8)
 A8(mxfp4, CG_MXFP4, A8_MXFP4_STEPS, A8_MXFP4)
 #undef A8

@@ -18,13 +18,15 @@ static cg_linear *tile_of(cg_dtype dtype) {
     }
 }
 
-static cg_linear *a8_of(cg_dtype dtype) {
-    return dtype == CG_MXFP4 ? cg_active->linear_mxfp4_a8 : dtype == CG_INT8 ? cg_active->linear_int8_a8 : NULL;
+static cg_linear *a8_of(cg_dtype dtype, int64_t T) {
+    const cg_kernels *k = cg_active;
+    cg_linear *many = dtype == CG_MXFP4 ? k->linear_mxfp4_a8 : dtype == CG_INT8 ? k->linear_int8_a8 : NULL;
+    return dtype == CG_INT8 && many && T < many->least_tokens ? k->linear_int8_a8_few : many;
 }
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision) {
     const cg_kernels *k = cg_active;
-    cg_linear *tile = tile_of(w->dtype), *a8 = a8_of(w->dtype);
+    cg_linear *tile = tile_of(w->dtype), *a8 = a8_of(w->dtype, T);
     int exact = precision == CG_PRECISION_EXACT;
     if (precision == CG_PRECISION_INT8 && a8 && T >= a8->least_tokens && w->K <= CG_TILE_MAX_K) return a8;
     if (!exact && tile && T >= tile->least_tokens && w->K <= CG_TILE_MAX_K) return tile;

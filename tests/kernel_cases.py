@@ -27,7 +27,7 @@ TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 23, 24, 31, 33, 48, 49, 100)
 # `auto` uses tile kernels from here on
 TILE_TOKENS = {"avx512bf16": {"BF16": 8, "MXFP4": 24, "INT8": 24}, "amx": {"BF16": 8, "MXFP4": 8, "INT8": 8}}
 FIXED_MOST = {"ref": 16}  # and the portable linear_mxfp4_fixed up to here
-A8_TOKENS = 12  # precision int8 uses its own kernels from here on
+A8_TOKENS = {"INT8": 6, "MXFP4": 9}  # precision int8 uses its own kernels from here on
 TILE_FLOATS = 48  # and those of f32, f16 and, where no CPU multiplies them, bf16
 THREADS = (1, 2, 4)
 
@@ -66,6 +66,7 @@ def expected_variant(level, slot):
     special = {"linear_mxfp4_fixed": mxfp4_fixed, "linear_int8_fixed": int8_fixed}
     special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
     special |= dict.fromkeys(("linear_mxfp4_a8", "linear_int8_a8"), a8)
+    special |= {"linear_int8_a8_few": a8.replace("vnni", "vnni256")}
     special["peak_a8"] = "avx512vnni" if a8 != "-" else "-"
     if tile != "-":
         special["linear_bf16_tile"] = tile
@@ -90,7 +91,7 @@ def rounding(level, dtype, T, exact=False):
     """How a product with T tokens rounds its activations: "bf16", "fixed 32" (16 bits per group of 32), "fixed 64",
     "bytes 32", "bytes 64" or None, not at all. exact: True, False for auto, or "int8"."""
     if exact == "int8":
-        if VARIANTS[level][4] == "avx512vnni" and dtype in ("MXFP4", "INT8") and T >= A8_TOKENS:
+        if VARIANTS[level][4] == "avx512vnni" and T >= A8_TOKENS.get(dtype, math.inf):
             return "bytes 32" if dtype == "MXFP4" else "bytes 64"
         exact = False
     if exact:

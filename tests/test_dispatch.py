@@ -177,7 +177,7 @@ def instructions(file):
     return "\n".join("\n".join(body) for body in disassembly().get(file, {}).values())
 
 
-ABOVE_REF = {"avx2.c", "avx512.c", "avx512vnni.c", "avx512bf16.c", "amx.c"}
+ABOVE_REF = {"avx2.c", "avx512.c", "avx512vnni.c", "avx512vnni256.c", "avx512bf16.c", "amx.c"}
 AVX = r"^v(?!err\b|erw\b)\w+|%[yz]mm"
 AVX512 = r"%zmm|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b"
 VNNI = r"^vpdp"
@@ -194,6 +194,7 @@ def test_only_the_levels_files_use_their_instructions():
             "avx2.c": [AVX512, VNNI, BF16, AMX],
             "avx512.c": [VNNI, BF16, AMX],
             "avx512vnni.c": [BF16, AMX],
+            "avx512vnni256.c": [BF16, AMX],
             "avx512bf16.c": [AMX],
             "amx.c": [],
         }
@@ -213,6 +214,8 @@ def test_each_level_uses_its_instructions():
     assert re.search(r"^vfmadd.*%zmm", instructions("avx512.c"), re.M)
     assert re.search(r"^vperm(?:ps|d)\b.*%zmm", instructions("avx512.c"), re.M)
     assert len(re.findall(r"^vpdpwssd\b.*%zmm", instructions("avx512vnni.c"), re.M)) >= 8
+    assert len(re.findall(r"^vpdpbusd\b.*%zmm", instructions("avx512vnni.c"), re.M)) >= 8
+    assert len(re.findall(r"^vpdpbusd\b.*%ymm", instructions("avx512vnni256.c"), re.M)) >= 8
     assert re.search(r"^vdpbf16ps.*%zmm", instructions("avx512bf16.c"), re.M)
     for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilezero", "tilerelease"):
         assert re.search(rf"^{name}\b", instructions("amx.c"), re.M), f"the amx level never uses {name}"

@@ -17,6 +17,7 @@ const cg_kernels cg_kernels__amx = {
     /* faster than 8-bit activations outside the matrix units */
     .linear_mxfp4_a8 = &linear_mxfp4_tile__amx,
     .linear_int8_a8 = &linear_int8_tile__amx,
+    .linear_int8_a8_few = &linear_int8_tile__amx,
     .peak_tile = &peak_tile__amx,
 };
 CG_TARGET_END

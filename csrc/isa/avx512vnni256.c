@@ -1,0 +1,16 @@
+/* The part of avx512vnni.c that takes vectors half as long. */
+#include "../arch.h"
+#ifdef CGPT_X86
+#include <immintrin.h>
+CG_TARGET(CG_FEATURES_AVX512VNNI)
+#define CG_ISA avx512vnni256
+#define CG_LANES 8
+#include "../emulate.h"
+#include "../linear_int8_a8_few.c"
+
+extern const cg_kernels cg_kernels__avx512vnni256;
+const cg_kernels cg_kernels__avx512vnni256 = {
+    .linear_int8_a8_few = &linear_int8_a8_few__avx512vnni256,
+};
+CG_TARGET_END
+#endif
