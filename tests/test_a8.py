@@ -1,4 +1,4 @@
-"""linear_int8_a8, linear_int8_a8_few and linear_mxfp4_a8, precision int8: against float64 and, where there are none, the bits of auto."""
+"""linear_int8_a8, linear_int8_a8_few, linear_mxfp4_a8 (precision int8): against float64, or the bits of auto."""
 
 import functools
 
