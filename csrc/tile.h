@@ -56,6 +56,15 @@ CG_INLINE void tile_finish_row(const cg_product *p, int64_t t, int64_t n, vf sum
     }
 }
 
+/* The next slice of R rows, in the first tokens' turn: later ones give memory time. */
+CG_INLINE void tile_fetch(const int R, const tile_job *j, int64_t r0) {
+    for (int r = 0; r < R; r++) {
+        const char *row = j->next + (r0 + r) * j->row_bytes;
+        for (int64_t b = 0; b < j->next_bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
+        __builtin_prefetch(row + j->next_bytes - 1, 0, 2);  /* rows may begin within a line */
+    }
+}
+
 /* Rows n0 + r0 .. of the panel and M vectors of tokens: x are their steps, every x_vectors; t the first token, `at` where
    their sums wait. */
 CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job *j, const cg_product *p, const vf *x,
@@ -64,10 +73,7 @@ CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job
     for (int r = 0; r < R; r++)
         for (int m = 0; m < M; m++) sum[r][m] = vf_set(0.f);
     const uint32_t *w = j->rows[r0];
-    if (!at)  /* the first tokens' turn: later ones give memory time */
-        for (int r = 0; r < R; r++)
-            for (int64_t b = 0; b < j->next_bytes; b += 64)
-                __builtin_prefetch(j->next + (r0 + r) * j->row_bytes + b, 0, 2);
+    if (!at) tile_fetch(R, j, r0);
 #pragma GCC unroll 4
     for (int64_t s = 0; s < j->steps; s++) {
         vf xs[TILE_VECTORS];
