@@ -1,4 +1,4 @@
-"""cgpt itself: the checkpoint as published, and with its dense matrices rounded at load."""
+"""cgpt itself: the checkpoint as published, with its dense matrices rounded at load, and activations too (a8)."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from peer_engines.base import Engine
 class Cgpt(Engine):
     packages = ("cgpt",)
     settings = {
-        "gpt2": ("f32", "bf16", "int8", "f32@avx2"),
-        "gpt_oss": ("mxfp4+bf16", "mxfp4+int8", "mxfp4+bf16@avx2"),
+        "gpt2": ("f32", "bf16", "int8", "int8+a8", "f32@avx2"),
+        "gpt_oss": ("mxfp4+bf16", "mxfp4+int8", "mxfp4+int8+a8", "mxfp4+bf16@avx2"),
     }
 
     @classmethod
@@ -21,8 +21,9 @@ class Cgpt(Engine):
     def load(self, path) -> None:
         import cgpt
 
-        dense = {"f32": None, "mxfp4+bf16": None, "exact": None}.get(self.precision, self.precision.split("+")[-1])
-        precision = "exact" if self.precision == "exact" else "auto"
+        weights = self.precision.removesuffix("+a8")
+        dense = {"f32": None, "mxfp4+bf16": None, "exact": None}.get(weights, weights.split("+")[-1])
+        precision = "exact" if weights == "exact" else "int8" if weights != self.precision else "auto"
         self.model = cgpt.load(path, threads=self.threads, dense=dense, precision=precision)
 
     def reset(self) -> None:
