@@ -9,8 +9,8 @@
 #include "int8.h"
 
 enum {
-    A8_INT8 = 128,                       /* the offset of INT8 weights */
-    A8_INT8_STEPS = CG_INT8_GROUP / 4,   /* of a group */
+    A8_INT8 = 128,                      /* the offset of INT8 weights */
+    A8_INT8_STEPS = CG_INT8_GROUP / 4,  /* of a group */
 };
 
 /* sum + four products of unsigned w and signed x in each lane. */

@@ -86,7 +86,7 @@ typedef const struct {
     void (*pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1);
     /* The outputs n0 <= n < n1 for all T tokens. n0 is a multiple of 16. */
     void (*panel)(const cg_product *p, int64_t n0, int64_t n1);
-    /* More tokens are faster by the exact kernel; 0: none are. */
+    /* More tokens are another kernel's; 0: it takes any number. */
     int64_t most_tokens;
     /* Fewer tokens are faster by another kernel. */
     int64_t least_tokens;

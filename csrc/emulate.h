@@ -90,11 +90,6 @@ EMU(__m512i) emu_shuffle_epi8(__m512i v, __m512i control) {
     EMU_LANES(64, out, at[i] & 0x80 ? 0 : from[i / 16 * 16 + (at[i] & 15)]);
     return (__m512i)out;
 }
-EMU(__m512i) emu_permutex2var_epi64(__m512i a, __m512i index, __m512i b) {
-    emu_i64 out, at = (emu_i64)index, low = (emu_i64)a, high = (emu_i64)b;
-    EMU_LANES(8, out, at[i] & 8 ? high[at[i] & 7] : low[at[i] & 7]);
-    return (__m512i)out;
-}
 EMU(__m512i) emu_permute_ps_bits(__m512i v, int control) {
     emu_i32 out, from = (emu_i32)v;
     EMU_LANES(16, out, from[i / 4 * 4 + (control >> i % 4 * 2 & 3)]);
@@ -210,7 +205,6 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_srli_epi32(v, n) ((__m512i)((emu_u32)(v) >> (n)))
 #define _mm512_permutexvar_ps(at, v) ((__m512)emu_permutexvar_ps_bits(at, (__m512i)(v)))
 #define _mm512_permutexvar_epi16 emu_permutexvar_epi16
-#define _mm512_permutex2var_epi64 emu_permutex2var_epi64
 #define _mm512_shuffle_epi8 emu_shuffle_epi8
 #define _mm512_permute_ps(v, control) ((__m512)emu_permute_ps_bits((__m512i)(v), control))
 #define _mm512_srlv_epi16 emu_srlv_epi16

@@ -4,7 +4,7 @@
 #include "tile.h"
 
 enum {
-    A8_LEAST = 9,                  /* fewer tokens are as fast in 16 bits, or as linear_int8_a8_few */
+    A8_LEAST = 9,                  /* fewer tokens are as fast in 16 bits; INT8 has linear_int8_a8_few for them */
     A8_ROWS = 4,                   /* by 3 vectors */
     A8_ROWS_ALONE = 8,             /* by one */
     A8_STEPS = 192,                /* of a slice */
@@ -82,27 +82,15 @@ CG_INLINE void a8_decode_int8(void *out, const cg_product *p, int64_t n, int64_t
     }
 }
 
-/* Twice the values of the E2M1 codes, and A8_MXFP4; in four lanes of 16 bytes. */
-CG_INLINE __m512i a8_e2m1(vu codes) {
-    const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), (__m512i)(codes & 0x0f0f0f0f));
-}
-
 CG_INLINE void a8_decode_mxfp4(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
-    const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), last = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-    int64_t group = n * (p->K / CG_MXFP4_GROUP) + k0 / CG_MXFP4_GROUP, groups = (k1 - k0) / CG_MXFP4_GROUP;
-    const uint8_t *from = p->w + group * CG_MXFP4_GROUP_BYTES;
-    uint8_t *to = out;
-    for (int64_t g = 0; g < groups; g += 4, from += 64, to += 128) {
-        int64_t left = cg_min(4, groups - g);
-        vu codes = (vu)(left == 4 ? _mm512_loadu_si512(from)
-                                  : _mm512_maskz_loadu_epi32((__mmask16)((1u << 4 * left) - 1), from));
-        __m512i even = a8_e2m1(codes), odd = a8_e2m1(codes >> 4);
-        _mm512_storeu_si512(to, _mm512_permutex2var_epi64(even, first, odd));
-        _mm512_storeu_si512(to + 64, _mm512_permutex2var_epi64(even, last, odd));
-    }
-    for (int64_t g = 0; g < groups; g++) {
-        float scale = .5f * cg_e8m0_to_f32(p->scales[group + g]);
+    const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0), low = _mm_set1_epi8(15);
+    int64_t first = n * (p->K / CG_MXFP4_GROUP) + k0 / CG_MXFP4_GROUP;
+    for (int64_t g = 0; g < (k1 - k0) / CG_MXFP4_GROUP; g++) {
+        __m128i codes = _mm_loadu_si128((const __m128i *)(p->w + (first + g) * CG_MXFP4_GROUP_BYTES));
+        __m128i *to = (__m128i *)((uint8_t *)out + g * CG_MXFP4_GROUP);
+        float scale = .5f * cg_e8m0_to_f32(p->scales[first + g]);
+        _mm_storeu_si128(to, _mm_shuffle_epi8(table, _mm_and_si128(codes, low)));
+        _mm_storeu_si128(to + 1, _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(codes, 4), low)));
         memcpy((uint32_t *)out + A8_STEPS + g, &scale, 4);
     }
 }

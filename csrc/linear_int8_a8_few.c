@@ -3,7 +3,7 @@
 #include "a8.h"
 
 enum {
-    A8_FEW_LEAST = 6,           /* fewer tokens are as fast in 16 bits */
+    A8_FEW_LEAST = 6,  /* fewer tokens are as fast in 16 bits */
     A8_FEW_MOST = CG_LANES,
     A8_FEW_ROWS = 8,
     A8_FEW_AHEAD_BYTES = 2048,

@@ -20,8 +20,9 @@ static cg_linear *tile_of(cg_dtype dtype) {
 
 static cg_linear *a8_of(cg_dtype dtype, int64_t T) {
     const cg_kernels *k = cg_active;
-    cg_linear *many = dtype == CG_MXFP4 ? k->linear_mxfp4_a8 : dtype == CG_INT8 ? k->linear_int8_a8 : NULL;
-    return dtype == CG_INT8 && many && T < many->least_tokens ? k->linear_int8_a8_few : many;
+    if (dtype == CG_MXFP4) return k->linear_mxfp4_a8;
+    if (dtype != CG_INT8) return NULL;
+    return k->linear_int8_a8_few && T <= k->linear_int8_a8_few->most_tokens ? k->linear_int8_a8_few : k->linear_int8_a8;
 }
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision) {
@@ -77,7 +78,7 @@ int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
     return most;
 }
 
-/* One kernel gives a row the same bits among any number of rows; the *_tile and *_a8 ones do not, but none is for one token. */
+/* One kernel gives a row the same bits among any number of rows; the *_tile ones do not, but none is for one token. */
 int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, cg_precision precision) {
     int64_t T = 1;
     while (T < most && cg_pick_linear(w, T + 1, precision) == cg_pick_linear(w, 1, precision)) T++;

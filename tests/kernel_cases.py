@@ -66,7 +66,7 @@ def expected_variant(level, slot):
     special = {"linear_mxfp4_fixed": mxfp4_fixed, "linear_int8_fixed": int8_fixed}
     special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
     special |= dict.fromkeys(("linear_mxfp4_a8", "linear_int8_a8"), a8)
-    special |= {"linear_int8_a8_few": a8.replace("vnni", "vnni256")}
+    special["linear_int8_a8_few"] = a8.replace("vnni", "vnni256")
     special["peak_a8"] = "avx512vnni" if a8 != "-" else "-"
     if tile != "-":
         special["linear_bf16_tile"] = tile
