@@ -5,7 +5,7 @@ prompt_lookup_num_tokens, vLLM's method "ngram". A step reads the weights once f
 a guess that comes true is a token for little.
 
 The output is that of plain decoding. A guess is kept only where it equals what the request chooses, or draws, from the
-logits before it; and those are the same to the bit. In precision="exact" they always are. In the others they are in steps
+logits before it; and those are the same to the bit. In precision="exact" they always are. Else they are in steps
 of up to Model.uniform_tokens, which no step with guesses exceeds: while more requests than that run there are none,
 and while prompts are read neither. (A request that joins others changes what these get there, with guesses or
 without.)
