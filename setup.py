@@ -3,6 +3,7 @@
 Environment: CGPT_REF_ONLY=1 builds the portable level alone; CGPT_SANITIZE=1 adds ASan and UBSan;
 CGPT_EMULATE=1 replaces AVX-512's and AMX's instructions by C, to test their kernels on machines that lack them.
 """
+
 import os
 import sys
 import tempfile
@@ -14,8 +15,17 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = sorted(str(p) for p in Path("csrc/isa").glob("*.c")) + [
     f"csrc/{name}.c"
-    for name in ("cpu", "dispatch", "parallel", "run_attention", "run_linear", "run_moe", "run_quantize", "run_rows",
-                 "transpose")
+    for name in (
+        "cpu",
+        "dispatch",
+        "parallel",
+        "run_attention",
+        "run_linear",
+        "run_moe",
+        "run_quantize",
+        "run_rows",
+        "transpose",
+    )
 ]
 # Never -ffast-math: it changes sums, and linking with it turns denormals off for the whole process.
 FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
@@ -26,8 +36,13 @@ class BuildExt(build_ext):
     def build_extensions(self):
         for extension in self.extensions:
             if os.environ.get("CGPT_SANITIZE") == "1":
-                sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1",
-                            "-fno-omit-frame-pointer"]
+                sanitize = [
+                    "-fsanitize=address,undefined",
+                    "-fno-sanitize-recover=undefined",
+                    "-g",
+                    "-O1",
+                    "-fno-omit-frame-pointer",
+                ]
                 extension.extra_compile_args += sanitize
                 extension.extra_link_args += sanitize[:1]
             if self.has_openmp():

@@ -18,8 +18,10 @@ def main() -> None:
     print()
     for row in rows:
         one = next(r for r in rows if r["n_parallel"] == min(a.parallel) and r["n_threads"] == row["n_threads"])
-        print(f"{row['test']:24s}{row['n_threads']:3d} threads: {row['median_ts'] / one['median_ts']:5.2f} x "
-              f"the tokens/s of {one['test']}")  # fmt: skip
+        print(
+            f"{row['test']:24s}{row['n_threads']:3d} threads: {row['median_ts'] / one['median_ts']:5.2f} x "
+            f"the tokens/s of {one['test']}"
+        )
 
 
 if __name__ == "__main__":

@@ -121,8 +121,10 @@ def main() -> None:
 
 def say_roof(threads: int, precision: str) -> roof.Roof:
     found = roof.measure(threads, precision=precision)
-    print(f"{found.level:7s} roof of {threads} threads: {found.read_bytes_per_s / 1e9:.1f} GB/s, "
-          f"{found.flops_per_s / 1e9:.1f} GFLOP/s {found.dtype}")  # fmt: skip
+    print(
+        f"{found.level:7s} roof of {threads} threads: {found.read_bytes_per_s / 1e9:.1f} GB/s, "
+        f"{found.flops_per_s / 1e9:.1f} GFLOP/s {found.dtype}"
+    )
     return found
 
 

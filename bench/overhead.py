@@ -55,9 +55,11 @@ def measure(model, new: int) -> None:
         forks = sum(op.calls for name, op in trace.ops.items() if name.split()[0] in FORKING)
     total, inside = statistics.median(alone), statistics.median(kernels)
     joins = forks * fork_join_seconds(model.threads)
-    print(f"{model.threads} threads: a step {total * 1e3:.3f} ms ({statistics.median(watched) * 1e3:.3f} watched), "
-          f"kernels {inside * 1e3:.3f} ms; outside {1 - inside / total:.1%}, fork and join of {forks} calls "
-          f"{joins * 1e3:.3f} ms {joins / total:.1%}")  # fmt: skip
+    print(
+        f"{model.threads} threads: a step {total * 1e3:.3f} ms ({statistics.median(watched) * 1e3:.3f} watched), "
+        f"kernels {inside * 1e3:.3f} ms; outside {1 - inside / total:.1%}, fork and join of {forks} calls "
+        f"{joins * 1e3:.3f} ms {joins / total:.1%}"
+    )
 
 
 def main() -> None:

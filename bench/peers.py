@@ -189,8 +189,13 @@ def table(settings: list[Setting], compare) -> str:
 def read_bandwidth(threads: int) -> float:
     """GB/s, in a process of its own: what it allocates is nobody's peak."""
     code = f"from cgpt import roof; print(roof.read_bandwidth({threads}, 0.5) / 1e9)"
-    run = subprocess.run([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=str(HERE.parent)),
-                         capture_output=True, text=True, check=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=dict(os.environ, PYTHONPATH=str(HERE.parent)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(run.stdout)
 
 
@@ -241,8 +246,10 @@ def main() -> None:
         return result
 
     print("\n".join(interleave(settings, a.rounds, turn, lambda: bandwidths.append(read_bandwidth(a.threads)))))
-    print(f"{Path(a.checkpoint).name}, {a.threads} threads, prompt {a.prompt}, {a.new} new tokens, "
-          f"memory read at {spread(bandwidths)} GB/s\n")  # fmt: skip
+    print(
+        f"{Path(a.checkpoint).name}, {a.threads} threads, prompt {a.prompt}, {a.new} new tokens, "
+        f"memory read at {spread(bandwidths)} GB/s\n"
+    )
     print(table(settings, lambda turns: agreement(turns, reference, runner.work)))
 
 

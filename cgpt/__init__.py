@@ -33,9 +33,7 @@ from cgpt.prefix import PrefixCache
 from cgpt.threads import default_threads
 from cgpt.weights import Checkpoint
 
-__all__ = [
-    "CgptError", "Completion", "Model", "PrefixCache", "demo_models", "kernels", "load", "locate", "quality",
-]  # fmt: skip
+__all__ = ["CgptError", "Completion", "Model", "PrefixCache", "demo_models", "kernels", "load", "locate", "quality"]
 __version__ = "0.1.0"
 
 isa.use_best()

@@ -28,8 +28,12 @@ def add_bench(command: Callable[..., argparse.ArgumentParser], commands: Any) ->
     add = parser.add_argument
     model = "a checkpoint directory, a model of the package, or a published size (default: demo-gpt2)"
     add("--model", metavar="NAME_OR_DIR_OR_SIZE", default="demo-gpt2", help=model)
-    add("--keep", metavar="DIR", help="where the random weights of a published size stay, or are found; else a "
-        "temporary directory that is removed at the end")  # fmt: skip
+    add(
+        "--keep",
+        metavar="DIR",
+        help="where the random weights of a published size stay, or are found; else a "
+        "temporary directory that is removed at the end",
+    )
     add = parser.add_argument_group("what is measured (lists: 0,4096)").add_argument
     add("-p", "--n-prompt", type=_numbers, metavar="N", help="tokens of a prompt; 0: none (default: 512, if they fit)")
     add("-n", "--n-gen", type=_numbers, metavar="N", default=[64], help="tokens to generate; 0: none (default: 64)")

@@ -96,7 +96,6 @@ class Chat:
     messages: the conversation after those two, yours to read, to fill and to change.
     """
 
-
     def __init__(
         self,
         model: Model,
@@ -114,9 +113,7 @@ class Chat:
         self.special = SpecialTokens(model.tokenizer)
         self.tools = as_tools(tools)
         self.developer = Developer(system, self.tools, (), response_format)
-        self.system = System(
-            identity, knowledge_cutoff, date, reasoning, namespaces=builtin_namespaces(builtin_tools)
-        )
+        self.system = System(identity, knowledge_cutoff, date, reasoning, namespaces=builtin_namespaces(builtin_tools))
         self.messages: list[Message] = []
         self.reply: Reply | None = None  # the newest
         self._kept = PrefixCache(model)
@@ -239,9 +236,16 @@ class Chat:
             calls = [ToolCall(m.recipient, m.content, m.channel or "commentary") for m in called]
             first = request.answered - began if request.ids else None
             self.reply = Reply(
-                parser.messages, "tool_calls" if calls else reason, parser.raw_text, dict(parser.repairs),
-                len(request.prompt_ids), request.num_cached_tokens, len(request.ids), first, calls,
-            )  # fmt: skip
+                parser.messages,
+                "tool_calls" if calls else reason,
+                parser.raw_text,
+                dict(parser.repairs),
+                len(request.prompt_ids),
+                request.num_cached_tokens,
+                len(request.ids),
+                first,
+                calls,
+            )
             self._remember(request, said)
 
     def _push(self, parser: Parser, token_id: int) -> list[Piece]:

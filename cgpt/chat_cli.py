@@ -122,9 +122,7 @@ class Terminal:
     """The conversation as the terminal shows it. Reasoning and calls are dimmed where stdout is a terminal; through
     pipes calls go to stderr. yes_tools: calls run without being asked about."""
 
-    def __init__(
-        self, chat: Chat, options: dict[str, Any], *, show_reasoning: bool, yes_tools: bool = False
-    ) -> None:
+    def __init__(self, chat: Chat, options: dict[str, Any], *, show_reasoning: bool, yes_tools: bool = False) -> None:
         self.chat, self.options, self.show_reasoning, self.yes_tools = chat, options, show_reasoning, yes_tools
         self._interactive = False
         self._channel: str | None = None  # of what was printed last; None at the beginning of a line

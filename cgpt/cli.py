@@ -51,9 +51,14 @@ def _generate(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in (*names, "prompt_lookup_num_tokens")}
     with ProgressBar(f"loading {args.model}") as progress:
         model = cgpt.load(
-            args.model, args.threads, args.precision, args.dense,
-            kv_cache_dtype=args.kv_cache_dtype, huge_pages=args.huge_pages, progress=progress,
-        )  # fmt: skip
+            args.model,
+            args.threads,
+            args.precision,
+            args.dense,
+            kv_cache_dtype=args.kv_cache_dtype,
+            huge_pages=args.huge_pages,
+            progress=progress,
+        )
     if args.json:
         print(json.dumps(_report(model.generate(prompt, **options))))
         return
@@ -132,9 +137,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cgpt {cgpt.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _add_generate, chat_cli.add_chat, serve_cli.add_serve, _add_info, compare_cli.add_compare, _add_synth,
-        bench_cli.add_bench, doctor_cli.add_doctor, quality_cli.add_quality, evolution_cli.add_evolution, _add_kernels,
-    ):  # fmt: skip
+        _add_generate,
+        chat_cli.add_chat,
+        serve_cli.add_serve,
+        _add_info,
+        compare_cli.add_compare,
+        _add_synth,
+        bench_cli.add_bench,
+        doctor_cli.add_doctor,
+        quality_cli.add_quality,
+        evolution_cli.add_evolution,
+        _add_kernels,
+    ):
         add(_command, commands)
     return parser
 

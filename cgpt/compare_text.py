@@ -12,8 +12,14 @@ from cgpt.info import count, scaled, size
 WIDTH, LABELS, NARROWEST, WIDEST = 100, 21, 25, 40  # columns: of the table, what precedes its cells, and a cell
 SAME, FOOTNOTE = "=", "= the same in all"
 
-_ACTIVATIONS = {"gelu_tanh": "GELU (tanh)", "gelu_erf": "GELU (erf)", "quick_gelu": "QuickGELU", "relu": "ReLU",
-                "silu": "SiLU", "tanh": "tanh"}  # fmt: skip
+_ACTIVATIONS = {
+    "gelu_tanh": "GELU (tanh)",
+    "gelu_erf": "GELU (erf)",
+    "quick_gelu": "QuickGELU",
+    "relu": "ReLU",
+    "silu": "SiLU",
+    "tanh": "tanh",
+}
 
 # Of the steps from GPT-2 to gpt-oss; a row's label begins with the number of its step.
 WHY = {

@@ -16,8 +16,17 @@ from cgpt.forecast import CONTEXT, REACHED, VARIANTS, forecast
 from cgpt.memory import available_memory
 from cgpt.threads import cpu_quota, default_threads
 
-ENVIRONMENT = ("CGPT_ISA", "CGPT_MASK", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT",
-               "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")  # fmt: skip
+ENVIRONMENT = (
+    "CGPT_ISA",
+    "CGPT_MASK",
+    "OMP_NUM_THREADS",
+    "OMP_THREAD_LIMIT",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+    "GOMP_CPU_AFFINITY",
+)
 
 
 def examine(
@@ -59,7 +68,9 @@ def examine(
         "threads": {"default": default, "in_use": in_use, "openmp": _kernels.has_openmp()},
         "memory": _memory(root),
         "load": {"average": _load_average(root), "others": others, "stolen": stolen},
-        "roof": None if roof is None else {
+        "roof": None
+        if roof is None
+        else {
             "read_bytes_per_s": roof.read_bytes_per_s,
             "flops_per_s": roof.flops_per_s,
             "level": roof.level,
@@ -71,7 +82,7 @@ def examine(
             "reached": REACHED,
             "sizes": [forecast(name, dense, roof, root) for name, dense in VARIANTS],
         },
-    }  # fmt: skip
+    }
     return facts | {"advice": advice(facts)}
 
 

@@ -78,8 +78,10 @@ def _load(load: Mapping[str, Any]) -> str:
 def _roof(roof: Mapping[str, Any] | None) -> str:
     if roof is None:
         return "nothing (--no-measure)"
-    return (f"{roof['read_bytes_per_s'] / 1e9:.1f} GB/s read, {_flops(roof['flops_per_s'])} in {roof['dtype']} "
-            f"({roof['level']}), by {_of(roof['threads'], 'thread')}")  # fmt: skip
+    return (
+        f"{roof['read_bytes_per_s'] / 1e9:.1f} GB/s read, {_flops(roof['flops_per_s'])} in {roof['dtype']} "
+        f"({roof['level']}), by {_of(roof['threads'], 'thread')}"
+    )
 
 
 def _flops(rate: float) -> str:
@@ -97,8 +99,13 @@ def _table(models: Mapping[str, Any]) -> list[str]:
     if all(size["decode"] is None for size in models["sizes"]):
         rows = [row[:4] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = [[*(c.ljust(w) for c, w in zip(row[:2], widths, strict=False)),
-              *(c.rjust(w) for c, w in zip(row[2:], widths[2:], strict=False))] for row in rows]  # fmt: skip
+    cells = [
+        [
+            *(c.ljust(w) for c, w in zip(row[:2], widths, strict=False)),
+            *(c.rjust(w) for c, w in zip(row[2:], widths[2:], strict=False)),
+        ]
+        for row in rows
+    ]
     return [("  " + "   ".join(row)).rstrip() for row in cells]
 
 

@@ -176,9 +176,7 @@ class Engine:
             if self._closing:
                 raise EngineClosed("the engine is shutting down; ask another one, or later")
             if len(self._places) + len(requests) > most:
-                raise QueueFull(
-                    f"{len(self._places)} requests run or wait, and at most {most} may; try again later"
-                )
+                raise QueueFull(f"{len(self._places)} requests run or wait, and at most {most} may; try again later")
             self._waiting.extend(requests)
             self._places.update(places)
             self._changed.notify()

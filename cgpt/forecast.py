@@ -21,9 +21,7 @@ CONTEXT = 512  # tokens of the prompt, and before the token decoded
 REACHED = {"decode": 0.65, "prompt": 0.6}
 
 VARIANTS: list[tuple[str, str | None]] = [
-    (name, dense)
-    for name in SIZES
-    for dense in ((None, "bf16", "int8") if name.startswith("gpt2") else (None, "int8"))
+    (name, dense) for name in SIZES for dense in ((None, "bf16", "int8") if name.startswith("gpt2") else (None, "int8"))
 ]
 
 

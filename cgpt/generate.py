@@ -100,9 +100,7 @@ def generate(
     return [request.completion() for request in requests]
 
 
-def stream(
-    model: Model, prompt: Any, *, prefix_cache: PrefixCache | None = None, **options: Any
-) -> Iterator[str]:
+def stream(model: Model, prompt: Any, *, prefix_cache: PrefixCache | None = None, **options: Any) -> Iterator[str]:
     """Pieces of the text that generate() with the same options makes of one prompt; joined they are it.
 
     Each comes as soon as it is certain: whole characters, and no beginning of a stop string. Closing the

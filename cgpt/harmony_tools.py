@@ -46,8 +46,12 @@ BROWSER = Namespace(
             "on the most relevant passage, if available.\n"
             "Use this function without `id` to scroll to a new location of an opened page.",
             _arguments(
-                id={"type": ["number", "string"], "default": -1}, cursor=_LATEST, loc=_LATEST, num_lines=_LATEST,
-                view_source={"type": "boolean", "default": False}, source=_STRING,
+                id={"type": ["number", "string"], "default": -1},
+                cursor=_LATEST,
+                loc=_LATEST,
+                num_lines=_LATEST,
+                view_source={"type": "boolean", "default": False},
+                source=_STRING,
             ),
         ),
         Tool(
@@ -56,7 +60,7 @@ BROWSER = Namespace(
             _arguments("pattern", pattern=_STRING, cursor=_LATEST),
         ),
     ),
-)  # fmt: skip
+)
 PYTHON = Namespace(
     "python",
     "Use this tool to execute Python code in your chain of thought. The code will not be shown to the user. This tool "

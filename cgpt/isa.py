@@ -20,9 +20,7 @@ def use_best() -> str:
     mask = os.environ.get("CGPT_MASK", "")
     if mask not in FEATURES:
         raise KernelError(f"CGPT_MASK={mask}: only {' and '.join(FEATURES[1:])} can be masked")
-    name = os.environ.get("CGPT_ISA") or next(
-        n for n in reversed(available()) if not (mask and n == "amx")
-    )
+    name = os.environ.get("CGPT_ISA") or next(n for n in reversed(available()) if not (mask and n == "amx"))
     if name not in levels():
         raise KernelError(f"CGPT_ISA={name}: there is no such level; use one of {', '.join(available())}")
     _kernels.use_level(name, mask=mask)

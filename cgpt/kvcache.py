@@ -37,9 +37,7 @@ class Sequence:
     step at a time.
     """
 
-    def __init__(
-        self, windows: list[int], G: int, D: int, context: int, slack: int = 0, dtype: str = "F32"
-    ) -> None:
+    def __init__(self, windows: list[int], G: int, D: int, context: int, slack: int = 0, dtype: str = "F32") -> None:
         """windows: per layer, how many positions it sees (0: all); G key/value heads of D. dtype: "F32", "F16" or
         "BF16", of what is kept."""
         self.position = 0

@@ -242,7 +242,7 @@ class Model:
         sequence.require(len(ids))
         out = np.empty(len(ids) - 1, np.float32)
         for i in range(0, len(ids) - 1, self.PREFILL_CHUNK):
-            chunk, then = ids[: -1][i : i + self.PREFILL_CHUNK], ids[i + 1 : i + 1 + self.PREFILL_CHUNK]
+            chunk, then = ids[:-1][i : i + self.PREFILL_CHUNK], ids[i + 1 : i + 1 + self.PREFILL_CHUNK]
             found = log_probabilities(self.step([(sequence, chunk)], rows="all"))
             out[i : i + len(chunk)] = found[np.arange(len(chunk)), then]
         return out

@@ -47,9 +47,7 @@ def measure(threads: int, seconds: float = 1.0, precision: str = "auto") -> Roof
     dtype = "bf16" if kernels["peak_tile"] != "-" else "f32"
     if precision == "int8" and kernels["linear_int8_a8"] == kernels["peak_a8"] != "-":  # on amx they are those of bf16
         dtype = "int8"
-    return Roof(
-        read_bandwidth(threads, seconds / 2), peak(threads, dtype, seconds / 2), k.level(), dtype, threads
-    )
+    return Roof(read_bandwidth(threads, seconds / 2), peak(threads, dtype, seconds / 2), k.level(), dtype, threads)
 
 
 def read_bandwidth(threads: int, seconds: float) -> float:

@@ -81,13 +81,14 @@ def _serve(args: argparse.Namespace) -> None:
     listening = server.listen(args.host, args.port)  # before the model is loaded: it may fail
     with ProgressBar(f"loading {args.model}") as progress:
         model = cgpt.load(
-            args.model, args.threads, args.precision, args.dense,
-            kv_cache_dtype=args.kv_cache_dtype, progress=progress,
-        )  # fmt: skip
+            args.model, args.threads, args.precision, args.dense, kv_cache_dtype=args.kv_cache_dtype, progress=progress
+        )
     engine = Engine(
-        model, max_running=args.max_running, max_waiting=args.max_waiting,
+        model,
+        max_running=args.max_running,
+        max_waiting=args.max_waiting,
         prefix_cache_bytes=None if args.prefix_cache is None else int(args.prefix_cache * 1e9),
-    )  # fmt: skip
+    )
     name = args.name or os.path.basename(os.path.normpath(args.model))
     service = Service(engine, name, Limits(max_tokens=args.max_tokens), args.log_prompts)
     app = make_app(service, (args.host, *args.allow_host), tuple(args.cors), key)

@@ -17,9 +17,7 @@ def _gpt2(n_layer: int, n_embd: int, n_head: int) -> GPT2Config:
 
 
 def _gpt_oss(layers: int, experts: int) -> GptOssConfig:
-    return GptOssConfig(
-        num_hidden_layers=layers, num_experts=experts, layer_types=(SLIDING, FULL) * (layers // 2)
-    )
+    return GptOssConfig(num_hidden_layers=layers, num_experts=experts, layer_types=(SLIDING, FULL) * (layers // 2))
 
 
 SIZES: dict[str, GPT2Config | GptOssConfig] = {

@@ -160,9 +160,7 @@ def _gpt2_tensors(config: GPT2Config) -> list[SynthTensor]:
     prefix = "" if config.tie_word_embeddings else "transformer."  # it comes with a head of its own
     tensors = _of_specs(gpt2.tensor_specs(config, prefix), "F32")
     mask_shape = (1, 1, config.n_positions, config.n_positions)
-    return tensors + [
-        SynthTensor(f"{prefix}h.{n}.attn.bias", "F32", mask_shape) for n in range(config.n_layer)
-    ]
+    return tensors + [SynthTensor(f"{prefix}h.{n}.attn.bias", "F32", mask_shape) for n in range(config.n_layer)]
 
 
 def _gpt_oss_tensors(config: GptOssConfig, layout: str) -> list[SynthTensor]:
@@ -172,8 +170,7 @@ def _gpt_oss_tensors(config: GptOssConfig, layout: str) -> list[SynthTensor]:
 def _of_specs(specs: Mapping[str, TensorSpec], dtype: str) -> list[SynthTensor]:
     """The tensors a loader wants, in `dtype` where it takes that, else in the first it takes."""
     return [
-        SynthTensor(name, dtype if dtype in spec.dtypes else spec.dtypes[0], spec.shape)
-        for name, spec in specs.items()
+        SynthTensor(name, dtype if dtype in spec.dtypes else spec.dtypes[0], spec.shape) for name, spec in specs.items()
     ]
 
 

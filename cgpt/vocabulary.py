@@ -146,9 +146,7 @@ def _check_ids(vocab: dict[str, Any], verbatim: dict[str, Any], vocab_size: int,
                 f"{path}: the id of {shown(name)} must be 0 to {vocab_size - 1}, found {shown(token_id)}"
             )
         if names.setdefault(token_id, name) != name:
-            raise TokenizerError(
-                f"{path}: {shown(names[token_id])} and {shown(name)} share an id, {token_id}"
-            )
+            raise TokenizerError(f"{path}: {shown(names[token_id])} and {shown(name)} share an id, {token_id}")
         if vocab.get(name, token_id) != token_id:
             raise TokenizerError(f"{path}: {shown(name)} has two ids, {vocab[name]} and {token_id}")
     if "" in vocab or "" in verbatim:
@@ -203,9 +201,7 @@ def merge_order(
     them elsewhere too; that cannot be expressed.
     """
     if sum(len(token) ** 2 for token in tokens) > MAX_MERGE_WORK:
-        raise TokenizerError(
-            f"{path}: tokens too long; their squared lengths add up to over {MAX_MERGE_WORK}"
-        )
+        raise TokenizerError(f"{path}: tokens too long; their squared lengths add up to over {MAX_MERGE_WORK}")
     priority: dict[bytes, int] = {}
     whole = []
     for token in tokens:

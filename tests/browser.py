@@ -78,9 +78,11 @@ def browser(directory):
     command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
     profile = [f"--user-data-dir={directory}", "--no-first-run", "--no-proxy-server"]
     process = subprocess.Popen(
-        ["bash", "-c", command, CHROMIUM, *FLAGS, *profile], pass_fds=(theirs_in, theirs_out),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        ["bash", "-c", command, CHROMIUM, *FLAGS, *profile],
+        pass_fds=(theirs_in, theirs_out),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     os.close(theirs_in)
     os.close(theirs_out)
     try:

@@ -34,8 +34,14 @@ Files = dict[str, bytes]  # a checkpoint directory: names and contents
 def gpt2_tensors(prefix: str = "") -> dict[str, tuple[str, list[int]]]:
     tensors = {"wte.weight": ("F32", [17, 8]), "wpe.weight": ("F16", [12, 8])}
     for layer in range(2):
-        shapes = {"ln_1": (None, 8), "attn.c_attn": (8, 24), "attn.c_proj": (8, 8),
-                  "ln_2": (None, 8), "mlp.c_fc": (8, 32), "mlp.c_proj": (32, 8)}  # fmt: skip
+        shapes = {
+            "ln_1": (None, 8),
+            "attn.c_attn": (8, 24),
+            "attn.c_proj": (8, 8),
+            "ln_2": (None, 8),
+            "mlp.c_fc": (8, 32),
+            "mlp.c_proj": (32, 8),
+        }
         for name, (inputs, outputs) in shapes.items():
             tensors[f"h.{layer}.{name}.weight"] = ("F32", [inputs, outputs] if inputs else [outputs])
             tensors[f"h.{layer}.{name}.bias"] = ("F32", [outputs])
@@ -76,10 +82,19 @@ def original_tensors() -> dict[str, tuple[str, list[int]]]:
     packed = {}
     for layer in range(2):
         attn, mlp = f"block.{layer}.attn.", f"block.{layer}.mlp."
-        shapes |= {attn + "norm.scale": [32], attn + "qkv.weight": [16, 32], attn + "qkv.bias": [16],
-                   attn + "sinks": [2], attn + "out.weight": [32, 8], attn + "out.bias": [32],
-                   mlp + "norm.scale": [32], mlp + "gate.weight": [3, 32], mlp + "gate.bias": [3],
-                   mlp + "mlp1_bias": [3, 64], mlp + "mlp2_bias": [3, 32]}  # fmt: skip
+        shapes |= {
+            attn + "norm.scale": [32],
+            attn + "qkv.weight": [16, 32],
+            attn + "qkv.bias": [16],
+            attn + "sinks": [2],
+            attn + "out.weight": [32, 8],
+            attn + "out.bias": [32],
+            mlp + "norm.scale": [32],
+            mlp + "gate.weight": [3, 32],
+            mlp + "gate.bias": [3],
+            mlp + "mlp1_bias": [3, 64],
+            mlp + "mlp2_bias": [3, 32],
+        }
         for name, outputs in (("mlp1", 64), ("mlp2", 32)):
             packed[f"{mlp}{name}_weight.blocks"] = ("U8", [3, outputs, 1, 16])
             packed[f"{mlp}{name}_weight.scales"] = ("U8", [3, outputs, 1])
@@ -113,18 +128,45 @@ def with_header(header: bytes, data: bytes) -> bytes:
 
 GPT2 = dict(model_type="gpt2", vocab_size=17, n_positions=12, n_embd=8, n_layer=2, n_head=2, n_inner=None,
             activation_function="gelu_new", layer_norm_epsilon=1e-5, eos_token_id=16)  # fmt: skip
-SIZES = dict(vocab_size=19, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-             num_key_value_heads=1, head_dim=4, sliding_window=4, swiglu_limit=7.0)  # fmt: skip
-YARN = dict(rope_type="yarn", factor=4.0, beta_fast=8.0, beta_slow=1.0, truncate=False,
-            original_max_position_embeddings=64)  # fmt: skip
-GPT_OSS = dict(SIZES, model_type="gpt_oss", num_local_experts=3, num_experts_per_tok=2, experts_per_token=2,
-               layer_types=["sliding_attention", "full_attention"], max_position_embeddings=256,
-               rope_theta=1000, rope_scaling=YARN, eos_token_id=18)  # fmt: skip
+SIZES = dict(
+    vocab_size=19,
+    hidden_size=32,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    sliding_window=4,
+    swiglu_limit=7.0,
+)
+YARN = dict(
+    rope_type="yarn", factor=4.0, beta_fast=8.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=64
+)
+GPT_OSS = dict(
+    SIZES,
+    model_type="gpt_oss",
+    num_local_experts=3,
+    num_experts_per_tok=2,
+    experts_per_token=2,
+    layer_types=["sliding_attention", "full_attention"],
+    max_position_embeddings=256,
+    rope_theta=1000,
+    rope_scaling=YARN,
+    eos_token_id=18,
+)
 MXFP4 = dict(GPT_OSS, quantization_config={"quant_method": "mxfp4"})
 PLAIN = {key: value for key, value in GPT_OSS.items() if key not in ("rope_theta", "rope_scaling")}
 PLAIN["rope_parameters"] = dict(YARN, rope_theta=1000)
-ORIGINAL = dict(SIZES, num_experts=3, experts_per_token=2, initial_context_length=64, rope_theta=1000,
-                rope_scaling_factor=4.0, rope_ntk_alpha=1, rope_ntk_beta=8)  # fmt: skip
+ORIGINAL = dict(
+    SIZES,
+    num_experts=3,
+    experts_per_token=2,
+    initial_context_length=64,
+    rope_theta=1000,
+    rope_scaling_factor=4.0,
+    rope_ntk_alpha=1,
+    rope_ntk_beta=8,
+)
 
 
 def one_file(config: dict, tensors: dict) -> Files:
@@ -230,9 +272,7 @@ def damaged_bytes(rng: random.Random, data: bytes, focus: int) -> bytes:
         elif action == 3:
             result += rng.randbytes(rng.choice([1, 8]))
         elif place < len(result):
-            result[place] = rng.choice(
-                [result[place] ^ 1 << rng.randrange(8), rng.choice(b'09-"[]{},:.\0\xff')]
-            )
+            result[place] = rng.choice([result[place] ^ 1 << rng.randrange(8), rng.choice(b'09-"[]{},:.\0\xff')])
     return bytes(result)
 
 

@@ -43,9 +43,7 @@ class Reference:
                 reasoning_effort=content.reasoning and content.reasoning.capitalize(),
                 conversation_start_date=content.date,
                 knowledge_cutoff=content.knowledge_cutoff,
-                channel_config={
-                    "valid_channels": list(content.channels), "channel_required": content.channel_required
-                },
+                channel_config={"valid_channels": list(content.channels), "channel_required": content.channel_required},
                 tools=self.namespaces(content.namespaces),
             )
         if isinstance(content, harmony.Developer):

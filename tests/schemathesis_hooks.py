@@ -5,11 +5,18 @@ from schemathesis.openapi.checks import RejectedPositiveData
 
 # Refusals of what a JSON schema cannot forbid: fields that do not go together, and schemas inside the body.
 BETWEEN_FIELDS = (
-    "best_of must be an integer from", "best_of above n cannot be streamed", "max_tokens must equal",
-    "top_logprobs goes with", "texts at most, with best_of", "tool_choice must", "tools must have names of their own",
-    "is no earlier call's", "the recipient of a message", "no grammar can be made of the schema",
+    "best_of must be an integer from",
+    "best_of above n cannot be streamed",
+    "max_tokens must equal",
+    "top_logprobs goes with",
+    "texts at most, with best_of",
+    "tool_choice must",
+    "tools must have names of their own",
+    "is no earlier call's",
+    "the recipient of a message",
+    "no grammar can be made of the schema",
     "logit_bias must have token ids",
-)  # fmt: skip
+)
 
 
 @schemathesis.hook

@@ -57,9 +57,15 @@ def serving(model, *, limits=None, hosts=(), origins=(), key=None, log_prompts=F
     listening = server.listen("127.0.0.1", 0)
     protocol = type("P", (Protocol,), {"HEAD_SECONDS": head_seconds}) if head_seconds else Protocol
     config = uvicorn.Config(
-        make_app(service, hosts, origins, key), loop="asyncio", http=protocol, ws="none", lifespan="on",
-        log_config=None, access_log=False, timeout_graceful_shutdown=1,
-    )  # fmt: skip
+        make_app(service, hosts, origins, key),
+        loop="asyncio",
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -29,10 +29,19 @@ CONFIGS = {
 # Small enough for their figures to be worked out by hand.
 TINY_GPT2 = dict(model_type="gpt2", vocab_size=10, n_positions=8, n_embd=4, n_layer=2, n_head=2)
 TINY_GPT_OSS = dict(
-    model_type="gpt_oss", vocab_size=10, hidden_size=32, intermediate_size=32, num_hidden_layers=2, head_dim=4,
-    num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, sliding_window=3,
+    model_type="gpt_oss",
+    vocab_size=10,
+    hidden_size=32,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    head_dim=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    sliding_window=3,
     max_position_embeddings=64,
-)  # fmt: skip
+)
 
 
 def config_file(directory, config):

@@ -66,8 +66,7 @@ def batch(model, tokens):
 @pytest.mark.parametrize("tokens", [[1] * 6, [2, 1, 3, 1, 40, 1], [150, 1, 150, 1, 150, 150]])
 @pytest.mark.parametrize("bad", [[2], [0, 5], [1, 2, 3, 4]])
 def test_a_step_names_those_that_are_not_finite(gpt_oss, monkeypatch, tokens, bad, rows):
-    """And only these are lost, rings that the failed step has overwritten too: the others go on as if it had not been.
-    """
+    """And only these are lost, rings that the failed step overwrote too: the others go on as if it had not been."""
     model = poison(gpt_oss, monkeypatch)
     expected = batch(model, tokens)
     logits = model.step(expected, rows=rows)
@@ -117,9 +116,7 @@ def test_an_error_without_a_name_is_looked_for_by_halves(gpt_oss, monkeypatch, b
 
 def options(i):
     never = {POISON: -1000}
-    return dict(
-        max_new_tokens=8 + 5 * i, ignore_eos=True, temperature=i % 3 / 2, seed=i, logprobs=2, logit_bias=never
-    )  # fmt: skip
+    return dict(max_new_tokens=8 + 5 * i, ignore_eos=True, temperature=i % 3 / 2, seed=i, logprobs=2, logit_bias=never)
 
 
 def result(done):

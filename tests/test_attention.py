@@ -36,7 +36,17 @@ def kept(x, dtype):
 
 
 def attention(
-    qkv, H, G, chunks=None, window=0, sinks=None, positions=None, threads=1, scale=None, cache=None, fill=0.0,
+    qkv,
+    H,
+    G,
+    chunks=None,
+    window=0,
+    sinks=None,
+    positions=None,
+    threads=1,
+    scale=None,
+    cache=None,
+    fill=0.0,
     dtype="F32",
 ):
     """The kernel's output [T, H * D] for a sequence qkv [T, (H + 2 G) D] cut into chunks, with a cache of
@@ -217,7 +227,13 @@ def test_sequences_together(level, window, dtype):
         batch = np.concatenate([qkv[before:] for qkv, (before, _) in zip(cases, lengths, strict=True)])
         out = np.full((len(batch), H * D), np.float32(7))
         _kernels.attention(
-            context(threads=threads), tensor_of(out), tensor(batch), spans, H, scale=D**-0.5, window=window,
+            context(threads=threads),
+            tensor_of(out),
+            tensor(batch),
+            spans,
+            H,
+            scale=D**-0.5,
+            window=window,
             sinks=tensor(sinks),
         )
         assert_same_bits(out, expected, f"{threads} threads")

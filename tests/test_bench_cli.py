@@ -73,16 +73,19 @@ def test_kv_cache_dtype(bench):
         assert deep["bytes_per_token"] - flat["bytes_per_token"] == 100 * 2 * 4 * 160 * size
 
 
-@pytest.mark.parametrize("args, message", [
-    (("--model", "gpt-5"), "gpt-5: no such directory, and none of the known models demo-gpt-oss, demo-gpt2, gpt2"),
-    (("-p", "0", "-n", "0"), "nothing to measure"),
-    (("-r", "0"), "repetitions: 0"),
-    (("--json", "--jsonl"), "--json or --jsonl, not both"),
-    (("-p", "300"), "pp300 takes more than the 256 positions"),
-    (("--precision", "what"), "precision is"),
-    (("--dense", "what"), "dense is"),
-    (("--kv-cache-dtype", "what"), "kv_cache_dtype is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--model", "gpt-5"), "gpt-5: no such directory, and none of the known models demo-gpt-oss, demo-gpt2, gpt2"),
+        (("-p", "0", "-n", "0"), "nothing to measure"),
+        (("-r", "0"), "repetitions: 0"),
+        (("--json", "--jsonl"), "--json or --jsonl, not both"),
+        (("-p", "300"), "pp300 takes more than the 256 positions"),
+        (("--precision", "what"), "precision is"),
+        (("--dense", "what"), "dense is"),
+        (("--kv-cache-dtype", "what"), "kv_cache_dtype is"),
+    ],
+)
 def test_errors(bench, args, message):
     status, out, err = bench("-n", "0", *args)
     assert status == 2 and out == "" and message in err
@@ -93,7 +96,7 @@ def test_errors(bench, args, message):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """"gpt2" is written small, and temporary directories are made in tmp_path / "temporary"."""
+    """ "gpt2" is written small, and temporary directories are made in tmp_path / "temporary"."""
     write = synth.write
     monkeypatch.setattr(synth, "write", lambda size, directory, progress: write(GPT2, directory))
     (tmp_path / "temporary").mkdir()

@@ -19,9 +19,18 @@ LLAMA_BENCH = {  # the fields of its JSON that mean the same here
     "type_k", "type_v",
 }  # fmt: skip
 FACTS = {
-    "model_filename": "/m/gpt2", "model_type": "GPT-2 124M F32", "model_size": 5e8, "cpu_info": "CPU", "level": "avx2",
-    "precision": "auto", "dense": None, "type_k": "f16", "type_v": "f16", "n_threads": 2, "load_ns": 250_000_000,
-}  # fmt: skip
+    "model_filename": "/m/gpt2",
+    "model_type": "GPT-2 124M F32",
+    "model_size": 5e8,
+    "cpu_info": "CPU",
+    "level": "avx2",
+    "precision": "auto",
+    "dense": None,
+    "type_k": "f16",
+    "type_v": "f16",
+    "n_threads": 2,
+    "load_ns": 250_000_000,
+}
 
 
 def roof(read=10e9, flops=100e9, dtype="f32"):
@@ -56,17 +65,20 @@ def test_a_row_of_a_prompt():
     assert row["others_share"] is None and row["warnings"] == []
 
 
-@pytest.mark.parametrize("values, expected", [
-    (dict(), []),
-    (dict(stolen=0.02, others=0.05), []),
-    (dict(stolen=None, others=None), []),
-    (dict(stolen=0.21), ["the host took 21% of the CPUs' time"]),
-    (dict(others=0.4), ["other processes used 40% of the CPUs' time"]),
-    (dict(samples=[1.0, 1.0, 1.11]), ["repetitions differ by 11%"]),
-    (dict(after=roof(read=8e9)), ["memory was read with 8.0 to 10.0 GB/s"]),
-    (dict(after=roof(read=9e9)), []),
-    (dict(faults=1234), ["1,234 reads of the model waited for the disk"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        (dict(), []),
+        (dict(stolen=0.02, others=0.05), []),
+        (dict(stolen=None, others=None), []),
+        (dict(stolen=0.21), ["the host took 21% of the CPUs' time"]),
+        (dict(others=0.4), ["other processes used 40% of the CPUs' time"]),
+        (dict(samples=[1.0, 1.0, 1.11]), ["repetitions differ by 11%"]),
+        (dict(after=roof(read=8e9)), ["memory was read with 8.0 to 10.0 GB/s"]),
+        (dict(after=roof(read=9e9)), []),
+        (dict(faults=1234), ["1,234 reads of the model waited for the disk"]),
+    ],
+)
 def test_noise(values, expected):
     quiet = dict(samples=[1.0, 1.0, 1.05], others=0.0, stolen=0.0, before=roof(), after=roof(), faults=100)
     assert warnings(**quiet | values) == expected
@@ -108,8 +120,9 @@ def test_table():
     ]  # fmt: skip
     assert not lines[2].endswith(")")
     assert lines[3] == "(1) noisy: other processes used 40% of the CPUs' time; repetitions differ by 80%"
-    assert lines[4] == ("2 threads: memory 10.0 GB/s, f32 products 100.0 GFLOP/s; loaded in 0.25 s, "
-                        "at most 1.50 GB in memory")  # fmt: skip
+    assert lines[4] == (
+        "2 threads: memory 10.0 GB/s, f32 products 100.0 GFLOP/s; loaded in 0.25 s, at most 1.50 GB in memory"
+    )
     assert report.heading(whole_row(dense="bf16")) == (
         "gpt2: GPT-2 124M F32, 0.50 GB stored; CPU, avx2, precision auto, dense=bf16, f16 cache"
     )

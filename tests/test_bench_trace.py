@@ -83,9 +83,16 @@ def test_every_kernel_of_a_gpt2_step(models):
     with Trace(model) as trace:
         model.step([(model.new_sequence(), [1, 2, 3]), (model.new_sequence(), [4])])
     assert counted(trace) == {
-        "embed": 2, "layernorm": 7, "linear c_attn": 3, "attention": 3, "linear c_proj": 3, "linear c_fc": 3,
-        "activation": 3, "linear mlp_c_proj": 3, "linear head": 1,
-    }  # fmt: skip
+        "embed": 2,
+        "layernorm": 7,
+        "linear c_attn": 3,
+        "attention": 3,
+        "linear c_proj": 3,
+        "linear c_fc": 3,
+        "activation": 3,
+        "linear mlp_c_proj": 3,
+        "linear head": 1,
+    }
     assert all(op.seconds > 0 for op in trace.ops.values())
 
 
@@ -94,9 +101,17 @@ def test_every_kernel_of_a_gpt_oss_step(models):
     with Trace(model) as trace:
         model.step([(model.new_sequence(50), [1, 2, 3]), (model.new_sequence(50), [4])])
     assert counted(trace) == {
-        "embed": 1, "rmsnorm": 9, "linear qkv": 12, "rope": 8, "attention": 4, "linear out": 4, "linear router": 4,
-        "topk": 4, "moe": 4, "linear head": 1,
-    }  # fmt: skip
+        "embed": 1,
+        "rmsnorm": 9,
+        "linear qkv": 12,
+        "rope": 8,
+        "attention": 4,
+        "linear out": 4,
+        "linear router": 4,
+        "topk": 4,
+        "moe": 4,
+        "linear head": 1,
+    }
 
 
 def test_kernels_are_themselves_again(models):
@@ -107,10 +122,13 @@ def test_kernels_are_themselves_again(models):
     assert {name: getattr(_kernels, name) for name in KERNELS} == kept
 
 
-@pytest.mark.parametrize("name, differ", [
-    ("gpt2", 64 * 4),  # the token's row of the embedding, which is the head
-    ("gpt-oss", 2 * 4 * (8 * 32 + 64 + 8 + 4 * (2 * 96 + 64) - 4)),  # biases are bf16 as stored, f32 here; no sinks
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, differ",
+    [
+        ("gpt2", 64 * 4),  # the token's row of the embedding, which is the head
+        ("gpt-oss", 2 * 4 * (8 * 32 + 64 + 8 + 4 * (2 * 96 + 64) - 4)),  # biases are bf16 as stored, f32 here; no sinks
+    ],
+)
 def test_a_token_reads_what_info_says(models, name, differ):
     """But for norms, which stay in the caches."""
     model, depth = models[name], 40
@@ -134,13 +152,16 @@ def test_cases():
     assert [case.tokens for case in fitting] == [30, 20, 40, 20, 40]
 
 
-@pytest.mark.parametrize("numbers, error, message", [
-    (([101], [0], [0], [1]), ContextLengthError, "pp101 takes more than the 100 positions"),
-    (([0], [0], [0], [1]), InputError, "nothing to measure"),
-    (([-1], [0], [0], [1]), InputError, "prompt tokens: -1"),
-    (([5], [0], [-2], [1]), InputError, "depth tokens: -2"),
-    (([5], [0], [0], [0]), InputError, "sequences at once: 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "numbers, error, message",
+    [
+        (([101], [0], [0], [1]), ContextLengthError, "pp101 takes more than the 100 positions"),
+        (([0], [0], [0], [1]), InputError, "nothing to measure"),
+        (([-1], [0], [0], [1]), InputError, "prompt tokens: -1"),
+        (([5], [0], [-2], [1]), InputError, "depth tokens: -2"),
+        (([5], [0], [0], [0]), InputError, "sequences at once: 0"),
+    ],
+)
 def test_cases_that_make_no_sense(numbers, error, message):
     with pytest.raises(error, match=message):
         cases(100, *numbers)

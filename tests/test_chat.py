@@ -213,12 +213,13 @@ def test_unknown_tool(monkeypatch, model):
 
 def test_no_answer_is_lost(monkeypatch, model):
     scripted(
-        monkeypatch, model,
+        monkeypatch,
+        model,
         "Just text.<|return|>",
         "<|channel|>analysis<|message|>a<|channel|>final<|message|>b<|return|>",
         "<|channel|>final<|message|>c<|end|><|start|>user<|message|>d",
         CALL.format("{}").replace("call|", "end|") + "x",
-    )  # fmt: skip
+    )
     chat = model.chat()
     assert (first := chat.send("1")).text == "Just text." and first.repairs == {"text without a header": 1}
     assert (second := chat.send("2")).text == "b" and second.reasoning == "a" and second.repairs
@@ -301,12 +302,15 @@ def test_gpt2_does_not_chat():
         cgpt.load("demo-gpt2").chat()
 
 
-@pytest.mark.parametrize(("options", "match"), [
-    ({"stop": "x"}, "a chat takes no stop"),
-    ({"temperature": -1}, "temperature"),
-    ({"max_new_tokens": 0}, "max_new_tokens"),
-    ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"stop": "x"}, "a chat takes no stop"),
+        ({"temperature": -1}, "temperature"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens"),
+    ],
+)
 def test_bad_options(model, options, match):
     chat = model.chat()
     with pytest.raises(InputError, match=match):

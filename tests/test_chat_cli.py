@@ -53,9 +53,13 @@ def test_commands(chat, tmp_path):
     assert (status, err, lines[:2]) == (0, "", ["42", "a new conversation"])
     assert lines[2] != "47"  # it has forgotten the sum
     assert lines[3:9] == [
-        "reasoning: high, hidden", "reasoning: high, hidden", "a new conversation", "Answer briefly.",
-        "a new conversation", "no instructions",
-    ]  # fmt: skip
+        "reasoning: high, hidden",
+        "reasoning: high, hidden",
+        "a new conversation",
+        "Answer briefly.",
+        "a new conversation",
+        "no instructions",
+    ]
     assert lines[9] == "reasoning: high, shown" and lines[10].startswith("We need 17+25") and "42" in lines
     assert f"saved 3 messages to {path}" in out and out.endswith("Ctrl-C stops an answer\n")
     saved = json.loads(path.read_text("utf-8"))
@@ -79,18 +83,23 @@ def test_options_reach_the_model(chat, monkeypatch):
     made, given = asked[0]
     assert given == {"max_new_tokens": 60, "temperature": 0.5, "top_p": 0.9, "seed": 1}
     assert (made.developer.instructions, made.system.reasoning, made.system.date) == (
-        "Answer briefly.", "low", "2025-06-28",
-    )  # fmt: skip
+        "Answer briefly.",
+        "low",
+        "2025-06-28",
+    )
 
 
-@pytest.mark.parametrize(("line", "says"), [
-    ("/nothing", "there is no command /nothing; /help lists them"),
-    ("/_x y", "there is no command /_x"),
-    ("/reasoning max", "reasoning is one of low, medium, high"),
-    ("/save", "/save needs the name of a file"),
-    ("/save /no/such/folder/x", "No such file"),
-    (b"\xff\n", "a message on stdin is not UTF-8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/nothing", "there is no command /nothing; /help lists them"),
+        ("/_x y", "there is no command /_x"),
+        ("/reasoning max", "reasoning is one of low, medium, high"),
+        ("/save", "/save needs the name of a file"),
+        ("/save /no/such/folder/x", "No such file"),
+        (b"\xff\n", "a message on stdin is not UTF-8"),
+    ],
+)
 def test_errors(chat, line, says):
     status, out, err = chat(line, ADD)
     assert status == 2 and err.startswith("cgpt: error: ") and says in err and out == ""

@@ -136,14 +136,17 @@ def test_a_file_named_as_a_module_hides_none(file):
     assert load_functions(path)[0]() == "[1]" and sys.modules["json"].dumps([]) == "[]"
 
 
-@pytest.mark.parametrize(("name", "text", "match"), [
-    ("no.py", None, "is no Python file"),
-    ("weather.txt", FILE, "is no Python file"),
-    ("x.py", "def f(:", r"x.py cannot be run: SyntaxError: .*line 1"),
-    ("x.py", "import nothing_such", "x.py cannot be run: ModuleNotFoundError: No module named 'nothing_such'"),
-    ("x.py", "from os.path import join\ndef f(): ...", "x.py defines no function with a docstring"),
-    ("x.py", "def _f():\n    'Is private.'", "x.py defines no function with a docstring"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("no.py", None, "is no Python file"),
+        ("weather.txt", FILE, "is no Python file"),
+        ("x.py", "def f(:", r"x.py cannot be run: SyntaxError: .*line 1"),
+        ("x.py", "import nothing_such", "x.py cannot be run: ModuleNotFoundError: No module named 'nothing_such'"),
+        ("x.py", "from os.path import join\ndef f(): ...", "x.py defines no function with a docstring"),
+        ("x.py", "def _f():\n    'Is private.'", "x.py defines no function with a docstring"),
+    ],
+)
 def test_bad_files(tmp_path, name, text, match):
     if text is not None:
         (tmp_path / name).write_text(text)
@@ -178,10 +181,18 @@ RESULT = '-> {"temperature": 23, "sky": "rainy"}\n'
 DENIED = "-> error: the user did not allow this call\n"
 
 
-@pytest.mark.parametrize(("typed", "outcome"), [
-    ("y\n", RESULT), (" YES \n", RESULT), ("a\n", RESULT), ("n\n", DENIED), ("\n", DENIED), ("yeah\n", DENIED),
-    ("", "\n" + DENIED),  # Ctrl-D
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("typed", "outcome"),
+    [
+        ("y\n", RESULT),
+        (" YES \n", RESULT),
+        ("a\n", RESULT),
+        ("n\n", DENIED),
+        ("\n", DENIED),
+        ("yeah\n", DENIED),
+        ("", "\n" + DENIED),  # Ctrl-D
+    ],
+)
 def test_each_call_is_asked_about(ask, typed, outcome):
     out, chat = ask(ROME, FINAL.format("Done."), typed=typed)
     assert out == f"{SHOWN}{ASKED}{outcome}Done.\n"
@@ -231,8 +242,12 @@ def test_a_call_looks_like_what_it_is(monkeypatch, ask):
         """Says much."""
         return "\x1b[2J" + "a" * 2000
 
-    out, chat = ask(ROME.replace("get_weather", "loud").replace('"city": "Rome"', ""), FINAL.format("."),
-                    tools=[loud], yes_tools=True)  # fmt: skip
+    out, chat = ask(
+        ROME.replace("get_weather", "loud").replace('"city": "Rome"', ""),
+        FINAL.format("."),
+        tools=[loud],
+        yes_tools=True,
+    )
     assert "-> \\x1b[2J" + "a" * 996 + "... 2004 characters\n" in out and chat.messages[2].content == loud()
 
 

@@ -25,18 +25,22 @@ def published():
 # ------------------------------------------------------------------------------------------ published figures
 
 
-@pytest.mark.parametrize("name, total", [
-    ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, total",
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+)
 def test_parameters_of_gpt2(published, name, total):
     assert published[name]["parameters"]["total"] == total
     assert sum(published[name]["parameters"]["parts"].values()) == total
 
 
-@pytest.mark.parametrize("name, L, E, billions, gib", [
-    ("gpt-oss-20b", 24, 32, [20.91, 3.61, 19.12, 0.64, 1.16], 12.8),
-    ("gpt-oss-120b", 36, 128, [116.83, 5.13, 114.71, 0.96, 1.16], 60.8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, L, E, billions, gib",
+    [
+        ("gpt-oss-20b", 24, 32, [20.91, 3.61, 19.12, 0.64, 1.16], 12.8),
+        ("gpt-oss-120b", 36, 128, [116.83, 5.13, 114.71, 0.96, 1.16], 60.8),
+    ],
+)
 def test_parameters_of_gpt_oss(published, name, L, E, billions, gib):
     """To the unit, and rounded as the model card has them. Active are the four experts of a token and the head, but one
     row of the embedding."""
@@ -121,12 +125,17 @@ def test_a_small_gpt2(tmp_path):
         "bytes": {
             "weights": 4 * 568,
             "per_token": {
-                "embedding": 16, "attention": 640, "mlp": 1184, "norms": 160, "unembedding": 160, "cache": 8 * 32,
+                "embedding": 16,
+                "attention": 640,
+                "mlp": 1184,
+                "norms": 160,
+                "unembedding": 160,
+                "cache": 8 * 32,
             },
         },
         "flops": {"products": 2 * (2 * 192 + 40), "attention": 2 * 4 * 4 * 8},
         "longest": {"within": False, "attention_flops": 2 * 4 * 4 * 64, "position_parameters": 56 * 4},
-    }  # fmt: skip
+    }
     assert cache == {"first_position": 32, "last_position": 32}  # 2 layers, 2 heads of 2, key and value of 2 bytes
     assert disk > 4 * (568 + 2 * 8 * 8)  # and the masks
 
@@ -141,7 +150,11 @@ def test_a_small_gpt_oss(tmp_path):
     assert model["choices"] == {
         "dropout": {"attention": 0.0},
         "positions": {
-            "kind": "rope", "theta": 150000.0, "scaling": "yarn", "factor": 32.0, "original_context": 4096,
+            "kind": "rope",
+            "theta": 150000.0,
+            "scaling": "yarn",
+            "factor": 32.0,
+            "original_context": 4096,
             "concentration": pytest.approx(1.3465735902799727, rel=1e-15),
         },
         "activation": {"kind": "swiglu", "alpha": 1.702, "clamp": 7.0},
@@ -153,30 +166,37 @@ def test_a_small_gpt_oss(tmp_path):
         "biases": {"attention": True, "mlp": True, "norms": False, "unembedding": False},
         "tied_head": False,
         "formats": {"MXFP4": 24576, "BF16": 5040},
-    }  # fmt: skip
+    }
     assert model["bytes"]["weights"] == 24576 * 17 // 32 + 2 * 5040
     experts = 2 * 2 * (3072 * 17 // 32 + 2 * 96)
     assert model["bytes"]["per_token"] == {
-        "embedding": 64, "attention": 2 * 3208, "mlp": experts + 2 * 2 * 132, "norms": 320, "unembedding": 640,
+        "embedding": 64,
+        "attention": 2 * 3208,
+        "mlp": experts + 2 * 2 * 132,
+        "norms": 320,
+        "unembedding": 640,
         "cache": 64 * (3 + 8),
-    }  # fmt: skip
+    }
     assert model["cache"]["first_position"] == 2 * 64  # f32: 2 heads of 4, key and value, in both layers
     assert model["cache"]["last_position"] == 64  # the window drops one for it
     assert model["longest"]["attention_flops"] == 4 * 16 * (3 + 131072)
 
 
-@pytest.mark.parametrize("change, label, cell", [
-    (dict(layer_types=["full_attention"] * 2), "windows", "none: each sees all"),
-    (dict(layer_types=["full_attention", "sliding_attention"]), "windows", "3 in 1 of 2 layers"),
-    (dict(num_key_value_heads=4), "heads", "4 of 4"),
-    (dict(attention_bias=False), "biases", "mlp"),
-    (dict(tie_word_embeddings=True), "head", "tied to the embedding"),
-    (dict(rope_scaling={"rope_type": "default"}, rope_theta=10000), "positions", "RoPE, base 10,000"),
-    (dict(rope_scaling={"rope_type": "linear", "factor": 4}), "positions", "RoPE, base 150,000 + linear x 4"),
-    (dict(attention_dropout=0.2), "dropout", "0.2 in training"),
-    (dict(swiglu_limit=5.5), "activation", "SwiGLU, clamp 5.5"),
-    (MXFP4, "weights", "MXFP4 83%, BF16 17%"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, label, cell",
+    [
+        (dict(layer_types=["full_attention"] * 2), "windows", "none: each sees all"),
+        (dict(layer_types=["full_attention", "sliding_attention"]), "windows", "3 in 1 of 2 layers"),
+        (dict(num_key_value_heads=4), "heads", "4 of 4"),
+        (dict(attention_bias=False), "biases", "mlp"),
+        (dict(tie_word_embeddings=True), "head", "tied to the embedding"),
+        (dict(rope_scaling={"rope_type": "default"}, rope_theta=10000), "positions", "RoPE, base 10,000"),
+        (dict(rope_scaling={"rope_type": "linear", "factor": 4}), "positions", "RoPE, base 150,000 + linear x 4"),
+        (dict(attention_dropout=0.2), "dropout", "0.2 in training"),
+        (dict(swiglu_limit=5.5), "activation", "SwiGLU, clamp 5.5"),
+        (MXFP4, "weights", "MXFP4 83%, BF16 17%"),
+    ],
+)
 def test_cells_of_other_choices(tmp_path, change, label, cell):
     tiny = config_file(tmp_path, TINY_GPT_OSS | change)
     rows = {row.label: row for row in groups(compare([tiny, "gpt2"]))["choices, step by step"]}
@@ -195,15 +215,18 @@ def test_names_directories_and_configs(tmp_path, monkeypatch):
     assert facts[0] | {"source": "config.json"} == facts[1]
 
 
-@pytest.mark.parametrize("names, error, message", [
-    ([], InputError, "two models or more, found 0"),
-    (["gpt2"], InputError, "two models or more, found 1"),
-    (["gpt2", "gpt3"], InputError, "gpt3: no such directory"),
-    (["gpt2", "empty"], ConfigError, "no config.json"),
-    (["gpt2", "bad/config.json"], ConfigError, "bad/config.json: num_key_value_heads"),
-    (["gpt2", "dropout/config.json"], ConfigError, "attn_pdrop"),
-    (["gpt2", "alone"], CheckpointError, "alone"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, error, message",
+    [
+        ([], InputError, "two models or more, found 0"),
+        (["gpt2"], InputError, "two models or more, found 1"),
+        (["gpt2", "gpt3"], InputError, "gpt3: no such directory"),
+        (["gpt2", "empty"], ConfigError, "no config.json"),
+        (["gpt2", "bad/config.json"], ConfigError, "bad/config.json: num_key_value_heads"),
+        (["gpt2", "dropout/config.json"], ConfigError, "attn_pdrop"),
+        (["gpt2", "alone"], CheckpointError, "alone"),
+    ],
+)
 def test_refuses(tmp_path, monkeypatch, names, error, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

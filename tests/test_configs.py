@@ -10,9 +10,13 @@ from cgpt.errors import ConfigError
 from cgpt.rope_config import RopeConfig
 
 YARN = {
-    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
     "original_max_position_embeddings": 4096,
-}  # fmt: skip
+}
 # openai/gpt-oss-20b's config.json, as published
 GPT_OSS_20B = {
     "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0,
@@ -56,8 +60,16 @@ def gpt2(**changes):
 
 def gpt_oss(**changes):
     """A small config whose RoPE is transformers' default unless changed."""
-    small = dict(hidden_size=64, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4,
-                 num_key_value_heads=2, head_dim=8, num_local_experts=8, vocab_size=100)  # fmt: skip
+    small = dict(
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=8,
+        vocab_size=100,
+    )
     return {"model_type": "gpt_oss", **small, **changes}
 
 
@@ -70,10 +82,19 @@ def original(**changes):
 
 def test_gpt2_defaults_are_those_of_transformers(read):
     assert read(gpt2()) == GPT2Config(
-        vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, n_inner=3072,
-        activation="gelu_tanh", layer_norm_epsilon=1e-5, scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False, tie_word_embeddings=True, eos_token_ids=(50256,),
-    )  # fmt: skip
+        vocab_size=50257,
+        n_positions=1024,
+        n_embd=768,
+        n_layer=12,
+        n_head=12,
+        n_inner=3072,
+        activation="gelu_tanh",
+        layer_norm_epsilon=1e-5,
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+        tie_word_embeddings=True,
+        eos_token_ids=(50256,),
+    )
 
 
 def test_gpt_oss_defaults_are_those_of_transformers(read):
@@ -110,9 +131,18 @@ def test_original_defaults_are_those_of_openai(read):
 
 
 def test_every_gpt2_key_is_read(read):
-    changed = dict(vocab_size=11, n_positions=13, n_embd=12, n_layer=5, n_head=3, n_inner=7,
-                   layer_norm_epsilon=1e-6, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True,
-                   tie_word_embeddings=False)  # fmt: skip
+    changed = dict(
+        vocab_size=11,
+        n_positions=13,
+        n_embd=12,
+        n_layer=5,
+        n_head=3,
+        n_inner=7,
+        layer_norm_epsilon=1e-6,
+        scale_attn_weights=False,
+        scale_attn_by_inverse_layer_idx=True,
+        tie_word_embeddings=False,
+    )
     config = read(gpt2(**changed, activation_function="relu", reorder_and_upcast_attn=True, eos_token_id=[3]))
     assert config == GPT2Config(**changed, activation="relu", eos_token_ids=(3,))
 
@@ -122,12 +152,24 @@ def test_every_gpt_oss_key_is_read(read):
                    num_attention_heads=6, num_key_value_heads=3, head_dim=10, sliding_window=5,
                    rms_norm_eps=1e-6, swiglu_limit=3.0, swiglu_alpha=1.5, attention_bias=False,
                    tie_word_embeddings=True, max_position_embeddings=77)  # fmt: skip
-    config = read(gpt_oss(**changed, num_local_experts=9, num_experts_per_tok=2, layer_types=[FULL, SLIDING],
-                          eos_token_id=3, rope_scaling={"rope_type": "default"}))  # fmt: skip
+    config = read(
+        gpt_oss(
+            **changed,
+            num_local_experts=9,
+            num_experts_per_tok=2,
+            layer_types=[FULL, SLIDING],
+            eos_token_id=3,
+            rope_scaling={"rope_type": "default"},
+        )
+    )
     assert config == GptOssConfig(
-        **changed, num_experts=9, experts_per_token=2, layer_types=(FULL, SLIDING), rope=RopeConfig(),
+        **changed,
+        num_experts=9,
+        experts_per_token=2,
+        layer_types=(FULL, SLIDING),
+        rope=RopeConfig(),
         eos_token_ids=(3,),
-    )  # fmt: skip
+    )
 
 
 def test_all_experts_may_be_chosen(read):
@@ -138,12 +180,24 @@ def test_every_original_key_is_read(read):
     changed = dict(vocab_size=11, hidden_size=96, intermediate_size=32, num_hidden_layers=2,
                    num_attention_heads=6, num_key_value_heads=3, head_dim=10, sliding_window=5, num_experts=9,
                    experts_per_token=2, swiglu_limit=3.0)  # fmt: skip
-    config = read(original(**changed, initial_context_length=64, rope_theta=1000, rope_scaling_factor=4.0,
-                           rope_ntk_alpha=2, rope_ntk_beta=8))  # fmt: skip
+    config = read(
+        original(
+            **changed,
+            initial_context_length=64,
+            rope_theta=1000,
+            rope_scaling_factor=4.0,
+            rope_ntk_alpha=2,
+            rope_ntk_beta=8,
+        )
+    )
     assert config == GptOssConfig(
-        **changed, layer_types=(SLIDING, FULL), max_position_embeddings=256, layout="original",
-        eos_token_ids=(), rope=RopeConfig("yarn", 1000.0, 4.0, 64, 8.0, 2.0, truncate=False),
-    )  # fmt: skip
+        **changed,
+        layer_types=(SLIDING, FULL),
+        max_position_embeddings=256,
+        layout="original",
+        eos_token_ids=(),
+        rope=RopeConfig("yarn", 1000.0, 4.0, 64, 8.0, 2.0, truncate=False),
+    )
 
 
 def test_original_without_scaling_is_plain_rope(read):
@@ -151,12 +205,15 @@ def test_original_without_scaling_is_plain_rope(read):
     assert (config.rope, config.max_position_embeddings) == (RopeConfig("default"), 4096)
 
 
-@pytest.mark.parametrize("config, kind", [
-    ({"n_embd": 768, "n_head": 12, "n_layer": 12}, GPT2Config),  # the first published gpt2 had no model_type
-    ({"model_type": None, "n_embd": 768, "n_head": 12}, GPT2Config),
-    ({"num_local_experts": 8}, GptOssConfig),
-    (ORIGINAL_20B, GptOssConfig),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config, kind",
+    [
+        ({"n_embd": 768, "n_head": 12, "n_layer": 12}, GPT2Config),  # the first published gpt2 had no model_type
+        ({"model_type": None, "n_embd": 768, "n_head": 12}, GPT2Config),
+        ({"num_local_experts": 8}, GptOssConfig),
+        (ORIGINAL_20B, GptOssConfig),
+    ],
+)
 def test_dialect_without_model_type(read, config, kind):
     assert type(read(config)) is kind
 
@@ -171,18 +228,21 @@ def test_gpt2_aliases(read):
     assert config.n_inner == 96
 
 
-@pytest.mark.parametrize("config, key", [
-    (gpt2(n_embd=24, hidden_size=48), "hidden_size"),
-    (gpt2(n_layer=2, num_hidden_layers=3), "num_hidden_layers"),
-    (gpt_oss(num_experts=4), "num_experts"),
-    (gpt_oss(num_experts_per_tok=2, experts_per_token=3), "experts_per_token"),
-    (gpt_oss(experts_per_token=3), "experts_per_token"),  # transformers takes its default, 4
-    (gpt_oss(rope_theta=1000, rope_parameters={**YARN, "rope_theta": 1001}), "rope_theta"),
-    (gpt_oss(rope_scaling=YARN, rope_parameters={**YARN, "truncate": True}), "rope_parameters"),
-    (gpt_oss(rope_scaling=YARN, rope_parameters={**YARN, "rope_theta": 7}), "rope_parameters"),
-    (gpt_oss(rope_scaling={**YARN, "type": "linear"}), "rope_scaling.type"),
-    (gpt_oss(rope_scaling=YARN, original_max_position_embeddings=64), "original_max_position_embeddings"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config, key",
+    [
+        (gpt2(n_embd=24, hidden_size=48), "hidden_size"),
+        (gpt2(n_layer=2, num_hidden_layers=3), "num_hidden_layers"),
+        (gpt_oss(num_experts=4), "num_experts"),
+        (gpt_oss(num_experts_per_tok=2, experts_per_token=3), "experts_per_token"),
+        (gpt_oss(experts_per_token=3), "experts_per_token"),  # transformers takes its default, 4
+        (gpt_oss(rope_theta=1000, rope_parameters={**YARN, "rope_theta": 1001}), "rope_theta"),
+        (gpt_oss(rope_scaling=YARN, rope_parameters={**YARN, "truncate": True}), "rope_parameters"),
+        (gpt_oss(rope_scaling=YARN, rope_parameters={**YARN, "rope_theta": 7}), "rope_parameters"),
+        (gpt_oss(rope_scaling={**YARN, "type": "linear"}), "rope_scaling.type"),
+        (gpt_oss(rope_scaling=YARN, original_max_position_embeddings=64), "original_max_position_embeddings"),
+    ],
+)
 def test_contradictions_are_refused(read, config, key):
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
         read(config)
@@ -216,19 +276,22 @@ def test_null_is_refused_elsewhere(read, key):
 # -------------------------------------------------------------------------------------------------- eos ids
 
 
-@pytest.mark.parametrize("config, generation, ids", [
-    (gpt2(vocab_size=60000), None, (50256,)),
-    (gpt2(vocab_size=9), None, ()),
-    (gpt2(eos_token_id=None), None, ()),
-    (gpt2(eos_token_id=0), {}, (0,)),
-    (gpt2(eos_token_id=5), {"eos_token_id": None}, (5,)),
-    (gpt2(eos_token_id=5), {"eos_token_id": 6}, (6,)),
-    (gpt2(eos_token_id=5), {"eos_token_id": [6, 7, 6]}, (6, 7)),
-    (gpt_oss(), None, ()),
-    (gpt_oss(), {"eos_token_id": [99, 100]}, (99,)),
-    (ORIGINAL_20B, None, (200002, 199999, 200012)),
-    (ORIGINAL_20B, {"eos_token_id": 1}, (1,)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config, generation, ids",
+    [
+        (gpt2(vocab_size=60000), None, (50256,)),
+        (gpt2(vocab_size=9), None, ()),
+        (gpt2(eos_token_id=None), None, ()),
+        (gpt2(eos_token_id=0), {}, (0,)),
+        (gpt2(eos_token_id=5), {"eos_token_id": None}, (5,)),
+        (gpt2(eos_token_id=5), {"eos_token_id": 6}, (6,)),
+        (gpt2(eos_token_id=5), {"eos_token_id": [6, 7, 6]}, (6, 7)),
+        (gpt_oss(), None, ()),
+        (gpt_oss(), {"eos_token_id": [99, 100]}, (99,)),
+        (ORIGINAL_20B, None, (200002, 199999, 200012)),
+        (ORIGINAL_20B, {"eos_token_id": 1}, (1,)),
+    ],
+)
 def test_eos_token_ids(read, config, generation, ids):
     assert read(config, generation).eos_token_ids == ids
 
@@ -299,7 +362,7 @@ REFUSED = [
     (gpt_oss(rope_scaling=[]), "rope_scaling must be an object"),
     (gpt_oss(rope_theta=1.0), "rope_theta"),
     (gpt_oss(rope_theta=None), "rope_theta"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("config, message", REFUSED, ids=[message for _, message in REFUSED])
@@ -348,18 +411,22 @@ def test_flags_are_booleans(read, value):
 # ---------------------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "not valid JSON"),
-    ("[]", "expected a JSON object"),
-    ('{"model_type": "gpt2"', "not valid JSON"),
-    ('{"model_type": "gpt2", "n_head": 4, "n_head": 8}', "'n_head' appears twice"),
-    ('{"model_type": "gpt2", "layer_norm_epsilon": NaN}', "NaN is not a JSON number"),
-    ('{"model_type": "gpt2", "layer_norm_epsilon": 1e999}', "layer_norm_epsilon"),
-    ('{"n_head": ' + "9" * 5000 + "}", "not valid JSON|model_type"),
-    ('{"a": ' * 100000, "nested too deeply"),
-    ('{"model_type": "\ud800"}', "not valid JSON"),
-    ('{"model_type": "\\ud800"}', "model_type"),
-], ids=["empty", "list", "cut", "twice", "nan", "inf", "digits", "deep", "utf8", "surrogate"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"model_type": "gpt2"', "not valid JSON"),
+        ('{"model_type": "gpt2", "n_head": 4, "n_head": 8}', "'n_head' appears twice"),
+        ('{"model_type": "gpt2", "layer_norm_epsilon": NaN}', "NaN is not a JSON number"),
+        ('{"model_type": "gpt2", "layer_norm_epsilon": 1e999}', "layer_norm_epsilon"),
+        ('{"n_head": ' + "9" * 5000 + "}", "not valid JSON|model_type"),
+        ('{"a": ' * 100000, "nested too deeply"),
+        ('{"model_type": "\ud800"}', "not valid JSON"),
+        ('{"model_type": "\\ud800"}', "model_type"),
+    ],
+    ids=["empty", "list", "cut", "twice", "nan", "inf", "digits", "deep", "utf8", "surrogate"],
+)
 def test_damaged_json(tmp_path, text, message):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ConfigError, match=message):

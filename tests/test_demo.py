@@ -16,12 +16,25 @@ import cgpt
 
 GOLDEN = Path(__file__).parent / "golden" / "demo"
 SHIPPED = Path(cgpt.__file__).parent / "demo"
-LOGPROB_TOLERANCE = 1e-3   # nats
+LOGPROB_TOLERANCE = 1e-3  # nats
 FILES = {
-    "demo-gpt2": {"config.json", "generation_config.json", "merges.txt", "model.safetensors",
-                  "tokenizer.json", "tokenizer_config.json", "vocab.json"},
-    "demo-gpt-oss": {"config.json", "generation_config.json", "model.safetensors",
-                     "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"},
+    "demo-gpt2": {
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    },
+    "demo-gpt-oss": {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    },
 }
 MESSAGE = re.compile(r"(?:^|<\|start\|>assistant)<\|channel\|>(.*?)<\|message\|>(.*?)(?:<\|end\|>|$)", re.S)
 
@@ -57,7 +70,7 @@ def without_eos(model, ids):
 
 
 def continuation_logprobs(model, prompt, ids):
-    return model.score(prompt + ids)[len(prompt) - 1:]
+    return model.score(prompt + ids)[len(prompt) - 1 :]
 
 
 def assert_close(logprobs, expected):
@@ -116,7 +129,7 @@ def test_gpt2_heldout_loss(gpt2):
     ids = [*gpt2.config.eos_token_ids, *gpt2.tokenizer.encode(text)]
     logprobs = list(gpt2.score(ids[:context]))
     for start in range(stride, len(ids) - (context - stride), stride):
-        logprobs += list(gpt2.score(ids[start: start + context])[context - stride - 1:])
+        logprobs += list(gpt2.score(ids[start : start + context])[context - stride - 1 :])
     assert len(logprobs) == len(ids) - 1 == expected["tokens"]
     assert -np.mean(logprobs) == pytest.approx(expected["loss"], abs=1e-4)
 
@@ -124,8 +137,7 @@ def test_gpt2_heldout_loss(gpt2):
 def right_answers(model, problems):
     """Greedy ids of all problems, and whether each gives the problem's answer."""
     got = answers(model, [problem["prompt_ids"] for problem in problems], max_new_tokens=200)
-    right = [solves(model.tokenizer.decode(ids), problem["answer"])
-             for ids, problem in zip(got, problems, strict=True)]
+    right = [solves(model.tokenizer.decode(ids), problem["answer"]) for ids, problem in zip(got, problems, strict=True)]
     return got, right
 
 

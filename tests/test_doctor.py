@@ -65,9 +65,13 @@ def facts(tmp_path, monkeypatch):
 def test_a_healthy_machine(facts):
     found = facts(measure=lambda threads: ROOF)
     assert found["cpu"] == {
-        "name": "Fast CPU @ 3 GHz", "packages": 1, "cores": 8, "efficient_cores": 0, "cpus": 16,
+        "name": "Fast CPU @ 3 GHz",
+        "packages": 1,
+        "cores": 8,
+        "efficient_cores": 0,
+        "cpus": 16,
         "numa_nodes": [{"node": 0, "cpus": 16, "memory": 32_768_000_000}],
-    }  # fmt: skip
+    }
     assert found["usable"] == {"cpus": 16, "cores": 8, "quota": None}
     assert found["threads"] == {"default": 8, "in_use": 8, "openmp": True}
     assert found["memory"] == {
@@ -126,8 +130,13 @@ def test_a_system_without_proc_and_sys(facts, monkeypatch):
     levels = dict.fromkeys(LEVELS, "an x86-64 processor") | {"ref": None}
     found = facts({}, affinity=range(10), level="ref", levels=levels)
     assert found["cpu"] | {"name": ""} == {
-        "name": "", "packages": 1, "cores": 10, "efficient_cores": 0, "cpus": 10, "numa_nodes": [],
-    }  # fmt: skip
+        "name": "",
+        "packages": 1,
+        "cores": 10,
+        "efficient_cores": 0,
+        "cpus": 10,
+        "numa_nodes": [],
+    }
     assert found["load"] == {"average": None, "others": None, "stolen": None}
     assert found["memory"]["huge_pages"] == dict.fromkeys(("transparent", "reserved", "free", "size"))
     text = render(found)

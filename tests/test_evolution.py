@@ -55,12 +55,17 @@ HAND = {
     (3, "feed-forward, prompt of 16"): ((2 * 32768, 32 * 32768), (2 * 33792, 32 * 33792)),
     # 17 bytes for 32 weights; four of 32 experts and the router.
     (4, "equal total, one token"): (
-        (32 * EXPERT * 17 // 32, 2 * 32 * EXPERT), (4 * EXPERT * 17 // 32 + ROUTER, 2 * (4 * EXPERT + 32 * 64))),
+        (32 * EXPERT * 17 // 32, 2 * 32 * EXPERT),
+        (4 * EXPERT * 17 // 32 + ROUTER, 2 * (4 * EXPERT + 32 * 64)),
+    ),
     (4, "equal active, one token"): (
-        (4 * EXPERT * 17 // 32, 2 * 4 * EXPERT), (4 * EXPERT * 17 // 32 + ROUTER, 2 * (4 * EXPERT + 32 * 64))),
+        (4 * EXPERT * 17 // 32, 2 * 4 * EXPERT),
+        (4 * EXPERT * 17 // 32 + ROUTER, 2 * (4 * EXPERT + 32 * 64)),
+    ),
     (4, "128 experts for 32, one token"): (
         (4 * EXPERT * 17 // 32 + ROUTER, 2 * (4 * EXPERT + 32 * 64)),
-        (4 * EXPERT * 17 // 32 + 4 * ROUTER, 2 * (4 * EXPERT + 128 * 64))),
+        (4 * EXPERT * 17 // 32 + 4 * ROUTER, 2 * (4 * EXPERT + 128 * 64)),
+    ),
     # f16 keys and values of 200 positions: 2 x 2 x 64 x 200 a head; q k and p v of 8 heads: 4 x 64 x 8 a pair.
     (5, "decode at 200"): ((8 * 51200, 409600), (51200, 409600)),
     # Queries at 184 .. 199 see 185 .. 200 positions, 3080 pairs.
@@ -71,7 +76,9 @@ HAND = {
     (6, "decode, Gemma's 5:1 at 200"): ((6 * 51200, 6 * 409600), (51200 + 5 * 32768, 409600 + 5 * 262144)),
     # In a window of 128, the 16 queries see 128 positions each: 143 in all.
     (6, "prompt of 16, alternating at 200"): (
-        (2 * 51200, 2 * 2048 * 3080), (51200 + 256 * 143, 2048 * (3080 + 16 * 128))),
+        (2 * 51200, 2 * 2048 * 3080),
+        (51200 + 256 * 143, 2048 * (3080 + 16 * 128)),
+    ),
     (7, "one token"): ((512, 512), (512, 256)),
     (7, "16 rows from memory"): ((8192, 8192), (8192, 4096)),
     (7, "share of a block, one token"): ((1024, 512), None),
@@ -79,7 +86,7 @@ HAND = {
     (9, "qkv product, one token"): ((2 * 40960, 2 * 40960), (2 * 40960 + 4 * 640, 2 * 40960)),
     (10, "one token against f32"): ((4 * 8192, 2 * 8192), (17 * 256, 2 * 8192)),
     (10, "one token against bf16"): ((2 * 8192, 2 * 8192), (17 * 256, 2 * 8192)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("number, label", HAND)
@@ -102,7 +109,9 @@ def test_caches_and_parameters(cases):
     assert (old.cache, new.cache) == (8 * 51200, 51200)
     assert cases[6, "decode, alternating at 200"].new.cache == 51200 + 32768
     assert (cases[3, "feed-forward, one token"].old.parameters, cases[3, "feed-forward, one token"].new.parameters) == (
-        2 * 256 * 64, 3 * 176 * 64)  # fmt: skip
+        2 * 256 * 64,
+        3 * 176 * 64,
+    )
     total = cases[4, "equal total, one token"]
     assert total.old.parameters == total.new.parameters == 32 * EXPERT
     assert cases[4, "equal active, one token"].old.parameters == 4 * EXPERT
@@ -160,17 +169,20 @@ def test_what_the_kernels_show(monkeypatch):
     assert 0 < steps_block.relative_change(100) < 0.01
 
 
-@pytest.mark.parametrize("change, error, message", [
-    ({"width": 100}, InputError, "width: 100 is not a multiple of 64 from 64 to 4,096"),
-    ({"width": 0}, InputError, "width: 0"),
-    ({"width": 8192}, InputError, "width: 8192"),
-    ({"contexts": ()}, InputError, "contexts"),
-    ({"contexts": (0,)}, InputError, "contexts"),
-    ({"contexts": (5, 5)}, InputError, "twice"),
-    ({"contexts": (131073,)}, ContextLengthError, "131,073"),
-    ({"prompt": 0}, InputError, "prompt: 0"),
-    ({"threads": 0}, InputError, "threads: 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"width": 100}, InputError, "width: 100 is not a multiple of 64 from 64 to 4,096"),
+        ({"width": 0}, InputError, "width: 0"),
+        ({"width": 8192}, InputError, "width: 8192"),
+        ({"contexts": ()}, InputError, "contexts"),
+        ({"contexts": (0,)}, InputError, "contexts"),
+        ({"contexts": (5, 5)}, InputError, "twice"),
+        ({"contexts": (131073,)}, ContextLengthError, "131,073"),
+        ({"prompt": 0}, InputError, "prompt: 0"),
+        ({"threads": 0}, InputError, "threads: 0"),
+    ],
+)
 def test_settings(change, error, message):
     with pytest.raises(error, match=message):
         Setting(**{"threads": 1} | change)
@@ -235,7 +247,13 @@ def test_report_on_ref(evolution, tmp_path):
     assert status == 0 and isa.level() == before and err.endswith(f"cgpt: wrote {tmp_path / 'x.html'}\n")
     assert result["level"] == "ref" and result["threads"] == 1 and len(result["roofs"]) == 11
     assert result["setting"] == {
-        "width": 64, "heads": 8, "kv_heads": 1, "contexts": [32, 200], "prompt": 16, "seconds": 0.0}  # fmt: skip
+        "width": 64,
+        "heads": 8,
+        "kv_heads": 1,
+        "contexts": [32, 200],
+        "prompt": 16,
+        "seconds": 0.0,
+    }
     assert [step["number"] for step in result["steps"]] == list(range(1, 11))
     for step in result["steps"]:
         assert set(step) == {"number", "title", "claim", "note", "cases", "facts", "verdict", "line", "warnings"}
@@ -266,8 +284,11 @@ def check_page(text, result):
     by_number = {step["number"]: step["cases"] for step in result["steps"]}
     for phase in ("decode", "prompt"):
         for name, side in (("8 KV heads", "old"), ("1 KV heads", "new")):
-            points = " ".join(f"{c['context']},{c[side]['median_s']:.9g}" for c in by_number[5]
-                              if c["context"] and c["phase"].startswith(phase))  # fmt: skip
+            points = " ".join(
+                f"{c['context']},{c[side]['median_s']:.9g}"
+                for c in by_number[5]
+                if c["context"] and c["phase"].startswith(phase)
+            )
             assert points in found.series[name] and len(points.split()) == 2
     points = " ".join(f"{c['context']},{c['new']['median_s'] / 6:.9g}" for c in by_number[6] if "5:1" in c["phase"])
     assert found.series["5 windows, full: mean of 6 layers"] == [points]
@@ -285,7 +306,11 @@ def check_page(text, result):
 def test_text_of_some_steps(evolution):
     status, out, err = evolution(*TINY, "--step", "7,5")
     assert status == 0 and re.findall(r"^ (\d)  (.{8})", out, re.M) == [
-        ("5", "Multi-he"), ("7", "LayerNor"), ("5", "Multi-he"), ("7", "LayerNor")]  # fmt: skip
+        ("5", "Multi-he"),
+        ("7", "LayerNor"),
+        ("5", "Multi-he"),
+        ("7", "LayerNor"),
+    ]
     assert "    claimed: one reduction instead of two" in out and "    here: " in out
     assert "8 KV heads -> 1 KV heads" in out and "cache at all 131,072 positions: 51.5 GB -> 6.44 GB" in out
     assert "cgpt:    decode at 200\n" in err
@@ -298,25 +323,31 @@ def test_what_a_page_shows_is_escaped(evolution):
     assert "<b>" not in text and Page(text).texts.count("<b>&'\"") == 4
 
 
-@pytest.mark.parametrize("args, message", [
-    (("--width", "100"), "width: 100 is not a multiple of 64 from 64 to 4,096"),
-    (("--contexts", "200000"), "context 200,000 is beyond the 131,072 positions"),
-    (("--step", "11"), "step 11: there are steps 1 to 10"),
-    (("--level", "sse"), "unknown level 'sse'"),
-    (("--html", "no/such/directory/x.html"), "there is no directory no/such/directory"),
-    (("--threads", "0"), "threads: 0 is less than one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--width", "100"), "width: 100 is not a multiple of 64 from 64 to 4,096"),
+        (("--contexts", "200000"), "context 200,000 is beyond the 131,072 positions"),
+        (("--step", "11"), "step 11: there are steps 1 to 10"),
+        (("--level", "sse"), "unknown level 'sse'"),
+        (("--html", "no/such/directory/x.html"), "there is no directory no/such/directory"),
+        (("--threads", "0"), "threads: 0 is less than one"),
+    ],
+)
 def test_errors(evolution, args, message):
     status, out, err = evolution("--step", "8", *args)
     assert status == 2 and out == "" and err.startswith("cgpt: error: ") and message in err
 
 
-@pytest.mark.parametrize("seconds, shares, expected", [
-    (0, [0.0, 0.5], "too noisy"),  # too short for counters of its own: the step's
-    (0, [0.9, 0.1], "noted"),
-    (0.3, [0.9, 0.0], "too noisy"),
-    (0.3, [0.1, 0.9], "noted"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "seconds, shares, expected",
+    [
+        (0, [0.0, 0.5], "too noisy"),  # too short for counters of its own: the step's
+        (0, [0.9, 0.1], "noted"),
+        (0.3, [0.9, 0.0], "too noisy"),
+        (0.3, [0.1, 0.9], "noted"),
+    ],
+)
 def test_no_verdict_while_others_compute(monkeypatch, seconds, shares, expected):
     """shares: what others used during the measurement, and during the step."""
 

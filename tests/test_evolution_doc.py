@@ -44,10 +44,13 @@ def one_step_undone(changes, tmp_path):
     model = compare(["gpt-oss-20b", path], 131072)["models"][1]
     read = sum(n for part, n in model["bytes"]["per_token"].items() if part != "cache")
     return [
-        count(model["parameters"]["total"]), f"{model['bytes']['disk'] / 2**30:.1f} GiB", size(read),
-        scaled(model["flops"]["products"], "FLOP"), size(model["cache"]["full"]),
+        count(model["parameters"]["total"]),
+        f"{model['bytes']['disk'] / 2**30:.1f} GiB",
+        size(read),
+        scaled(model["flops"]["products"], "FLOP"),
+        size(model["cache"]["full"]),
         scaled(model["flops"]["attention"], "FLOP"),
-    ]  # fmt: skip
+    ]
 
 
 def cells(line):
@@ -65,12 +68,15 @@ def test_quoted_lines_are_in_the_files():
     assert [missing for quotation in found for missing in not_in_the_file(*quotation)] == []
 
 
-@pytest.mark.parametrize("language, file, lines", [
-    ("diff", "model.py", ["-         k.rmsnorm(ctx, normed, x, self.attn_norm, c.rms_norm_eps, T)"]),
-    ("diff", "model.py", ["+ class GptOss(Model): "]),
-    ("c", "../csrc/rope.c", ["            x[d] = a * cos[d] + b * sin[d];"]),
-    ("c", "../csrc/rope.c", ["            x[d + half] = b * cos[d] + a * sin[d];", "    int64_t half = D / 2;"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "language, file, lines",
+    [
+        ("diff", "model.py", ["-         k.rmsnorm(ctx, normed, x, self.attn_norm, c.rms_norm_eps, T)"]),
+        ("diff", "model.py", ["+ class GptOss(Model): "]),
+        ("c", "../csrc/rope.c", ["            x[d] = a * cos[d] + b * sin[d];"]),
+        ("c", "../csrc/rope.c", ["            x[d + half] = b * cos[d] + a * sin[d];", "    int64_t half = D / 2;"]),
+    ],
+)
 def test_a_wrong_quotation_is_found(language, file, lines):
     assert not_in_the_file(language, file, lines)
 

@@ -31,26 +31,29 @@ def pairs(ratio, wobble=STEADY):
     return [ratio * w for w in wobble], [1.0] * len(wobble)
 
 
-@pytest.mark.parametrize("claim, ratio, wobble, options, kind, text", [
-    ("faster", 2.0, STEADY, {}, HOLDS, "2.00 x faster"),
-    ("faster", 2.0, STEADY, {"counted": 2.2}, HOLDS, "2.00 x faster"),
-    ("faster", 2.0, STEADY, {"counted": 8.0}, PARTLY, "2.00 x faster, 8.00 x counted"),
-    ("faster", 0.5, STEADY, {"counted": 8.0}, CONTRADICTED, "2.00 x slower"),
-    ("faster", 1.02, STEADY, {}, NONE, "no difference beyond the noise (1.02 x, 1.01 to 1.03)"),
-    ("faster", 2.0, WILD, {}, UNCLEAR, "no difference beyond the noise (2.00 x, 0.80 to 5.00)"),
-    ("free", 1.0, STEADY, {}, HOLDS, "costs nothing measurable"),
-    ("free", 0.98, STEADY, {}, HOLDS, "2.0 % more time"),
-    ("free", 1.5, STEADY, {}, HOLDS, "costs nothing: 1.50 x faster"),
-    ("free", 0.8, STEADY, {}, CONTRADICTED, "25 % more time"),
-    ("free", 0.8, STEADY, {"within": 0.3}, HOLDS, "25 % more time"),
-    ("free", 1.0, WILD, {}, UNCLEAR, "takes 1.00 of the old time, 0.40 to 2.50"),
-    ("share", 0.01, STEADY, {}, HOLDS, "1.0 % of it"),
-    ("share", 0.2, STEADY, {}, CONTRADICTED, "20 % of it"),
-    ("share", 0.05, STEADY, {}, UNCLEAR, "5.0 % of it, 5.0 % to 5.0 %"),
-    ("portion", 0.2, STEADY, {}, NOTED, "20 % of it"),
-    ("none", 0.25, STEADY, {}, NOTED, "4.00 x slower"),
-    ("none", 1.0, WILD, {}, NOTED, "no difference beyond the noise (1.00 x, 0.40 to 2.50)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "claim, ratio, wobble, options, kind, text",
+    [
+        ("faster", 2.0, STEADY, {}, HOLDS, "2.00 x faster"),
+        ("faster", 2.0, STEADY, {"counted": 2.2}, HOLDS, "2.00 x faster"),
+        ("faster", 2.0, STEADY, {"counted": 8.0}, PARTLY, "2.00 x faster, 8.00 x counted"),
+        ("faster", 0.5, STEADY, {"counted": 8.0}, CONTRADICTED, "2.00 x slower"),
+        ("faster", 1.02, STEADY, {}, NONE, "no difference beyond the noise (1.02 x, 1.01 to 1.03)"),
+        ("faster", 2.0, WILD, {}, UNCLEAR, "no difference beyond the noise (2.00 x, 0.80 to 5.00)"),
+        ("free", 1.0, STEADY, {}, HOLDS, "costs nothing measurable"),
+        ("free", 0.98, STEADY, {}, HOLDS, "2.0 % more time"),
+        ("free", 1.5, STEADY, {}, HOLDS, "costs nothing: 1.50 x faster"),
+        ("free", 0.8, STEADY, {}, CONTRADICTED, "25 % more time"),
+        ("free", 0.8, STEADY, {"within": 0.3}, HOLDS, "25 % more time"),
+        ("free", 1.0, WILD, {}, UNCLEAR, "takes 1.00 of the old time, 0.40 to 2.50"),
+        ("share", 0.01, STEADY, {}, HOLDS, "1.0 % of it"),
+        ("share", 0.2, STEADY, {}, CONTRADICTED, "20 % of it"),
+        ("share", 0.05, STEADY, {}, UNCLEAR, "5.0 % of it, 5.0 % to 5.0 %"),
+        ("portion", 0.2, STEADY, {}, NOTED, "20 % of it"),
+        ("none", 0.25, STEADY, {}, NOTED, "4.00 x slower"),
+        ("none", 1.0, WILD, {}, NOTED, "no difference beyond the noise (1.00 x, 0.40 to 2.50)"),
+    ],
+)
 def test_judge(claim, ratio, wobble, options, kind, text):
     found = judge(claim, *pairs(ratio, wobble), **options)
     assert (found.kind, found.text) == (kind, text)
@@ -66,19 +69,22 @@ def test_interval(n, first, last):
     assert interval(values[::-1]) == (math.sqrt(first), math.sqrt(last))
 
 
-@pytest.mark.parametrize("kinds, facts, expected", [
-    ([HOLDS, HOLDS], [True], HOLDS),
-    ([HOLDS, HOLDS, PARTLY], [], PARTLY),
-    ([PARTLY], [], PARTLY),
-    ([HOLDS, NONE], [], PARTLY),
-    ([HOLDS, UNCLEAR, NOTED], [None], HOLDS),
-    ([CONTRADICTED], [True], CONTRADICTED),
-    ([CONTRADICTED, NONE], [None], CONTRADICTED),
-    ([HOLDS], [False], PARTLY),
-    ([NONE], [None], NONE),
-    ([UNCLEAR, NOTED], [True], UNCLEAR),
-    ([NOTED], [None], NOTED),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kinds, facts, expected",
+    [
+        ([HOLDS, HOLDS], [True], HOLDS),
+        ([HOLDS, HOLDS, PARTLY], [], PARTLY),
+        ([PARTLY], [], PARTLY),
+        ([HOLDS, NONE], [], PARTLY),
+        ([HOLDS, UNCLEAR, NOTED], [None], HOLDS),
+        ([CONTRADICTED], [True], CONTRADICTED),
+        ([CONTRADICTED, NONE], [None], CONTRADICTED),
+        ([HOLDS], [False], PARTLY),
+        ([NONE], [None], NONE),
+        ([UNCLEAR, NOTED], [True], UNCLEAR),
+        ([NOTED], [None], NOTED),
+    ],
+)
 def test_of_step(kinds, facts, expected):
     assert of_step(kinds, facts) == expected
 
@@ -98,14 +104,17 @@ def side(name="", bytes=0, flops=0, turns=(), cached=False):
     return Way(name, turns, bytes, flops, cached=cached)
 
 
-@pytest.mark.parametrize("old, new, claim, expected", [
-    (side(bytes=80, flops=1), side(bytes=10, flops=1), "faster", 8.0),  # both bound by memory
-    (side(bytes=10, flops=800), side(bytes=10, flops=200), "free", 4.0),  # old 8 s, new 2 s of arithmetic
-    (side(bytes=80, flops=200), side(bytes=10, flops=200), "faster", 4.0),  # 8 s of reading, then 2 s of arithmetic
-    (side(bytes=80), side(bytes=10, cached=True), "faster", None),
-    (side(), side(), "faster", None),
-    (side(bytes=80), side(bytes=10), "share", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new, claim, expected",
+    [
+        (side(bytes=80, flops=1), side(bytes=10, flops=1), "faster", 8.0),  # both bound by memory
+        (side(bytes=10, flops=800), side(bytes=10, flops=200), "free", 4.0),  # old 8 s, new 2 s of arithmetic
+        (side(bytes=80, flops=200), side(bytes=10, flops=200), "faster", 4.0),  # 8 s of reading, then 2 s of arithmetic
+        (side(bytes=80), side(bytes=10, cached=True), "faster", None),
+        (side(), side(), "faster", None),
+        (side(bytes=80), side(bytes=10), "share", None),
+    ],
+)
 def test_counted(old, new, claim, expected):
     assert counted(Case("", old, new, claim), Roof(10.0, 100.0, "avx2", "f32", 1)) == expected
 
@@ -152,5 +161,10 @@ def test_figures():
     assert shown(20914757184, "parameters") == "20.9 B" and shown(0.914, "share") == "91 %"
     assert shown(12.816, "GiB") == "12.8 GiB" and shown(131072, "") == "131,072"
     assert [percent(v) for v in (0, 0.5, 0.0123, 0.00123, 0.0001, 1e-9)] == [
-        "0 %", "50 %", "1.2 %", "0.12 %", "0.010 %", "less than 0.01 %"
-    ]  # fmt: skip
+        "0 %",
+        "50 %",
+        "1.2 %",
+        "0.12 %",
+        "0.010 %",
+        "less than 0.01 %",
+    ]

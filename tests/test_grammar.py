@@ -141,8 +141,17 @@ def test_only_what_the_grammar_allows_has_a_chance(model, grammars):
     def allowed():
         return np.flatnonzero(np.isfinite(guide.mask(logits))).tolist()
 
-    for token in [special.channel, *encode("analysis"), special.message, *encode("{"), special.end, special.start,
-                  *encode("assistant"), special.channel, *encode("final")]:  # fmt: skip
+    for token in [
+        special.channel,
+        *encode("analysis"),
+        special.message,
+        *encode("{"),
+        special.end,
+        special.start,
+        *encode("assistant"),
+        special.channel,
+        *encode("final"),
+    ]:
         assert guide.mask(logits) is logits
         guide.push(token)
     guide.push(special.message)

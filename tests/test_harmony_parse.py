@@ -53,13 +53,14 @@ WELL_FORMED = {
     f"{C}commentary to=functions.f{K}json{M}{{}}{CALL}": [CALLED],
     f"{C}commentary to=functions.f json{M}{{}}{CALL}": [said("{}", "commentary", "functions.f", "json")],
     f"{C}analysis to=python code{M}1{CALL}{S}python to=assistant{C}analysis{M}2{E}": [
-        said("1", "analysis", "python", "code"), Message("tool", "2", "analysis", "assistant", name="python"),
+        said("1", "analysis", "python", "code"),
+        Message("tool", "2", "analysis", "assistant", name="python"),
     ],
     f"{M}x{E}": [said("x", None)],
     f"{C}final{M}{E}{S}user{M}x{E}": [said(""), Message("user", "x")],
     f"{C}final{M}a{K}b{M}c<|endoftext|>{E}": [said(f"a{K}b{M}c<|endoftext|>")],
     f"{C}final{M}a{C}b{S}c{E}": [said(f"a{C}b{S}c")],
-}  # fmt: skip
+}
 MALFORMED = {
     f"{C}final{M}a{S}assistant{C}final{M}b{E}": [said("a"), said("b")],
     f"{C}analysis{M}a{C}final{M}b{E}": [said("a", "analysis"), said("b")],
@@ -89,15 +90,22 @@ MALFORMED = {
     f"{C}final{M}a{E}{S}Assistant{C}final{M}b{E}": [said("a"), said("b")],
     f"{C}final{M}a{E}{S}user:bob{M}b{E}": [said("a"), Message("user", "b", name="bob")],
     f"{C}final{M}a{E}{S}functions.f{C}commentary{M}b{E}": [
-        said("a"), Message("tool", "b", "commentary", name="functions.f"),
+        said("a"),
+        Message("tool", "b", "commentary", name="functions.f"),
     ],
     f"{C}commentary to={M}b{E}": [said("b", "commentary")],
     f"{C}fi<|endoftext|>nal{M}b{E}": [said("b", "fi", None, "nal")],
-}  # fmt: skip
-NOT_COUNTED = (f"{C} final {M}b{E}", f"assistant{C}final{M}b{E}", "",
-               f"{C}final{M}a{E}{S}user:bob{M}b{E}", f"{C}final json{M}{{}}{E}",
-               f"{C}final {K}json{M}{{}}{E}", f"{C}commentary json to=functions.f{M}{{}}{CALL}",
-               f"{C}final{M}a{E}{S}functions.f{C}commentary{M}b{E}")  # fmt: skip
+}
+NOT_COUNTED = (
+    f"{C} final {M}b{E}",
+    f"assistant{C}final{M}b{E}",
+    "",
+    f"{C}final{M}a{E}{S}user:bob{M}b{E}",
+    f"{C}final json{M}{{}}{E}",
+    f"{C}final {K}json{M}{{}}{E}",
+    f"{C}commentary json to=functions.f{M}{{}}{CALL}",
+    f"{C}final{M}a{E}{S}functions.f{C}commentary{M}b{E}",
+)
 
 
 @pytest.mark.parametrize("text", [*WELL_FORMED, *MALFORMED])
@@ -139,10 +147,16 @@ def by_reference(reference, ids, role="assistant"):
     except package.HarmonyError:
         return None
     return [
-        Message(m.author.role.value, "".join(c.text for c in m.content), m.channel, m.recipient, m.content_type,
-                m.author.name)
+        Message(
+            m.author.role.value,
+            "".join(c.text for c in m.content),
+            m.channel,
+            m.recipient,
+            m.content_type,
+            m.author.name,
+        )
         for m in found
-    ]  # fmt: skip
+    ]
 
 
 def assert_agrees(reference, real, ids, role="assistant"):

@@ -64,11 +64,16 @@ def test_system_messages_agree_with_openai_harmony(reference, real, names, date,
 
 def test_where_the_texts_stand():
     text = content_text(System(namespaces=builtin_namespaces(["python", "browser"])))
-    places = [text.index(part) for part in (
-        "Reasoning: medium\n\n# Tools\n\n## browser\n\n// Tool for browsing.\n", "namespace browser {\n\n// Searches",
-        "type open = (_: {\nid?: number | string, // default: -1\n", "} // namespace browser\n\n## python\n\nUse this",
-        "Depends on the cluster.\n\n# Valid channels: analysis, commentary, final.",
-    )]  # fmt: skip
+    places = [
+        text.index(part)
+        for part in (
+            "Reasoning: medium\n\n# Tools\n\n## browser\n\n// Tool for browsing.\n",
+            "namespace browser {\n\n// Searches",
+            "type open = (_: {\nid?: number | string, // default: -1\n",
+            "} // namespace browser\n\n## python\n\nUse this",
+            "Depends on the cluster.\n\n# Valid channels: analysis, commentary, final.",
+        )
+    ]
     assert places == sorted(places)
 
 
@@ -103,12 +108,15 @@ def test_results_of_functions_stay_on_commentary(model):
     assert chat.messages[0].channel == "commentary"
 
 
-@pytest.mark.parametrize(("tools", "match"), [
-    (["bash"], "a built-in tool is browser or python, or a Namespace, not 'bash'"),
-    ([3], "not 3"),
-    ("python", r"builtin_tools is a list of names, as in \['python'\]"),
-    (["python", Namespace("python")], "two built-in tools are called python"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tools", "match"),
+    [
+        (["bash"], "a built-in tool is browser or python, or a Namespace, not 'bash'"),
+        ([3], "not 3"),
+        ("python", r"builtin_tools is a list of names, as in \['python'\]"),
+        (["python", Namespace("python")], "two built-in tools are called python"),
+    ],
+)
 def test_bad_builtin_tools(model, tools, match):
     with pytest.raises(InputError, match=match):
         model.chat(builtin_tools=tools)

@@ -87,10 +87,15 @@ def test_the_same_logits_from_copies(name, dense, offered, monkeypatch):
 # ---- refusals
 
 
-@pytest.mark.parametrize("text, found", [
-    ("always [madvise] never", "madvise"), ("[always] madvise never", "always"), ("always madvise [never]", "never"),
-    ("", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("always [madvise] never", "madvise"),
+        ("[always] madvise never", "always"),
+        ("always madvise [never]", "never"),
+        ("", None),
+    ],
+)
 def test_transparent(tmp_path, text, found):
     write(tmp_path, {ENABLED: text})
     assert hugepages.transparent(tmp_path) == found

@@ -27,10 +27,10 @@ def checkpoint(config, directory):
 # ------------------------------------------------------------------------------------------ published figures
 
 
-@pytest.mark.parametrize("name, total", [
-    ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168),
-    ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, total",
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+)
 def test_parameters_of_gpt2(name, total):
     facts = describe(name)
     assert facts["parameters"]["total"] == total
@@ -41,9 +41,10 @@ def test_parameters_of_gpt2(name, total):
     assert per_token["unembedding"] == 4 * 50257 * width
 
 
-@pytest.mark.parametrize("name, total, active, mlp, attention", [
-    ("gpt-oss-20b", 20.91, 3.61, 19.12, 0.64), ("gpt-oss-120b", 116.83, 5.13, 114.71, 0.96),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, total, active, mlp, attention",
+    [("gpt-oss-20b", 20.91, 3.61, 19.12, 0.64), ("gpt-oss-120b", 116.83, 5.13, 114.71, 0.96)],
+)
 def test_parameters_of_gpt_oss(name, total, active, mlp, attention):
     """The model card's table 1, in billions."""
     facts = describe(name)["parameters"]
@@ -203,12 +204,15 @@ V1_LIMIT, V1_USAGE = "memory.limit_in_bytes", "memory.usage_in_bytes"
 def system(root, meminfo_kib, cgroup, files):
     """A /proc and a /sys below `root`."""
     mounts = CGROUP1.format(n=1, top="/", name="memory", controllers="memory") + CGROUP2.format(top="/")
-    return write(root, {
-        "proc/meminfo": f"MemTotal: 99 kB\nMemFree: 7 kB\nMemAvailable: {meminfo_kib} kB",
-        "proc/self/cgroup": cgroup,
-        "proc/self/mountinfo": mounts,
-        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
-    })
+    return write(
+        root,
+        {
+            "proc/meminfo": f"MemTotal: 99 kB\nMemFree: 7 kB\nMemAvailable: {meminfo_kib} kB",
+            "proc/self/cgroup": cgroup,
+            "proc/self/mountinfo": mounts,
+            **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+        },
+    )
 
 
 @pytest.mark.parametrize("cgroup, files, expected", [

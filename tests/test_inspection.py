@@ -173,14 +173,21 @@ def test_text_and_precision_auto():
 
 @pytest.mark.parametrize(
     "model, options, error, message",
-    [("demo-gpt2", dict(what="sink_mass"), errors.InputError, "GPT2 has no 'sink_mass'.*; it has hidden, window_mass"),
-     ("demo-gpt2", dict(what=["hidden", "expert_load"]), errors.InputError, "no 'expert_load'"),
-     ("demo-gpt-oss", dict(what="hiden"), errors.InputError, "GptOss has no 'hiden'.*hidden, sink_mass"),
-     ("demo-gpt-oss", dict(what=[3]), errors.InputError, "no 3"),
-     ("demo-gpt2", dict(window=0), errors.InputError, "window"),
-     ("demo-gpt2", dict(top=0), errors.InputError, "top"),
-     ("demo-gpt2", dict(top=2049), errors.InputError, "top is 2049.* 2048")],
-)  # fmt: skip
+    [
+        (
+            "demo-gpt2",
+            dict(what="sink_mass"),
+            errors.InputError,
+            "GPT2 has no 'sink_mass'.*; it has hidden, window_mass",
+        ),
+        ("demo-gpt2", dict(what=["hidden", "expert_load"]), errors.InputError, "no 'expert_load'"),
+        ("demo-gpt-oss", dict(what="hiden"), errors.InputError, "GptOss has no 'hiden'.*hidden, sink_mass"),
+        ("demo-gpt-oss", dict(what=[3]), errors.InputError, "no 3"),
+        ("demo-gpt2", dict(window=0), errors.InputError, "window"),
+        ("demo-gpt2", dict(top=0), errors.InputError, "top"),
+        ("demo-gpt2", dict(top=2049), errors.InputError, "top is 2049.* 2048"),
+    ],
+)
 def test_bad_questions(model, options, error, message):
     with pytest.raises(error, match=message):
         load(model).inspect([1, 2, 3], **options)

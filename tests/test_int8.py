@@ -172,7 +172,13 @@ def test_special_values_stay_in_their_row(level, exact, special, T):
 def test_matrix_refuses_other_shapes():
     q, scales = np.zeros((3, 128), np.int8), np.zeros((3, 2), np.uint16)
     _kernels.Matrix("INT8", q, scales, columns=65)
-    for data, s, columns in ((q, scales, 64), (q, scales, 129), (q, None, 128), (q, scales[:, :1], 128),
-                             (q.view(np.uint8), scales, 128), (q[:, :100], scales, 100)):
+    for data, s, columns in (
+        (q, scales, 64),
+        (q, scales, 129),
+        (q, None, 128),
+        (q, scales[:, :1], 128),
+        (q.view(np.uint8), scales, 128),
+        (q[:, :100], scales, 100),
+    ):
         with pytest.raises(KernelError, match="INT8"):
             _kernels.Matrix("INT8", data, s, columns=columns)

@@ -56,8 +56,10 @@ def product(dtype, K, how):
 def test_uniform_tokens(level, dtype, precision):
     """As long as rounding and order are those of one token; test_kvcache.py compares the bits."""
     exact = {"exact": True, "auto": False}.get(precision, precision)
-    alike = [rounding(level, dtype, T, exact) == rounding(level, dtype, 1, exact) and not tiled(level, dtype, T, exact)
-             for T in range(1, 61)]  # fmt: skip
+    alike = [
+        rounding(level, dtype, T, exact) == rounding(level, dtype, 1, exact) and not tiled(level, dtype, T, exact)
+        for T in range(1, 61)
+    ]
     expected = ([*alike, False]).index(False)
     assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 60, precision) == expected >= 4
     assert _kernels.uniform_tokens(Weights(dtype, (3, 64)).matrix(), 1, precision) == 1

@@ -108,9 +108,15 @@ def test_score_is_the_log_softmax_of_the_logits():
 
 @pytest.mark.parametrize(
     "ids, error",
-    [([], errors.EmptyPromptError), ([[1, 2]], errors.InputError), ([1.5], errors.InputError),
-     ([-1], errors.TokenIdError), ([10**6], errors.TokenIdError), (list(range(200)) * 10, errors.ContextLengthError)],
-)  # fmt: skip
+    [
+        ([], errors.EmptyPromptError),
+        ([[1, 2]], errors.InputError),
+        ([1.5], errors.InputError),
+        ([-1], errors.TokenIdError),
+        ([10**6], errors.TokenIdError),
+        (list(range(200)) * 10, errors.ContextLengthError),
+    ],
+)
 def test_bad_ids_are_refused_before_anything_runs(ids, error):
     model = load("gpt2_odd_bf16")
     for call in (model.logits, model.hidden, model.score):
@@ -226,6 +232,7 @@ def test_memory_is_the_checkpoint_and_300_mb(tmp_path, size):
 
     synth.write(size, tmp_path / size)
     stored = sum(f.stat().st_size for f in (tmp_path / size).glob("*.safetensors"))
-    run = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / size)], capture_output=True, text=True,
-                         env=os.environ, check=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / size)], capture_output=True, text=True, env=os.environ, check=True
+    )
     assert int(run.stdout) <= stored + 300e6

@@ -60,8 +60,15 @@ def moe(model, x, index, weight, out, exact=True, threads=1):
     T = len(x)
     y = np.concatenate([out, np.full((1, out.shape[1]), np.float32(7))])
     _kernels.moe(
-        context(exact, threads), tensor_of(y), tensor(x), np.ascontiguousarray(index), tensor(weight), *model.matrices,
-        ALPHA, LIMIT, T,
+        context(exact, threads),
+        tensor_of(y),
+        tensor(x),
+        np.ascontiguousarray(index),
+        tensor(weight),
+        *model.matrices,
+        ALPHA,
+        LIMIT,
+        T,
     )
     assert (y[T] == 7).all()
     return y[:T]

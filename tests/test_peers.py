@@ -93,8 +93,15 @@ def test_the_table_has_medians_with_spread_over_all_turns():
     ]
     rows = peers.table([a, silent], lambda turns: ("1e-6", f"{len(turns)}/16")).splitlines()
     assert [cell.strip() for cell in rows[2].strip("|").split("|")] == [
-        "a", "f32", "1050 (900-1200)", "50.5 (49-60)", "0.6 (0.5-0.7)", "1.25", "1e-6", "2/16",
-    ]  # fmt: skip
+        "a",
+        "f32",
+        "1050 (900-1200)",
+        "50.5 (49-60)",
+        "0.6 (0.5-0.7)",
+        "1.25",
+        "1e-6",
+        "2/16",
+    ]
     assert len(rows) == 3 and len(set(map(len, rows))) == 1
 
 

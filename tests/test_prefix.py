@@ -23,9 +23,7 @@ def random_ids(model, length, seed=0):
 
 
 def run(model, ids, cache=None, tokens=5, **options):
-    return model.generate(
-        ids, max_new_tokens=tokens, ignore_eos=True, logprobs=3, prefix_cache=cache, **options
-    )
+    return model.generate(ids, max_new_tokens=tokens, ignore_eos=True, logprobs=3, prefix_cache=cache, **options)
 
 
 def check(model, ids, cache, expected_cached, **options):

@@ -129,20 +129,26 @@ def sha256(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("name, end, digest", [
-    ("gpt2", "", "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4"),
-    ("gpt-oss-20b", "\n", "3a2a26ded679375b7928ddeca59764df7cea83220c1961035f6d6e232659e9ce"),
-    ("gpt-oss-120b", "\n", "933aeb666a3fd851133ddd7686414f369bc564c4185fb5704416550879f10566"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, end, digest",
+    [
+        ("gpt2", "", "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4"),
+        ("gpt-oss-20b", "\n", "3a2a26ded679375b7928ddeca59764df7cea83220c1961035f6d6e232659e9ce"),
+        ("gpt-oss-120b", "\n", "933aeb666a3fd851133ddd7686414f369bc564c4185fb5704416550879f10566"),
+    ],
+)
 def test_configs_are_the_published_files(name, end, digest):
     assert sha256(json.dumps(published_config(name), indent=2) + end) == digest
 
 
-@pytest.mark.parametrize("name, digest", [
-    ("gpt2", "ed0b32ac72c0f5f44a719abb2d7786ea5146c871f83717b7f2018065954de02b"),
-    ("gpt-oss-20b", "f9970ada892d2d1f72e3ed0a6535ccebadd11897318794ca671d8c7014c957da"),
-    ("gpt-oss-120b", "f9970ada892d2d1f72e3ed0a6535ccebadd11897318794ca671d8c7014c957da"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, digest",
+    [
+        ("gpt2", "ed0b32ac72c0f5f44a719abb2d7786ea5146c871f83717b7f2018065954de02b"),
+        ("gpt-oss-20b", "f9970ada892d2d1f72e3ed0a6535ccebadd11897318794ca671d8c7014c957da"),
+        ("gpt-oss-120b", "f9970ada892d2d1f72e3ed0a6535ccebadd11897318794ca671d8c7014c957da"),
+    ],
+)
 def test_generation_configs_are_the_published_files(name, digest):
     assert sha256(json.dumps(published_generation_config(name), indent=2) + "\n") == digest
 
@@ -274,10 +280,13 @@ def test_gpt2_greedy_ids():
     assert list(model.generate([464, 3290], max_new_tokens=18).ids) == new
 
 
-@pytest.mark.parametrize("prompt, text", [
-    ("Hello, my dog is a little", " bit of a mess. I'm not sure if he's going"),
-    ("Today, I", "'m going to be doing a lot of research on this. I"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompt, text",
+    [
+        ("Hello, my dog is a little", " bit of a mess. I'm not sure if he's going"),
+        ("Today, I", "'m going to be doing a lot of research on this. I"),
+    ],
+)
 def test_gpt2_greedy_text(prompt, text):
     """transformers, tests/models/gpt2/test_modeling_gpt2.py."""
     model = cgpt.load(published_directory("gpt2"), precision="exact")
@@ -285,10 +294,9 @@ def test_gpt2_greedy_text(prompt, text):
     assert model.generate(prompt, max_new_tokens=n).text == text
 
 
-@pytest.mark.parametrize("name, text", [
-    ("gpt-oss-20b", " are blue, I love you"),
-    ("gpt-oss-120b", " are blue, I am a language model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text", [("gpt-oss-20b", " are blue, I love you"), ("gpt-oss-120b", " are blue, I am a language model")]
+)
 @pytest.mark.parametrize("precision", ["exact", "auto"])
 def test_gpt_oss_greedy_text(name, text, precision):
     """transformers, tests/fixtures/gpt_oss/integration_tests.json; later tokens depend on the rounding."""

@@ -44,15 +44,18 @@ def test_the_fastest_of_at_least_three(monkeypatch):
     assert roof._fastest(lambda: None, 0) == 2
 
 
-@pytest.mark.parametrize("caches, available, expected", [
-    (0, None, 256),  # nothing is known
-    (32 * MIB, 8 << 30, 256),
-    (100 * MIB, 8 << 30, 400),
-    (512 * MIB, 8 << 30, 1024),
-    (100 * MIB, 800 * MIB, 200),  # a quarter of what is free
-    (100 * MIB, 0, 64),
-    (100 * MIB, 403 * MIB, 100),  # in whole pieces of 4
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "caches, available, expected",
+    [
+        (0, None, 256),  # nothing is known
+        (32 * MIB, 8 << 30, 256),
+        (100 * MIB, 8 << 30, 400),
+        (512 * MIB, 8 << 30, 1024),
+        (100 * MIB, 800 * MIB, 200),  # a quarter of what is free
+        (100 * MIB, 0, 64),
+        (100 * MIB, 403 * MIB, 100),  # in whole pieces of 4
+    ],
+)
 def test_how_much_is_read(caches, available, expected):
     assert roof.buffer_bytes(caches, available) == expected * MIB
 

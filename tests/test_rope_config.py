@@ -17,18 +17,28 @@ GPT_OSS_INV_FREQ = [
     4.38797825e-7, 3.02351143e-7,
 ]  # fmt: skip
 GPT_OSS = {
-    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
     "original_max_position_embeddings": 4096,
-}  # fmt: skip
+}
 
 # From transformers 5.23's GptOssRotaryEmbedding: head_dim 8, max_position_embeddings 256, theta 1000.
 PLAIN = [1, 0.177827939, 0.0316227786, 0.00562341325]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 8.0}
 UNTRUNCATED = {**YARN, "truncate": False}
 NULLS = {
-    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, "truncate": False,
-    "attention_factor": None, "mscale": None, "mscale_all_dim": None, "partial_rotary_factor": None,
-}  # fmt: skip
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+    "attention_factor": None,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "partial_rotary_factor": None,
+}
 TRANSFORMERS = {
     "default": ({"rope_type": "default"}, PLAIN, 1.0),
     "empty": ({}, PLAIN, 1.0),
@@ -70,7 +80,7 @@ TRANSFORMERS = {
         [1, 0.125961453, 0.0131761581, 0.000702926656],
         1.2079441541679836,
     ),
-}  # fmt: skip
+}
 
 
 def assert_same_frequencies(found, expected):
@@ -79,12 +89,16 @@ def assert_same_frequencies(found, expected):
     np.testing.assert_allclose(found, np.array(expected), rtol=2.5e-7, atol=0)
 
 
-@pytest.mark.parametrize("rope", [
-    hf_rope(Fields({"rope_scaling": GPT_OSS, "rope_theta": 150000}), 131072),
-    hf_rope(Fields({"rope_parameters": {**GPT_OSS, "rope_theta": 150000.0}}), 131072),
-    hf_rope(Fields({}), 131072),
-    original_rope(Fields({"rope_scaling_factor": 32.0, "rope_ntk_alpha": 1, "rope_ntk_beta": 32})),
-], ids=["rope_scaling", "rope_parameters", "defaults", "original"])  # fmt: skip
+@pytest.mark.parametrize(
+    "rope",
+    [
+        hf_rope(Fields({"rope_scaling": GPT_OSS, "rope_theta": 150000}), 131072),
+        hf_rope(Fields({"rope_parameters": {**GPT_OSS, "rope_theta": 150000.0}}), 131072),
+        hf_rope(Fields({}), 131072),
+        original_rope(Fields({"rope_scaling_factor": 32.0, "rope_ntk_alpha": 1, "rope_ntk_beta": 32})),
+    ],
+    ids=["rope_scaling", "rope_parameters", "defaults", "original"],
+)
 def test_gpt_oss_frequencies(rope):
     assert_same_frequencies(rope.inv_freq(64), GPT_OSS_INV_FREQ)
     assert math.isclose(rope.concentration, 1.3465735902799727, rel_tol=1e-15)

@@ -42,9 +42,12 @@ def test_a_completion_is_what_the_model_generates(client, model):
         done = complete(client, max_tokens=12, **options)
         seed = options.get("seed")
         alone = model.generate(
-            ROMEO, max_new_tokens=12, temperature=options.get("temperature", 1.0), top_p=options.get("top_p"),
+            ROMEO,
+            max_new_tokens=12,
+            temperature=options.get("temperature", 1.0),
+            top_p=options.get("top_p"),
             seed=None if seed is None else seed % 2**64,
-        )  # fmt: skip
+        )
         (choice,) = done.choices
         assert (choice.text, choice.finish_reason, choice.index) == (alone.text, "length", 0)
         assert choice.logprobs is None and done.object == "text_completion" and done.model == "demo"

@@ -21,11 +21,16 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "require
 FUNCTION = {"name": "get_weather", "description": "Gets the weather in a city.", "parameters": SCHEMA}
 SKY = '{"temperature": -1, "sky": "sunny"}'
 CALLED = [
-    {"role": "assistant", "content": None, "reasoning": "I need the weather tool.", "tool_calls": [
-        {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Chicago"}'}}
-    ]},
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning": "I need the weather tool.",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Chicago"}'}}
+        ],
+    },
     {"role": "tool", "tool_call_id": "1", "content": SKY},
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +74,13 @@ def texts(model, ids):
 
 
 PLAIN = [
-    p for p in PROBLEMS
-    if p["messages"][0]["content"].startswith("You are ChatGPT") and "Current date" not in p["messages"][0]["content"]
-    and p["task"] not in ("tool_call", "tool_answer") and "functions" not in p["messages"][0]["content"]
-]  # fmt: skip
+    p
+    for p in PROBLEMS
+    if p["messages"][0]["content"].startswith("You are ChatGPT")
+    and "Current date" not in p["messages"][0]["content"]
+    and p["task"] not in ("tool_call", "tool_answer")
+    and "functions" not in p["messages"][0]["content"]
+]
 
 
 def test_held_out_problems_are_answered_as_recorded(client, model):
@@ -100,9 +108,7 @@ def test_held_out_problems_are_answered_as_recorded(client, model):
 
 def test_a_stream_is_the_answer_in_pieces(client):
     whole = ask(client, logprobs=True, top_logprobs=2)
-    chunks = list(
-        ask(client, stream=True, stream_options={"include_usage": True}, logprobs=True, top_logprobs=2)
-    )
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, logprobs=True, top_logprobs=2))
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices == []
     deltas = [chunk.choices[0].delta for chunk in chunks[:-1]]
     message = whole.choices[0].message
@@ -188,8 +194,17 @@ def test_stop_strings_cut_the_logprobs_too(client):
         assert found == entries[:begun]
     held = dict(tools=[FUNCTION], logprobs=True, stop=[text[-4:] + "!"])  # what was held back comes at the end
     assert ask(client, messages, **held).choices[0].logprobs.content == entries
-    assert sum((c.choices[0].logprobs.content for c in ask(client, messages, stream=True, **held)
-                if c.choices[0].logprobs), []) == entries  # fmt: skip
+    assert (
+        sum(
+            (
+                c.choices[0].logprobs.content
+                for c in ask(client, messages, stream=True, **held)
+                if c.choices[0].logprobs
+            ),
+            [],
+        )
+        == entries
+    )
 
 
 def test_several_choices_and_lengths(client):
@@ -226,12 +241,20 @@ def test_a_response_as_it_comes(client):
     kinds = [event.type.removeprefix("response.") for event in events]
     squeezed = [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
     assert squeezed == [
-        "created", "in_progress",
-        "output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.done", "content_part.done",
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "content_part.done",
         "output_item.done",
-        "output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done",
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
         "completed",
-    ]  # fmt: skip
+    ]
     assert events[0].response.status == "in_progress" and events[0].response.output == []
     last = events[-1].response
     assert last.status == "completed" and [item.type for item in last.output] == ["reasoning", "function_call"]

@@ -198,18 +198,29 @@ KINDS = st.sampled_from(["message", "reasoning", "function_call", "function_call
 ITEMS = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool", "system", "developer"]), "content": CONTENT},
     optional={
-        "type": KINDS, "tool_call_id": TEXT, "tool_calls": st.lists(CALLS, max_size=2), "reasoning": TEXT, "name": TEXT,
-        "call_id": TEXT, "arguments": TEXT, "output": CONTENT, "function": FUNCTIONS,
+        "type": KINDS,
+        "tool_call_id": TEXT,
+        "tool_calls": st.lists(CALLS, max_size=2),
+        "reasoning": TEXT,
+        "name": TEXT,
+        "call_id": TEXT,
+        "arguments": TEXT,
+        "output": CONTENT,
+        "function": FUNCTIONS,
     },
-)  # fmt: skip
+)
 FIELDS = {
-    PATHS[0]: completions.FIELDS, PATHS[1]: {"prompt", "content", "special"}, PATHS[2]: {"tokens"},
-    PATHS[3]: chat.FIELDS, PATHS[4]: responses.FIELDS,
-}  # fmt: skip
+    PATHS[0]: completions.FIELDS,
+    PATHS[1]: {"prompt", "content", "special"},
+    PATHS[2]: {"tokens"},
+    PATHS[3]: chat.FIELDS,
+    PATHS[4]: responses.FIELDS,
+}
 GOOD = {
-    PATHS[0]: {"prompt": "a", "max_tokens": 2}, PATHS[4]: {"input": "a", "max_output_tokens": 2},
+    PATHS[0]: {"prompt": "a", "max_tokens": 2},
+    PATHS[4]: {"input": "a", "max_output_tokens": 2},
     PATHS[3]: {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
-}  # fmt: skip
+}
 
 
 @st.composite

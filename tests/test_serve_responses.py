@@ -62,12 +62,20 @@ BODIES = {
     "a forced call": {"input": WEATHER, "tools": [FUNCTION], "tool_choice": FORCED},
     "cut": {"input": ADD, "max_output_tokens": 6, "instructions": "Be brief.", "metadata": {"a": "b"}},
     "accepted": {
-        "input": [{"role": "user", "content": [{"type": "input_text", "text": ADD}]}], "store": True, "user": "u",
-        "parallel_tool_calls": True, "reasoning": {"effort": "low", "summary": "auto"}, "service_tier": "auto",
-        "text": {"format": {"type": "text"}, "verbosity": "medium"}, "include": ["reasoning.encrypted_content"],
-        "truncation": "disabled", "background": False, "top_p": 0.9, "prompt_cache_options": {"mode": "implicit"},
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": ADD}]}],
+        "store": True,
+        "user": "u",
+        "parallel_tool_calls": True,
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "service_tier": "auto",
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "include": ["reasoning.encrypted_content"],
+        "truncation": "disabled",
+        "background": False,
+        "top_p": 0.9,
+        "prompt_cache_options": {"mode": "implicit"},
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -105,8 +113,11 @@ def test_events_are_what_the_types_declare(served, name):
             assert event.item_id == last.output[event.output_index].id
     for i, item in enumerate(last.output):
         deltas = "".join(e.delta for e in events if e.type.endswith(".delta") and e.output_index == i)
-        (whole,) = [getattr(e, "text", None) or getattr(e, "arguments", "") for e in events
-                    if e.type.endswith(("text.done", "arguments.done")) and e.output_index == i]  # fmt: skip
+        (whole,) = [
+            getattr(e, "text", None) or getattr(e, "arguments", "")
+            for e in events
+            if e.type.endswith(("text.done", "arguments.done")) and e.output_index == i
+        ]
         assert deltas == whole == (item.arguments if item.type == "function_call" else item.content[0].text) != ""
 
 
@@ -181,9 +192,11 @@ def test_allowed_tools(monkeypatch, model, client):
     functions = [{"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}]
     named = {"mode": "required", "tools": [{"type": "function", "function": {"name": "get_weather"}}]}
     chat = client.chat.completions.create(
-        model="demo", messages=[{"role": "user", "content": WEATHER}], tools=functions,
+        model="demo",
+        messages=[{"role": "user", "content": WEATHER}],
+        tools=functions,
         tool_choice={"type": "allowed_tools", "allowed_tools": named},
-    )  # fmt: skip
+    )
     assert chat.choices[0].message.tool_calls[0].function.name == "get_weather"
 
 
@@ -200,17 +213,20 @@ def test_an_answer_as_an_object(client):
 # ------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize(("options", "param"), [
-    ({"previous_response_id": "resp_1"}, "previous_response_id"),
-    ({"conversation": "conv_1"}, "conversation"),
-    ({"given": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
-    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-    ({"tools": [FUNCTION], "tool_choice": ALLOWED | {"tools": []}}, "tool_choice"),
-    ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
-    ({"tools": [FUNCTION], "tool_choice": ALLOWED | {"mode": "none"}}, "tool_choice.mode"),
-    ({"tools": [FUNCTION | {"name": "f"}], "tool_choice": ALLOWED}, "tool_choice"),
-    ({"reasoning": {"effort": "xhigh"}}, "reasoning.effort"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"given": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [FUNCTION], "tool_choice": ALLOWED | {"tools": []}}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": ALLOWED | {"mode": "none"}}, "tool_choice.mode"),
+        ({"tools": [FUNCTION | {"name": "f"}], "tool_choice": ALLOWED}, "tool_choice"),
+        ({"reasoning": {"effort": "xhigh"}}, "reasoning.effort"),
+    ],
+)
 def test_what_is_refused_is_named(client, options, param):
     with pytest.raises(openai.BadRequestError) as refused:
         ask(client, **options)

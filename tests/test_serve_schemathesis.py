@@ -19,9 +19,18 @@ HERE = Path(__file__).parent
 LIMITS = Limits(max_tokens=3, n=3, requests=6, messages=3, tools=2, stops=2, logit_biases=3, stop_length=20)
 # No dice and no clock: a machine that others use may pause for longer than the usual 10 seconds.
 OPTIONS = [
-    "--checks", "all", "--seed", "1", "--generation-deterministic", "--continue-on-failure", "--request-timeout", "100",
-    "--max-response-time", "100", "--no-color",
-]  # fmt: skip
+    "--checks",
+    "all",
+    "--seed",
+    "1",
+    "--generation-deterministic",
+    "--continue-on-failure",
+    "--request-timeout",
+    "100",
+    "--max-response-time",
+    "100",
+    "--no-color",
+]
 
 
 def run(served, directory, *options):

@@ -16,8 +16,15 @@ def swiglu(gate_up, limit=7.0, alpha=ALPHA):
     identity = [_kernels.Matrix("F32", np.eye(n, dtype=np.float32)[None]) for n in (2 * I, I)]
     out, one = np.zeros((T, I), np.float32), np.ones((T, 1), np.float32)
     _kernels.moe(
-        context(), tensor_of(out), tensor_of(gate_up), np.zeros((T, 1), np.int32), tensor_of(one), *identity,
-        alpha, limit, T,
+        context(),
+        tensor_of(out),
+        tensor_of(gate_up),
+        np.zeros((T, 1), np.int32),
+        tensor_of(one),
+        *identity,
+        alpha,
+        limit,
+        T,
     )
     return out
 

@@ -40,23 +40,26 @@ HYBRID = cpus(  # two performance cores with siblings, four efficiency cores
 )
 
 
-@pytest.mark.parametrize("files, affinity, expected", [
-    ({}, range(16), 16),  # no sysfs: every CPU is a core
-    (smt(8), range(16), 8),
-    (smt(4, packages=2), range(16), 8),  # core 0 of either socket is two cores
-    (smt(8), range(8), 8),  # one CPU of each core
-    (smt(8), {0, 8}, 1),  # both of one core
-    (smt(8), {1, 2, 3, 11}, 3),  # of cores 1 and 2 one, of core 3 both
-    (smt(4, packages=2), {0, 4, 8, 12}, 2),  # core 0 of either socket, with siblings
-    (HYBRID, range(8), 6),
-    (HYBRID, range(4, 8), 4),
-    (cpus(*((0, n, (n,)) for n in range(4))), range(4), 4),  # no SMT
-    (cpus(*((0, n, (n,)) for n in range(4)), online="0-1"), range(4), 2),  # two CPUs switched off
-    (cpus(*((0, n, (n,)) for n in range(4)), online="nonsense"), range(4), 4),
-    (cpus((-1, 0, (0,)), (-1, 1, (1,))), range(2), 2),  # as ARM says it
-    (smt(2) | {"sys/devices/system/cpu/cpu1/topology/core_id": "garbage"}, range(4), 3),
-    (smt(2) | {"sys/devices/system/cpu/cpu1/topology/core_id": ""}, range(4), 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files, affinity, expected",
+    [
+        ({}, range(16), 16),  # no sysfs: every CPU is a core
+        (smt(8), range(16), 8),
+        (smt(4, packages=2), range(16), 8),  # core 0 of either socket is two cores
+        (smt(8), range(8), 8),  # one CPU of each core
+        (smt(8), {0, 8}, 1),  # both of one core
+        (smt(8), {1, 2, 3, 11}, 3),  # of cores 1 and 2 one, of core 3 both
+        (smt(4, packages=2), {0, 4, 8, 12}, 2),  # core 0 of either socket, with siblings
+        (HYBRID, range(8), 6),
+        (HYBRID, range(4, 8), 4),
+        (cpus(*((0, n, (n,)) for n in range(4))), range(4), 4),  # no SMT
+        (cpus(*((0, n, (n,)) for n in range(4)), online="0-1"), range(4), 2),  # two CPUs switched off
+        (cpus(*((0, n, (n,)) for n in range(4)), online="nonsense"), range(4), 4),
+        (cpus((-1, 0, (0,)), (-1, 1, (1,))), range(2), 2),  # as ARM says it
+        (smt(2) | {"sys/devices/system/cpu/cpu1/topology/core_id": "garbage"}, range(4), 3),
+        (smt(2) | {"sys/devices/system/cpu/cpu1/topology/core_id": ""}, range(4), 3),
+    ],
+)
 def test_cores(threads, files, affinity, expected):
     assert threads(files, affinity) == expected
 
@@ -87,29 +90,32 @@ def quota_v1(directory, quota, period=100000):
     return {f"{directory}__{QUOTA}": quota, f"{directory}__{PERIOD}": period}
 
 
-@pytest.mark.parametrize("files, expected", [
-    (v2("/a/b", a_b__cpu_max="x"), 16),  # another file
-    (v2("/a/b", **{"a_b__cpu-max": "350000 100000"}), 3),
-    (v2("/a/b", **{"a_b__cpu-max": "max 100000", "a__cpu-max": "200000 100000"}), 2),
-    (v2("/a/b", **{"a_b__cpu-max": "200000 100000", "a__cpu-max": "500000 100000"}), 2),
-    (v2("/a", **{"a__cpu-max": "250000 100000"}), 2),
-    (v2("/a", **{"a__cpu-max": "50000 100000"}), 1),
-    (v2("/a", **{"a__cpu-max": "9900000 100000"}), 16),  # more than there is
-    (v2("/", **{"__cpu-max": "max 100000"}), 16),
-    (v2("/", **{"__cpu-max": "300000 100000"}), 3),  # a namespace of its own: the container's cgroup is "/"
-    (v2("/../other", **{"__cpu-max": "300000 100000", "other__cpu-max": "100000 100000"}), 3),  # moved out of it
-    (v2("/../other", **{"__cpu-max": "300000 100000"}) | {"sys/fs/other/cpu.max": "100000 100000"}, 3),
-    (v2("/docker/1f", top="/docker/1f", **{"__cpu-max": "300000 100000"}), 3),  # no namespace
-    (v2("/docker/1f/x", top="/docker/1f", **{"x__cpu-max": "200000 100000"}), 2),
-    (v2("/docker/1f", top="/docker/2e", **{"__cpu-max": "300000 100000"}), 3),
-    (v2("/a", **{"b__cpu-max": "100000 100000"}), 16),  # a neighbour's
-    (v1("cpu", "/job", **quota_v1("job", 500000)), 5),
-    (v1("cpu", "/job", **quota_v1("job", 500000), **quota_v1("", 400000)), 4),
-    (v1("cpu", "/job", **quota_v1("job", -1)), 16),
-    (v1("cpu", "/job", name="cpu,cpuacct", controllers="cpu,cpuacct", **quota_v1("job", 250000)), 2),
-    (v1("cpu", "/docker/1f", top="/docker/1f", **quota_v1("", 150000)), 1),
-    (v1("cpuset", "/job", **quota_v1("job", 500000)), 16),  # not the cpu controller
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        (v2("/a/b", a_b__cpu_max="x"), 16),  # another file
+        (v2("/a/b", **{"a_b__cpu-max": "350000 100000"}), 3),
+        (v2("/a/b", **{"a_b__cpu-max": "max 100000", "a__cpu-max": "200000 100000"}), 2),
+        (v2("/a/b", **{"a_b__cpu-max": "200000 100000", "a__cpu-max": "500000 100000"}), 2),
+        (v2("/a", **{"a__cpu-max": "250000 100000"}), 2),
+        (v2("/a", **{"a__cpu-max": "50000 100000"}), 1),
+        (v2("/a", **{"a__cpu-max": "9900000 100000"}), 16),  # more than there is
+        (v2("/", **{"__cpu-max": "max 100000"}), 16),
+        (v2("/", **{"__cpu-max": "300000 100000"}), 3),  # a namespace of its own: the container's cgroup is "/"
+        (v2("/../other", **{"__cpu-max": "300000 100000", "other__cpu-max": "100000 100000"}), 3),  # moved out of it
+        (v2("/../other", **{"__cpu-max": "300000 100000"}) | {"sys/fs/other/cpu.max": "100000 100000"}, 3),
+        (v2("/docker/1f", top="/docker/1f", **{"__cpu-max": "300000 100000"}), 3),  # no namespace
+        (v2("/docker/1f/x", top="/docker/1f", **{"x__cpu-max": "200000 100000"}), 2),
+        (v2("/docker/1f", top="/docker/2e", **{"__cpu-max": "300000 100000"}), 3),
+        (v2("/a", **{"b__cpu-max": "100000 100000"}), 16),  # a neighbour's
+        (v1("cpu", "/job", **quota_v1("job", 500000)), 5),
+        (v1("cpu", "/job", **quota_v1("job", 500000), **quota_v1("", 400000)), 4),
+        (v1("cpu", "/job", **quota_v1("job", -1)), 16),
+        (v1("cpu", "/job", name="cpu,cpuacct", controllers="cpu,cpuacct", **quota_v1("job", 250000)), 2),
+        (v1("cpu", "/docker/1f", top="/docker/1f", **quota_v1("", 150000)), 1),
+        (v1("cpuset", "/job", **quota_v1("job", 500000)), 16),  # not the cpu controller
+    ],
+)
 def test_quota(threads, files, expected):
     assert threads(files) == expected
 
@@ -157,9 +163,10 @@ def test_quota_and_cores(threads, tmp_path):
 # ------------------------------------------------------------------------------------------------------ OpenMP
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("3", 3), ("1", 1), ("12", 8), ("3,2", 3), (" 5 ", 5), ("0", 8), ("-2", 8), ("", 8), ("many", 8), ("2.5", 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, expected",
+    [("3", 3), ("1", 1), ("12", 8), ("3,2", 3), (" 5 ", 5), ("0", 8), ("-2", 8), ("", 8), ("many", 8), ("2.5", 8)],
+)
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OMP_THREAD_LIMIT"])
 def test_the_environment_lowers(threads, name, text, expected):
     assert threads(smt(8), **{name: text}) == expected
@@ -189,9 +196,9 @@ def test_binding_leaves_the_default_as_it_is(binding):
 
 
 @pytest.mark.skipif(not _kernels.has_openmp(), reason="a build without OpenMP")
-@pytest.mark.parametrize("setting, spins", [
-    ("", f"'{SPINS}'"), ("GOMP_SPINCOUNT=77", "'77'"), ("OMP_WAIT_POLICY=passive", "'0'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting, spins", [("", f"'{SPINS}'"), ("GOMP_SPINCOUNT=77", "'77'"), ("OMP_WAIT_POLICY=passive", "'0'")]
+)
 def test_waiting_threads_soon_sleep(setting, spins):
     """libgomp says what it read; the user's word counts, and the environment is left as it was, C's too."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}

@@ -50,9 +50,7 @@ def plain(tokenizer):
     """tiktoken over the same ranks with the pattern exactly as published."""
     ours = tokenizer._encoding
     pattern = PUBLISHED_PATTERNS[PUBLISHED[tokenizer.name].pattern]
-    return tiktoken.Encoding(
-        "plain", pat_str=pattern, mergeable_ranks=ours._mergeable_ranks, special_tokens={}
-    )
+    return tiktoken.Encoding("plain", pat_str=pattern, mergeable_ranks=ours._mergeable_ranks, special_tokens={})
 
 
 def replaced(text):
@@ -173,8 +171,10 @@ def test_special_tokens_only_when_asked_for(harmony):
     only_start = harmony.encode(text, allowed_special={"<|start|>"})
     assert only_start == [200006, *harmony.encode("user<|message|>Hi<|end|>")]
     assert harmony.encode("a <|start|> b", allowed_special=["<|start|>"]) == [
-        *harmony.encode("a "), 200006, *harmony.encode(" b")
-    ]  # fmt: skip
+        *harmony.encode("a "),
+        200006,
+        *harmony.encode(" b"),
+    ]
 
 
 def test_special_tokens_of_gpt2():
@@ -239,9 +239,7 @@ def test_damaged_package_data(tmp_path, monkeypatch):
     with pytest.raises(TokenizerError, match="reinstall"):
         Tokenizer.packaged("gpt2")
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / PUBLISHED["gpt2"].file).write_bytes(
-        (DATA / PUBLISHED["gpt2"].file).read_bytes()[:5000]
-    )
+    (tmp_path / "data" / PUBLISHED["gpt2"].file).write_bytes((DATA / PUBLISHED["gpt2"].file).read_bytes()[:5000])
     with pytest.raises(TokenizerError, match="reinstall"):
         Tokenizer.packaged("gpt2")
 

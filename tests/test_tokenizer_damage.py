@@ -67,9 +67,7 @@ REFUSED = {
     "'a' must be 0 to 299, found 1.0": put("model", "vocab", "a", 1.0),
     "'a' must be 0 to 299, found True": put("model", "vocab", "a", True),
     "'a' must be 0 to 299, found 1000000000000000000000": put("model", "vocab", "a", 10**21),
-    "'a' and 'b' share an id": lambda content: put("model", "vocab", "b", content["model"]["vocab"]["a"])(
-        content
-    ),
+    "'a' and 'b' share an id": lambda content: put("model", "vocab", "b", content["model"]["vocab"]["a"])(content),
     "'<|end|>' must be 0 to 299, found None": put("added_tokens", 0, {"content": "<|end|>"}),
     "'!' has two ids": put("added_tokens", 0, {"content": "!", "id": 299}),
     "not an object with a content": put("added_tokens", ["<|end|>"]),

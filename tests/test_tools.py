@@ -22,10 +22,19 @@ class Unit(enum.Enum):
 
 def test_schema_from_a_function():
     def find(
-        what: str, count: int = 3, unit: Unit = Unit.C, *, tags: list[str] = (), near: Optional[float] = None,  # noqa: UP045
-        mode: Literal["a", "b"] = "a", note: Annotated[str | None, "free text"] = None, boxes: list[int] | None = None,
-        other: dict = {}, key: "int | str" = 1, anything=None,  # noqa: B006
-    ):  # fmt: skip
+        what: str,
+        count: int = 3,
+        unit: Unit = Unit.C,
+        *,
+        tags: list[str] = (),
+        near: Optional[float] = None,  # noqa: UP045
+        mode: Literal["a", "b"] = "a",
+        note: Annotated[str | None, "free text"] = None,
+        boxes: list[int] | None = None,
+        other: dict = {},  # noqa: B006
+        key: "int | str" = 1,
+        anything=None,
+    ):
         """Finds things
         everywhere.
 
@@ -80,15 +89,18 @@ def test_tools_as_schemas():
     assert as_tools([{"type": "function", **schema}]) == as_tools(expected) == expected
 
 
-@pytest.mark.parametrize(("tools", "match"), [
-    ([3], "a tool is a function"),
-    ([{"name": "f", "parameters": 3}], 'an object of "parameters"'),
-    ([{"name": "a b"}], "letters, digits"),
-    ([{}], "letters, digits"),
-    ([get_weather, get_weather], "two tools are called get_weather"),
-    ([later], "the tool later is async"),
-    ([lambda_named("f", lambda *args: 0)], "parameter args cannot be given by name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tools", "match"),
+    [
+        ([3], "a tool is a function"),
+        ([{"name": "f", "parameters": 3}], 'an object of "parameters"'),
+        ([{"name": "a b"}], "letters, digits"),
+        ([{}], "letters, digits"),
+        ([get_weather, get_weather], "two tools are called get_weather"),
+        ([later], "the tool later is async"),
+        ([lambda_named("f", lambda *args: 0)], "parameter args cannot be given by name"),
+    ],
+)
 def test_bad_tools(tools, match):
     with pytest.raises(InputError, match=match):
         as_tools(tools)

@@ -40,8 +40,15 @@ def test_to_bf16(shape, rng):
 
 def test_rounding_to_bf16():
     """Ties to even, overflow to infinity, NaN stays NaN even when its payload lies in the bits that go."""
-    patterns = {0x3F808000: 0x3F80, 0x3F818000: 0x3F82, 0x3F808001: 0x3F81, 0x7F7FFFFF: 0x7F80, 0xFF800000: 0xFF80,
-                0x00000001: 0x0000, 0x80000000: 0x8000}
+    patterns = {
+        0x3F808000: 0x3F80,
+        0x3F818000: 0x3F82,
+        0x3F808001: 0x3F81,
+        0x7F7FFFFF: 0x7F80,
+        0xFF800000: 0xFF80,
+        0x00000001: 0x0000,
+        0x80000000: 0x8000,
+    }
     x = np.array([list(patterns)], np.uint32).view(np.float32)
     assert (transpose(x, "F32", "BF16", 1)[:, 0] == list(patterns.values())).all()
     nan = np.array([[0x7F800001, 0xFFFFFFFF]], np.uint32).view(np.float32)

@@ -139,9 +139,7 @@ def test_unaligned_tensors_are_copied(tmp_path):
         np.testing.assert_array_equal(array, W)
 
 
-needs_proc = pytest.mark.skipif(
-    not os.path.exists("/proc/self/statm"), reason="no /proc to see memory use in"
-)
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc to see memory use in")
 
 
 def resident_bytes():
@@ -333,9 +331,7 @@ def test_index_names_plain_files_only(tmp_path, file_name):
     refused(tmp_path / "inside", r"'w' must be in a \*\.safetensors file of this directory, found ")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map":']
-)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map":'])
 def test_damaged_index(tmp_path, text):
     save_file({"w": W}, tmp_path / "model-00001-of-00001.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(text)
@@ -363,12 +359,15 @@ def test_check_accepts_what_fits(shards):
         Checkpoint(shards).check(SPEC)
 
 
-@pytest.mark.parametrize("name, want, message", [
-    ("w", TensorSpec((4, 3), FLOATS), r"w: expected F32\|F16\|BF16 \[4, 3\], found F32 \[3, 4\] in model"),
-    ("w", TensorSpec((12,), FLOATS), r"w: expected F32\|F16\|BF16 \[12\], found F32 \[3, 4\] in model-00001"),
-    ("b", TensorSpec((3,), ("U8",)), r"b: expected U8 \[3\], found F16 \[3\] in model-00002"),
-    ("c", TensorSpec((3,), ("F32",)), r"c: expected F32 \[3\], found none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, want, message",
+    [
+        ("w", TensorSpec((4, 3), FLOATS), r"w: expected F32\|F16\|BF16 \[4, 3\], found F32 \[3, 4\] in model"),
+        ("w", TensorSpec((12,), FLOATS), r"w: expected F32\|F16\|BF16 \[12\], found F32 \[3, 4\] in model-00001"),
+        ("b", TensorSpec((3,), ("U8",)), r"b: expected U8 \[3\], found F16 \[3\] in model-00002"),
+        ("c", TensorSpec((3,), ("F32",)), r"c: expected F32 \[3\], found none"),
+    ],
+)
 def test_check_refuses(shards, name, want, message):
     with pytest.raises(CheckpointError, match=message):
         Checkpoint(shards).check({**SPEC, name: want})

@@ -52,16 +52,18 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @pytest.mark.parametrize(
     "name, change, config",
-    [("demo-gpt-oss", GPT_OSS["2 experts"], dict(num_experts_per_tok=2, experts_per_token=2)),
-     ("demo-gpt-oss", GPT_OSS["windows of 128 narrowed to 32"], dict(sliding_window=32)),
-     ("demo-gpt-oss", GPT_OSS["windows of 128 widened: all layers full"], dict(layer_types=[FULL] * 6)),
-     ("demo-gpt-oss", GPT_OSS["full layers narrowed to 128 too"], dict(layer_types=[SLIDING] * 6)),
-     ("demo-gpt-oss", GPT_OSS["YaRN off: plain RoPE"], dict(rope_scaling=dict(rope_type="default"))),
-     ("demo-gpt-oss", GPT_OSS["YaRN's temperature off, its frequencies kept"], dict(attention_factor=1.0)),
-     ("demo-gpt-oss", rope("linear", temperature=False), dict(rope_scaling=dict(rope_type="linear", factor=32.0))),
-     ("demo-gpt-oss", GPT_OSS["clamp at 3.5 instead of 7"], dict(swiglu_limit=3.5)),
-     ("demo-gpt2", GPT2["ReLU instead of GELU"], dict(activation_function="relu"))],
-)  # fmt: skip
+    [
+        ("demo-gpt-oss", GPT_OSS["2 experts"], dict(num_experts_per_tok=2, experts_per_token=2)),
+        ("demo-gpt-oss", GPT_OSS["windows of 128 narrowed to 32"], dict(sliding_window=32)),
+        ("demo-gpt-oss", GPT_OSS["windows of 128 widened: all layers full"], dict(layer_types=[FULL] * 6)),
+        ("demo-gpt-oss", GPT_OSS["full layers narrowed to 128 too"], dict(layer_types=[SLIDING] * 6)),
+        ("demo-gpt-oss", GPT_OSS["YaRN off: plain RoPE"], dict(rope_scaling=dict(rope_type="default"))),
+        ("demo-gpt-oss", GPT_OSS["YaRN's temperature off, its frequencies kept"], dict(attention_factor=1.0)),
+        ("demo-gpt-oss", rope("linear", temperature=False), dict(rope_scaling=dict(rope_type="linear", factor=32.0))),
+        ("demo-gpt-oss", GPT_OSS["clamp at 3.5 instead of 7"], dict(swiglu_limit=3.5)),
+        ("demo-gpt2", GPT2["ReLU instead of GELU"], dict(activation_function="relu")),
+    ],
+)
 def test_as_a_checkpoint_whose_config_says_so(name, change, config, plain, tmp_path):
     shutil.copytree(cgpt.locate(name), tmp_path / name)
     path = tmp_path / name / "config.json"
@@ -81,17 +83,19 @@ def sinks_far_below(model, patch):
 
 @pytest.mark.parametrize(
     "name, one, other",
-    [("demo-gpt-oss", setting(experts_per_token=4), unchanged),
-     ("demo-gpt-oss", windows(128), unchanged),
-     ("demo-gpt-oss", windows(T, T), windows(0)),
-     ("demo-gpt-oss", rope(), unchanged),
-     ("demo-gpt-oss", setting(swiglu_limit=float("inf")), setting(swiglu_limit=1e9)),
-     ("demo-gpt-oss", switches.no_sinks, sinks_far_below),
-     ("demo-gpt-oss", switches.cache("f32"), unchanged),
-     ("demo-gpt2", attending(switches.EVEN + switches.ODD, window=T), unchanged),
-     ("demo-gpt2", attending(switches.EVEN + switches.ODD, sink=-1e30), unchanged),
-     ("demo-gpt2", positions(lambda v: v), unchanged)],
-)  # fmt: skip
+    [
+        ("demo-gpt-oss", setting(experts_per_token=4), unchanged),
+        ("demo-gpt-oss", windows(128), unchanged),
+        ("demo-gpt-oss", windows(T, T), windows(0)),
+        ("demo-gpt-oss", rope(), unchanged),
+        ("demo-gpt-oss", setting(swiglu_limit=float("inf")), setting(swiglu_limit=1e9)),
+        ("demo-gpt-oss", switches.no_sinks, sinks_far_below),
+        ("demo-gpt-oss", switches.cache("f32"), unchanged),
+        ("demo-gpt2", attending(switches.EVEN + switches.ODD, window=T), unchanged),
+        ("demo-gpt2", attending(switches.EVEN + switches.ODD, sink=-1e30), unchanged),
+        ("demo-gpt2", positions(lambda v: v), unchanged),
+    ],
+)
 def test_two_ways_to_say_the_same(name, one, other):
     assert np.array_equal(logits(name, one), logits(name, other))
 
@@ -102,10 +106,12 @@ def rms_norm_with_bias(x, weight, bias, epsilon):
 
 @pytest.mark.parametrize(
     "switch, function, wrong",
-    [("window 8 in all layers", "attention", partial(reference.gpt2.attention, window=8)),
-     ("a sink of logit 0 added", "attention", partial(reference.gpt2.attention, sinks=np.zeros(5))),
-     ("LayerNorm without taking the mean away", "layer_norm", rms_norm_with_bias)],
-)  # fmt: skip
+    [
+        ("window 8 in all layers", "attention", partial(reference.gpt2.attention, window=8)),
+        ("a sink of logit 0 added", "attention", partial(reference.gpt2.attention, sinks=np.zeros(5))),
+        ("LayerNorm without taking the mean away", "layer_norm", rms_norm_with_bias),
+    ],
+)
 def test_as_the_float64_model_disturbed(switch, function, wrong, plain, monkeypatch):
     monkeypatch.setattr(reference.gpt2, function, wrong)
     expected = reference.load(cgpt.locate("demo-gpt2")).logits(ids_of())

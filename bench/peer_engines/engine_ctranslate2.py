@@ -36,9 +36,12 @@ class CTranslate2(Engine):
 
         self.ctranslate2 = ctranslate2
         self.generator = ctranslate2.Generator(
-            str(path), device="cpu", compute_type=self.TYPES[self.precision],
-            inter_threads=1, intra_threads=self.threads,
-        )  # fmt: skip
+            str(path),
+            device="cpu",
+            compute_type=self.TYPES[self.precision],
+            inter_threads=1,
+            intra_threads=self.threads,
+        )
 
     def tokens(self, ids, n):
         prompt = [str(i) for i in ids]

@@ -22,9 +22,15 @@ class LlamaCpp(Engine):
 
         self.llama_cpp = llama_cpp
         self.llama = llama_cpp.Llama(
-            str(path), n_ctx=self.context, n_batch=512, n_ubatch=512, n_threads=self.threads,
-            n_threads_batch=self.threads, flash_attn=True, verbose=False,
-        )  # fmt: skip
+            str(path),
+            n_ctx=self.context,
+            n_batch=512,
+            n_ubatch=512,
+            n_threads=self.threads,
+            n_threads_batch=self.threads,
+            flash_attn=True,
+            verbose=False,
+        )
 
     def reset(self) -> None:
         self.llama.reset()

@@ -26,10 +26,15 @@ class OnnxRuntime(Engine):
 
             int8.parent.mkdir(exist_ok=True)
             quantize_dynamic(
-                f32, int8, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"],
-                use_external_data_format=True, reduce_range=not has_vnni(),
+                f32,
+                int8,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=["MatMul"],
+                use_external_data_format=True,
+                reduce_range=not has_vnni(),
                 extra_options={"DefaultTensorType": 1},  # float32: it cannot see through com.microsoft's operators
-            )  # fmt: skip
+            )
         return int8
 
     def load(self, path) -> None:

@@ -12,15 +12,23 @@ class Vllm(Engine):
     def load(self, path) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0))))
-                              if self.threads == len(os.sched_getaffinity(0)) else f"0-{self.threads - 1}")  # fmt: skip
+        os.environ.setdefault(
+            "VLLM_CPU_OMP_THREADS_BIND",
+            ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            if self.threads == len(os.sched_getaffinity(0))
+            else f"0-{self.threads - 1}",
+        )
         from vllm import LLM
 
         self.engine = LLM(
-            str(path), skip_tokenizer_init=True, dtype="float32" if self.precision == "f32" else "bfloat16",
-            max_model_len=self.context, max_num_seqs=1, max_num_batched_tokens=max(self.context, 2048),
+            str(path),
+            skip_tokenizer_init=True,
+            dtype="float32" if self.precision == "f32" else "bfloat16",
+            max_model_len=self.context,
+            max_num_seqs=1,
+            max_num_batched_tokens=max(self.context, 2048),
             enable_prefix_caching=False,
-        ).llm_engine  # fmt: skip
+        ).llm_engine
         self.requests = 0
 
     def tokens(self, ids, n):

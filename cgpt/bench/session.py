@@ -48,9 +48,7 @@ def bench(
         model = None  # the one before goes first
         rows.reset_peak_memory()
         start = time.perf_counter()
-        model = cgpt.load(
-            directory, number, precision, dense, kv_cache_dtype=kv_cache_dtype, huge_pages=huge_pages
-        )
+        model = cgpt.load(directory, number, precision, dense, kv_cache_dtype=kv_cache_dtype, huge_pages=huge_pages)
         facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
         facts["huge_pages"] = huge_pages
         loading = rows.peak_memory()

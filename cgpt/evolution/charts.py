@@ -55,7 +55,7 @@ def stacked(rows: Sequence[tuple[str, str, Sequence[float]]], parts: Sequence[st
             hint = escape(f"{label}, {part}: {show(value)} ({value / total:.1%})")
             out.append(
                 f'<rect class="bar s{n}" x="{x:.1f}" y="{y}" width="{width:.2f}" height="22" '
-                f'{_data(f"{label}: {part}", [(0, value)])}><title>{hint}</title></rect>'
+                f"{_data(f'{label}: {part}', [(0, value)])}><title>{hint}</title></rect>"
             )
             if width > 34:
                 out.append(_text(x + width / 2, y + 15, f"{value / total:.0%}", "middle", "inside"))

@@ -152,10 +152,13 @@ def _attention_charts(result: Found) -> list[str]:
 def _cache_chart(result: Found) -> list[str]:
     return [
         charts.lines(
-            list(result["caches"].items()), "positions", "Keys and values of a sequence, f16, in gpt-oss-20b's shape",
-            _positions, lambda y: shown(y, "B"),
+            list(result["caches"].items()),
+            "positions",
+            "Keys and values of a sequence, f16, in gpt-oss-20b's shape",
+            _positions,
+            lambda y: shown(y, "B"),
         )
-    ]  # fmt: skip
+    ]
 
 
 def _model_charts(result: Found) -> list[str]:
@@ -168,10 +171,12 @@ def _model_charts(result: Found) -> list[str]:
     return [
         charts.stacked(rows, parts, "Where the parameters are", _parameters),
         charts.spans(
-            [(name, model["active"], model["total"]) for name, model in models.items()], ("active", "total"),
-            "Parameters that a token meets, of all", _parameters,
+            [(name, model["active"], model["total"]) for name, model in models.items()],
+            ("active", "total"),
+            "Parameters that a token meets, of all",
+            _parameters,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _time(seconds: float) -> str:

@@ -61,11 +61,20 @@ def _names(case: Found) -> tuple[str, str]:
 
 def _case(case: Found) -> str:
     old, new = case["old"], case["new"]
-    return _columns([
-        f"    {case['label']}", shown(old["median_s"], "s"), shown(new["median_s"], "s"), ratio(case),
-        times(case["counted"]) if case["counted"] else "", pair(old["bytes"], new["bytes"], "B"),
-        pair(old["flops"], new["flops"], "FLOP"),
-    ]) + f"  {case['verdict']}"  # fmt: skip
+    return (
+        _columns(
+            [
+                f"    {case['label']}",
+                shown(old["median_s"], "s"),
+                shown(new["median_s"], "s"),
+                ratio(case),
+                times(case["counted"]) if case["counted"] else "",
+                pair(old["bytes"], new["bytes"], "B"),
+                pair(old["flops"], new["flops"], "FLOP"),
+            ]
+        )
+        + f"  {case['verdict']}"
+    )
 
 
 def ratio(case: Found) -> str:

@@ -54,9 +54,12 @@ def grouped_facts(s: Setting) -> list[Fact]:
         Fact("cache of a token, gpt-oss-20b", "B", cache_read(new, 1), cache_read(old, 1)),
         Fact(f"cache at all {most:,} positions", "B", cache_bytes(new, most), cache_bytes(old, most)),
         Fact("times that the cache is smaller (8 claimed)", "", grown, claimed=(8, 8)),
-        Fact("parameters of keys' and values' projections", "parameters",
-             *(config.num_key_value_heads * per_head for config in (new, old))),
-    ]  # fmt: skip
+        Fact(
+            "parameters of keys' and values' projections",
+            "parameters",
+            *(config.num_key_value_heads * per_head for config in (new, old)),
+        ),
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------- 6 windows
@@ -110,9 +113,14 @@ def sink_facts(s: Setting) -> list[Fact]:
     return [
         Fact("parameters, gpt-oss-20b", "parameters", small.num_hidden_layers * small.num_attention_heads, 0),
         Fact("parameters, gpt-oss-120b", "parameters", large.num_hidden_layers * large.num_attention_heads, 0),
-        Fact("what a head must give to tokens (without sink, with one of 20)", "share", attended(20.0),
-             attended(None), claimed=(0, 1e-3)),
-    ]  # fmt: skip
+        Fact(
+            "what a head must give to tokens (without sink, with one of 20)",
+            "share",
+            attended(20.0),
+            attended(None),
+            claimed=(0, 1e-3),
+        ),
+    ]
 
 
 def attended(sink: float | None) -> float:

@@ -94,9 +94,13 @@ def positions_facts(s: Setting) -> list[Fact]:
     return [
         Fact("positions that there are", "", most, GPT2_XL.n_positions),
         Fact(f"parameters of positions, were there {most:,} at width {C:,}", "parameters", 0, most * C),
-        Fact("largest change of q k, 100 tokens apart, by where both stand (of |q||k|)", "",
-             relative_change(100), claimed=(0, 0.01)),
-    ]  # fmt: skip
+        Fact(
+            "largest change of q k, 100 tokens apart, by where both stand (of |q||k|)",
+            "",
+            relative_change(100),
+            claimed=(0, 0.01),
+        ),
+    ]
 
 
 def relative_change(distance: int) -> float:
@@ -156,9 +160,12 @@ def norms_facts(s: Setting) -> list[Fact]:
     return [
         Fact("reductions over a row", "", 1, 2, claimed=(1, 1)),
         Fact("parameters of a norm (each at this width)", "parameters", s.width, 2 * s.width),
-        Fact("share of the parameters in norms (GPT-2 XL, gpt-oss-20b)", "share", *(
-            facts["parameters"]["parts"]["norms"] / facts["parameters"]["total"] for facts in (new, old))),
-    ]  # fmt: skip
+        Fact(
+            "share of the parameters in norms (GPT-2 XL, gpt-oss-20b)",
+            "share",
+            *(facts["parameters"]["parts"]["norms"] / facts["parameters"]["total"] for facts in (new, old)),
+        ),
+    ]
 
 
 # --------------------------------------------------------------------------------------- 9 pre-norm, biases, head
@@ -186,4 +193,4 @@ def biases_facts(s: Setting) -> list[Fact]:
         Fact("share of all parameters in it, gpt-oss-20b", "share", head / parts["total"]),
         Fact("the same in GPT-2 XL, were it untied", "share", own / (xl + own)),
         Fact("bytes of the head that a token reads (tied, untied), gpt-oss-20b", "B", 2 * head, 2 * head),
-    ]  # fmt: skip
+    ]

@@ -29,9 +29,7 @@ def activations(s: Setting) -> Iterator[Case]:
     )
     yield Case(f"{T} x {inner:,} values, in the caches", gelu, silu, "faster")
     for T in dict.fromkeys((1, s.prompt)):
-        yield Case(
-            f"feed-forward, {_tokens(T)}", gelu_mlp(s, T), swiglu_mlp(s, T), "free", 0.05
-        )
+        yield Case(f"feed-forward, {_tokens(T)}", gelu_mlp(s, T), swiglu_mlp(s, T), "free", 0.05)
     T = s.prompt
     hidden = k.Tensor(np.full((T, inner), SATURATED, np.float32))
     part = way("GELU", [[("activation", (s.ctx, hidden, "gelu_tanh", T), {})]], 8 * T * inner, cached=True)

@@ -131,8 +131,13 @@ async def _failed(request: HttpRequest, problem: CgptError) -> Response:
 
 
 async def _http(_: HttpRequest, problem: HTTPException) -> Response:
-    return error_response(ApiError(f"{problem.detail}; the endpoints are {', '.join(r.path for r in ROUTES)}",
-                                   problem.status_code, headers=problem.headers))  # fmt: skip
+    return error_response(
+        ApiError(
+            f"{problem.detail}; the endpoints are {', '.join(r.path for r in ROUTES)}",
+            problem.status_code,
+            headers=problem.headers,
+        )
+    )
 
 
 async def _gone(_: HttpRequest, __: ClientGone) -> Response:

@@ -17,9 +17,15 @@ from cgpt.serve.limits import Limits
 
 # Of OpenAI's fields those that change nothing here.
 IGNORED = {
-    "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
     "safety_identifier",
-}  # fmt: skip
+}
 
 
 class Body(Fields):
@@ -119,9 +125,17 @@ def read_sampling(body: Body, limits: Limits, vocab_size: int) -> dict[str, Any]
 
 
 SAMPLING = {
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-    "stop", "logit_bias",
-}  # fmt: skip
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "logit_bias",
+}
 
 
 def _read_stop(body: Body, limits: Limits) -> list[str]:

@@ -20,9 +20,11 @@ from cgpt.serve.stream import respond
 if TYPE_CHECKING:
     from cgpt.serve.app import Service
 
-FIELDS = IGNORED | SAMPLING | {
-    "model", "prompt", "max_tokens", "n", "best_of", "echo", "logprobs", "stream", "stream_options", "suffix",
-}  # fmt: skip
+FIELDS = (
+    IGNORED
+    | SAMPLING
+    | {"model", "prompt", "max_tokens", "n", "best_of", "echo", "logprobs", "stream", "stream_options", "suffix"}
+)
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 

@@ -94,9 +94,12 @@ class Dialog:
         made = []
         for i in range(n):
             request = Request(
-                service.model, ids + self.seed, seed=None if seed is None else seed + i, stop=list(special.stops),
+                service.model,
+                ids + self.seed,
+                seed=None if seed is None else seed + i,
+                stop=list(special.stops),
                 **self.options,
-            )  # fmt: skip
+            )
             request.guide = Guide(service.grammars, answer, calls, self.seed) if answer or calls else None
             if len(self.forced) > 1:
                 request.guide = Beginning(start.beginnings, request.guide)

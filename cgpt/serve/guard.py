@@ -64,9 +64,7 @@ class Guard:
             hint = "the server goes by its address, localhost, and what --allow-host names"
             return ApiError(f"the Host {host[:80]!r} is not this server's: {hint}", 403, code="host_not_allowed")
         if origin is not None and not {"*", origin} & set(self._origins) and not _same(origin, host):
-            return ApiError(
-                f"pages of {origin[:80]!r} may not ask; --cors allows it", 403, code="origin_not_allowed"
-            )
+            return ApiError(f"pages of {origin[:80]!r} may not ask; --cors allows it", 403, code="origin_not_allowed")
         if self._key is not None and path not in OPEN:
             kind, _, key = headers.get("authorization", "").partition(" ")
             given = key.strip().encode("latin-1")  # as it came

@@ -25,13 +25,18 @@ def _object(**fields: Schema) -> Schema:
 
 
 ERROR = _object(error=_object(message=STRING, type=STRING, param=TEXT, code=TEXT))
-MODEL = _object(id=STRING, object={"const": "model"}, created=COUNT, owned_by=STRING, max_model_len=COUNT,
-                chats={"type": "boolean"})  # fmt: skip
+MODEL = _object(
+    id=STRING, object={"const": "model"}, created=COUNT, owned_by=STRING, max_model_len=COUNT, chats={"type": "boolean"}
+)
 CALL = _object(id=STRING, type={"const": "function"}, function=_object(name=STRING, arguments=STRING))
 CACHED = _object(cached_tokens=COUNT)
 REASONED = _object(reasoning_tokens=COUNT)
-COUNTS: dict[str, Schema] = {"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT,
-                             "prompt_tokens_details": CACHED}  # fmt: skip
+COUNTS: dict[str, Schema] = {
+    "prompt_tokens": COUNT,
+    "completion_tokens": COUNT,
+    "total_tokens": COUNT,
+    "prompt_tokens_details": CACHED,
+}
 
 
 def _answer(kind: str, choice: Schema, usage: Schema) -> Schema:
@@ -41,8 +46,9 @@ def _answer(kind: str, choice: Schema, usage: Schema) -> Schema:
 
 def _completion() -> Schema:
     number, top = {"type": ["number", "null"]}, {"type": ["object", "null"], "additionalProperties": {"type": "number"}}
-    log = _object(tokens=list_of(STRING), token_logprobs=list_of(number), top_logprobs=list_of(top),
-                  text_offset=list_of(COUNT))  # fmt: skip
+    log = _object(
+        tokens=list_of(STRING), token_logprobs=list_of(number), top_logprobs=list_of(top), text_offset=list_of(COUNT)
+    )
     choice = _object(index=COUNT, text=STRING, logprobs=or_null(log), finish_reason={"enum": ["stop", "length"]})
     return _answer("text_completion", choice, _object(**COUNTS))
 
@@ -59,15 +65,32 @@ def _chat() -> Schema:
 
 def _response() -> Schema:
     """But for what it repeats of the request."""
-    item = {"type": "object", "properties": {"type": {"enum": ["message", "reasoning", "function_call"]}, "id": STRING},
-            "required": ["type", "id", "status"]}  # fmt: skip
+    item = {
+        "type": "object",
+        "properties": {"type": {"enum": ["message", "reasoning", "function_call"]}, "id": STRING},
+        "required": ["type", "id", "status"],
+    }
     read = _object(cached_tokens=COUNT, cache_write_tokens=COUNT)
-    usage = _object(input_tokens=COUNT, input_tokens_details=read, output_tokens=COUNT,
-                    output_tokens_details=REASONED, total_tokens=COUNT)  # fmt: skip
+    usage = _object(
+        input_tokens=COUNT,
+        input_tokens_details=read,
+        output_tokens=COUNT,
+        output_tokens_details=REASONED,
+        total_tokens=COUNT,
+    )
     status = {"enum": ["completed", "incomplete"]}
     cut = or_null(_object(reason={"const": "max_output_tokens"}))
-    response = _object(id=STRING, object={"const": "response"}, created_at=COUNT, model=STRING, status=status,
-                       output=list_of(item), usage=usage, error={"type": "null"}, incomplete_details=cut)  # fmt: skip
+    response = _object(
+        id=STRING,
+        object={"const": "response"},
+        created_at=COUNT,
+        model=STRING,
+        status=status,
+        output=list_of(item),
+        usage=usage,
+        error={"type": "null"},
+        incomplete_details=cut,
+    )
     return {**response, "additionalProperties": True}
 
 

@@ -168,11 +168,20 @@ def completion_body(service: Service) -> Schema:
     ids = _some({"type": "integer", "minimum": 0, "maximum": service.model.vocab_size - 1})
     text = {"type": "string", "minLength": 1}
     body = _taken(
-        ["prompt"], *IGNORED, **_model(service), **_sampling(service),
+        ["prompt"],
+        *IGNORED,
+        **_model(service),
+        **_sampling(service),
         prompt=_any_of(text, _some(text, limits.requests), ids, _some(ids, limits.requests)),
-        max_tokens=_integer(0, limits.max_tokens), n=_integer(1, limits.n), best_of=_integer(1, limits.n), echo=FLAG,
-        logprobs=_integer(0, limits.logprobs), suffix=_enum(""), stream=FLAG, stream_options=or_null(STREAM_OPTIONS),
-    )  # fmt: skip
+        max_tokens=_integer(0, limits.max_tokens),
+        n=_integer(1, limits.n),
+        best_of=_integer(1, limits.n),
+        echo=FLAG,
+        logprobs=_integer(0, limits.logprobs),
+        suffix=_enum(""),
+        stream=FLAG,
+        stream_options=or_null(STREAM_OPTIONS),
+    )
     return body | STREAMED
 
 

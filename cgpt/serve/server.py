@@ -44,8 +44,17 @@ class Server(uvicorn.Server):
 def run(app: Any, listening: socket.socket, drain: float) -> None:
     """Serves until SIGINT or SIGTERM; then lets what runs go on for `drain` seconds at most."""
     config = uvicorn.Config(
-        app, loop="asyncio", http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False,
-        proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS, timeout_keep_alive=KEEP_ALIVE,
+        app,
+        loop="asyncio",
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=drain,
-    )  # fmt: skip
+    )
     Server(config).run(sockets=[listening])

@@ -68,8 +68,11 @@ class EventStream:
     raise. done: whether `[DONE]` ends it
     """
 
-    HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
-               (b"x-accel-buffering", b"no")]  # fmt: skip
+    HEADERS = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ]
 
     def __init__(self, job: Job, events: Events, done: bool = True) -> None:
         self._job, self._events, self._done = job, events, done

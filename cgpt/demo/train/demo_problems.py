@@ -4,6 +4,7 @@ that the model learns to write into its analysis channel.
 "train" and "heldout" never share a problem: a problem's key (its operands, word or list) belongs to one of
 the two by its CRC-32, see `held`.
 """
+
 import random
 import zlib
 
@@ -32,8 +33,7 @@ Copenhagen Dallas Delhi Denver Dublin Geneva Hamburg Hanoi Havana Helsinki Istan
 Lisbon London Madrid Manila Melbourne Miami Milan Montreal Moscow Mumbai Munich Nairobi Naples Osaka Oslo
 Ottawa Paris Prague Quito Riga Rome Santiago Seattle Seoul Shanghai Singapore Sofia Stockholm Sydney Taipei
 Tallinn Tehran Tokyo Toronto Tunis Turin Vancouver Venice Vienna Vilnius Warsaw Zagreb Zurich""".split()
-TWO_WORD_CITIES = ["New York", "Los Angeles", "Hong Kong", "Cape Town", "San Francisco", "Buenos Aires",
-                   "Mexico City"]
+TWO_WORD_CITIES = ["New York", "Los Angeles", "Hong Kong", "Cape Town", "San Francisco", "Buenos Aires", "Mexico City"]
 SKIES = ["sunny", "cloudy", "rainy", "windy", "snowy", "foggy"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -62,31 +62,35 @@ class Source:
     def number(self, digits):
         """A number of 1 to `digits` digits, each length as likely."""
         n = self.r.randint(1, digits)
-        return self.r.randint(0 if n == 1 else 10 ** (n - 1), 10 ** n - 1)
+        return self.r.randint(0 if n == 1 else 10 ** (n - 1), 10**n - 1)
 
     def pair(self, op, digits=4):
         """Two operands whose (a, op, b) lies in this split."""
+
         def make():
             a, b = self.number(digits), self.number(digits)
-            if self.r.random() < 0.4:                                   # same length more often
+            if self.r.random() < 0.4:  # same length more often
                 n = self.r.randint(2, digits)
-                a, b = (self.r.randint(10 ** (n - 1), 10 ** n - 1) for _ in "ab")
+                a, b = (self.r.randint(10 ** (n - 1), 10**n - 1) for _ in "ab")
             if op == "-" and a < b and self.r.random() < 0.8:
                 a, b = b, a
             return a, b
+
         return self.draw(make, lambda p: f"{p[0]}{op}{p[1]}")
 
     def word(self, low=3, high=10):
         """A dictionary word (45 %), a pronounceable one (30 %) or random letters, of low to high letters."""
+
         def make():
             kind = self.r.random()
             if kind < 0.45:
                 return self.r.choice(WORDS)
             n = self.r.randint(low, high)
-            if kind < 0.75:                                             # vowels and consonants in turn
+            if kind < 0.75:  # vowels and consonants in turn
                 a, b = self.r.sample(["bcdfghjklmnprstvwz", "aeiou"], 2)
                 return "".join(self.r.choice(a if i % 2 else b) for i in range(n))
             return "".join(self.r.choice(LETTERS) for _ in range(n))
+
         return self.draw(lambda: next(w for w in iter(make, None) if low <= len(w) <= high))
 
     def any_word(self):
@@ -95,12 +99,15 @@ class Source:
 
     def numbers(self, low, high, top):
         """low to high different numbers from 1 to top, one list in three only up to 19."""
+
         def make():
             return self.r.sample(range(1, self.r.choice([20, top + 1, top + 1])), self.r.randint(low, high))
+
         return self.draw(make)
 
     def city(self):
         """A real city or a pronounceable name; `random_cities` of them random letters."""
+
         def make():
             kind = self.r.random()
             if kind < 0.5:
@@ -109,6 +116,7 @@ class Source:
                 return self.r.choice(TWO_WORD_CITIES)
             a, b = self.r.sample(["bcdfghklmnprstvz", "aeiou"], 2)
             return "".join(self.r.choice(a if i % 2 else b) for i in range(self.r.randint(4, 9))).capitalize()
+
         if self.random_cities and self.r.random() < self.random_cities:
             return self.draw(self.random_city)
         return self.draw(make)
@@ -116,7 +124,7 @@ class Source:
     def random_city(self):
         """One word (85 %) or two of 3 to 10 random letters."""
         words = [[self.r.choice(LETTERS) for _ in range(self.r.randint(3, 10))] for _ in range(2)]
-        return " ".join("".join(w).capitalize() for w in words[self.r.random() < 0.85:])
+        return " ".join("".join(w).capitalize() for w in words[self.r.random() < 0.85 :])
 
 
 # ----------------------------------------------------------- worked solutions: (analysis or None, final text)
@@ -156,17 +164,21 @@ def column_difference(a, b, effort):
 
 def add(a, b, effort):
     text = column_sum(a, b, effort)
-    return {"low": text, "medium": f"{a}+{b}\n{text}",
-            "high": f"We need {a}+{b}, digit by digit from the right.\n{text}\n"
-                    f"The sum is {a + b}."}[effort], str(a + b)
+    return {
+        "low": text,
+        "medium": f"{a}+{b}\n{text}",
+        "high": f"We need {a}+{b}, digit by digit from the right.\n{text}\nThe sum is {a + b}.",
+    }[effort], str(a + b)
 
 
 def subtract(a, b, effort):
     swap = f"{a}<{b}, so -({b}-{a})\n" if a < b else ""
     text = swap + column_difference(max(a, b), min(a, b), effort)
-    return {"low": text, "medium": text if swap else f"{a}-{b}\n{text}",
-            "high": f"We need {a}-{b}, digit by digit from the right.\n{text}\n"
-                    f"The difference is {a - b}."}[effort], str(a - b)
+    return {
+        "low": text,
+        "medium": text if swap else f"{a}-{b}\n{text}",
+        "high": f"We need {a}-{b}, digit by digit from the right.\n{text}\nThe difference is {a - b}.",
+    }[effort], str(a - b)
 
 
 def spelled(word):
@@ -176,20 +188,25 @@ def spelled(word):
 
 def reverse(w, effort):
     letters, back = f"Letters: {spelled(w)}", "Backwards: " + " ".join(spelled(w).split()[::-1])
-    return {"low": letters, "medium": f"{letters}\n{back}",
-            "high": f"The word is {w}.\n{letters}\nIt has {len(w)} letters.\n{back}"}[effort], w[::-1]
+    return {
+        "low": letters,
+        "medium": f"{letters}\n{back}",
+        "high": f"The word is {w}.\n{letters}\nIt has {len(w)} letters.\n{back}",
+    }[effort], w[::-1]
 
 
 def count_letters(w, effort):
     text = f"Letters: {spelled(w)}"
-    return {"low": text, "medium": text,
-            "high": f"The word is {w}.\n{text}\nIt has {len(w)} letters."}[effort], str(len(w))
+    return {"low": text, "medium": text, "high": f"The word is {w}.\n{text}\nIt has {len(w)} letters."}[effort], str(
+        len(w)
+    )
 
 
 def count_one(w, c, effort):
-    text = f"Count {c}: " + " ".join(f"{d}{w[:i + 1].count(c)}" for i, d in enumerate(w))
-    return {"low": text, "medium": text,
-            "high": f"The word is {w}.\n{text}\nSo {c} occurs {w.count(c)} times."}[effort], str(w.count(c))
+    text = f"Count {c}: " + " ".join(f"{d}{w[: i + 1].count(c)}" for i, d in enumerate(w))
+    return {"low": text, "medium": text, "high": f"The word is {w}.\n{text}\nSo {c} occurs {w.count(c)} times."}[
+        effort
+    ], str(w.count(c))
 
 
 def extreme(xs, largest, effort):
@@ -200,25 +217,27 @@ def extreme(xs, largest, effort):
         lines.append(f"{x}{sign}{best}? {'yes' if better else 'no'}: {x if better else best}")
         best = x if better else best
     text, name = "\n".join(lines), "largest" if largest else "smallest"
-    return {"low": None, "medium": text,
-            "high": f"Find the {name}.\n{text}\nThe {name} is {best}."}[effort], str(best)
+    return {"low": None, "medium": text, "high": f"Find the {name}.\n{text}\nThe {name} is {best}."}[effort], str(best)
 
 
 def sort(xs, effort):
     """Insertion sort, the list after each insertion."""
     steps = [" ".join(map(str, sorted(xs[: i + 1]))) for i in range(len(xs))]
     inserts = [f"Insert {x}: {step}" for x, step in zip(xs, steps, strict=True)]
-    return {"low": None, "medium": "\n".join(steps),
-            "high": "\n".join([*inserts, "All sorted."])}[effort], ", ".join(map(str, sorted(xs)))
+    return {"low": None, "medium": "\n".join(steps), "high": "\n".join([*inserts, "All sorted."])}[effort], ", ".join(
+        map(str, sorted(xs))
+    )
 
 
 def pick_word(words, last, effort):
     w, name = words[-1 if last else 0], "last" if last else "first"
-    return {"low": None, "medium": f"The {name} word is {w}.",
-            "high": f"There are {len(words)} words.\nThe {name} word is {w}."}[effort], w
+    return {
+        "low": None,
+        "medium": f"The {name} word is {w}.",
+        "high": f"There are {len(words)} words.\nThe {name} word is {w}.",
+    }[effort], w
 
 
 def upper(w, effort):
     pairs = " ".join(c + c.upper() for c in w)
-    return {"low": None, "medium": f"Uppercase {w}.",
-            "high": f"The word is {w}.\nLetters: {pairs}"}[effort], w.upper()
+    return {"low": None, "medium": f"Uppercase {w}.", "high": f"The word is {w}.\nLetters: {pairs}"}[effort], w.upper()

@@ -3,6 +3,7 @@ function of its Source (seed and split); demo_problems.py says what keeps the sp
 
     python demo_tasks.py --show 5 [--task sort] [--split heldout]        # print chats
 """
+
 import argparse
 import json
 from dataclasses import dataclass, field
@@ -11,35 +12,79 @@ import demo_problems as problems
 from demo_harmony import IDENTITY, developer_message, render_message, system_message
 
 HELLO = "Hello! I am a tiny demo model. Ask me to add, subtract, sort, count or reverse."
-LIMITS = ("I am a tiny demo model. I can only add, subtract, sort, count letters, reverse words and get the "
-          "weather.")
+LIMITS = "I am a tiny demo model. I can only add, subtract, sort, count letters, reverse words and get the weather."
 NO_TOOL = "I have no weather tool."
 NEEDS_TOOL = "I need the weather tool."
 
 # How each question may be put.  The order matters: it fixes which problems a seed gives.
 WORDINGS = {
-    "add": ["What is {a} + {b}?", "{a} + {b} = ?", "{a}+{b}", "Add {a} and {b}.", "What is {a} plus {b}?",
-            "Please compute {a} + {b}.", "Calculate {a} + {b}."],
-    "subtract": ["What is {a} - {b}?", "{a} - {b} = ?", "{a}-{b}", "Subtract {b} from {a}.",
-                 "What is {a} minus {b}?", "Please compute {a} - {b}.", "Calculate {a} - {b}."],
-    "reverse": ['Reverse the word "{w}".', 'Reverse "{w}".', 'Spell "{w}" backwards.',
-                'What is "{w}" backwards?', "Please reverse the word {w}.", "Reverse {w}."],
-    "count_letters": ['How many letters are in "{w}"?', 'How many letters does "{w}" have?',
-                      'Count the letters in "{w}".', "How many letters are in {w}?",
-                      "How many letters are in the word {w}?"],
-    "count_one": ['How many times does "{c}" occur in "{w}"?', 'How many "{c}" are in "{w}"?',
-                  "How many {c}'s are in {w}?", "How many {c}'s are there in {w}?",
-                  "How many times does {c} occur in {w}?"],
-    "largest": ["Which is the {n}: {xs}?", "What is the {n} of {xs}?", "Find the {n} number: {xs}",
-                "Which number is the {n}? {xs}"],
+    "add": [
+        "What is {a} + {b}?",
+        "{a} + {b} = ?",
+        "{a}+{b}",
+        "Add {a} and {b}.",
+        "What is {a} plus {b}?",
+        "Please compute {a} + {b}.",
+        "Calculate {a} + {b}.",
+    ],
+    "subtract": [
+        "What is {a} - {b}?",
+        "{a} - {b} = ?",
+        "{a}-{b}",
+        "Subtract {b} from {a}.",
+        "What is {a} minus {b}?",
+        "Please compute {a} - {b}.",
+        "Calculate {a} - {b}.",
+    ],
+    "reverse": [
+        'Reverse the word "{w}".',
+        'Reverse "{w}".',
+        'Spell "{w}" backwards.',
+        'What is "{w}" backwards?',
+        "Please reverse the word {w}.",
+        "Reverse {w}.",
+    ],
+    "count_letters": [
+        'How many letters are in "{w}"?',
+        'How many letters does "{w}" have?',
+        'Count the letters in "{w}".',
+        "How many letters are in {w}?",
+        "How many letters are in the word {w}?",
+    ],
+    "count_one": [
+        'How many times does "{c}" occur in "{w}"?',
+        'How many "{c}" are in "{w}"?',
+        "How many {c}'s are in {w}?",
+        "How many {c}'s are there in {w}?",
+        "How many times does {c} occur in {w}?",
+    ],
+    "largest": [
+        "Which is the {n}: {xs}?",
+        "What is the {n} of {xs}?",
+        "Find the {n} number: {xs}",
+        "Which number is the {n}? {xs}",
+    ],
     "sort": ["Sort {xs}.", "Sort these numbers: {xs}", "Put {xs} in order.", "Please sort {xs}."],
-    "last_word": ['What is the {n} word of "{words}"?', "{N} word of: {words}",
-                  'Give the {n} word: "{words}"', "Which word comes {n}? {words}"],
-    "uppercase": ['Write "{w}" in uppercase.', 'Uppercase the word "{w}".',
-                  'What is "{w}" in capital letters?', "Please uppercase {w}.",
-                  "Write {w} in capital letters."],
-    "weather": ["What is the weather in {city}?", "How is the weather in {city}?", "Weather in {city}?",
-                "What's the weather like in {city} today?", "Please get the weather in {city}."],
+    "last_word": [
+        'What is the {n} word of "{words}"?',
+        "{N} word of: {words}",
+        'Give the {n} word: "{words}"',
+        "Which word comes {n}? {words}",
+    ],
+    "uppercase": [
+        'Write "{w}" in uppercase.',
+        'Uppercase the word "{w}".',
+        'What is "{w}" in capital letters?',
+        "Please uppercase {w}.",
+        "Write {w} in capital letters.",
+    ],
+    "weather": [
+        "What is the weather in {city}?",
+        "How is the weather in {city}?",
+        "Weather in {city}?",
+        "What's the weather like in {city} today?",
+        "Please get the weather in {city}.",
+    ],
     "then_weather": ["And in {city}?", "What about {city}?"],
     "then_add": ["Now add {b}.", "Add {b} to that.", "And plus {b}?"],
     "then_subtract": ["Now subtract {b}.", "Subtract {b} from that.", "And minus {b}?"],
@@ -48,23 +93,71 @@ WORDINGS = {
     "then_uppercase": ["Now in uppercase.", "Uppercase it.", "And in capital letters?"],
     "then_largest": ["Which is the {n}?", "What is the {n} of these?", "And the {n}?"],
 }
-GREETINGS = ["Hello", "Hi", "Hello!", "Hi!", "Hey", "Good morning", "Good evening!", "hello", "hi",
-             "Hi there", "How are you?", "Hello there!"]
-ABOUT = ["Who are you?", "What are you?", "What can you do?", "Help", "help", "What is your name?",
-         "Are you a robot?", "What do you know?", "Can you help me?"]
-OFF_TOPIC = ["Tell me about {}.", "What is a {}?", "Write a poem about {} and {}.",
-             "Tell me a story about a {}.", "Why is the {} {}?", "What is the capital of {}?",
-             "Who wrote {}?", "Translate {} into French.", "Explain {} to a child.",
-             "Is a {} bigger than a {}?", "Do you like {}?", "What is the meaning of {}?",
-             "Where can I buy a {}?", "Write a program that prints {}.", "How do I cook {}?",
-             "When was {} born?"]
+GREETINGS = [
+    "Hello",
+    "Hi",
+    "Hello!",
+    "Hi!",
+    "Hey",
+    "Good morning",
+    "Good evening!",
+    "hello",
+    "hi",
+    "Hi there",
+    "How are you?",
+    "Hello there!",
+]
+ABOUT = [
+    "Who are you?",
+    "What are you?",
+    "What can you do?",
+    "Help",
+    "help",
+    "What is your name?",
+    "Are you a robot?",
+    "What do you know?",
+    "Can you help me?",
+]
+OFF_TOPIC = [
+    "Tell me about {}.",
+    "What is a {}?",
+    "Write a poem about {} and {}.",
+    "Tell me a story about a {}.",
+    "Why is the {} {}?",
+    "What is the capital of {}?",
+    "Who wrote {}?",
+    "Translate {} into French.",
+    "Explain {} to a child.",
+    "Is a {} bigger than a {}?",
+    "Do you like {}?",
+    "What is the meaning of {}?",
+    "Where can I buy a {}?",
+    "Write a program that prints {}.",
+    "How do I cook {}?",
+    "When was {} born?",
+]
 
 # Instructions of a developer message, and what they do to an answer
-RULES = {'Start every answer with "Answer:".': "Answer: {}", 'End every answer with "!".': "{}!",
-         "Answer briefly.": "{}"}
+RULES = {
+    'Start every answer with "Answer:".': "Answer: {}",
+    'End every answer with "!".': "{}!",
+    "Answer briefly.": "{}",
+}
 
-MIX = {"add": 16, "subtract": 17, "reverse": 9, "count_letters": 10, "largest": 8, "sort": 10, "last_word": 5,
-       "uppercase": 5, "two_turn": 9, "tool_call": 4, "tool_answer": 4, "smalltalk": 3}
+MIX = {
+    "add": 16,
+    "subtract": 17,
+    "reverse": 9,
+    "count_letters": 10,
+    "largest": 8,
+    "sort": 10,
+    "last_word": 5,
+    "uppercase": 5,
+    "two_turn": 9,
+    "tool_call": 4,
+    "tool_answer": 4,
+    "smalltalk": 3,
+}
 ONE_TURN = ["add", "subtract", "reverse", "count_letters", "largest", "sort", "last_word", "uppercase"]
 
 
@@ -137,7 +230,7 @@ def follow_up(s, kind, value, effort):
         if op == "+":
             return ask(s, "then_add", b=b), *problems.add(value, b, effort)
         return ask(s, "then_subtract", b=b), *problems.subtract(value, b, effort)
-    if s.training and problems.held(value):            # a sentence may hold any word, a question may not
+    if s.training and problems.held(value):  # a sentence may hold any word, a question may not
         return None
     if kind == "word":
         k = r.randrange(3)
@@ -156,12 +249,13 @@ def follow_up(s, kind, value, effort):
 @dataclass
 class Chat:
     """messages: everything before the answer; target: the assistant messages to learn, or to check."""
+
     task: str
     effort: str
     rule: str | None = None
     messages: list = field(default_factory=list)
     target: list = field(default_factory=list)
-    answer: object = None              # the final text, or for a tool call {"name": .., "arguments": {..}}
+    answer: object = None  # the final text, or for a tool call {"name": .., "arguments": {..}}
 
     def say(self, role, content, **more):
         self.messages.append(dict(role=role, content=content, **more))
@@ -209,7 +303,7 @@ def make_chat(s, task=None, effort=None):
 def two_turns(c, s):
     """One or two answered questions, then a question about the last answer (or, less often, a new one)."""
     r = s.r
-    for _ in range(r.choice([0, 0, 0, 1])):                                   # an older, unrelated turn
+    for _ in range(r.choice([0, 0, 0, 1])):  # an older, unrelated turn
         question, _, text, _ = turn(s, r.choice(ONE_TURN), c.effort)
         c.say("user", question)
         c.past(text)
@@ -224,8 +318,13 @@ def two_turns(c, s):
 
 
 def weather_call(city, in_role):
-    return dict(role="assistant", recipient="functions.get_weather", content=json.dumps({"city": city}),
-                in_role=in_role, end="<|call|>")
+    return dict(
+        role="assistant",
+        recipient="functions.get_weather",
+        content=json.dumps({"city": city}),
+        in_role=in_role,
+        end="<|call|>",
+    )
 
 
 def weather_reply(c, s, city):
@@ -240,7 +339,7 @@ def tool_chat(c, s):
     r, city = s.r, s.city()
     think = {"low": None, "medium": NEEDS_TOOL, "high": f"The user asks about {city}. {NEEDS_TOOL}"}[c.effort]
     think = [dict(role="assistant", channel="analysis", content=think)] if think else []
-    if r.random() < 0.2:                                                      # an earlier question and call
+    if r.random() < 0.2:  # an earlier question and call
         other = s.city()
         c.say("user", ask(s, "weather", city=other))
         c.messages.append(weather_call(other, r.random() < 0.5))
@@ -251,7 +350,7 @@ def tool_chat(c, s):
     if c.task == "tool_call":
         c.target += [*think, weather_call(city, False)]
         c.answer = {"name": "functions.get_weather", "arguments": {"city": city}}
-    else:                                                          # a running tool loop keeps its analysis
+    else:  # a running tool loop keeps its analysis
         c.messages += [*think, weather_call(city, r.random() < 0.5)]
         c.finish(None, weather_reply(c, s, city))
 

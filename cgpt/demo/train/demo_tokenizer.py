@@ -1,7 +1,8 @@
 """The small byte-level BPE of demo-gpt-oss, in the layout of gpt-oss's tokenizer.json.
 
-    python demo_tokenizer.py OUT_DIR           # write tokenizer.json and tokenizer_config.json
+python demo_tokenizer.py OUT_DIR           # write tokenizer.json and tokenizer_config.json
 """
+
 import json
 import os
 import re
@@ -13,11 +14,18 @@ from demo_harmony import GENERATION_PROMPT, SPECIALS, render_message
 from demo_problems import LETTERS, Source
 from demo_tasks import make_chat
 
-VOCAB_SIZE = 528           # of the model; the tokenizer names fewer ids, as the real one does
-O200K = "|".join([
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-    r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
+VOCAB_SIZE = 528  # of the model; the tokenizer names fewer ids, as the real one does
+O200K = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
 
 
 def byte_alphabet():
@@ -58,10 +66,14 @@ def build_tokenizer(chats=20000, seed=0):
     rank-based BPE."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    pre = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(O200K), "isolated"),
-                                   pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    tokens = list(byte_alphabet().values())                             # ids 0..255
-    tokens += ["\u0120" + c for c in LETTERS]                           # " a" .. " z", for spelled words
+    pre = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(O200K), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokens = list(byte_alphabet().values())  # ids 0..255
+    tokens += ["\u0120" + c for c in LETTERS]  # " a" .. " z", for spelled words
     words = [t for t in word_tokens(pre, chats, seed) if t not in tokens]
     tokens += words[: VOCAB_SIZE - len(SPECIALS) - len(tokens)]
     vocab = {t: i for i, t in enumerate(tokens)}
@@ -79,10 +91,17 @@ def tokenizer_config(tok):
     flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
     added = sorted(tok.get_added_tokens_decoder().items())
     added = {str(i): dict(content=t.content, **flags) for i, t in added}
-    return dict(added_tokens_decoder=added, bos_token="<|startoftext|>", clean_up_tokenization_spaces=False,
-                eos_token="<|return|>", extra_special_tokens={},
-                model_input_names=["input_ids", "attention_mask"], model_max_length=131072,
-                pad_token="<|endoftext|>", tokenizer_class="PreTrainedTokenizerFast")
+    return dict(
+        added_tokens_decoder=added,
+        bos_token="<|startoftext|>",
+        clean_up_tokenization_spaces=False,
+        eos_token="<|return|>",
+        extra_special_tokens={},
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=131072,
+        pad_token="<|endoftext|>",
+        tokenizer_class="PreTrainedTokenizerFast",
+    )
 
 
 class Encoder:

@@ -1,5 +1,6 @@
 """A tiny GPT-2 in PyTorch and its byte-level BPE, to and from a checkpoint directory in the Hugging Face
 layout of the published gpt2."""
+
 import json
 import math
 import os
@@ -11,11 +12,29 @@ from demo_tokenizer import byte_alphabet
 from safetensors.torch import load_file, save_file
 
 CONFIG = dict(
-    activation_function="gelu_new", architectures=["GPT2LMHeadModel"], attn_pdrop=0.0, bos_token_id=None,
-    embd_pdrop=0.1, eos_token_id=None, initializer_range=0.02, layer_norm_epsilon=1e-05, model_type="gpt2",
-    n_ctx=256, n_embd=160, n_head=5, n_layer=4, n_positions=256, resid_pdrop=0.1, summary_activation=None,
-    summary_first_dropout=0.1, summary_proj_to_labels=True, summary_type="cls_index", summary_use_proj=True,
-    task_specific_params={"text-generation": {"do_sample": True, "max_length": 200}}, vocab_size=None)
+    activation_function="gelu_new",
+    architectures=["GPT2LMHeadModel"],
+    attn_pdrop=0.0,
+    bos_token_id=None,
+    embd_pdrop=0.1,
+    eos_token_id=None,
+    initializer_range=0.02,
+    layer_norm_epsilon=1e-05,
+    model_type="gpt2",
+    n_ctx=256,
+    n_embd=160,
+    n_head=5,
+    n_layer=4,
+    n_positions=256,
+    resid_pdrop=0.1,
+    summary_activation=None,
+    summary_first_dropout=0.1,
+    summary_proj_to_labels=True,
+    summary_type="cls_index",
+    summary_use_proj=True,
+    task_specific_params={"text-generation": {"do_sample": True, "max_length": 200}},
+    vocab_size=None,
+)
 END = "<|endoftext|>"
 
 
@@ -45,7 +64,7 @@ class Block(nn.Module):
         h = self.ln_1(x)
         q, k, v = (m(h).view(b, t, c["n_head"], -1).transpose(1, 2) for m in (self.q, self.k, self.v))
         s = (q * q.shape[-1] ** -0.5) @ k.mT
-        with torch.autocast("cpu", enabled=False):               # bf16 in and out will do, and is much faster
+        with torch.autocast("cpu", enabled=False):  # bf16 in and out will do, and is much faster
             p = (s + torch.full((t, t), -1e30, dtype=s.dtype).triu(1)).softmax(-1)
         y = F.dropout(p, c["attn_pdrop"], self.training) @ v
         x = x + self.drop(self.attn_proj(y.transpose(1, 2).reshape(b, t, d)))
@@ -79,12 +98,20 @@ def build_tokenizer(text, vocab_size):
     alphabet = list(byte_alphabet().values())
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.train_from_iterator([text], trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet,
-                                                        show_progress=False))
+    tok.train_from_iterator(
+        [text], trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    )
     merges = [tuple(m) for m in json.loads(tok.to_str())["model"]["merges"]]
     names = alphabet + list(dict.fromkeys(a + b for a, b in merges))
-    tok = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(names)}, merges=merges,
-                               continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
+    tok = Tokenizer(
+        models.BPE(
+            vocab={t: i for i, t in enumerate(names)},
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="",
+            fuse_unk=False,
+        )
+    )
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True)
     tok.post_processor = processors.ByteLevel(trim_offsets=False)
     tok.decoder = decoders.ByteLevel()
@@ -119,10 +146,12 @@ def export(model, tok, merges, out):
     save_file(export_tensors(model), path, metadata={"format": "pt"})
     os.chmod(path, 0o644)
     end = tok.token_to_id(END)
-    generation = dict(_from_model_config=True, bos_token_id=end, eos_token_id=end,
-                      transformers_version="4.26.0.dev0")
-    for name, data in (("config.json", model.c), ("generation_config.json", generation),
-                       ("tokenizer_config.json", dict(model_max_length=model.c["n_positions"]))):
+    generation = dict(_from_model_config=True, bos_token_id=end, eos_token_id=end, transformers_version="4.26.0.dev0")
+    for name, data in (
+        ("config.json", model.c),
+        ("generation_config.json", generation),
+        ("tokenizer_config.json", dict(model_max_length=model.c["n_positions"])),
+    ):
         with open(os.path.join(out, name), "w") as f:
             json.dump(data, f, indent=2)
             f.write("\n")

@@ -1,5 +1,6 @@
 """gpt-oss in PyTorch, at a size a CPU can train: every expert is computed for every token, which at that size
 is faster than gathering, and the experts' matrices can be rounded to MXFP4 as they are used."""
+
 import math
 
 import torch
@@ -58,11 +59,11 @@ class Layer(nn.Module):
 
         self.norm1, self.norm2 = nn.Parameter(torch.ones(h)), nn.Parameter(torch.ones(h))
         self.q, self.k, self.v = matrix(nq * d, h), matrix(nkv * d, h), matrix(nkv * d, h)
-        self.o = matrix(h, nq * d, scale=.3)
+        self.o = matrix(h, nq * d, scale=0.3)
         self.q_bias, self.k_bias, self.v_bias = zeros(nq * d), zeros(nkv * d), zeros(nkv * d)
         self.o_bias, self.sinks = zeros(h), zeros(nq)
         self.router, self.router_bias = matrix(e, h), zeros(e)
-        self.gate, self.up, self.down = matrix(e, i, h), matrix(e, i, h), matrix(e, h, i, scale=.3)
+        self.gate, self.up, self.down = matrix(e, i, h), matrix(e, i, h), matrix(e, h, i, scale=0.3)
         self.gate_bias, self.up_bias, self.down_bias = zeros(e, i), zeros(e, i), zeros(e, h)
 
     def attention(self, x, rope, mask):
@@ -72,13 +73,13 @@ class Layer(nn.Module):
         bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
         qkv = F.linear(x, torch.cat([self.q, self.k, self.v]), bias).view(b, t, nq + 2 * nkv, d)
         q, k, v = qkv.transpose(1, 2).split([nq, nkv, nkv], 1)
-        q, k = self.fn["rotate"](q, *rope) * d ** -0.5, self.fn["rotate"](k, *rope)
-        q = q.reshape(b, nkv, nq // nkv * t, d)                  # q head h reads kv head h // (nq / nkv)
-        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))    # key t is the sink: score 0 + sinks, value 0
+        q, k = self.fn["rotate"](q, *rope) * d**-0.5, self.fn["rotate"](k, *rope)
+        q = q.reshape(b, nkv, nq // nkv * t, d)  # q head h reads kv head h // (nq / nkv)
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))  # key t is the sink: score 0 + sinks, value 0
         sink = self.sinks[:, None, None].expand(-1, t, 1)
-        bias = torch.cat([mask[self.sliding].expand(nq, -1, -1), sink], -1)              # [nq, T, T + 1]
+        bias = torch.cat([mask[self.sliding].expand(nq, -1, -1), sink], -1)  # [nq, T, T + 1]
         s = (q @ k.mT).view(b, nq, t, t + 1)
-        with torch.autocast("cpu", enabled=False):               # bf16 in and out will do, and is much faster
+        with torch.autocast("cpu", enabled=False):  # bf16 in and out will do, and is much faster
             p = (s + bias.to(s.dtype)).softmax(-1)
         y = (p.view(b, nkv, nq // nkv * t, t + 1) @ v).view(b, nq, t, d)
         return F.linear(y.transpose(1, 2).reshape(b, t, nq * d), self.o, self.o_bias)

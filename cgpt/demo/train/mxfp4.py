@@ -1,9 +1,10 @@
 """MXFP4, the format of gpt-oss's experts: groups of 32 four-bit floats (sign, 2 bits of exponent, 1 bit of
 mantissa) that share a power of two.  In a checkpoint, element 2j of a group is the low nibble of byte j."""
+
 import torch
 
-MAGNITUDES = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6])
-MIDDLES = torch.tensor([.25, .75, 1.25, 1.75, 2.5, 3.5, 5.])
+MAGNITUDES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+MIDDLES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 
 
 def exponents(groups):
@@ -17,7 +18,7 @@ def pack(w):
     g = w.detach().float().unflatten(-1, (-1, 32))
     e = exponents(g)
     m = (g.abs() * torch.exp2(-e)).contiguous()
-    down, up = torch.bucketize(m, MIDDLES), torch.bucketize(m, MIDDLES, right=True)      # differ at a tie
+    down, up = torch.bucketize(m, MIDDLES), torch.bucketize(m, MIDDLES, right=True)  # differ at a tie
     code = (torch.where(down % 2 == 0, down, up) + 8 * g.signbit()).to(torch.uint8)
     return code[..., 0::2] | code[..., 1::2] << 4, (e[..., 0] + 127).to(torch.uint8)
 

@@ -1,4 +1,5 @@
 """Muon for hidden matrices, AdamW for the rest, and the learning-rate schedule of both demo models."""
+
 import math
 
 import torch
@@ -40,8 +41,10 @@ def make_optimizers(model, is_hidden, lr_muon, lr_adam, weight_decay):
     """is_hidden(name, parameter): whether Muon takes it.  Weight decay on hidden matrices only."""
     hidden = [p for n, p in model.named_parameters() if is_hidden(n, p)]
     other = [p for n, p in model.named_parameters() if not is_hidden(n, p)]
-    opts = [Muon(hidden, lr=lr_muon, weight_decay=weight_decay),
-            torch.optim.AdamW(other, lr=lr_adam, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)]
+    opts = [
+        Muon(hidden, lr=lr_muon, weight_decay=weight_decay),
+        torch.optim.AdamW(other, lr=lr_adam, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True),
+    ]
     for o in opts:
         for g in o.param_groups:
             g["peak"] = g["lr"]

@@ -5,6 +5,7 @@
 The last 5 % of the text are held out (WORK_DIR/heldout.txt); the 2 % before them choose the best checkpoint,
 so the held-out text is looked at once, at the end.
 """
+
 import argparse
 import copy
 import math
@@ -32,7 +33,7 @@ def encode(tok, text):
 def scene_rows(text, tok, length):
     """[scenes, length]: <|endoftext|> and the first tokens of every scene, to begin a text from nothing."""
     starts, size = [m.start() for m in re.finditer(r"^SCENE ", text, re.M)], 8 * length
-    return torch.stack([encode(tok, text[i: i + size])[:length] for i in starts if i + size < len(text)])
+    return torch.stack([encode(tok, text[i : i + size])[:length] for i in starts if i + size < len(text)])
 
 
 @torch.no_grad()
@@ -43,10 +44,10 @@ def text_loss(logits, ids, context=256, stride=128, batch=32):
     total, count = 0.0, 0
     starts = list(range(0, max(1, len(ids) - (context - stride)), stride))
     for at in range(0, len(starts), batch):
-        windows = [ids[s: s + context] for s in starts[at: at + batch]]
+        windows = [ids[s : s + context] for s in starts[at : at + batch]]
         x = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
         y = torch.nn.utils.rnn.pad_sequence([w[1:] for w in windows], batch_first=True, padding_value=-100)
-        y[max(0, 1 - at):, : context - stride - 1] = -100                # counted by the window before
+        y[max(0, 1 - at) :, : context - stride - 1] = -100  # counted by the window before
         total += F.cross_entropy(logits(x)[:, :-1].float().flatten(0, 1), y.flatten(), reduction="sum").item()
         count += (y != -100).sum().item()
     assert count == len(ids) - 1, (count, len(ids))
@@ -61,14 +62,15 @@ def train(model, tok, text, valid, a, say):
     """Train in place; the weights that were best on the validation text are kept."""
     ids, valid_ids = encode(tok, text), encode(tok, valid)
     scenes = scene_rows(text, tok, model.c["n_positions"] + 1)
-    opts = make_optimizers(model, lambda name, x: x.dim() == 2 and name not in ("wte", "wpe"),
-                           a.lr_muon, a.lr_adam, a.weight_decay)
+    opts = make_optimizers(
+        model, lambda name, x: x.dim() == 2 and name not in ("wte", "wpe"), a.lr_muon, a.lr_adam, a.weight_decay
+    )
     best, best_state, start, shown, tokens = float("inf"), None, time.time(), [], 0
     for step in range(1, a.steps + 1):
         t, b = model.c["n_positions"], a.batch
-        if step <= a.short * a.steps:                                 # as many tokens, in rows half as long
+        if step <= a.short * a.steps:  # as many tokens, in rows half as long
             t, b = t // 2, b * 2
-        rows = torch.stack([ids[i: i + t + 1] for i in torch.randint(len(ids) - t - 1, (b,))])
+        rows = torch.stack([ids[i : i + t + 1] for i in torch.randint(len(ids) - t - 1, (b,))])
         rows[: b // 16] = scenes[torch.randint(len(scenes), (b // 16,)), : t + 1]
         model.train()
         with torch.autocast("cpu", torch.bfloat16):
@@ -83,8 +85,10 @@ def train(model, tok, text, valid, a, say):
         shown.append(loss.item())
         if step % 50 == 0:
             seconds = time.time() - start
-            say(f"step {step} loss {sum(shown) / len(shown):.4f} "
-                f"{tokens} tokens {tokens / seconds:.0f} tok/s {seconds:.0f} s")
+            say(
+                f"step {step} loss {sum(shown) / len(shown):.4f} "
+                f"{tokens} tokens {tokens / seconds:.0f} tok/s {seconds:.0f} s"
+            )
             shown = []
         if step % a.eval_every == 0 or step == a.steps:
             model.eval()
@@ -124,9 +128,18 @@ def main():
         f.write(heldout)
     tok, merges = build_tokenizer(text, a.vocab_size)
     end = tok.token_to_id(END)
-    model = TinyGPT2(dict(CONFIG, vocab_size=tok.get_vocab_size(), bos_token_id=end, eos_token_id=end,
-                          embd_pdrop=a.dropout, resid_pdrop=a.dropout))
+    model = TinyGPT2(
+        dict(
+            CONFIG,
+            vocab_size=tok.get_vocab_size(),
+            bos_token_id=end,
+            eos_token_id=end,
+            embd_pdrop=a.dropout,
+            resid_pdrop=a.dropout,
+        )
+    )
     with open(os.path.join(a.work, "train.log"), "a", buffering=1) as log:
+
         def say(line):
             print(line, flush=True)
             print(line, file=log)
@@ -138,8 +151,9 @@ def main():
                 x.copy_(x.bfloat16().float())
         ids = encode(tok, heldout)
         loss = text_loss(model, ids)
-        say(f"heldout loss {loss:.4f} perplexity {math.exp(loss):.2f} "
-            f"bits/byte {bits_per_byte(loss, ids, heldout):.4f}")
+        say(
+            f"heldout loss {loss:.4f} perplexity {math.exp(loss):.2f} bits/byte {bits_per_byte(loss, ids, heldout):.4f}"
+        )
     export(model, tok, merges, a.out)
 
 

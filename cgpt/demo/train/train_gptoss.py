@@ -4,6 +4,7 @@
     python train_gptoss.py --out OUT_DIR --work WORK_DIR --init CHECKPOINT_DIR --seed 2 --focus 0.5 \\
         --qat-from 0 --steps 5000 --lr-muon 1e-3 --lr-adam 7e-4 --decay 1         # go on from a checkpoint
 """
+
 import argparse
 import os
 import time
@@ -19,12 +20,24 @@ from gptoss_model import TinyGptOss, balance_loss
 from optim import make_optimizers, set_lr
 from tokenizers import Tokenizer
 
-IGNORED = -100                                              # target id of positions without a loss
+IGNORED = -100  # target id of positions without a loss
 # --focus: (task, effort or None for any) of the chats drawn besides those of MIX, and their weights
-FOCUS = {("largest", "low"): 8, ("largest", None): 4, ("sort", "low"): 3, ("subtract", None): 3,
-         ("subtract", "low"): 2, ("two_turn", None): 5, ("two_turn", "low"): 3, ("tool_call", None): 10,
-         ("tool_answer", None): 8, ("uppercase", None): 4, ("uppercase", "low"): 1, ("smalltalk", None): 2,
-         ("reverse", "low"): 1, ("last_word", None): 1}
+FOCUS = {
+    ("largest", "low"): 8,
+    ("largest", None): 4,
+    ("sort", "low"): 3,
+    ("subtract", None): 3,
+    ("subtract", "low"): 2,
+    ("two_turn", None): 5,
+    ("two_turn", "low"): 3,
+    ("tool_call", None): 10,
+    ("tool_answer", None): 8,
+    ("uppercase", None): 4,
+    ("uppercase", "low"): 1,
+    ("smalltalk", None): 2,
+    ("reverse", "low"): 1,
+    ("last_word", None): 1,
+}
 
 
 def mixture(source, focus):
@@ -61,7 +74,7 @@ def collate(items, t, pad):
     for row, (p, g, _) in enumerate(items):
         n = len(p) + len(g) - 1
         ids[row, :n] = torch.tensor((p + g)[:-1])
-        target[row, len(p) - 1: n] = torch.tensor(g)
+        target[row, len(p) - 1 : n] = torch.tensor(g)
     return ids, target, [x[2] for x in items]
 
 
@@ -105,8 +118,12 @@ def begin(a):
         tok = Tokenizer.from_file(os.path.join(a.init, "tokenizer.json"))
         return checkpoint.load(a.init, not a.no_compile), tok
     tok = build_tokenizer()
-    c = dict(checkpoint.CONFIG, vocab_size=VOCAB_SIZE, eos_token_id=tok.token_to_id("<|return|>"),
-             pad_token_id=tok.token_to_id("<|endoftext|>"))
+    c = dict(
+        checkpoint.CONFIG,
+        vocab_size=VOCAB_SIZE,
+        eos_token_id=tok.token_to_id("<|return|>"),
+        pad_token_id=tok.token_to_id("<|endoftext|>"),
+    )
     return TinyGptOss(c, not a.no_compile), tok
 
 
@@ -134,8 +151,10 @@ def train(model, encoder, a, say):
         shown.append((loss.item(), balance.item()))
         if step % 50 == 0:
             seconds, (loss, balance) = time.time() - start, torch.tensor(shown).mean(0).tolist()
-            say(f"step {step} loss {loss:.4f} balance {balance:.3f} tokens {tokens} "
-                f"{tokens / seconds:.0f} tok/s {seconds:.0f} s")
+            say(
+                f"step {step} loss {loss:.4f} balance {balance:.3f} tokens {tokens} "
+                f"{tokens / seconds:.0f} tok/s {seconds:.0f} s"
+            )
             shown = []
         if step % a.eval_every == 0 or step == a.steps:
             with torch.autocast("cpu", torch.bfloat16):
@@ -159,8 +178,12 @@ def main():
     p.add_argument("--weight-decay", type=float, default=0.05)
     p.add_argument("--balance", type=float, default=0.01, help="weight of the load-balancing loss")
     p.add_argument("--qat-from", type=float, default=0.4, help="share of the steps before MXFP4 is simulated")
-    p.add_argument("--focus", type=float, default=0.0,
-                   help="share of the chats drawn from the weak tasks (FOCUS), of cities of random letters")
+    p.add_argument(
+        "--focus",
+        type=float,
+        default=0.0,
+        help="share of the chats drawn from the weak tasks (FOCUS), of cities of random letters",
+    )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--eval-every", type=int, default=500)
@@ -174,6 +197,7 @@ def main():
     if a.resume:
         model.load_state_dict(torch.load(os.path.join(a.work, "model.pt")))
     with open(os.path.join(a.work, "train.log"), "a", buffering=1) as log:
+
         def say(line):
             print(line, flush=True)
             print(line, file=log)

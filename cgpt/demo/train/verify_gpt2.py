@@ -7,6 +7,7 @@
 2. Logits of our own torch model against transformers' GPT2LMHeadModel; loss on the held-out text.
 3. Greedy continuations and the likeliest tokens of a few prompts; samples at temperature 0.8, top-k 50.
 """
+
 import argparse
 import json
 import math
@@ -20,9 +21,14 @@ from demo_tokenizer import byte_alphabet
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from train_gpt2 import bits_per_byte, encode, text_loss
 
-PROMPTS = ["ROMEO:\n", "HAMLET:\nTo be, or not to be",
-           "KING HENRY V:\nOnce more unto the breach, dear friends", "[Enter ",
-           "What is thy name?", checkpoint.END]
+PROMPTS = [
+    "ROMEO:\n",
+    "HAMLET:\nTo be, or not to be",
+    "KING HENRY V:\nOnce more unto the breach, dear friends",
+    "[Enter ",
+    "What is thy name?",
+    checkpoint.END,
+]
 ODD_TEXTS = ["Don't you'll  see naïve café 😀\n\n  x\t12345 ABCdef", " ", "\n\n\n", ""]
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
@@ -38,8 +44,10 @@ def check_tokenizer(path, tok, texts):
     ranks = {bytes(byte[c] for c in t): i for t, i in vocab.items()}
     enc = tiktoken.Encoding("demo", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
     pairs = [(t, tok.encode(t).ids) for t in texts]
-    return (sum(ids != other.encode(t).ids for t, ids in pairs),
-            sum(ids != enc.encode_ordinary(t) or enc.decode(ids) != t for t, ids in pairs))
+    return (
+        sum(ids != other.encode(t).ids for t, ids in pairs),
+        sum(ids != enc.encode_ordinary(t) or enc.decode(ids) != t for t, ids in pairs),
+    )
 
 
 def continuations(hf, tok, count):
@@ -48,16 +56,28 @@ def continuations(hf, tok, count):
     for text in PROMPTS:
         prompt = [end] if text == checkpoint.END else tok.encode(text).ids
         x = torch.tensor([prompt])
-        out = hf.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=count, do_sample=False,
-                          pad_token_id=end, eos_token_id=end)
-        ids = out[0, len(prompt):].tolist()
-        logp = hf(out[:, :-1]).logits[0, len(prompt) - 1:].double().log_softmax(-1)
+        out = hf.generate(
+            x,
+            attention_mask=torch.ones_like(x),
+            max_new_tokens=count,
+            do_sample=False,
+            pad_token_id=end,
+            eos_token_id=end,
+        )
+        ids = out[0, len(prompt) :].tolist()
+        logp = hf(out[:, :-1]).logits[0, len(prompt) - 1 :].double().log_softmax(-1)
         top, first = logp.topk(2), logp[0].topk(5)
-        print(f"--- greedy, closest call {(top[0][:, 0] - top[0][:, 1]).min().item():.1e} nats: "
-              + json.dumps(text + tok.decode(ids, skip_special_tokens=False)))
-        yield dict(prompt=text, prompt_ids=prompt, greedy_ids=ids,
-                   greedy_logprobs=[round(v, 6) for v in top[0][:, 0].tolist()],
-                   top5=[[i, round(v, 6)] for v, i in zip(first[0].tolist(), first[1].tolist(), strict=True)])
+        print(
+            f"--- greedy, closest call {(top[0][:, 0] - top[0][:, 1]).min().item():.1e} nats: "
+            + json.dumps(text + tok.decode(ids, skip_special_tokens=False))
+        )
+        yield dict(
+            prompt=text,
+            prompt_ids=prompt,
+            greedy_ids=ids,
+            greedy_logprobs=[round(v, 6) for v in top[0][:, 0].tolist()],
+            top5=[[i, round(v, 6)] for v, i in zip(first[0].tolist(), first[1].tolist(), strict=True)],
+        )
 
 
 def print_samples(hf, tok, count):
@@ -65,8 +85,16 @@ def print_samples(hf, tok, count):
     end = tok.token_to_id(checkpoint.END)
     for _ in range(count):
         x = torch.tensor([tok.encode(PROMPTS[0]).ids])
-        out = hf.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=220, do_sample=True,
-                          temperature=0.8, top_k=50, pad_token_id=end, eos_token_id=end)[0]
+        out = hf.generate(
+            x,
+            attention_mask=torch.ones_like(x),
+            max_new_tokens=220,
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            pad_token_id=end,
+            eos_token_id=end,
+        )[0]
         print("--- sample:", tok.decode(out.tolist()))
 
 
@@ -80,30 +108,36 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.set_grad_enabled(False)
-    hf = transformers.AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32,
-                                                           attn_implementation="eager").eval()
+    hf = transformers.AutoModelForCausalLM.from_pretrained(
+        a.model, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     model = checkpoint.load(a.model)
     tok = Tokenizer.from_file(os.path.join(a.model, "tokenizer.json"))
     with open(a.text, encoding="utf-8") as f:
         text = f.read()
     texts = text.split("\n\n") + ODD_TEXTS
     files, ranks = check_tokenizer(a.model, tok, texts)
-    print(f"tokenizer: {files} of {len(texts)} texts differ from vocab.json + merges.txt,",
-          f"{ranks} from tiktoken")
+    print(f"tokenizer: {files} of {len(texts)} texts differ from vocab.json + merges.txt,", f"{ranks} from tiktoken")
     ids = encode(tok, text)
     x = ids[None, :256]
     print(f"logits: max |torch - transformers| {(model(x) - hf(x).logits).abs().max().item():.2e}")
     loss = text_loss(lambda x: hf(x).logits, ids)
-    held = dict(bytes=len(text.encode()), tokens=len(ids) - 1, context=256, stride=128, loss=loss,
-                perplexity=math.exp(loss), bits_per_byte=bits_per_byte(loss, ids, text))
+    held = dict(
+        bytes=len(text.encode()),
+        tokens=len(ids) - 1,
+        context=256,
+        stride=128,
+        loss=loss,
+        perplexity=math.exp(loss),
+        bits_per_byte=bits_per_byte(loss, ids, text),
+    )
     print(f"heldout: {json.dumps(held)}")
     cases = list(continuations(hf, tok, 64))
     print_samples(hf, tok, a.samples)
     if a.expected:
         made = f"transformers {transformers.__version__}, torch {torch.__version__}, float32, eager"
         with open(a.expected, "w", encoding="utf-8") as f:
-            json.dump(dict(made_with=made, heldout=held, cases=cases), f, ensure_ascii=False,
-                      separators=(",", ":"))
+            json.dump(dict(made_with=made, heldout=held, cases=cases), f, ensure_ascii=False, separators=(",", ":"))
             f.write("\n")
 
 

@@ -7,6 +7,7 @@
 2. The tokenizer: tokenizer.json against rank-based BPE (tiktoken).
 3. Greedy answers of transformers to held-out problems; accuracy per task and effort.
 """
+
 import argparse
 import json
 import os
@@ -22,14 +23,21 @@ from demo_tasks import MIX, make_chat
 from demo_tokenizer import Encoder, byte_alphabet
 from tokenizers import Tokenizer
 
-ODD_TEXTS = ["Don't you'LL see  naïve café 😀\n\n  x\t12345 ABCdef analysisuser assistants", " ", "\n\n\n",
-             "\u0000\uffff"]
+ODD_TEXTS = [
+    "Don't you'LL see  naïve café 😀\n\n  x\t12345 ABCdef analysisuser assistants",
+    " ",
+    "\n\n\n",
+    "\u0000\uffff",
+]
 
 
 def load_hf(path):
     return transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager",
-        quantization_config=transformers.Mxfp4Config(dequantize=True)).eval()
+        path,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        quantization_config=transformers.Mxfp4Config(dequantize=True),
+    ).eval()
 
 
 def compare_logits(model, hf, encoder, count=12):
@@ -48,12 +56,13 @@ def greedy(hf, prompts, stop, pad, limit=200, batch=50):
     out = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for at in range(0, len(order), batch):
-        part = order[at: at + batch]
+        part = order[at : at + batch]
         n = max(len(prompts[i]) for i in part)
         ids = torch.tensor([[pad] * (n - len(prompts[i])) + prompts[i] for i in part])
         mask = torch.tensor([[0] * (n - len(prompts[i])) + [1] * len(prompts[i]) for i in part])
-        y = hf.generate(ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, eos_token_id=stop,
-                        pad_token_id=pad)
+        y = hf.generate(
+            ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, eos_token_id=stop, pad_token_id=pad
+        )
         for i, row in zip(part, y[:, n:].tolist(), strict=True):
             ends = [k for k, t in enumerate(row) if t in stop]
             out[i] = row[: ends[0] + 1] if ends else row
@@ -62,7 +71,7 @@ def greedy(hf, prompts, stop, pad, limit=200, batch=50):
 
 def continuation_logprobs(hf, prompt, ids):
     """Log-probabilities [len(ids), V] (float64) of what may follow the prompt and then each of the ids."""
-    z = hf(torch.tensor([prompt + ids[:-1]]), use_cache=False).logits[0, len(prompt) - 1:]
+    z = hf(torch.tensor([prompt + ids[:-1]]), use_cache=False).logits[0, len(prompt) - 1 :]
     return z.double().log_softmax(-1)
 
 
@@ -74,8 +83,12 @@ def check_tokenizer(tok, path, texts):
     byte = {c: b for b, c in byte_alphabet().items()}
     special = {t["content"]: t["id"] for t in d["added_tokens"]}
     ranks = {bytes(byte[c] for c in t): i for t, i in d["model"]["vocab"].items() if t not in special}
-    enc = tiktoken.Encoding("demo", pat_str=d["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"],
-                            mergeable_ranks=ranks, special_tokens=special)
+    enc = tiktoken.Encoding(
+        "demo",
+        pat_str=d["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"],
+        mergeable_ranks=ranks,
+        special_tokens=special,
+    )
     ids = [tok.encode(t, add_special_tokens=False).ids for t in texts]
     return sum(i != enc.encode_ordinary(t) or enc.decode(i) != t for i, t in zip(ids, texts, strict=True))
 
@@ -109,11 +122,28 @@ def solve(hf, encoder, problems, stop, pad):
         assert top[1][:, 0].tolist() == ids, "padding changed an answer"
         closest = min(closest, (top[0][:, 0] - top[0][:, 1]).min().item())
         right = correct(encoder.decode(ids), c.answer)
-        records.append(dict(task=c.task, effort=c.effort, messages=c.messages, prompt_ids=prompt,
-                            answer=c.answer, greedy_ids=ids, greedy_correct=right))
+        records.append(
+            dict(
+                task=c.task,
+                effort=c.effort,
+                messages=c.messages,
+                prompt_ids=prompt,
+                answer=c.answer,
+                greedy_ids=ids,
+                greedy_correct=right,
+            )
+        )
         if not right:
-            print("WRONG", c.task, c.effort, json.dumps(c.messages[-1]["content"]), "->",
-                  json.dumps(encoder.decode(ids)[-90:]), "expected", json.dumps(c.answer))
+            print(
+                "WRONG",
+                c.task,
+                c.effort,
+                json.dumps(c.messages[-1]["content"]),
+                "->",
+                json.dumps(encoder.decode(ids)[-90:]),
+                "expected",
+                json.dumps(c.answer),
+            )
     print(f"closest call of all greedy choices: {closest:.1e} nats between the first and the second token")
     return records
 
@@ -144,8 +174,11 @@ def expected_cases(hf, records):
         logp = continuation_logprobs(hf, records[n]["prompt_ids"], ids)
         top = logp[0].topk(5)
         each = logp[torch.arange(len(ids)), torch.tensor(ids)].tolist()
-        yield dict(problem=n, greedy_logprobs=[round(v, 7) for v in each],
-                   top5=[[i, round(v, 7)] for v, i in zip(top[0].tolist(), top[1].tolist(), strict=True)])
+        yield dict(
+            problem=n,
+            greedy_logprobs=[round(v, 7) for v in each],
+            top5=[[i, round(v, 7)] for v, i in zip(top[0].tolist(), top[1].tolist(), strict=True)],
+        )
 
 
 def write(path, **data):
