@@ -1,4 +1,4 @@
-"""Builds cgpt._kernels: the C of csrc/, every instruction set in one binary, under Cython. See csrc/README.md.
+"""Builds cgpt.kernels._kernels: the C of csrc/, every instruction set in one binary, under Cython. See csrc/README.md.
 
 Environment: CGPT_REF_ONLY=1 builds the portable level alone; CGPT_SANITIZE=1 adds ASan and UBSan;
 CGPT_EMULATE=1 replaces AVX-512's and AMX's instructions by C, to test their kernels on machines that lack them.
@@ -65,8 +65,8 @@ class BuildExt(build_ext):
 
 
 extension = Extension(
-    "cgpt._kernels",
-    ["cgpt/_kernels.pyx", *SOURCES],
+    "cgpt.kernels._kernels",
+    ["cgpt/kernels/_kernels.pyx", *SOURCES],
     include_dirs=["csrc"],
     depends=[str(p) for p in Path("csrc").rglob("*") if p.suffix in {".c", ".h", ".def", ".inc"}],
     define_macros=[(name, "1") for name in SWITCHES],

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 import numpy as np
 
 import cgpt
-from cgpt import _kernels as k
-from cgpt import roof
 from cgpt.bench.costs import cost, matrix_bytes
 from cgpt.bench.operands import RING, copies, matrix, tensor
-from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
+from cgpt.kernels import _kernels as k
+from cgpt.machine import roofline
+from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
 
 LINEAR = {  # name: dtype, N, K
     "gpt2 c_attn f32": ("F32", 2304, 768),
@@ -96,7 +96,7 @@ def median_seconds(kernel: str, ctx: k.Context, arguments: list, budget: float) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of a shape's name")
-    parser.add_argument("--levels", nargs="+", default=[cgpt.isa.level()], help="or all")
+    parser.add_argument("--levels", nargs="+", default=[cgpt.kernels.isa.level()], help="or all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--kv-cache-dtype", choices=KV_DTYPES, default=DEFAULT_KV_DTYPE["auto"])
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3)
     a = parser.parse_args()
     ctx = k.Context(a.threads, a.precision)
-    for level in cgpt.isa.available() if a.levels == ["all"] else a.levels:
+    for level in cgpt.kernels.isa.available() if a.levels == ["all"] else a.levels:
         k.use_level(level)
         top = say_roof(a.threads, a.precision)
         for T in a.tokens:
@@ -119,8 +119,8 @@ def main() -> None:
         say_roof(a.threads, a.precision)
 
 
-def say_roof(threads: int, precision: str) -> roof.Roof:
-    found = roof.measure(threads, precision=precision)
+def say_roof(threads: int, precision: str) -> roofline.Roof:
+    found = roofline.measure(threads, precision=precision)
     print(
         f"{found.level:7s} roof of {threads} threads: {found.read_bytes_per_s / 1e9:.1f} GB/s, "
         f"{found.flops_per_s / 1e9:.1f} GFLOP/s {found.dtype}"

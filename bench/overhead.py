@@ -14,9 +14,9 @@ import numpy as np
 from common import arguments, say
 
 import cgpt
-from cgpt import _kernels as k
 from cgpt.bench.checkpoints import checkpoint
 from cgpt.bench.trace import Trace
+from cgpt.kernels import _kernels as k
 
 FORKING = ("linear", "moe", "attention", "activation")  # what is parallel for one token of GPT-2's width
 ROUNDS = 1000  # of multiply-adds: enough to be worth a fork

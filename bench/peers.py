@@ -188,7 +188,7 @@ def table(settings: list[Setting], compare) -> str:
 
 def read_bandwidth(threads: int) -> float:
     """GB/s, in a process of its own: what it allocates is nobody's peak."""
-    code = f"from cgpt import roof; print(roof.read_bandwidth({threads}, 0.5) / 1e9)"
+    code = f"from cgpt.machine import roofline; print(roofline.read_bandwidth({threads}, 0.5) / 1e9)"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env=dict(os.environ, PYTHONPATH=str(HERE.parent)),

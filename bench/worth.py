@@ -30,10 +30,10 @@ import numpy as np
 from worth_switches import SWITCHES
 
 import cgpt
-from cgpt import quality
+from cgpt.analysis import quality
 
 HELDOUT = Path(__file__).parents[1] / "tests" / "golden" / "demo" / "heldout.txt"
-sys.path.append(str(Path(cgpt.__file__).parent / "demo" / "train"))  # what the chats were made by; no torch there
+sys.path.append(str(Path(__file__).parent / "demo_training"))  # what the chats were made by; no torch there
 
 SEED, LONGEST = 2000, 320  # the problems of cgpt/demo/README.md: their seed, and the tokens of a prompt
 NEW_TOKENS = 200

@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from cgpt import _kernels as k
-from cgpt import gpt2
-from cgpt.gpt_oss import RopeTables
-from cgpt.rope_config import RopeConfig
+from cgpt.checkpoint.rope import RopeConfig
+from cgpt.kernels import _kernels as k
+from cgpt.models import gpt2
+from cgpt.models.gpt_oss import RopeTables
 
 # ------------------------------------------------------------------------------------------------------- weights
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from cgpt.cli import main
+from cgpt.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

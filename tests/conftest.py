@@ -4,9 +4,10 @@ import signal
 
 import numpy as np
 import pytest
-from kernel_cases import VARIANTS, missing, use_level
 
-from cgpt import isa
+from cgpt.kernels import isa
+
+from support.kernel_cases import VARIANTS, missing, use_level
 
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,7 +16,7 @@ class Cgpt(Engine):
     def versions(cls) -> str:
         import cgpt
 
-        return f"cgpt {cgpt.__version__} ({cgpt.isa.level()})"
+        return f"cgpt {cgpt.__version__} ({cgpt.kernels.isa.level()})"
 
     def load(self, path) -> None:
         import cgpt

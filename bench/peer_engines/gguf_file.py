@@ -67,7 +67,7 @@ class Reader:
     """The checkpoint's tensors as float32, with and without "transformer." before the name."""
 
     def __init__(self, checkpoint: Path) -> None:
-        from cgpt.weights import Checkpoint
+        from cgpt.checkpoint.safetensors import Checkpoint
 
         self.checkpoint = Checkpoint(checkpoint)
         self.prefix = "" if "wte.weight" in self.checkpoint.tensors else "transformer."

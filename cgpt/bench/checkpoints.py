@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import cgpt
-from cgpt import synth
+from cgpt.analysis.info import describe
+from cgpt.checkpoint.locate import demo_models, locate
+from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import InputError
-from cgpt.info import describe
-from cgpt.sizes import SIZES
+from cgpt.models import synth
 
 Progress = Callable[[int, int], None]
 
@@ -27,11 +27,11 @@ def checkpoint(
     """The directory of a model's files. A published size is written with random weights: into keep/<size>, where it
     stays and is found the next time, or else for as long as the context lasts, also if Ctrl-C or SIGTERM ends it.
     InputError for a name that is none of these, or a disk too full."""
-    if os.path.isdir(name_or_dir) or name_or_dir in cgpt.demo_models():
-        yield cgpt.locate(name_or_dir)
+    if os.path.isdir(name_or_dir) or name_or_dir in demo_models():
+        yield locate(name_or_dir)
         return
     if name_or_dir not in SIZES:
-        known = ", ".join([*cgpt.demo_models(), *SIZES])
+        known = ", ".join([*demo_models(), *SIZES])
         raise InputError(f"{name_or_dir}: no such directory, and none of the known models {known}")
     gigabytes = f"{describe(name_or_dir)['bytes']['disk'] / 1e9:.1f} GB"
     if keep is not None:

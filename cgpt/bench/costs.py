@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cgpt import _kernels as k
+from cgpt.kernels import _kernels as k
 
 
 def cost(kernel: str, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, int]:

@@ -6,9 +6,9 @@ import resource
 import statistics
 from collections.abc import Sequence
 
-from cgpt.cpu_time import OTHERS, STOLEN, CpuTime
-from cgpt.roof import Roof
-from cgpt.topology import usable_cpus
+from cgpt.machine.cpu_time import OTHERS, STOLEN, CpuTime
+from cgpt.machine.roofline import Roof
+from cgpt.machine.topology import usable_cpus
 
 SPREAD = 0.10  # between the slowest and the fastest repetition, of the median
 DRIFT = 0.15  # between the bandwidth before and after

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cgpt import _kernels as k
+from cgpt.kernels import _kernels as k
 
 RING = 200_000_000  # bytes of copies
 _rng = np.random.default_rng(0)

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-import cgpt
-from cgpt import sysfiles, topology
+from cgpt.analysis.info import describe
 from cgpt.bench.noise import spread, warnings
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Measured
-from cgpt.info import describe
-from cgpt.model import Model
-from cgpt.roof import Roof
+from cgpt.kernels import isa
+from cgpt.machine import sysfs, topology
+from cgpt.machine.roofline import Roof
+from cgpt.models.base import Model
+from cgpt.version import __version__
 
 
 def model_facts(model: Model, name: str, dense: str | None, load_seconds: float) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def model_facts(model: Model, name: str, dense: str | None, load_seconds: float)
     facts = describe(model.directory)
     kinds = sorted({matrix.dtype for _, matrix in model.matrices()})
     return {
-        "cgpt_version": cgpt.__version__,
+        "cgpt_version": __version__,
         "cpu_info": topology.cpu_name(),
         "model_filename": name,
         "model_type": f"{facts['architecture']} {_count(facts['parameters']['total'])} {'+'.join(kinds)}",
@@ -33,7 +34,7 @@ def model_facts(model: Model, name: str, dense: str | None, load_seconds: float)
         "model_n_params": facts["parameters"]["total"],
         "n_ubatch": model.PREFILL_CHUNK,
         "n_threads": model.threads,
-        "level": cgpt.isa.level(),
+        "level": isa.level(),
         "precision": model.precision,
         "dense": dense,
         "type_k": model.kv_cache_dtype,
@@ -126,7 +127,7 @@ OUTSIDE = "outside the kernels"
 
 def peak_memory(root: Path = Path("/")) -> int | None:
     """Bytes this process had in memory at most, since reset_peak_memory(); None where the system does not tell."""
-    for line in sysfiles.text(root / "proc/self/status").splitlines():
+    for line in sysfs.text(root / "proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None

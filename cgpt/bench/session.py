@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-import cgpt
-from cgpt import roof
+from cgpt.api import load
 from cgpt.bench import rows
 from cgpt.bench.noise import Watch
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Case, cases, measure, run
 from cgpt.errors import InputError
-from cgpt.model import Model
+from cgpt.machine import roofline
+from cgpt.models.base import Model
 
 ROOF_SECONDS = 0.6  # for each of the roofs
 
@@ -48,7 +48,7 @@ def bench(
         model = None  # the one before goes first
         rows.reset_peak_memory()
         start = time.perf_counter()
-        model = cgpt.load(directory, number, precision, dense, kv_cache_dtype=kv_cache_dtype, huge_pages=huge_pages)
+        model = load(directory, number, precision, dense, kv_cache_dtype=kv_cache_dtype, huge_pages=huge_pages)
         facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
         facts["huge_pages"] = huge_pages
         loading = rows.peak_memory()
@@ -57,14 +57,14 @@ def bench(
         fitting, too_long = cases(model.context_length, prompts, gens, depths, parallels)
         for case in too_long:
             say(f"{case} is left out: it takes more than the {model.context_length} positions of this model")
-        rng, before = np.random.default_rng(), roof.measure(model.threads, ROOF_SECONDS, precision)
+        rng, before = np.random.default_rng(), roofline.measure(model.threads, ROOF_SECONDS, precision)
         for case in fitting:
             say(f"{case}, {model.threads} threads")
             rows.reset_peak_memory()
             watch = Watch()
             measured = measure(model, case, repetitions, rng)
             shares, faults, memory = watch.shares(), watch.faults(), rows.peak_memory()
-            after = roof.measure(model.threads, ROOF_SECONDS, precision)
+            after = roofline.measure(model.threads, ROOF_SECONDS, precision)
             memory = None if memory is None else max(memory, loading)
             row = facts | rows.row(measured, (before, after), shares, memory, faults)
             if profile:

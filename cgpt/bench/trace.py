@@ -1,5 +1,5 @@
 """Which kernels a step calls, how long each takes, and what it must read and calculate: seen from outside, by taking
-the place of the functions of cgpt._kernels for a while."""
+the place of the functions of cgpt.kernels._kernels for a while."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cgpt import _kernels as k
 from cgpt.bench.costs import cost
+from cgpt.kernels import _kernels as k
 
 KERNELS = ("embed", "layernorm", "rmsnorm", "rope", "attention", "linear", "activation", "topk", "moe")
 

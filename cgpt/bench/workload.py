@@ -9,8 +9,8 @@ import numpy as np
 
 from cgpt.bench.trace import Trace
 from cgpt.errors import ContextLengthError, InputError
-from cgpt.kvcache import Sequence
-from cgpt.model import Model
+from cgpt.models.base import Model
+from cgpt.models.kv_cache import Sequence
 
 TRACED_STEPS = 8  # of generation, which tell what a step reads
 

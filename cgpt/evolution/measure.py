@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cgpt import _kernels as k
 from cgpt.bench.costs import cost
-from cgpt.roof import Roof
+from cgpt.kernels import _kernels as k
+from cgpt.machine.roofline import Roof
 
 SAMPLE = 0.0005  # seconds that a sample takes at least: short calls are repeated
 PAIRS, FEW = 9, 3  # so many, if they fit into LONG; so many in any case

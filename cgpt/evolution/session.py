@@ -10,18 +10,19 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
-import cgpt
-from cgpt import roof, topology
-from cgpt.accounting import cache_bytes
+from cgpt.analysis.info import describe
 from cgpt.bench.noise import Watch, warnings
+from cgpt.checkpoint.sizes import SIZES
 from cgpt.evolution import verdict
 from cgpt.evolution.measure import Case, Way, alternate, counted
 from cgpt.evolution.setting import Setting
 from cgpt.evolution.step import Step
 from cgpt.evolution.steps_attention import VARIANTS
-from cgpt.info import describe
-from cgpt.roof import Roof
-from cgpt.sizes import SIZES
+from cgpt.kernels import isa
+from cgpt.machine import roofline, topology
+from cgpt.machine.roofline import Roof
+from cgpt.models.accounting import cache_bytes
+from cgpt.version import __version__
 
 ROOF_SECONDS = 0.4  # for each of the roofs at most
 DISTURBED = 0.2  # of the CPUs' time; beyond it threads wait for others at every barrier, and ratios are of the waiting
@@ -40,10 +41,10 @@ def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = la
         say(f"{step.number:2d} {step.title}")
         found.append(_step(setting, step, roofs, say))
     return {
-        "cgpt_version": cgpt.__version__,
+        "cgpt_version": __version__,
         "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "cpu_info": topology.cpu_name(),
-        "level": cgpt.isa.level(),
+        "level": isa.level(),
         "threads": setting.threads,
         "setting": {
             "width": setting.width,
@@ -61,7 +62,7 @@ def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = la
 
 
 def _roof(setting: Setting) -> Roof:
-    return roof.measure(setting.threads, min(ROOF_SECONDS, 2 * setting.seconds))
+    return roofline.measure(setting.threads, min(ROOF_SECONDS, 2 * setting.seconds))
 
 
 def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], None]) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _taken(watch: Watch) -> float:
 
 def _best(roofs: Sequence[Roof]) -> Roof:
     """The most that was reached so far: what disturbs a roof can only lower it."""
-    read, flops = (max(getattr(roof, name) for roof in roofs) for name in ("read_bytes_per_s", "flops_per_s"))
+    read, flops = (max(getattr(roofline, name) for roofline in roofs) for name in ("read_bytes_per_s", "flops_per_s"))
     return replace(roofs[-1], read_bytes_per_s=read, flops_per_s=flops)
 
 

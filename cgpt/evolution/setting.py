@@ -9,15 +9,15 @@ from math import prod
 
 import numpy as np
 
-from cgpt import _kernels as k
 from cgpt.bench.operands import copies, matrix, tensor
+from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.evolution.measure import Call, Way, way
-from cgpt.gpt_oss import RopeTables
-from cgpt.kvcache import DEFAULT_KV_DTYPE, KV_DTYPES
-from cgpt.kvcache import Sequence as Cache
-from cgpt.memory import available_memory
-from cgpt.sizes import SIZES
+from cgpt.kernels import _kernels as k
+from cgpt.machine.memory import available_memory
+from cgpt.models.gpt_oss import RopeTables
+from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
+from cgpt.models.kv_cache import Sequence as Cache
 
 GPT_OSS = SIZES["gpt-oss-20b"]
 D, TOP_K, EPS = GPT_OSS.head_dim, GPT_OSS.experts_per_token, GPT_OSS.rms_norm_eps

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from cgpt import _kernels as k
-from cgpt.accounting import cache_bytes, cache_read
-from cgpt.configs import FULL, SLIDING, GptOssConfig
+from cgpt.checkpoint.config import FULL, SLIDING, GptOssConfig
+from cgpt.checkpoint.sizes import SIZES
 from cgpt.evolution.measure import Case
 from cgpt.evolution.setting import GPT_OSS, KEPT, WINDOW, D, Setting
 from cgpt.evolution.step import Fact
-from cgpt.kvcache import Sequence
-from cgpt.sizes import SIZES
+from cgpt.kernels import _kernels as k
+from cgpt.models.accounting import cache_bytes, cache_read
+from cgpt.models.kv_cache import Sequence
 
 GEMMA = (WINDOW,) * 5 + (0,)  # five layers with a window for each that sees everything
 # gpt-oss-20b's shape with one choice undone at a time, and Gemma's.

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cgpt import _kernels as k
+from cgpt.analysis.info import describe
 from cgpt.bench.operands import copies, matrix, tensor
+from cgpt.checkpoint.sizes import SIZES
 from cgpt.evolution.measure import Case, Way, way
 from cgpt.evolution.setting import EPS, GPT_OSS, D, Setting
 from cgpt.evolution.step import Fact
 from cgpt.evolution.steps_mlp import gelu_mlp
-from cgpt.info import describe
-from cgpt.sizes import SIZES
+from cgpt.kernels import _kernels as k
 
 GPT2_XL = SIZES["gpt2-xl"]
 KEEP = 0.9  # GPT-2's dropout leaves nine of ten
@@ -107,7 +107,7 @@ def relative_change(distance: int) -> float:
     """How much the score of a query and a key `distance` positions before it depends on where both stand: the largest
     difference from its value at the first position, over positions up to the last of gpt-oss, in units of |q||k|.
     By the kernel, with YaRN's frequencies. 0 would be RoPE without rounding."""
-    from cgpt.gpt_oss import RopeTables
+    from cgpt.models.gpt_oss import RopeTables
 
     last = GPT_OSS.max_position_embeddings - 1
     cos, sin = RopeTables(GPT_OSS)(last + 1)

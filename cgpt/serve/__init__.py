@@ -1,4 +1,4 @@
-"""The HTTP server of `cgpt serve`, as clients of OpenAI's API expect it, over cgpt.engine.
+"""The HTTP server of `cgpt serve`, as clients of OpenAI's API expect it, over cgpt.generation.engine.
 
 app.py puts it together; guard.py lets requests in; body.py reads them, within limits.py; completions.py answers them,
 with logprobs.py; so do chat.py and responses.py, which has items.py: for both dialog.py reads what was said and turn.py

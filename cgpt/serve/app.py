@@ -18,24 +18,24 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-import cgpt
-from cgpt.engine import Engine, Job
+from cgpt.chat.grammar import Grammars
+from cgpt.chat.messages import SpecialTokens
 from cgpt.errors import CgptError, ChatError
-from cgpt.generate import Request
-from cgpt.grammar import Grammars
-from cgpt.harmony import SpecialTokens
-from cgpt.serve import models
-from cgpt.serve.body import Body
-from cgpt.serve.chat import chat
-from cgpt.serve.completions import completions
+from cgpt.generation.engine import Engine, Job
+from cgpt.generation.generate import Request
 from cgpt.serve.errors import ApiError, api_error, error_response
 from cgpt.serve.guard import Guard
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Metrics, metrics
-from cgpt.serve.openapi import openapi
+from cgpt.serve.openai import models
+from cgpt.serve.openai.body import Body
+from cgpt.serve.openai.chat import chat
+from cgpt.serve.openai.completions import completions
+from cgpt.serve.openai.openapi import openapi
+from cgpt.serve.openai.responses import responses
 from cgpt.serve.page import page
-from cgpt.serve.responses import responses
 from cgpt.serve.stream import ClientGone
+from cgpt.version import __version__
 
 ROUTES = [
     Route("/v1/completions", completions, methods=["POST"]),
@@ -68,7 +68,7 @@ class Service:
             self.no_chat = f"{problem}; here that is /v1/completions"
         self.metrics = Metrics(route.path for route in ROUTES)
         self.created = int(time.time())
-        self.fingerprint = f"cgpt-{cgpt.__version__}"
+        self.fingerprint = f"cgpt-{__version__}"
 
     @cached_property
     def grammars(self) -> Grammars:

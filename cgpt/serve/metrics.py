@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 if TYPE_CHECKING:
-    from cgpt.engine import Engine
+    from cgpt.generation.engine import Engine
 
 
 class Metrics:

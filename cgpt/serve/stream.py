@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cgpt.engine import Job
 from cgpt.errors import CgptError
+from cgpt.generation.engine import Job
 from cgpt.serve.errors import api_error, dumps, error_object
 
 T = TypeVar("T")

@@ -6,11 +6,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cgpt.engine import Event
+from cgpt.chat.messages import SpecialTokens
+from cgpt.chat.parse import Parser, Piece
 from cgpt.errors import InputError
-from cgpt.generate import Request, StopFilter
-from cgpt.harmony import SpecialTokens
-from cgpt.harmony_parse import Parser, Piece
+from cgpt.generation.engine import Event
+from cgpt.generation.generate import Request, StopFilter
 
 if TYPE_CHECKING:
     from cgpt.serve.app import Service

@@ -1,5 +1,6 @@
 """Small checkpoints with the outputs that transformers computed for them; README.md tells their story."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,3 +48,8 @@ def deviation(actual, expected):
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
     difference = np.abs(actual - expected) / expected.std()
     return float(difference.max()), float(np.sqrt((difference**2).mean()))
+
+
+def demo_golden(name):
+    """One of the files that transformers' answers for the models in the package are recorded in."""
+    return json.loads((HERE / "demo" / name).read_text(encoding="utf-8"))

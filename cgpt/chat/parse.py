@@ -1,0 +1,316 @@
+"""Token ids of the harmony format to messages, one id at a time, whatever the ids are.
+
+A model that samples sometimes leaves out a token or writes a header in a way of its own. Nothing of that is an error
+here: what can be understood is repaired, the rest becomes text, and `repairs` counts each kind. Well-formed ids give
+the messages that openai-harmony 0.0.8 gives; beyond these, where it takes them at all, the differences are:
+* <|start|> or <|channel|> within a content that goes on to <|message|> begins a new message (a lost <|end|>);
+* a header word that begins with <|constrain|> is the content type, and a word without "to=" is the recipient only if
+  it has a dot or a content type after it; openai-harmony calls any lone word the recipient;
+* "user:NAME" and the like give role and name; a tool's message needs no recipient.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cgpt.chat.messages import CHANNELS, CONSTRAIN, Message, SpecialTokens
+from cgpt.errors import InputError, TokenIdError
+from cgpt.fields import shown
+from cgpt.tokenizer.tokenizer import Tokenizer
+
+MAX_HEADER = 512  # tokens; what is longer is text
+_OWN_ROLES = ("system", "developer", "user", "assistant")
+_CONTENT, _HEADER = "content", "header"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that a message has got, and what its header says. The first of a message has the text ""."""
+
+    text: str
+    role: str
+    channel: str | None
+    recipient: str | None
+    content_type: str | None
+    index: int  # of the message
+
+
+@dataclass
+class _Open:
+    """A message that has begun."""
+
+    role: str
+    name: str | None
+    channel: str | None
+    recipient: str | None
+    content_type: str | None
+
+
+class Parser:
+    """Takes ids by push(), and the end by finish().
+
+    role: of the message whose <|start|> and role the prompt already held, as generation does; None if the ids begin
+        with <|start|>.
+    messages: those that are complete. repairs: how often each kind of repair was made. Time is linear in the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, role: str | None = "assistant") -> None:
+        if role not in (None, *_OWN_ROLES):
+            raise InputError(f"role is one of {', '.join(_OWN_ROLES)} or None, not {shown(role)}")
+        self._tokenizer = tokenizer
+        self._special = SpecialTokens(tokenizer)
+        self._specials = frozenset(tokenizer.special_tokens.values())
+        self._default_role = role or "assistant"
+        self.messages: list[Message] = []
+        self.repairs: Counter[str] = Counter()
+        self._raw: list[bytes] = []
+        self._open: _Open | None = None
+        self._begin_header(started=role is not None, role=role)
+        self._state = _HEADER
+
+    @property
+    def raw_text(self) -> str:
+        """Everything that was pushed, special tokens by their names."""
+        return b"".join(self._raw).decode("utf-8", "replace")
+
+    @property
+    def partial(self) -> Message | None:
+        """The message that has begun and not ended, as far as it is known."""
+        return self._message("".join(self._text)) if self._open else None
+
+    @property
+    def role(self) -> str:
+        """Of the message that has begun; where none has, the one that may follow."""
+        return self._open.role if self._open else self._default_role
+
+    def push_all(self, ids: Iterable[int]) -> list[Piece]:
+        return [piece for token_id in ids for piece in self.push(token_id)]
+
+    def push(self, token_id: int) -> list[Piece]:
+        """What this id adds, in order: most ids one piece or none."""
+        try:
+            raw = self._tokenizer.token_bytes(token_id)
+        except TokenIdError:
+            self.repairs["an id outside the vocabulary"] += 1
+            token_id, raw = -1, "\ufffd".encode()
+        self._raw.append(raw)
+        special = self._special
+        if token_id in special.ends:
+            return self._end_content() if self._state == _CONTENT else self._end_header()
+        if self._state == _CONTENT:
+            if token_id not in (special.start, special.channel):
+                return self._add(raw)
+            self._interrupt(token_id, raw)
+            return []
+        if token_id == special.start:
+            return self._restart(token_id, raw)
+        self._header_raw.append(raw)
+        if token_id == special.message:
+            return self._begin_message()
+        if token_id == special.channel:
+            if self._channel_part is not None:
+                self.repairs["a second <|channel|> in a header"] += 1
+                self._header_part().append(b" ")
+            else:
+                self._channel_part = []
+        elif token_id == special.constrain:
+            self._header_part().append(b" " + raw)
+        elif token_id in self._specials:
+            self.repairs["a special token within a header"] += 1
+            self._header_part().append(b" ")
+        else:
+            self._header_part().append(raw)
+        return self._give_up_header() if len(self._header_raw) > MAX_HEADER else []
+
+    def finish(self) -> list[Piece]:
+        """The end of the ids: closes what is open. More may follow, as after <|end|>."""
+        if self._state == _CONTENT:
+            return self._end_content()
+        if self._open or self._header_text().strip() or self._channel_part is not None:
+            return self._end_header(cut=True)
+        return []
+
+    # ------------------------------------------------------------------------------------------------- content
+
+    def _add(self, raw: bytes, final: bool = False) -> list[Piece]:
+        text = self._decoder.decode(raw, final)
+        if not text:
+            return []
+        self._text.append(text)
+        return [self._piece(text)]
+
+    def _piece(self, text: str) -> Piece:
+        head = self._open
+        return Piece(text, head.role, head.channel, head.recipient, head.content_type, len(self.messages))
+
+    def _message(self, text: str) -> Message:
+        head = self._open
+        return Message(head.role, text, head.channel, head.recipient, head.content_type, head.name)
+
+    def _start_message(self, head: _Open) -> list[Piece]:
+        self._open, self._text = head, []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._state = _CONTENT
+        return [self._piece("")]
+
+    def _end_content(self) -> list[Piece]:
+        """The open message is complete; what follows should be <|start|>."""
+        pieces = self._add(b"", final=True)
+        self.messages.append(self._message("".join(self._text)))
+        self._open, self._state = None, _HEADER
+        self._begin_header(started=False)
+        return pieces
+
+    # -------------------------------------------------------------------------------------------------- header
+
+    def _begin_header(self, *, started: bool, role: str | None = None, raw: tuple[bytes, ...] = ()) -> None:
+        """started: <|start|> was seen, or stood in the prompt. raw: what the header becomes if it is none."""
+        self._started, self._role = started, role
+        self._role_part: list[bytes] = []
+        self._channel_part: list[bytes] | None = None
+        self._header_raw = list(raw)
+
+    def _header_part(self) -> list[bytes]:
+        return self._role_part if self._channel_part is None else self._channel_part
+
+    def _interrupt(self, token_id: int, raw: bytes) -> None:
+        """<|start|> or <|channel|> within a content: a header if <|message|> follows, and text if not."""
+        self._state = _HEADER
+        is_start = token_id == self._special.start
+        role = self._open.role if self._open.role in _OWN_ROLES else self._default_role
+        self._begin_header(started=is_start, role=None if is_start else role, raw=(raw,))
+        if not is_start:
+            self._channel_part = []
+
+    def _restart(self, token_id: int, raw: bytes) -> list[Piece]:
+        """<|start|> where a header is being read: the regular beginning if nothing came before it."""
+        pieces: list[Piece] = []
+        if self._open:
+            pieces = self._add(b"".join(self._header_raw))
+            self._interrupt(token_id, raw)
+            return pieces
+        if self._header_text().strip() or self._channel_part is not None:
+            pieces = self._end_header(cut=True)
+        elif self._started:
+            self.repairs["a second <|start|>"] += 1
+        self._begin_header(started=True)
+        return pieces
+
+    def _begin_message(self) -> list[Piece]:
+        head = self._read_header()
+        pieces: list[Piece] = []
+        if self._open:
+            self.repairs["a message without an end"] += 1
+            pieces = self._end_content()
+        elif not self._started:
+            self.repairs["a message without <|start|>"] += 1
+        return pieces + self._start_message(head)
+
+    def _end_header(self, cut: bool = False) -> list[Piece]:
+        """A header that no <|message|> follows: an empty message if it says only what headers say, otherwise text.
+        cut: it was not ended either; then it is nothing, unless it has no sign of a header."""
+        if self._open:
+            self.repairs["a special token within a content"] += 1
+            return self._add(b"".join(self._header_raw)) + self._end_content()
+        text = self._header_text()
+        role, channel = self._decoded_parts()
+        marked = self._channel_part is not None
+        known = channel.split()[:1] in ([name] for name in CHANNELS)
+        if not known and not marked and self._started and not self._role:
+            known = role.split() in ([name] for name in _OWN_ROLES)
+        if cut and (marked or known):
+            self.repairs["a header that is cut off"] += 1
+        elif known:
+            self.repairs["a header without <|message|>"] += 1
+            return self._start_message(self._read_header()) + self._end_content()
+        elif text.strip():
+            self.repairs["text without a header"] += 1
+            return self._start_message(self._plain_head()) + self._add(text) + self._end_content()
+        else:
+            self.repairs["an end without a message"] += 1
+        self._begin_header(started=False)
+        return []
+
+    def _decoded_parts(self) -> list[str]:
+        """The text before <|channel|> and that after it."""
+        return [b"".join(part or ()).decode("utf-8", "replace") for part in (self._role_part, self._channel_part)]
+
+    def _header_text(self) -> bytes:
+        return b"".join([*self._role_part, *(self._channel_part or ())])
+
+    def _give_up_header(self) -> list[Piece]:
+        """The header is too long to be one: what it was is text."""
+        self.repairs["a header that does not end"] += 1
+        if self._open:
+            self._state = _CONTENT
+            return self._add(b"".join(self._header_raw))
+        text = self._header_text()
+        return self._start_message(self._plain_head()) + self._add(text)
+
+    def _plain_head(self) -> _Open:
+        return _Open(self._role or self._default_role, None, None, None, None)
+
+    def _read_header(self) -> _Open:
+        role_part, channel_part = self._decoded_parts()
+        words = role_part.split()
+        head = self._plain_head()
+        if self._role:
+            if words and words[0] == self._role:
+                words = words[1:]
+        elif words and not words[0].startswith(("to=", CONSTRAIN)):
+            head.role, head.name = self._read_author(words.pop(0))
+        else:
+            self.repairs["a header without a role"] += 1
+        if self._channel_part is not None:
+            named = channel_part.split()
+            if named and not named[0].startswith(("to=", CONSTRAIN)):
+                head.channel = named.pop(0)
+            else:
+                self.repairs["a <|channel|> without a name"] += 1
+            words += named
+        self._read_words(head, words)
+        return head
+
+    def _read_author(self, word: str) -> tuple[str, str | None]:
+        role, colon, name = word.partition(":")
+        if role.lower() in _OWN_ROLES and role not in _OWN_ROLES:
+            self.repairs["a role in capitals"] += 1
+            role = role.lower()
+        if role in _OWN_ROLES:
+            return role, name or None
+        return "tool", word
+
+    def _read_words(self, head: _Open, words: list[str]) -> None:
+        """The recipient and the content type, from what a header holds beside role and channel."""
+        others: list[str] = []
+        for word in words:
+            if not word.startswith("to="):
+                others.append(word)
+            elif head.recipient is None:
+                head.recipient = word[3:] or None
+                if not word[3:]:
+                    self.repairs["an empty recipient"] += 1
+            else:
+                self.repairs["a second recipient"] += 1
+        if len(others) > 1 and others[-2] == CONSTRAIN:  # a space after the token
+            self.repairs["a space after <|constrain|>"] += 1
+            others[-2:] = [CONSTRAIN + others[-1]]
+        if others and head.recipient is None and not others[0].startswith(CONSTRAIN):
+            if len(others) > 1 or "." in others[0]:
+                self.repairs['a recipient without "to="'] += 1
+                head.recipient = others.pop(0)
+        if others:
+            head.content_type = others.pop(0)
+        if others:
+            self.repairs["words left over in a header"] += 1
+
+
+def parse(tokenizer: Tokenizer, ids: Iterable[int], role: str | None = "assistant") -> list[Message]:
+    """The messages of `ids`, the last one as far as it goes; see Parser."""
+    parser = Parser(tokenizer, role)
+    parser.push_all(ids)
+    parser.finish()
+    return parser.messages

@@ -1,0 +1,155 @@
+"""Turns stored tensors into what the kernels take."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cgpt.checkpoint.safetensors import Checkpoint
+from cgpt.errors import OutOfMemoryError
+from cgpt.kernels._kernels import Matrix, Tensor, quantize_int8, transpose
+from cgpt.machine.huge_pages import Arena, require
+
+FLOATS = ("F32", "F16", "BF16")
+
+
+class Loader:
+    """Reads a checkpoint's tensors for a model. Matrices stay where they are in the mapped file, except those whose
+    stored order or precision is not the kernels': they are copied, and the pages they came from given back.
+
+    dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "int8" quantises those that products read
+    whole. huge_pages: what would stay mapped is copied, too, but for embeddings of which a token reads one row.
+    progress(done, total) is told the bytes. Raises what hugepages.require raises.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dense: str | None = None,
+        threads: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+        huge_pages: bool = False,
+    ) -> None:
+        self.checkpoint, self.dense, self.threads, self.huge_pages = checkpoint, dense, threads, huge_pages
+        self._progress = progress
+        self._memory = Arena()
+        self._unread = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
+        self._total, self._done = sum(self._unread.values()), 0
+        self._rows_stay = dense == "int8" or (huge_pages and dense is None)
+        if huge_pages:
+            require(self._total)
+
+    def vector(self, name: str) -> Tensor:
+        """A bias, norm weight or the like, as f32 (a small copy)."""
+        return Tensor(self.floats(name).reshape(-1))
+
+    def floats(self, name: str) -> np.ndarray:
+        """The f32 values of a tensor, in its shape: a copy."""
+        self._count(name)
+        array = self.checkpoint.array(name)
+        if self.checkpoint.tensors[name].dtype == "BF16":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32)
+
+    def matrix(self, name: str, bias: str | None = None) -> Matrix:
+        """A weight stored as [N, K] rows."""
+        if self.dense != "int8":
+            return self.table(name, bias)
+        array, dtype = self._to_convert(name)
+        return self._quantised(name, array[None], dtype, bias)
+
+    def table(self, name: str, bias: str | None = None) -> Matrix:
+        """As matrix(), for what int8 leaves alone: the routers, whose choices a rounding may turn."""
+        stored, dtype = self.checkpoint.tensors[name], self.checkpoint.tensors[name].dtype
+        if self.dense == "bf16" and dtype != "BF16":
+            dtype = "BF16"
+        aligned = self.checkpoint.array(name, aligned=False).flags.aligned
+        convert = dtype != stored.dtype or not aligned
+        array = self._copied(name, dtype) if convert else self._stored(name)
+        return Matrix(dtype, array, bias=self.floats(bias) if bias else None)
+
+    def embedding(self, name: str) -> Matrix:
+        """As table(), for matrices of which a token reads one row. Where a tied head has a copy of its own, nothing
+        else reads them, so they stay in the file, aligned or not."""
+        if not self._rows_stay:
+            return self.table(name)
+        self._count(name)
+        return Matrix(self.checkpoint.tensors[name].dtype, self.checkpoint.array(name, aligned=False), aligned=False)
+
+    def head(self, embedding: Matrix, embedding_name: str, name: str, tied: bool) -> Matrix:
+        """The logits matrix: the embedding where they are tied, unless the checkpoint stores a head that differs from
+        it; then the stored one, as transformers does since version 5."""
+        stored = self.checkpoint.tensors.get(name)
+        if tied and (
+            stored is None
+            or stored.shape != embedding.shape
+            or np.array_equal(*(self.checkpoint.array(n, aligned=False) for n in (name, embedding_name)))
+        ):
+            return self.matrix(embedding_name) if self._rows_stay else embedding
+        return self.matrix(name)
+
+    def transposed(self, name: str, bias: str | None = None) -> Matrix:
+        """A weight stored as [K, N] (GPT-2's Conv1D) or [E, K, N] (unquantised gpt-oss experts)."""
+        array, dtype = self._to_convert(name)
+        if self.dense == "int8":
+            return self._quantised(name, _matrices(array), dtype, bias, turned=True)
+        to = "BF16" if self.dense == "bf16" else dtype
+        try:
+            shape = *array.shape[:-2], *array.shape[:-3:-1]
+            turned = self._memory.empty(shape, np.uint16 if to == "BF16" else array.dtype)
+            for part, out in zip(_matrices(array), _matrices(turned), strict=True):
+                transpose(out, to, part, dtype, self.threads)
+        except MemoryError:
+            raise OutOfMemoryError(f"{name}: no memory to transpose {array.nbytes / 1e9:.1f} GB") from None
+        self.checkpoint.release(name)
+        return Matrix(to, turned, bias=self.floats(bias) if bias else None)
+
+    def mxfp4(self, blocks: str, scales: str, bias: str) -> Matrix:
+        """Experts [E, N, K/32, 16] and [E, N, K/32], as stored."""
+        return Matrix("MXFP4", self._stored(blocks), self._stored(scales), self.floats(bias))
+
+    def _stored(self, name: str) -> np.ndarray:
+        """The values as they lie in the mapped file, or a copy in huge pages."""
+        self._count(name)
+        array = self.checkpoint.array(name)
+        if not self.huge_pages:
+            return array
+        self.checkpoint.prefetch(name)
+        copy = self._memory.empty(array.shape, array.dtype)
+        np.copyto(copy, array)
+        self.checkpoint.release(name)
+        return copy
+
+    def _to_convert(self, name: str) -> tuple[np.ndarray, str]:
+        """A tensor that is read once, to be stored otherwise: its values, aligned or not, and dtype."""
+        self._count(name)
+        self.checkpoint.prefetch(name)
+        return self.checkpoint.array(name, aligned=False), self.checkpoint.tensors[name].dtype
+
+    def _quantised(self, name: str, parts: np.ndarray, dtype: str, bias: str | None, turned: bool = False) -> Matrix:
+        """The matrices [n, N, K], or [n, K, N] where `turned`, of one tensor as INT8."""
+        try:
+            pairs = [quantize_int8(part, dtype, self.threads, self._memory.empty, turned) for part in parts]
+            q, scales = pairs[0] if len(pairs) == 1 else map(np.stack, zip(*pairs, strict=True))
+        except MemoryError:
+            raise OutOfMemoryError(f"{name}: no memory to quantise it") from None
+        self.checkpoint.release(name)
+        columns = parts.shape[1 if turned else 2]
+        return Matrix("INT8", q, scales, bias=self.floats(bias) if bias else None, columns=columns)
+
+    def _copied(self, name: str, to: str) -> np.ndarray:
+        """As dtype `to`, in the same order: the transpose of one long row."""
+        array, dtype = self._to_convert(name)
+        copy = self._memory.empty(array.shape, np.uint16 if to == "BF16" else array.dtype)
+        transpose(copy.reshape(-1, 1), to, array.reshape(1, -1), dtype, self.threads)
+        self.checkpoint.release(name)
+        return copy
+
+    def _count(self, name: str) -> None:
+        self._done += self._unread.pop(name, 0)  # a tied head is read as the embedding, too
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
+def _matrices(array: np.ndarray) -> np.ndarray:
+    """[.., rows, cols] as [n, rows, cols]."""
+    return array.reshape(-1, *array.shape[-2:])

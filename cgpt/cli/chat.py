@@ -1,0 +1,280 @@
+"""The command `cgpt chat`: a conversation in the terminal, or line by line through pipes."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cgpt.api import DENSE, load
+from cgpt.chat.chat import Chat, ToolCall, is_call
+from cgpt.chat.functions import as_tools, run_tool
+from cgpt.chat.messages import EFFORTS
+from cgpt.cli.options import ProgressBar
+from cgpt.cli.tool_file import load_functions
+from cgpt.errors import CgptError, InputError
+from cgpt.kernels._kernels import PRECISIONS
+
+DEFAULT_MODEL = "demo-gpt-oss"
+HELP = """\
+/help              this
+/reset             forget the conversation
+/system [TEXT]     show the instructions, or set them and begin anew ("-" for none)
+/reasoning [WHAT]  low, medium or high: how long to think; show or hide: whether you see it
+/tools             list the functions that the model may call
+/save FILE         write the conversation as JSON
+/quit              leave, as does Ctrl-D; Ctrl-C stops an answer"""
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+MAX_ROUNDS = 32  # of calls for one answer
+MAX_RESULT = 1000  # characters of a result that are shown; the model gets them all
+# What steers a terminal, and what changes the order of letters: a call must look like what it is.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def add_chat(command: Any, commands: Any) -> None:
+    parser = command(
+        commands,
+        "chat",
+        _chat,
+        "talk with a gpt-oss model; /help lists what else it understands",
+        "  cgpt chat\n"
+        "  cgpt chat --model ./gpt-oss-20b --reasoning low --temperature 1 --system 'Answer in one sentence.'\n"
+        "  cgpt chat --tools weather.py     (its functions, each call shown and asked about)\n"
+        '  echo "What is 17 + 25?" | cgpt chat --date ""      (a line is a message; the answers alone are printed)',
+    )
+    add = parser.add_argument
+    help = f"a checkpoint directory, or a model of the package (default: {DEFAULT_MODEL})"
+    add("--model", metavar="NAME_OR_DIR", default=DEFAULT_MODEL, help=help)
+    add("--system", metavar="TEXT", help="instructions that hold for the whole conversation")
+    add("--reasoning", choices=EFFORTS, default="medium", help="how long to think (default: medium)")
+    add("--hide-reasoning", action="store_true", help="do not show it; pipes never do")
+    add("--date", metavar="DATE", help='what day the model is told it is (default: today; "" for none)')
+    add("--max-new-tokens", type=int, metavar="N", default=4096, help="of an answer with its reasoning (default: 4096)")
+
+    add = parser.add_argument_group("tools").add_argument
+    help = "a Python file, which is run: the model may call the functions in it that have a docstring; repeatable"
+    add("--tools", metavar="FILE.py", action="append", default=[], help=help)
+    add("--yes-tools", action="store_true", help="run each call without asking; through pipes nobody can be asked")
+
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=float, metavar="T", default=0.0, help="0, the default, takes the likeliest")
+    add("--top-p", type=float, metavar="P", help="draw from the likeliest that have probability P together")
+    add("--seed", type=int, metavar="N", help="the same seed draws the same answers again")
+
+    add = parser.add_argument_group("running").add_argument
+    add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
+    help = "exact: float32 activations everywhere; int8: 8 bits in prompts"
+    add("--precision", choices=PRECISIONS, default="auto", help=help)
+    add("--dense", choices=DENSE, help="round dense matrices to bf16, or quantise them to 8 bits")
+
+
+def _chat(args: argparse.Namespace) -> None:
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if args.tools and not (interactive or args.yes_tools):
+        raise InputError("through pipes nobody can be asked whether a call may run; --yes-tools allows all")
+    tools = as_tools(function for path in args.tools for function in load_functions(path))
+    with ProgressBar(f"loading {args.model}") as progress:
+        model = load(args.model, args.threads, args.precision, args.dense, progress=progress)
+    date = datetime.date.today().isoformat() if args.date is None else args.date or None
+    chat = model.chat(system=args.system, tools=tools, reasoning=args.reasoning, date=date)
+    options = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+    shown = interactive and not args.hide_reasoning
+    terminal = Terminal(chat, options, show_reasoning=shown, yes_tools=args.yes_tools)
+    if interactive:
+        terminal.run(args.model)
+    else:
+        _answer_lines(terminal)
+
+
+def _answer_lines(terminal: Terminal) -> None:
+    """Each line of stdin is a message. Commands work too; an error or Ctrl-C ends the conversation."""
+    for raw in sys.stdin.buffer:
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as problem:
+            raise InputError(f"a message on stdin is not UTF-8: {problem}") from None
+        if line and not terminal.take(line):
+            break
+
+
+def _spelled(call: ToolCall) -> str:
+    """The call as Python has it; what is no JSON object as the model wrote it."""
+    try:
+        given = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        given = None
+    if isinstance(given, dict):
+        arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
+    else:
+        arguments = call.arguments
+    return _visible(f"{call.name}({arguments})")
+
+
+def _visible(text: str) -> str:
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class Terminal:
+    """The conversation as the terminal shows it. Reasoning and calls are dimmed where stdout is a terminal; through
+    pipes calls go to stderr. yes_tools: calls run without being asked about."""
+
+    def __init__(self, chat: Chat, options: dict[str, Any], *, show_reasoning: bool, yes_tools: bool = False) -> None:
+        self.chat, self.options, self.show_reasoning, self.yes_tools = chat, options, show_reasoning, yes_tools
+        self._interactive = False
+        self._channel: str | None = None  # of what was printed last; None at the beginning of a line
+
+    def run(self, name: str) -> None:
+        self._interactive = True
+        try:
+            import readline  # noqa: F401, gives input() a history and editing
+        except ImportError:
+            pass
+        print(f"{name}; /help lists the commands")
+        while True:
+            try:
+                line = input("> ").strip()
+            except KeyboardInterrupt:
+                print("  (/quit or Ctrl-D leaves)")
+                continue
+            except EOFError:
+                print()
+                break
+            try:
+                if line and not self.take(line):
+                    break
+            except (CgptError, OSError) as problem:
+                print(f"cgpt: {problem}", file=sys.stderr)
+
+    def take(self, line: str) -> bool:
+        """Does what a line says, a command or a message; False if that is to leave."""
+        if line.startswith("/"):
+            word, _, rest = line[1:].partition(" ")
+            command = getattr(self, f"_{word}_command", None)
+            if word == "quit":
+                return False
+            if not word.isalpha() or command is None:
+                raise InputError(f"there is no command /{word}; /help lists them")
+            command(rest.strip())
+        else:
+            self._answer(line)
+        return True
+
+    def _answer(self, line: str) -> None:
+        """Prints the reply as it comes, and runs what it calls. In a terminal Ctrl-C stops it and keeps the chat."""
+        self._channel = None
+        pieces = self.chat.run_stream(line, run_call=self._run, max_rounds=MAX_ROUNDS, **self.options)
+        try:
+            for piece in pieces:
+                if is_call(piece) or (piece.channel == "analysis" and not self.show_reasoning):
+                    continue
+                self._begin(piece.channel or "final")
+                self._print(_visible(piece.text) if sys.stdout.isatty() else piece.text)
+        except KeyboardInterrupt:
+            pieces.close()
+            if not self._interactive:
+                raise
+            self._print(" [stopped]")
+            return
+        finally:
+            self._print(self._style(None) + "\n")
+        if self.chat.reply.finish_reason == "length":
+            print("[cut off: --max-new-tokens, or the context is full]", file=sys.stderr)
+        if self.chat.reply.tool_calls:
+            print(f"[stopped: the model went on calling after {MAX_ROUNDS} rounds]", file=sys.stderr)
+
+    def _run(self, call: ToolCall) -> str:
+        """The result of a call, which is shown; it runs if the user allows it."""
+        self._say(_spelled(call))
+        is_known = any(tool.name == call.name and tool.function for tool in self.chat.tools)
+        if is_known and not self.yes_tools and not self._may_run():
+            result = "error: the user did not allow this call"
+        else:
+            result = run_tool(self.chat.tools, call.name, call.arguments)
+        rest = f"... {len(result)} characters" if len(result) > MAX_RESULT else ""
+        self._say(f"-> {_visible(result[:MAX_RESULT])}{rest}")
+        return result
+
+    def _may_run(self) -> bool:
+        """Asks; "all" allows the calls to come too. Only y, yes, a or all is a yes."""
+        if not self._interactive:
+            return False
+        self._say("run it? [y]es, [n]o, [a]ll from now on: ")
+        line = sys.stdin.readline()
+        self._channel = None if line.endswith("\n") else self._channel
+        answer = line.strip().lower()
+        self.yes_tools = answer in ("a", "all")
+        return answer in ("y", "yes", "a", "all")
+
+    def _say(self, text: str) -> None:
+        """A line about a call."""
+        if self._interactive:
+            self._begin("call")
+            self._print(text)
+        else:
+            print(text, file=sys.stderr)
+
+    def _begin(self, channel: str) -> None:
+        """A line in the style of this channel, if the text before was another's; calls have a line each."""
+        if channel != self._channel or channel == "call":
+            self._print(("" if self._channel is None else "\n") + self._style(channel))
+            self._channel = channel
+
+    def _style(self, channel: str | None) -> str:
+        if not sys.stdout.isatty():
+            return ""
+        return DIM if channel in ("analysis", "call") else PLAIN
+
+    @staticmethod
+    def _print(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    # ------------------------------------------------------------------------------------------------ commands
+
+    def _help_command(self, _: str) -> None:
+        print(HELP)
+
+    def _conversation(self) -> dict[str, Any]:
+        messages = [{k: v for k, v in asdict(m).items() if v is not None} for m in self.chat.messages]
+        return {
+            "model": str(self.chat.model.directory.name),
+            "instructions": self.chat.developer.instructions,
+            "reasoning": self.chat.system.reasoning,
+            "messages": messages,
+        }
+
+    def _reset_command(self, _: str) -> None:
+        self.chat.reset()
+        print("a new conversation")
+
+    def _system_command(self, text: str) -> None:
+        if not text:
+            print(self.chat.developer.instructions or "no instructions")
+            return
+        self.chat.reset()
+        self.chat.developer = replace(self.chat.developer, instructions=None if text == "-" else text)
+        print("a new conversation")
+
+    def _reasoning_command(self, what: str) -> None:
+        if what in ("show", "hide"):
+            self.show_reasoning = what == "show"
+        elif what:
+            self.chat.system = replace(self.chat.system, reasoning=what)
+        print(f"reasoning: {self.chat.system.reasoning}, {'shown' if self.show_reasoning else 'hidden'}")
+
+    def _tools_command(self, _: str) -> None:
+        for tool in self.chat.tools:
+            print(f"{tool.name}({', '.join((tool.parameters or {}).get('properties', ()))})  {tool.description}")
+        if not self.chat.tools:
+            print("no tools; cgpt chat --tools FILE.py gives some")
+
+    def _save_command(self, path: str) -> None:
+        if not path:
+            raise InputError("/save needs the name of a file")
+        Path(path).write_text(json.dumps(self._conversation(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        print(f"saved {len(self.chat.messages)} messages to {path}")

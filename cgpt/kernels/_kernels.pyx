@@ -1,0 +1,497 @@
+# cython: language_level=3, boundscheck=False, nonecheck=True, embedsignature=True
+"""The kernels of csrc/ as Python functions: shapes are checked, the GIL is released, C is called. No arithmetic here.
+
+Activations are `Tensor`s, float32 [rows, columns]; T is how many of their rows a call works on. Weights are
+`Matrix`es. Contracts, formulas and references: csrc/cgpt.h.
+"""
+from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport free
+from posix.stdlib cimport posix_memalign
+
+from cgpt.kernels._ckernels cimport *
+
+import numpy as np
+
+from cgpt.errors import KernelError, OutOfMemoryError
+
+DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT8": CG_INT8, "U8": CG_U8}
+PRECISIONS = ("auto", "exact", "int8")  # cg_precision
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
+NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
+MXFP4_MAX_K, MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
+KV_BLOCK, KV_PANEL, KV_SPAN, INT8_GROUP = CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN, CG_INT8_GROUP
+cdef int64_t ANY = -(2**62)  # as a number of columns
+
+
+# ------------------------------------------------------------------------------------------------------ the level
+
+FEATURES = ("", "avx512_vnni", "avx512_bf16")  # that can be masked: cg_feature
+cdef cg_feature masked = CG_NO_FEATURE
+
+
+def use_level(str name, *, str mask=""):
+    """Makes `name` the level in use; KernelError if this machine lacks it. Only while no kernel runs. `mask`, one of
+    FEATURES, treats the CPU as one without that feature and what came after it."""
+    if mask not in FEATURES:
+        raise KernelError(f"{mask!r} cannot be masked; {', '.join(FEATURES[1:])} can")
+    names = [cg_level_name(<cg_level>i).decode() for i in range(CG_LEVELS)]
+    if name not in names:
+        raise KernelError(f"unknown level {name!r}; there are {', '.join(names)}")
+    global masked
+    feature = <cg_feature><int>FEATURES.index(mask)
+    cg_mask_feature(feature)
+    level = <cg_level><int>names.index(name)
+    if cg_use_level(level) != CG_OK:
+        missing = cg_missing_for(level).decode()
+        cg_mask_feature(masked)
+        raise KernelError(f"level {name!r} needs {missing}, which this machine does not offer")
+    masked = feature
+
+
+def level():
+    """The name of the level in use."""
+    return cg_level_name(cg_current_level()).decode()
+
+
+def levels():
+    """{level: what keeps it out on this machine, or None}, lowest first."""
+    cdef const char *missing
+    out = {}
+    for i in range(CG_LEVELS):
+        missing = cg_missing_for(<cg_level><int>i)
+        out[cg_level_name(<cg_level><int>i).decode()] = missing.decode() if missing else None
+    return out
+
+
+def kernels():
+    """{slot: the variant in it}, "-" where the level in use has none."""
+    return {cg_kernel_name(i).decode(): cg_kernel_variant(i).decode() for i in range(CG_KERNEL_COUNT)}
+
+
+def has_openmp():
+    """Whether this build runs on more than one thread."""
+    return bool(cg_has_openmp())
+
+
+def openmp_places():
+    """The CPUs that OpenMP binds threads to; [] where it binds none (OMP_PROC_BIND and OMP_PLACES are not set)."""
+    cdef int cpus[4096]
+    return [cpus[i] for i in range(cg_openmp_places(cpus, 4096))]
+
+
+use_level("ref")  # so that there is something to call; cgpt.kernels.isa chooses better
+
+# ------------------------------------------------------------------------------------------------ what kernels take
+
+cdef cg_precision as_precision(str name) except *:
+    if name not in PRECISIONS:
+        raise KernelError(f"unknown precision {name!r}; there are {', '.join(PRECISIONS)}")
+    return <cg_precision><int>PRECISIONS.index(name)
+
+
+cdef class Context:
+    """Threads, one of PRECISIONS and scratch memory of a series of calls. One at a time may use it."""
+    cdef cg_context c
+
+    def __init__(self, int threads, str precision):
+        self.c.threads = max(1, threads)
+        self.c.precision = as_precision(precision)
+
+    def __dealloc__(self):
+        free(self.c.scratch)
+
+    cdef int reserve(self, int64_t size) except -1:
+        if size <= self.c.scratch_bytes:
+            return 0
+        free(self.c.scratch)
+        self.c.scratch = NULL
+        self.c.scratch_bytes = 0
+        if posix_memalign(&self.c.scratch, 64, size) != 0:
+            raise OutOfMemoryError(f"no memory for {size} bytes of scratch; use shorter chunks or fewer sequences")
+        self.c.scratch_bytes = size
+        return 0
+
+
+cdef class Tensor:
+    """A C-contiguous array of one or two dimensions that stays where it is. dtype "F32", "F16", "BF16" (as uint16)
+    or "U8". aligned=False admits one that is not, for the few kernels that take it."""
+    cdef Py_buffer view
+    cdef bint held
+    cdef cg_dtype dtype
+    cdef readonly object array
+    cdef readonly int64_t rows, cols
+
+    def __cinit__(self, array, str dtype="F32", bint aligned=True):
+        expected = NUMPY_DTYPES.get(dtype)
+        if expected is None or array.dtype != expected:
+            raise KernelError(f"a {dtype} tensor cannot hold {array.dtype}")
+        if array.ndim not in (1, 2) or not array.flags.c_contiguous or (aligned and not array.flags.aligned):
+            raise KernelError(f"a tensor is an aligned, C-contiguous array of 1 or 2 dimensions, not {array.shape}")
+        self.array = array
+        self.dtype = DTYPES[dtype]
+        self.rows = array.shape[0] if array.ndim == 2 else 1
+        self.cols = array.shape[-1]
+        PyObject_GetBuffer(array, &self.view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if array.flags.writeable else 0))
+        self.held = True
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+    cdef float *f32(self, int64_t row, int64_t T, int64_t cols, str what) except NULL:
+        """Where its row `row` begins, if T rows from there exist and rows have exactly `cols` (ANY: any) columns."""
+        if self.dtype != CG_F32 or row < 0 or T < 0 or T > self.rows - row or (cols != ANY and cols != self.cols):
+            raise KernelError(f"{what}: found {self.array.dtype} {self.array.shape}, expected rows {row} .. of float32 "
+                              f"[{row} + {T}, {'any' if cols == ANY else cols}]")
+        return <float *>self.view.buf + row * self.cols
+
+    cdef float *out(self, int64_t row, int64_t T, int64_t cols, str what) except NULL:
+        if self.view.readonly:
+            raise KernelError(f"{what}: the output is read-only")
+        return self.f32(row, T, cols, what)
+
+
+cdef class Matrix:
+    """Weights: [N, K], or [E, N, K] for experts. `data` holds F32, F16, BF16 (as uint16), or with dtype "MXFP4" the
+    blocks [.., N, K/32, 16], with `scales` [.., N, K/32], or with dtype "INT8" what quantize_int8 gives, and `columns` is
+    K; `bias` float32 [.., N] or None. aligned=False admits data that only embed() will read."""
+    cdef cg_matrix c
+    cdef readonly str dtype
+    cdef readonly tuple shape
+    cdef readonly tuple arrays
+    cdef tuple tensors
+    cdef bint aligned
+
+    def __init__(self, str dtype, data, scales=None, bias=None, columns=None, bint aligned=True):
+        if dtype == "MXFP4":
+            shape = (*data.shape[:-2], *(32 * g for g in data.shape[-2:-1]))
+            fits = data.shape[-1:] == (16,) and scales is not None and scales.shape == data.shape[:-1]
+        elif dtype == "INT8":
+            shape = (*data.shape[:-1], data.shape[-1] if columns is None else columns)
+            groups = (*shape[:-1], -(-shape[-1] // CG_INT8_GROUP))
+            fits = data.shape == (*shape[:-1], groups[-1] * CG_INT8_GROUP) and data.dtype == np.int8 \
+                and scales is not None and scales.shape == groups
+        else:
+            shape, fits = data.shape, scales is None and dtype != "U8"
+        if not fits or len(shape) not in (2, 3) or min(shape) < 1:
+            raise KernelError(f"a {dtype} matrix cannot have data {data.shape} and scales "
+                              f"{None if scales is None else scales.shape}")
+        if bias is not None and bias.shape != shape[:-1]:
+            raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
+        flat = data.reshape(-1)
+        held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8") else dtype, aligned)]
+        self.aligned = aligned
+        self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
+        if scales is not None:
+            held.append(Tensor(scales.reshape(-1), "BF16" if dtype == "INT8" else "U8"))
+            self.c.scales = <const uint8_t *>(<Tensor>held[-1]).view.buf
+        if bias is not None:
+            held.append(Tensor(bias.reshape(-1)))
+            self.c.bias = <const float *>(<Tensor>held[-1]).view.buf
+        self.c.dtype = DTYPES[dtype]
+        self.c.E = shape[0] if len(shape) == 3 else 1
+        self.c.N, self.c.K = shape[-2], shape[-1]
+        self.dtype, self.shape, self.tensors = dtype, tuple(shape), tuple(held)
+        self.arrays = tuple(a for a in (data, scales, bias) if a is not None)
+
+
+cdef class LayerCache:
+    """Keys and values of one sequence in one layer, in memory the caller gives: zeroed arrays `k` and `v` of
+    kv_shapes(), "F32", "F16" or "BF16" (as uint16). Fewer positions than the context make a ring."""
+    cdef cg_kv c
+    cdef Tensor k, v
+    cdef int64_t G, D
+    cdef readonly int itemsize  # bytes of a kept element
+
+    def __init__(self, k, v, str dtype="F32"):
+        G, blocks, _, D, _ = k.shape if k.ndim == 5 else (0, 0, 0, 0, 0)
+        if dtype == "U8" or (k.shape, v.shape) != kv_shapes(blocks, G, D):
+            raise KernelError(f"a {dtype} cache cannot have keys {k.shape} and values {v.shape}")
+        if not (k.flags.c_contiguous and v.flags.c_contiguous):
+            raise KernelError("a cache needs C-contiguous arrays: it is written in place")
+        self.k, self.v = Tensor(k.reshape(-1), dtype), Tensor(v.reshape(-1), dtype)
+        if self.k.view.readonly or self.v.view.readonly:
+            raise KernelError("a cache needs arrays that can be written")
+        self.c.k, self.c.v, self.c.dtype = self.k.view.buf, self.v.view.buf, self.k.dtype
+        self.c.blocks, self.G, self.D, self.itemsize = blocks, G, D, k.itemsize
+
+
+def kv_shapes(int64_t blocks, int64_t G, int64_t D):
+    """The shapes of the keys and values of `blocks` blocks of KV_BLOCK positions: [G, blocks, 2, D, 16] and [G, blocks,
+    panels of 16 of the D dimensions, 32, 16]. See cg_kv in csrc/cgpt.h."""
+    return ((G, blocks, CG_KV_BLOCK // CG_KV_PANEL, D, CG_KV_PANEL),
+            (G, blocks, -(-D // CG_KV_PANEL), CG_KV_BLOCK, CG_KV_PANEL))
+
+
+cdef int check(cg_status status, str op, object details) except -1:
+    if status == CG_OK:
+        return 0
+    why = {CG_BAD_SHAPE: "shapes do not fit", CG_BAD_DTYPE: "no kernel for this dtype",
+           CG_NO_MEMORY: "scratch is too small", CG_BAD_VALUE: "an index is out of range"}[status]
+    raise KernelError(f"{op}: {why}: {details}")
+
+
+# ----------------------------------------------------------------------------------------------- row-wise kernels
+
+cdef struct RowJob:
+    float *out
+    const float *x
+    const float *a
+    const float *b
+    float eps
+    int64_t cols, stride, heads
+    int which
+    int32_t *index
+
+cdef void layernorm_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cg_active.layernorm(j.out + t * j.cols, j.x + t * j.cols, j.a, j.b, j.eps, j.cols)
+
+cdef void rmsnorm_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cg_active.rmsnorm(j.out + t * j.cols, j.x + t * j.cols, j.a, j.eps, j.cols)
+
+cdef void rope_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cdef int64_t at = t * (j.cols // 2)
+    cg_active.rope(j.out + t * j.stride, j.a + at, j.b + at, j.heads, j.cols)
+
+cdef void activation_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cg_active.activation(j.out + t * j.cols, <cg_activation>j.which, j.cols)
+
+cdef void topk_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    cg_active.topk(j.index + t * j.heads, j.out + t * j.heads, j.x + t * j.cols, j.cols, j.heads)
+
+
+def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, float eps, int64_t T):
+    """out[t] = layer norm of x[t]; out may be x."""
+    cdef RowJob job
+    job.x = x.f32(0, T, ANY, "layernorm x")
+    job.cols, job.eps = x.cols, eps
+    job.out = out.out(0, T, x.cols, "layernorm out")
+    job.a, job.b = weight.f32(0, 1, x.cols, "layernorm weight"), bias.f32(0, 1, x.cols, "layernorm bias")
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, job.cols, layernorm_row, &job)
+
+
+def rmsnorm(Context ctx, Tensor out, Tensor x, Tensor weight, float eps, int64_t T):
+    """out[t] = RMS norm of x[t]; out may be x."""
+    cdef RowJob job
+    job.x = x.f32(0, T, ANY, "rmsnorm x")
+    job.cols, job.eps = x.cols, eps
+    job.out = out.out(0, T, x.cols, "rmsnorm out")
+    job.a = weight.f32(0, 1, x.cols, "rmsnorm weight")
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, job.cols, rmsnorm_row, &job)
+
+
+def rope(Context ctx, Tensor x, Tensor cos, Tensor sin, int64_t row, int64_t start, int64_t heads, int64_t D, int64_t T):
+    """Rotates the first `heads` heads of D columns of rows row .. row+T-1 of x, which stand at positions start ..;
+    cos, sin [positions, D/2]."""
+    cdef RowJob job
+    job.out = x.out(row, T, ANY, "rope x")
+    job.a, job.b = cos.f32(start, T, D // 2, "rope cos"), sin.f32(start, T, D // 2, "rope sin")
+    if D < 2 or D % 2 or heads < 0 or heads > x.cols // D:
+        raise KernelError(f"rope: {heads} heads of {D} do not fit {x.cols} columns")
+    job.stride, job.heads, job.cols = x.cols, heads, D
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, heads * D, rope_row, &job)
+
+
+def activation(Context ctx, Tensor x, str which, int64_t T):
+    """x[t] = f(x[t]) in place; `which` is one of ACTIVATIONS."""
+    cdef RowJob job
+    job.out, job.cols = x.out(0, T, ANY, "activation x"), x.cols
+    if which not in ACTIVATIONS:
+        raise KernelError(f"activation: {which!r} is none of {', '.join(ACTIVATIONS)}")
+    job.which = ACTIVATIONS.index(which)
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, job.cols * 8, activation_row, &job)
+
+
+def topk(Context ctx, int32_t[:, ::1] index, Tensor weight, Tensor logits, int64_t T):
+    """index, weight [.., k] of the k largest logits [.., E] of each row, and the softmax over those k."""
+    cdef RowJob job
+    job.x, job.cols, job.heads = logits.f32(0, T, ANY, "topk logits"), logits.cols, weight.cols
+    job.out = weight.out(0, T, ANY, "topk weight")
+    if index.shape[0] < T or index.shape[1] != weight.cols or not 1 <= weight.cols <= logits.cols:
+        raise KernelError(f"topk: {index.shape[1]} of {logits.cols} into {weight.array.shape}")
+    if T < 1:
+        return
+    job.index = &index[0, 0]
+    with nogil:
+        cg_for_rows(ctx.c.threads, T, job.cols * 8, topk_row, &job)
+
+
+def embed(Tensor out, Matrix table, const int64_t[::1] ids, Matrix positions=None, int64_t row=0, int64_t start=0):
+    """out[row + t] = table[ids[t]] (+ positions[start + t])."""
+    cdef int64_t t, T = ids.shape[0], C = table.c.K
+    cdef float *to = out.out(row, T, C, "embed out")
+    cdef const void *pos = NULL
+    cdef cg_dtype pos_dtype = CG_F32
+    if positions is not None:
+        if positions.c.K != C or start < 0 or T > positions.c.N - start:
+            raise KernelError(f"embed: positions {start} .. {start + T} of {positions.shape}")
+        pos, pos_dtype = positions.c.data, positions.c.dtype
+    for t in range(T):
+        if not 0 <= ids[t] < table.c.N:
+            raise KernelError(f"embed: id {ids[t]} of {table.c.N}")
+    if table.c.dtype > CG_BF16 or pos_dtype > CG_BF16:
+        raise KernelError(f"embed: no kernel for {table.dtype if table.c.dtype > CG_BF16 else positions.dtype}")
+    with nogil:
+        for t in range(T):
+            cg_active.embed(to + t * C, table.c.data, table.c.dtype, ids[t], pos, pos_dtype, start + t, C)
+
+
+def mxfp4_dequantize(blocks, scales):
+    """The float32 values [.., 32 G] of MXFP4 blocks uint8 [.., G, 16] (element 2j in the low half of byte j) and
+    scales uint8 [.., G]: E2M1 values times 2^(scale - 127), exactly. Scale 255 is NaN."""
+    blocks, scales = np.ascontiguousarray(blocks), np.ascontiguousarray(scales)
+    if blocks.dtype != np.uint8 or scales.dtype != np.uint8 or blocks.shape != (*scales.shape, 16) or scales.ndim < 1:
+        raise KernelError(f"mxfp4_dequantize: found {blocks.dtype} {blocks.shape} and {scales.dtype} {scales.shape}, "
+                          "expected uint8 [.., G, 16] and uint8 [.., G]")
+    out = np.empty((*scales.shape[:-1], scales.shape[-1] * 32), np.float32)
+    cdef Tensor to = Tensor(out.reshape(-1)), b = Tensor(blocks.reshape(-1), "U8"), s = Tensor(scales.reshape(-1), "U8")
+    cdef int64_t groups = scales.size
+    with nogil:
+        cg_active.mxfp4_dequantize(<float *>to.view.buf, <const uint8_t *>b.view.buf, <const uint8_t *>s.view.buf, groups)
+    return out
+
+
+def quantize_int8(array, str dtype, int threads, empty=np.empty, bint turned=False):
+    """What an INT8 Matrix of F32, F16 or BF16 [N, K], or [K, N] where `turned`, is made of, from empty(shape, dtype): int8
+    [N, K rounded up to 64] and bf16 scales (as uint16) [N, groups of 64]. A weight is its integer, -127 .. 127, times
+    its group's scale."""
+    cdef Tensor x = Tensor(array, dtype, False)
+    if array.ndim != 2:
+        raise KernelError(f"quantize_int8: found {array.shape}, expected two dimensions")
+    cdef int64_t N = x.cols if turned else x.rows, K = x.rows if turned else x.cols, groups = -(-K // CG_INT8_GROUP)
+    q, scales = empty((N, groups * CG_INT8_GROUP), np.int8), empty((N, groups), np.uint16)
+    cdef Tensor out = Tensor(q.view(np.uint8), "U8"), to = Tensor(scales, "BF16")
+    cdef cg_status status
+    with nogil:
+        status = cg_run_quantize_int8(threads, <int8_t *>out.view.buf, <uint16_t *>to.view.buf, x.view.buf, x.dtype, N, K,
+                                      turned)
+    check(status, "quantize_int8", (dtype, N, K))
+    return q, scales
+
+
+# ------------------------------------------------------------------------------------------ linear, experts, attention
+
+def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t column=0, int64_t row=0, bint add=False):
+    """y[t, column : column + N] = x[row + t] @ w.T + bias for t < T (+ y where `add`)."""
+    cdef const float *from_ = x.f32(row, T, w.c.K, "linear x")
+    cdef float *to = y.out(0, T, ANY, "linear y") + column
+    cdef cg_status status
+    if column < 0 or column > y.cols - w.c.N or w.c.E != 1 or not w.aligned:
+        raise KernelError(f"linear: weights {w.shape} do not fit columns {column} .. of {y.cols}, or are embed's alone")
+    ctx.reserve(cg_packed_most(&w.c, T))
+    with nogil:
+        status = cg_run_linear(&ctx.c, to, y.cols, from_, x.cols, T, &w.c, add)
+    check(status, "linear", (w.dtype, w.shape, T))
+
+
+def uniform_tokens(Matrix w, int64_t most, str precision):
+    """The most tokens, `most` at the highest, that a product with w may have for each to get the bits it gets alone."""
+    return cg_uniform_tokens(&w.c, most, as_precision(precision))
+
+
+def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
+        float alpha, float limit, int64_t T):
+    """out[t] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j]."""
+    cdef const float *from_ = x.f32(0, T, gate_up.c.K, "moe x")
+    cdef float *to = out.out(0, T, down.c.N, "moe out")
+    cdef const float *weights = weight.f32(0, T, index.shape[1], "moe weight")
+    cdef int64_t k = index.shape[1]
+    cdef cg_status status
+    if index.shape[0] < T or T < 1:
+        raise KernelError(f"moe: {index.shape[0]} rows of choices for {T} tokens")
+    ctx.reserve(cg_moe_scratch(&gate_up.c, &down.c, T, k))
+    with nogil:
+        status = cg_run_moe(&ctx.c, to, out.cols, from_, x.cols, T, &index[0, 0], weights, k, &gate_up.c, &down.c, alpha,
+                            limit)
+    check(status, "moe", (gate_up.dtype, gate_up.shape, down.shape, T))
+
+
+def attention(Context ctx, Tensor out, Tensor qkv, list spans, int64_t H, *, float scale, int64_t window=0,
+              Tensor sinks=None):
+    """out[row + t] = attention of H query heads over a sequence's cache and its T new rows of qkv (H query heads, G key
+    heads, G value heads of D columns) at positions start .. start+T-1, which join the cache; for each (cache, row,
+    start, T) of spans, each with a cache of its own. window 0 sees everything."""
+    cdef cg_attention a[CG_ATTENTION_MOST]
+    cdef int64_t n, row, start, T, count = min(len(spans), CG_ATTENTION_MOST)
+    cdef LayerCache cache
+    cdef cg_status status
+    for n, (cache, row, start, T) in enumerate(spans[:count]):
+        a[n].q = qkv.f32(row, T, (H + 2 * cache.G) * cache.D, "attention qkv")
+        a[n].out = out.out(row, T, H * cache.D, "attention out")
+        a[n].k, a[n].v, a[n].past = a[n].q + H * cache.D, a[n].q + (H + cache.G) * cache.D, cache.c
+        a[n].q_stride, a[n].kv_stride, a[n].out_stride = qkv.cols, qkv.cols, out.cols
+        a[n].start, a[n].T, a[n].window, a[n].H, a[n].G, a[n].D = start, T, window, H, cache.G, cache.D
+        a[n].sinks, a[n].scale = sinks.f32(0, 1, H, "attention sinks") if sinks is not None else NULL, scale
+    ctx.reserve(cg_attention_scratch(&ctx.c, a, count))
+    with nogil:
+        status = cg_run_attention(&ctx.c, a, count)
+    check(status, "attention", (H, window, spans))
+    if len(spans) > count:
+        attention(ctx, out, qkv, spans[count:], H, scale=scale, window=window, sinks=sinks)
+
+
+def transpose(out, str to, array, str dtype, int threads):
+    """out [cols, rows] = array [rows, cols] of F32, F16 or BF16 (as uint16); `to` is `dtype`, or BF16, rounded to
+    nearest even."""
+    cdef Tensor dst = Tensor(out, to), src = Tensor(array, dtype, False)
+    if array.ndim != 2 or out.shape != array.shape[::-1] or dst.view.readonly:
+        raise KernelError(f"transpose: found {array.shape} into {out.shape}")
+    cdef cg_dtype dst_dtype = dst.dtype
+    cdef cg_status status
+    with nogil:
+        status = cg_run_transpose(threads, dst.view.buf, dst_dtype, src.view.buf, src.dtype, src.rows, src.cols)
+    check(status, "transpose", (dtype, to))
+
+
+# ------------------------------------------------------------------------------------------- what the machine can do
+
+cdef struct PeakJob:
+    float *out
+    const cg_peak *kernel
+    float one, x
+    int64_t rounds
+
+cdef void read_row(void *job, int64_t t) noexcept nogil:
+    cdef RowJob *j = <RowJob *>job
+    j.index[t] = <int32_t>cg_active.read(<const uint32_t *>(j.x + t * j.cols), j.cols)
+
+cdef void peak_row(void *job, int64_t t) noexcept nogil:
+    cdef PeakJob *j = <PeakJob *>job
+    j.out[t] = j.kernel.run(j.one, j.x, j.rounds)
+
+
+def read(Context ctx, int32_t[::1] out, Tensor data):
+    """out[t] = the exclusive or of the 32-bit words in row t of the float32 `data`."""
+    cdef RowJob job
+    job.x, job.cols = data.f32(0, data.rows, ANY, "read data"), data.cols
+    if out.shape[0] != data.rows or data.rows < 1:
+        raise KernelError(f"read: {out.shape[0]} results for {data.rows} rows")
+    job.index = &out[0]
+    with nogil:
+        cg_for_rows(ctx.c.threads, data.rows, job.cols, read_row, &job)
+
+
+def peak(Context ctx, Tensor out, int64_t rounds, *, str dtype="f32", float one=1, float x=1):
+    """out[t] (one row) = what one run of `rounds` multiply-adds in every register gives, see cgpt.h, with factors of
+    `dtype`, "f32", "bf16" or "int8". The number of operations that took."""
+    cdef PeakJob job
+    job.out = out.out(0, 1, ANY, "peak out")
+    job.kernel = (cg_active.peak if dtype == "f32" else cg_active.peak_tile if dtype == "bf16" else
+                  cg_active.peak_a8 if dtype == "int8" else NULL)
+    if job.kernel == NULL or rounds < 0:
+        raise KernelError(f"peak: {rounds} rounds of {dtype} at level {level()}")
+    job.one, job.x, job.rounds = one, x, rounds
+    cdef int64_t tasks = out.cols, flops = job.kernel.flops * rounds
+    with nogil:
+        cg_for_rows(ctx.c.threads, tasks, flops, peak_row, &job)
+    return tasks * flops

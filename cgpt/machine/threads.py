@@ -1,0 +1,59 @@
+"""How many threads a model uses unless told otherwise: the physical cores this process may really have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cgpt.machine import cgroups, sysfs, topology
+
+
+def default_threads(root: Path = Path("/")) -> int:
+    """The physical cores of the affinity mask, no more than the cgroups' CPU quota pays for (2.5 for 2), at least 1.
+
+    Two threads on one core share its caches and arithmetic: they gain nothing and wait for each other. On a hybrid
+    machine performance and efficiency cores count alike: tasks are dealt out one by one as threads become free
+    (csrc/parallel.c), so a slow core does less instead of holding the others up. Whoever wants the fast cores alone, to
+    save the battery, gives their number or uses taskset.
+
+    OMP_NUM_THREADS and OMP_THREAD_LIMIT, which Slurm, joblib and users set to leave room for others, lower this number.
+    They never raise it: they are often set once to all CPUs, siblings included. load(threads=..) is free to.
+
+    root: the root of the file system that holds proc and sys.
+    """
+    most = [len(topology.cores(topology.usable_cpus(root), root))]
+    if (quota := cpu_quota(root)) is not None:
+        most.append(int(quota))
+    names = "OMP_NUM_THREADS", "OMP_THREAD_LIMIT"
+    most += [limit for name in names if (limit := openmp_limit(os.environ.get(name, "")))]
+    return max(1, min(most))
+
+
+def openmp_limit(setting: str) -> int | None:
+    """The number of threads that OpenMP's variables ask for at the outermost level ("4" or "4,2"); None where it is no
+    number, which OpenMP ignores too."""
+    first = setting.split(",")[0].strip()
+    return int(first) or None if first.isdecimal() else None
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """The smallest CPU quota of this process's cgroups, in CPUs; None where there is none."""
+    places = cgroups.directories("cpu", root)
+    quotas = [_quota_v2(place) if version == 2 else _quota_v1(place) for version, place in places]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(place: Path) -> float | None:
+    quota, _, period = sysfs.text(place / "cpu.max").partition(" ")
+    return _ratio(quota, period)
+
+
+def _quota_v1(place: Path) -> float | None:
+    return _ratio(sysfs.text(place / "cpu.cfs_quota_us"), sysfs.text(place / "cpu.cfs_period_us"))
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    """None for "max" or -1, which mean no quota, and for what is no quota at all."""
+    if not (quota.isdecimal() and period.isdecimal() and int(quota) and int(period)):
+        return None
+    return int(quota) / int(period)

@@ -1,0 +1,218 @@
+"""What a model comes to, from its config and the headers of its files: parameters, bytes, FLOPs, the cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from cgpt.checkpoint.config import SLIDING, GPT2Config, GptOssConfig, read_config
+from cgpt.checkpoint.locate import demo_models, locate
+from cgpt.checkpoint.safetensors import Checkpoint, StoredTensor
+from cgpt.checkpoint.sizes import SIZES, published_config
+from cgpt.errors import ConfigError, InputError
+from cgpt.fields import read_json_object
+from cgpt.kernels._kernels import INT8_GROUP, KV_BLOCK, KV_PANEL
+from cgpt.models import gpt2, gpt_oss
+from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
+from cgpt.models.synth import SynthTensor, checkpoint_files, file_header
+
+# The part of a model a tensor belongs to, by its name in any layout; the first that matches.
+_PATTERNS = {
+    "norms": r"(norm|ln_\w+)\.(weight|scale|bias)$",
+    "unembedding": r"^(lm_head|unembedding)\.",
+    "embedding": r"(^|\.)(wte|wpe|embed_tokens|embedding)\.",
+    "mlp": r"\.mlp\.",
+    "attention": r"\.(self_)?attn\.",
+}
+PARTS = ("embedding", "attention", "mlp", "norms", "unembedding")
+
+Config = GPT2Config | GptOssConfig
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A model as its files describe it: nothing of the weights is read."""
+
+    config: Config
+    settings: Mapping[str, Any]  # what config.json holds
+    tensors: Sequence[StoredTensor | SynthTensor]  # those the model uses
+    disk: int  # bytes of the files that hold them
+    source: str  # "files", "published size" or "config.json"
+
+
+def look_up(name: str | os.PathLike) -> Inventory:
+    """The inventory of a checkpoint directory, a model of the package, a published size, or a config.json alone, whose
+    tensors are then in the published layout and dtypes. Raises CheckpointError, ConfigError or InputError."""
+    if os.path.isdir(name) or str(name) in demo_models():
+        directory = locate(name)
+        config, checkpoint = read_config(directory), Checkpoint(directory)
+        specs = _specs(config, checkpoint.tensors)
+        checkpoint.check(specs, ignore=(*gpt2.MASK_BUFFERS, "lm_head.weight"))
+        disk = sum(file.stat().st_size for file in {tensor.file for tensor in checkpoint.tensors.values()})
+        settings = read_json_object(directory / "config.json", ConfigError)
+        return Inventory(config, settings, [checkpoint.tensors[n] for n in specs], disk, "files")
+    if str(name) in SIZES:
+        return _unwritten(SIZES[str(name)], published_config(str(name)), "published size")
+    if os.path.isfile(name):
+        return _unwritten(read_config(name), read_json_object(Path(name), ConfigError), "config.json")
+    known = ", ".join([*demo_models(), *SIZES])
+    raise InputError(f"{name}: no such directory or config.json, and none of the known models {known}")
+
+
+def _unwritten(config: Config, settings: Mapping[str, Any], source: str) -> Inventory:
+    """Of files that synth would write."""
+    files = checkpoint_files(config, settings.get("quantization_config") is not None)
+    stored = {tensor.name: tensor for tensors in files.values() for tensor in tensors}
+    disk = sum(len(file_header(tensors)) for tensors in files.values())
+    disk += sum(tensor.nbytes for tensor in stored.values())
+    return Inventory(config, settings, [stored[name] for name in _specs(config, stored)], disk, source)
+
+
+def _specs(config: Config, names: Iterable[str]) -> Mapping[str, Any]:
+    if isinstance(config, GPT2Config):
+        return gpt2.tensor_specs(config, gpt2.name_prefix(names))
+    return gpt_oss.tensor_specs(config, gpt_oss.layout_of(names))
+
+
+def architecture(config: Config) -> str:
+    """Its name, "GPT-2" or "gpt-oss"."""
+    return "GPT-2" if isinstance(config, GPT2Config) else "gpt-oss"
+
+
+# ------------------------------------------------------------------------------------------------------- cache
+
+
+def context_limit(config: Config) -> int:
+    """The positions the model has."""
+    return config.n_positions if isinstance(config, GPT2Config) else config.max_position_embeddings
+
+
+def attention_shape(config: Config) -> tuple[list[int], int, int]:
+    """The window of each layer (0: none), the key/value heads G, and their size D."""
+    if isinstance(config, GPT2Config):
+        return [0] * config.n_layer, config.n_head, config.n_embd // config.n_head
+    windows = [config.sliding_window if kind == SLIDING else 0 for kind in config.layer_types]
+    return windows, config.num_key_value_heads, config.head_dim
+
+
+def cache_bytes(config: Config, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
+    """The bytes of keys and values of one sequence of `context` positions, in whole blocks."""
+    windows, G, D = attention_shape(config)
+    blocks = sum(-(-seen // KV_BLOCK) for seen in _seen(windows, context))
+    return _kept_bytes(kv_cache_dtype) * blocks * KV_BLOCK * G * (D + -(-D // KV_PANEL) * KV_PANEL)
+
+
+def cache_read(config: Config, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
+    """The bytes of keys and values that decoding the token at the end of `context` positions reads."""
+    windows, G, D = attention_shape(config)
+    return 2 * _kept_bytes(kv_cache_dtype) * G * D * sum(_seen(windows, context))
+
+
+def _seen(windows: Iterable[int], context: int) -> list[int]:
+    """The positions that the token at the end of `context` sees, layer by layer."""
+    return [min(window or context, context) for window in windows]
+
+
+def _kept_bytes(kv_cache_dtype: str) -> int:
+    if kv_cache_dtype not in KV_DTYPES:
+        raise InputError(f"kv_cache_dtype is one of {', '.join(KV_DTYPES)}, not {kv_cache_dtype!r}")
+    return 4 if kv_cache_dtype == "f32" else 2
+
+
+# -------------------------------------------------------------------------------------------- tensor by tensor
+
+
+@cache
+def part_of(name: str) -> str:
+    """The part of the model, one of PARTS, that a tensor belongs to."""
+    return next(part for part, pattern in _PATTERNS.items() if re.search(pattern, name))
+
+
+def _use(config: Config, tensor: Any) -> tuple[str, float]:
+    """For what, and how much of it, a token uses a tensor: the chosen experts, a row of a table, else all."""
+    part = part_of(tensor.name)
+    if re.search(r"\.mlp\.(experts\.|mlp[12]_)", tensor.name):
+        return part, config.experts_per_token / config.num_experts
+    if part != "embedding":
+        return part, 1.0
+    if config.tie_word_embeddings and not tensor.name.endswith("wpe.weight"):
+        return "unembedding", 1.0
+    return part, 1 / tensor.shape[0]
+
+
+def parameters(config: Config, tensors: Iterable[Any]) -> dict[str, Any]:
+    """{"total", "active" (those a token is multiplied with, and its rows of the tables), "parts": {part: number}}."""
+    parts: Counter[str] = Counter()
+    active = 0.0
+    for tensor in tensors:
+        parts[part_of(tensor.name)] += parameters_of(tensor)
+        active += parameters_of(tensor) * _use(config, tensor)[1]
+    return {"total": parts.total(), "active": round(active), "parts": _in_order(parts)}
+
+
+def parameters_of(tensor: Any) -> int:
+    """The parameters a tensor holds."""
+    if tensor.name.endswith("scales"):
+        return 0  # one for 32 parameters: part of how those are stored
+    return prod(tensor.shape) * (2 if tensor.name.endswith("blocks") else 1)
+
+
+def flops(config: Config, tensors: Iterable[Any], context: int) -> dict[str, int]:
+    """The operations of decoding the token at the end of `context` positions, counted as cgpt.bench.costs does: two for
+    each weight of a matrix the token meets ("products"), four for each number of a key it sees ("attention")."""
+    products = sum(2 * parameters_of(t) * _use(config, t)[1] for t in tensors if _is_multiplied(config, t))
+    windows, _, D = attention_shape(config)
+    H = config.n_head if isinstance(config, GPT2Config) else config.num_attention_heads
+    return {"products": round(products), "attention": 4 * H * D * sum(_seen(windows, context))}
+
+
+def _is_multiplied(config: Config, tensor: Any) -> bool:
+    return _is_matrix(tensor) and _use(config, tensor)[0] != "embedding"
+
+
+def _is_matrix(tensor: Any) -> bool:
+    """Biases of experts have two dimensions, too."""
+    return len(tensor.shape) > 1 and not tensor.name.endswith("bias")
+
+
+def bytes_per_token(config: Config, tensors: Iterable[Any], dense: str | None = None) -> dict[str, int]:
+    """{part: the bytes of weights that decoding a token reads}."""
+    parts: Counter[str] = Counter()
+    for tensor in tensors:
+        part, share = _use(config, tensor)
+        parts[part] += loaded_bytes(config, tensor, dense) * share
+    return _in_order(parts)
+
+
+def loaded_bytes(config: Config, tensor: Any, dense: str | None) -> float:
+    """The bytes of a tensor in memory, once load() has heard of `dense`."""
+    if not dense or not _is_matrix(tensor) or tensor.dtype == "U8":
+        return tensor.nbytes
+    if dense == "int8" and not _becomes_int8(config, tensor):
+        return tensor.nbytes
+    turned = isinstance(config, GPT2Config) and ".h." in f".{tensor.name}" or len(tensor.shape) == 3  # [.., K, N]
+    return prod(tensor.shape) * dense_bits(dense, tensor.shape[-2 if turned else -1]) / 8
+
+
+def _becomes_int8(config: Config, tensor: Any) -> bool:
+    """The projections of attention, MLPs but for the routers, and the head."""
+    part, _ = _use(config, tensor)
+    return part in ("attention", "unembedding") or (
+        part == "mlp" and (isinstance(config, GPT2Config) or len(tensor.shape) == 3)
+    )
+
+
+def dense_bits(dense: str, K: int) -> float:
+    """The bits that a weight takes in a matrix of K inputs loaded as `dense`."""
+    return {"bf16": 16, "int8": -(-K // INT8_GROUP) * (8 * INT8_GROUP + 16) / K}[dense]  # int8: a bf16 scale a group
+
+
+def _in_order(parts: Mapping[str, float]) -> dict[str, int]:
+    return {part: round(parts[part]) for part in PARTS if part in parts}

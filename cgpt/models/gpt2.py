@@ -1,0 +1,116 @@
+"""GPT-2: learned positions, LayerNorm, multi-head attention, one GELU feed-forward per block.
+
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019); transformers' modeling_gpt2.py.
+Read it beside gpt_oss.py: the sections have the same order.
+"""
+
+from cgpt.checkpoint.config import GPT2Config
+from cgpt.checkpoint.loader import FLOATS, Loader
+from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
+from cgpt.kernels import _kernels as k
+from cgpt.models.base import Model, attend
+
+# --------------------------------------------------------------------------------------------- checkpoint names
+
+MASK_BUFFERS = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)  # constants that old files carry along
+
+
+def name_prefix(tensors) -> str:
+    """Checkpoints saved with the language-model head carry `transformer.` before every name but the head's."""
+    return "transformer." if "transformer.wte.weight" in tensors else ""
+
+
+def tensor_specs(config: GPT2Config, prefix: str = "") -> dict[str, TensorSpec]:
+    """Name -> shape and dtypes of every tensor the model needs. Conv1D weights are [in, out]."""
+    C, inner = config.n_embd, config.n_inner
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.n_positions, C)}
+    for n in range(config.n_layer):
+        for name, shape in {
+            "ln_1.weight": (C,),
+            "ln_1.bias": (C,),
+            "attn.c_attn.weight": (C, 3 * C),
+            "attn.c_attn.bias": (3 * C,),
+            "attn.c_proj.weight": (C, C),
+            "attn.c_proj.bias": (C,),
+            "ln_2.weight": (C,),
+            "ln_2.bias": (C,),
+            "mlp.c_fc.weight": (C, inner),
+            "mlp.c_fc.bias": (inner,),
+            "mlp.c_proj.weight": (inner, C),
+            "mlp.c_proj.bias": (C,),
+        }.items():
+            shapes[f"h.{n}.{name}"] = shape
+    shapes |= {"ln_f.weight": (C,), "ln_f.bias": (C,)}
+    specs = {prefix + name: TensorSpec(shape, FLOATS) for name, shape in shapes.items()}
+    if not config.tie_word_embeddings:
+        specs["lm_head.weight"] = TensorSpec((config.vocab_size, C), FLOATS)
+    return specs
+
+
+# -------------------------------------------------------------------------------------------------------- block
+
+
+class Block:
+    """x += attention(layernorm(x)); x += feed_forward(layernorm(x))."""
+
+    def __init__(self, config: GPT2Config, layer: int, load: Loader, prefix: str) -> None:
+        self.config, self.layer = config, layer
+        name = f"{prefix}h.{layer}."
+        self.ln_1 = load.vector(name + "ln_1.weight"), load.vector(name + "ln_1.bias")
+        self.c_attn = load.transposed(name + "attn.c_attn.weight", name + "attn.c_attn.bias")
+        self.c_proj = load.transposed(name + "attn.c_proj.weight", name + "attn.c_proj.bias")
+        self.ln_2 = load.vector(name + "ln_2.weight"), load.vector(name + "ln_2.bias")
+        self.c_fc = load.transposed(name + "mlp.c_fc.weight", name + "mlp.c_fc.bias")
+        self.mlp_c_proj = load.transposed(name + "mlp.c_proj.weight", name + "mlp.c_proj.bias")
+        self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+
+    def __call__(self, ws, x, T, spans) -> None:
+        ctx, C, inner, eps = ws.ctx, x.cols, self.config.n_inner, self.config.layer_norm_epsilon
+        normed = ws.tensor("normed", T, C)
+        qkv, attended = ws.tensor("qkv", T, 3 * C), ws.tensor("attended", T, C)
+        hidden = ws.tensor("hidden", T, inner)
+
+        k.layernorm(ctx, normed, x, *self.ln_1, eps, T)
+        k.linear(ctx, qkv, normed, self.c_attn, T)
+        attend(ws, attended, qkv, self.layer, spans, self.config.n_head, scale=self.scale)
+        k.linear(ctx, x, attended, self.c_proj, T, add=True)
+
+        k.layernorm(ctx, normed, x, *self.ln_2, eps, T)
+        k.linear(ctx, hidden, normed, self.c_fc, T)
+        k.activation(ctx, hidden, self.config.activation, T)
+        k.linear(ctx, x, hidden, self.mlp_c_proj, T, add=True)
+
+
+# -------------------------------------------------------------------------------------------------------- model
+
+
+class GPT2(Model):
+    """A GPT-2 checkpoint, ready to run."""
+
+    config: GPT2Config
+
+    def __init__(self, config: GPT2Config, checkpoint: Checkpoint, load: Loader, threads: int, precision: str):
+        super().__init__(config, checkpoint.directory, threads, precision)
+        prefix = name_prefix(checkpoint.tensors)
+        tied_head = (r"lm_head\.weight",) if config.tie_word_embeddings else ()
+        checkpoint.check(tensor_specs(config, prefix), ignore=MASK_BUFFERS + tied_head)
+        self.width, self.head_dim = config.n_embd, config.n_embd // config.n_head
+        self.heads = self.kv_heads = config.n_head
+        self.windows = [0] * config.n_layer
+        self.wte, self.wpe = load.embedding(prefix + "wte.weight"), load.embedding(prefix + "wpe.weight")
+        self.blocks = [Block(config, n, load, prefix) for n in range(config.n_layer)]
+        self.ln_f = load.vector(prefix + "ln_f.weight"), load.vector(prefix + "ln_f.bias")
+        self.head = load.head(self.wte, prefix + "wte.weight", "lm_head.weight", config.tie_word_embeddings)
+
+    @property
+    def context_length(self) -> int:
+        return self.config.n_positions
+
+    def embed(self, ws, x, ids, spans) -> None:
+        for span in spans:
+            k.embed(x, self.wte, ids[span.row : span.row + span.T], self.wpe, row=span.row, start=span.start)
+
+    def final_norm(self, ws, out, x, T) -> None:
+        k.layernorm(ws.ctx, out, x, *self.ln_f, self.config.layer_norm_epsilon, T)

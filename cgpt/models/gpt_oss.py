@@ -1,0 +1,206 @@
+"""gpt-oss: RoPE with YaRN, RMSNorm, grouped-query attention with sinks over alternating windows, MXFP4 experts.
+
+OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card" (2025); gpt_oss/torch/model.py; transformers' modeling_gpt_oss.py.
+Read it beside gpt2.py: the sections have the same order.
+"""
+
+import re
+
+import numpy as np
+
+from cgpt.checkpoint.config import SLIDING, GptOssConfig
+from cgpt.checkpoint.loader import FLOATS, Loader
+from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
+from cgpt.kernels import _kernels as k
+from cgpt.models.base import Model, attend
+
+# --------------------------------------------------------------------------------------------- checkpoint names
+
+# Three layouts of one model: "mxfp4" and "plain" are transformers', "original" is OpenAI's.
+ORIGINAL_NAMES = {
+    "embed": "embedding.weight",
+    "norm": "norm.scale",
+    "head": "unembedding.weight",
+    "attn_norm": "block.{}.attn.norm.scale",
+    "qkv": "block.{}.attn.qkv",
+    "out": "block.{}.attn.out",
+    "sinks": "block.{}.attn.sinks",
+    "mlp_norm": "block.{}.mlp.norm.scale",
+    "router": "block.{}.mlp.gate",
+    "gate_up": "block.{}.mlp.mlp1_weight",
+    "gate_up_bias": "block.{}.mlp.mlp1_bias",
+    "down": "block.{}.mlp.mlp2_weight",
+    "down_bias": "block.{}.mlp.mlp2_bias",
+}
+HF_NAMES = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "attn_norm": "model.layers.{}.input_layernorm.weight",
+    "q": "model.layers.{}.self_attn.q_proj",
+    "k": "model.layers.{}.self_attn.k_proj",
+    "v": "model.layers.{}.self_attn.v_proj",
+    "out": "model.layers.{}.self_attn.o_proj",
+    "sinks": "model.layers.{}.self_attn.sinks",
+    "mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "router": "model.layers.{}.mlp.router",
+    "gate_up": "model.layers.{}.mlp.experts.gate_up_proj",
+    "gate_up_bias": "model.layers.{}.mlp.experts.gate_up_proj_bias",
+    "down": "model.layers.{}.mlp.experts.down_proj",
+    "down_bias": "model.layers.{}.mlp.experts.down_proj_bias",
+}
+
+
+def layout_of(tensors) -> str:
+    """Which layout these tensor names follow."""
+    if "embedding.weight" in tensors:
+        return "original"
+    return "mxfp4" if any(name.endswith("_proj_blocks") for name in tensors) else "plain"
+
+
+def tensor_specs(config: GptOssConfig, layout: str) -> dict[str, TensorSpec]:
+    """Name -> shape and dtypes of every tensor the model needs. Plain experts are [E, in, out], MXFP4 ones
+    [E, out, in/32, 16]; gate and up rows alternate in all layouts."""
+    names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
+    C, I, E, D = config.hidden_size, config.intermediate_size, config.num_experts, config.head_dim
+    q, kv = config.num_attention_heads * D, config.num_key_value_heads * D
+    specs = {names["embed"]: TensorSpec((config.vocab_size, C), FLOATS), names["norm"]: TensorSpec((C,), FLOATS)}
+    if not config.tie_word_embeddings:
+        specs[names["head"]] = TensorSpec((config.vocab_size, C), FLOATS)
+    projections = {"qkv": (q + 2 * kv, C)} if layout == "original" else {"q": (q, C), "k": (kv, C), "v": (kv, C)}
+    projections["out"] = (C, q)
+    for n in range(config.num_hidden_layers):
+
+        def add(part: str, shape: tuple[int, ...], suffix: str = "", dtypes: tuple[str, ...] = FLOATS, n=n) -> None:
+            specs[names[part].format(n) + suffix] = TensorSpec(shape, dtypes)
+
+        add("attn_norm", (C,))
+        add("mlp_norm", (C,))
+        add("sinks", (config.num_attention_heads,))
+        for part, shape in projections.items():
+            add(part, shape, ".weight")
+            if config.attention_bias:
+                add(part, shape[:1], ".bias")
+        add("router", (E, C), ".weight")
+        add("router", (E,), ".bias")
+        for part, N, K in (("gate_up", 2 * I, C), ("down", C, I)):
+            add(part + "_bias", (E, N))
+            if layout == "plain":
+                add(part, (E, K, N))
+            else:
+                mark = "." if layout == "original" else "_"
+                add(part, (E, N, K // 32, 16), mark + "blocks", ("U8",))
+                add(part, (E, N, K // 32), mark + "scales", ("U8",))
+    return specs
+
+
+# -------------------------------------------------------------------------------------------------------- block
+
+
+class Block:
+    """x += attention(rmsnorm(x)); x += experts(rmsnorm(x)), the experts chosen token by token."""
+
+    def __init__(self, config: GptOssConfig, layer: int, load: Loader, layout: str, rope: "RopeTables") -> None:
+        self.config, self.layer, self.rope = config, layer, rope
+        names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
+
+        def name(part: str) -> str:
+            return names[part].format(layer)
+
+        def projection(part: str) -> k.Matrix:
+            return load.matrix(name(part) + ".weight", name(part) + ".bias" if config.attention_bias else None)
+
+        def experts(part: str) -> k.Matrix:
+            if layout == "plain":
+                return load.transposed(name(part), name(part + "_bias"))
+            mark = "." if layout == "original" else "_"
+            return load.mxfp4(name(part) + mark + "blocks", name(part) + mark + "scales", name(part + "_bias"))
+
+        self.attn_norm = load.vector(name("attn_norm"))
+        self.qkv = [projection(part) for part in (("qkv",) if layout == "original" else ("q", "k", "v"))]
+        self.sinks = load.vector(name("sinks"))
+        self.out = projection("out")
+        self.mlp_norm = load.vector(name("mlp_norm"))
+        self.router = load.table(name("router") + ".weight", name("router") + ".bias")
+        self.gate_up, self.down = experts("gate_up"), experts("down")
+        self.window = config.sliding_window if config.layer_types[layer] == SLIDING else 0
+        self.scale = config.head_dim**-0.5
+
+    def __call__(self, ws, x, T, spans) -> None:
+        ctx, c = ws.ctx, self.config
+        H, G, D, top_k = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.experts_per_token
+        normed = ws.tensor("normed", T, x.cols)
+        qkv, attended = ws.tensor("qkv", T, (H + 2 * G) * D), ws.tensor("attended", T, H * D)
+        logits, weight = ws.tensor("router", T, c.num_experts), ws.tensor("weight", T, top_k)
+        index = np.empty((T, top_k), np.int32)
+
+        k.rmsnorm(ctx, normed, x, self.attn_norm, c.rms_norm_eps, T)
+        column = 0
+        for projection in self.qkv:
+            k.linear(ctx, qkv, normed, projection, T, column=column)
+            column += projection.shape[0]
+        for span in spans:
+            k.rope(ctx, qkv, *self.rope(span.start + span.T), span.row, span.start, H + G, D, span.T)
+        attend(ws, attended, qkv, self.layer, spans, H, scale=self.scale, window=self.window, sinks=self.sinks)
+        k.linear(ctx, x, attended, self.out, T, add=True)
+
+        k.rmsnorm(ctx, normed, x, self.mlp_norm, c.rms_norm_eps, T)
+        k.linear(ws.exact, logits, normed, self.router, T)
+        k.topk(ctx, index, weight, logits, T)
+        k.moe(ctx, x, normed, index, weight, self.gate_up, self.down, c.swiglu_alpha, c.swiglu_limit, T)
+
+
+# -------------------------------------------------------------------------------------------------------- model
+
+
+class RopeTables:
+    """cos and sin [positions, D/2] with YaRN's frequencies and concentration; grown by doubling, as they are asked
+    for. The angles are products of float32 numbers, as in both references."""
+
+    def __init__(self, config: GptOssConfig) -> None:
+        self.inv_freq = config.rope.inv_freq(config.head_dim)
+        self.concentration = config.rope.concentration
+        self.limit = config.max_position_embeddings
+        self.tables = self._make(min(self.limit, 4096))
+
+    def _make(self, positions: int) -> tuple[k.Tensor, k.Tensor]:
+        angles = np.arange(positions, dtype=np.float32)[:, None] * self.inv_freq
+        angles = angles.astype(np.float64)
+        return tuple(k.Tensor((f(angles) * self.concentration).astype(np.float32)) for f in (np.cos, np.sin))
+
+    def __call__(self, positions: int) -> tuple[k.Tensor, k.Tensor]:
+        """Tables of at least this many positions."""
+        if positions > self.tables[0].rows:
+            self.tables = self._make(min(self.limit, max(positions, 2 * self.tables[0].rows)))
+        return self.tables
+
+
+class GptOss(Model):
+    """A gpt-oss checkpoint, ready to run."""
+
+    config: GptOssConfig
+
+    def __init__(self, config: GptOssConfig, checkpoint: Checkpoint, load: Loader, threads: int, precision: str):
+        super().__init__(config, checkpoint.directory, threads, precision)
+        layout = layout_of(checkpoint.tensors)
+        names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
+        tied_head = (re.escape(names["head"]),) if config.tie_word_embeddings else ()
+        checkpoint.check(tensor_specs(config, layout), ignore=tied_head)
+        self.width, self.head_dim = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.windows = [config.sliding_window if kind == SLIDING else 0 for kind in config.layer_types]
+        rope = RopeTables(config)
+        self.embedding = load.embedding(names["embed"])
+        self.blocks = [Block(config, n, load, layout, rope) for n in range(config.num_hidden_layers)]
+        self.norm = load.vector(names["norm"])
+        self.head = load.head(self.embedding, names["embed"], names["head"], config.tie_word_embeddings)
+
+    @property
+    def context_length(self) -> int:
+        return self.config.max_position_embeddings
+
+    def embed(self, ws, x, ids, spans) -> None:
+        k.embed(x, self.embedding, ids)
+
+    def final_norm(self, ws, out, x, T) -> None:
+        k.rmsnorm(ws.ctx, out, x, self.norm, self.config.rms_norm_eps, T)

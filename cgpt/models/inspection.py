@@ -1,0 +1,186 @@
+"""What happens inside a model while it reads a prompt, as NumPy arrays: `model.inspect(prompt, names)`.
+
+    seen = model.inspect("ROMEO:", ["hidden", "lens_ids"])
+    seen["hidden"][-1]                                 # what leaves the last block, [T, C]
+
+L layers, T tokens, C the model's width, H query heads, E experts of which k run, V the vocabulary. float32 unless told:
+
+    hidden          [L+1, T, C]   the residual stream before the first block and after each; the last one is not normed
+                                  yet, which the rows of `Model.hidden` are
+    sink_mass       [L, H, T]     the share of a token's attention that goes to the sink; gpt-oss only
+    window_mass     [L, H, T]     .. to the last `window` tokens, its own included
+    beyond_mass     [L, H, T]     .. to those before them: 0 where a layer does not see so far. The three add up to 1
+    router_choices  int32 [L, T, k]  the experts chosen, the best first; gpt-oss only
+    router_weights  [L, T, k]     what their outputs are multiplied by; they add up to 1
+    expert_load     int64 [L, E]  how many tokens chose each expert: T times k in a layer
+    lens_ids        int32 [L+1, T, top]  the logit lens: the likeliest next tokens, best first, if `hidden` went from
+                                  there straight to the final norm and the head; at index L, what the model says
+    lens_logprobs   [L+1, T, top] their log-probabilities, in nats
+
+They come from the steps that Model.logits makes, by the same kernels. The shares are what `attention` gives, for the
+layer's own queries, keys and sinks, if the values are 1 for the tokens to be counted and 0 for the others; off by some
+1e-7. The choices are what `topk` gives of the layer's own logits. The lens is the model's final norm and head, applied
+early: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cgpt.errors import InputError
+from cgpt.fields import shown
+from cgpt.generation.sampling import likeliest, log_probabilities, require_integer
+from cgpt.kernels import _kernels as k
+from cgpt.models.kv_cache import KV_DTYPES
+
+if TYPE_CHECKING:
+    from cgpt.models.base import Model
+    from cgpt.models.kv_cache import Sequence
+
+SINKS, MASSES = ("sink_mass",), ("window_mass", "beyond_mass")
+ROUTER = "router_choices", "router_weights", "expert_load"
+LENS = ("lens_ids", "lens_logprobs")
+WINDOW = 128  # where the model has no window of its own: gpt-oss's
+LENS_ROWS = 32  # tokens whose logits exist at a time
+
+
+def names_of(model: Model) -> tuple[str, ...]:
+    """The names that inspect() knows for this model."""
+    block = model.blocks[0]
+    sinks, router = SINKS if hasattr(block, "sinks") else (), ROUTER if hasattr(block, "router") else ()
+    return ("hidden", *sinks, *MASSES, *router, *LENS)
+
+
+def inspect(
+    model: Model, prompt: Any, what: str | Iterable[str] | None = None, *, window: int | None = None, top: int = 5
+) -> dict[str, np.ndarray]:
+    """{name: array}, as the module says, of a prompt given as text or ids.
+
+    what: a name or several, None for all that the model has; nothing is computed for the others. window: tokens, None
+    for the model's own, or 128 where it has none. top: of the lens. Costs: the masses take the time of attention once
+    or twice more, the lens (L+1) heads. Memory: the arrays asked for, a cache of the prompt in every layer, and chunks.
+
+    Raises InputError for names that the model does not have, and what Model.logits raises.
+    """
+    names = _check(model, what)
+    if window is None:
+        window = max(model.windows) or WINDOW
+    window, top = require_integer("window", window, low=1), require_integer("top", top, low=1)
+    if top > model.vocab_size:
+        raise InputError(f"top is {top}, the vocabulary has {model.vocab_size} tokens")
+    ids = model.encode_prompt(prompt)
+    sequence = model.new_sequence(len(ids), slack=len(ids))  # no ring: a chunk's keys are all there after its step
+    sequence.require(len(ids))
+    inspector = _Inspector(model, sequence, names, window, top)
+    for at in range(0, len(ids), model.PREFILL_CHUNK):
+        model.step([(sequence, ids[at : at + model.PREFILL_CHUNK])], head=False, watch=inspector)
+    return {name: inspector.out[name] for name in names}
+
+
+def _check(model: Model, what: str | Iterable[str] | None) -> list[str]:
+    known = names_of(model)
+    names = list(known) if what is None else [what] if isinstance(what, str) else list(what)
+    for name in names:
+        if name not in known:
+            raise InputError(f"{type(model).__name__} has no {shown(name)} to inspect; it has {', '.join(known)}")
+    return names
+
+
+class _Inspector:
+    """Fills `out` as step() shows it the layers: see Model.step's `watch`."""
+
+    def __init__(self, model: Model, sequence: Sequence, names: list[str], window: int, top: int) -> None:
+        self.model, self.sequence, self.window, self.top = model, sequence, window, top
+        L, T, H = len(model.blocks), sequence.context, model.heads
+        shapes = {"hidden": (L + 1, T, model.width)}
+        shapes |= dict.fromkeys(LENS, (L + 1, T, top)) | dict.fromkeys(SINKS + MASSES, (L, H, T))
+        if "expert_load" in names_of(model):
+            chosen, experts = model.config.experts_per_token, model.config.num_experts
+            shapes |= {"router_choices": (L, T, chosen), "router_weights": (L, T, chosen), "expert_load": (L, experts)}
+        dtypes = {"lens_ids": np.int32, "router_choices": np.int32, "expert_load": np.int64}
+        self.out = {name: np.zeros(shapes[name], dtypes.get(name, np.float32)) for name in names}
+        self.dtype = KV_DTYPES[model.kv_cache_dtype]
+        self.ones, self.marks = None, None  # values that take the place of a layer's
+
+    def __call__(self, blocks: int, ws, x: k.Tensor, spans: list) -> None:
+        (span,), out = spans, self.out
+        rows = slice(span.start, span.start + span.T)
+        if "hidden" in out:
+            out["hidden"][blocks, rows] = x.array[: span.T]
+        if out.keys() & set(LENS):
+            self._lens(blocks, ws, x, span)
+        if blocks and out.keys() & set(ROUTER):
+            self._router(blocks - 1, ws, rows)
+        if blocks and out.keys() & set(SINKS + MASSES):
+            total, beyond = self._masses(self.model.blocks[blocks - 1], ws, span)
+            for name, mass in (("sink_mass", 1 - total), ("window_mass", total - beyond), ("beyond_mass", beyond)):
+                if name in out:
+                    out[name][blocks - 1, :, rows] = mass.clip(0, 1).T
+
+    def _lens(self, blocks: int, ws, x: k.Tensor, span) -> None:
+        if not np.isfinite(x.array[: span.T]).all():
+            return  # step() will say so at its end, and where it began
+        for i in range(0, span.T, LENS_ROWS):
+            part = k.Tensor(x.array[i : min(i + LENS_ROWS, span.T)])
+            logits = self.model._finish(ws, part, part.rows, [], "all", True)
+            self.model._require_finite(logits, [])
+            for t, row in enumerate(log_probabilities(logits), span.start + i):
+                best = likeliest(row, self.top)
+                if "lens_ids" in self.out:
+                    self.out["lens_ids"][blocks, t] = list(best)
+                if "lens_logprobs" in self.out:
+                    self.out["lens_logprobs"][blocks, t] = list(best.values())
+
+    def _router(self, layer: int, ws, rows: slice) -> None:
+        config, T = self.model.config, rows.stop - rows.start
+        weight = ws.tensor("weight", T, config.experts_per_token)
+        index = np.empty((T, config.experts_per_token), np.int32)
+        k.topk(ws.ctx, index, weight, ws.tensor("router", T, config.num_experts), T)
+        for name, chosen in (("router_choices", index), ("router_weights", weight.array[:T])):
+            if name in self.out:
+                self.out[name][layer, rows] = chosen
+        if "expert_load" in self.out:
+            self.out["expert_load"][layer] += np.bincount(index.ravel(), minlength=config.num_experts)
+
+    def _masses(self, block, ws, span) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [T, H]: the weight of all tokens, and of those before the window."""
+        model, T, start = self.model, span.T, span.start
+        H, G, D, W = model.heads, model.kv_heads, model.head_dim, self.window
+        qkv, attended = ws.tensor("qkv", T, (H + 2 * G) * D), ws.tensor("attended", T, H * D)
+        keys, values = self.sequence.arrays[block.layer]
+        sinks, sees = getattr(block, "sinks", None), getattr(block, "window", 0)
+        if self.ones is None:
+            self.ones, self.marks = np.zeros_like(values), np.zeros_like(values)
+
+        def attend(values: np.ndarray, new: float, row: int, n: int) -> np.ndarray:
+            qkv.array[row : row + n, (H + G) * D :] = new
+            cache = k.LayerCache(keys, values, self.dtype)
+            how = dict(scale=block.scale, window=sees, sinks=sinks)
+            k.attention(ws.ctx, attended, qkv, [(cache, row, start + row, n)], H, **how)
+            return attended.array[row : row + n].reshape(n, H, D)
+
+        total, beyond = np.ones((T, H), np.float32), np.zeros((T, H), np.float32)
+        if sinks is not None:
+            total[:] = attend(self.ones, 1, 0, T)[:, :, 0]
+        step = min(D, W)
+        for row in range(0, T, step):
+            n = min(step, T - row)
+            if start + row + n > W and not 0 < sees <= W:
+                self._mark(start + row)
+                each = np.arange(n)
+                beyond[row : row + n] = attend(self.marks, 0, row, n)[each, :, each]
+        return total, beyond
+
+    def _mark(self, position: int) -> None:
+        """Makes column c of the values before `position` 1 where the query at position + c has the key before its
+        window, else 0. All columns of older ones are 1 already."""
+        _, _, panels, _, _ = self.marks.shape
+        first = max(0, position - self.window - self.model.head_dim) // k.KV_BLOCK
+        last = -(-position // k.KV_BLOCK)
+        at = np.arange(first * k.KV_BLOCK, last * k.KV_BLOCK)
+        marks = at[:, None] <= position - self.window + np.arange(panels * k.KV_PANEL)
+        one = np.array(0x3F80 if self.dtype == "BF16" else 1, self.marks.dtype)
+        self.marks[:, first:last] = (marks * one).reshape(last - first, k.KV_BLOCK, panels, k.KV_PANEL).swapaxes(1, 2)

@@ -1,0 +1,173 @@
+"""Sequences and their keys and values."""
+
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+
+from cgpt.errors import ContextLengthError, InputError, OutOfMemoryError
+from cgpt.kernels._kernels import KV_BLOCK, KV_PANEL, NUMPY_DTYPES, LayerCache, kv_shapes
+
+KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}  # as load() names them, and the kernels
+KEY_AT, VALUE_AT = np.arange(KV_BLOCK).reshape(-1, 1, KV_PANEL), np.arange(KV_BLOCK).reshape(-1, 1)  # within a block
+DEFAULT_KV_DTYPE = {"exact": "f32", "auto": "f16", "int8": "f16"}  # f16 rounds eight times finer than bf16
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What the rings of a sequence held when it was at `position`. Its other layers keep what they held, so with them
+    it is all that another sequence needs to go on from there.
+
+    rings: for each layer with a window the blocks of keys and of values that the next positions see, else None
+    """
+
+    position: int
+    rings: list[tuple[np.ndarray, np.ndarray] | None]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for ring in self.rings if ring for array in ring)
+
+
+class Sequence:
+    """One sequence of tokens inside a model, with a cache of its own: what `model.step` extends.
+
+    A full layer's cache has address space for `context` positions, which becomes memory as it is touched; a sliding
+    layer's is a ring of its window and of `slack` more, for truncate(). Made by `model.new_sequence()`; used by one
+    step at a time.
+    """
+
+    def __init__(self, windows: list[int], G: int, D: int, context: int, slack: int = 0, dtype: str = "F32") -> None:
+        """windows: per layer, how many positions it sees (0: all); G key/value heads of D. dtype: "F32", "F16" or
+        "BF16", of what is kept."""
+        self.position = 0
+        self.context = context
+        self._written = 0  # the positions that have ever been reached
+        self._oldest = 0  # what truncate() can go back to, at the most
+        self._slack = slack if any(windows) else context
+        self._windows = windows
+        self.whole = True  # False within a step, and after one that was interrupted
+        self._begun = 0  # the tokens of that step
+        self._before: Snapshot | None = None  # what its windows held, if the step may overwrite some of it
+        blocks = [-(-min(window + slack if window else context, context) // KV_BLOCK) for window in windows]
+        shapes = [shape for b in blocks for shape in kv_shapes(b, G, D)]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        kept = np.dtype(NUMPY_DTYPES[dtype])
+        size = sum(sizes) * kept.itemsize
+        try:
+            # Zeroed, and untouched so far; private, so that after a fork each process has its own.
+            memory = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), kept)
+        except (OSError, ValueError, OverflowError, MemoryError) as problem:
+            raise OutOfMemoryError(
+                f"a cache for {context} positions takes {size / 1e9:.1f} GB of address space, which the system "
+                f"refuses ({problem}); ask for a shorter context"
+            ) from None
+        parts = [part.reshape(s) for part, s in zip(np.split(memory, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+        self.arrays = list(zip(parts[::2], parts[1::2], strict=True))
+        self.layers = [LayerCache(k, v, dtype) for k, v in self.arrays]
+
+    def require(self, tokens: int) -> None:
+        """Raises where a step of `tokens` more tokens cannot be done."""
+        if not self.whole:
+            raise InputError("this sequence was interrupted in the middle of a step; begin a new one")
+        if self.position + tokens > self.context:
+            raise ContextLengthError(
+                f"{self.position} + {tokens} tokens exceed the {self.context} positions of this sequence"
+            )
+
+    def begin(self, tokens: int) -> None:
+        """Called before a step of so many tokens: until end(), the cache is not what `position` says."""
+        self._before = self.snapshot() if tokens > self._slack + 1 else None
+        self._begun, self.whole = tokens, False
+
+    def undo(self) -> None:
+        """Makes a sequence whose step was interrupted what it was before it."""
+        if self.whole:
+            return
+        if self._before is None:
+            self._written = max(self._written, self.position + self._begun)
+        else:
+            for window, ring, arrays in zip(self._windows, self._before.rings, self.arrays, strict=True):
+                for kept, array in zip(ring or (), arrays, strict=False):
+                    array[:, _blocks(self.position, window, array)] = kept
+            self._oldest = self.position
+        self._before, self.whole = None, True
+
+    def end(self, tokens: int) -> None:
+        """Called when the step is complete."""
+        self.position += tokens
+        self._written = max(self._written, self.position)
+        self._before, self.whole = None, True
+
+    def truncate(self, position: int) -> None:
+        """Forgets what stands at `position` and after it. Not further back than `slack` from the farthest that was
+        reached where there are sliding layers: their rings have lost what is older. InputError otherwise."""
+        self._require_held(position)
+        self.position = position
+
+    def _require_held(self, position: int) -> None:
+        self.require(0)
+        if not max(self._oldest, self._written - self._slack) <= position <= self.position:
+            raise InputError(
+                f"a sequence that holds {self.position} tokens and has held {self._written} cannot be cut to "
+                f"{position}; give model.new_sequence() more slack than {self._slack}"
+            )
+
+    def snapshot(self, position: int | None = None) -> Snapshot:
+        """A copy of what the windows hold now, or held at an earlier position that truncate() could go back to. Takes
+        3 MB in gpt-oss-20b, nothing in GPT-2."""
+        position = self.position if position is None else position
+        self._require_held(position)
+        rings = [
+            tuple(array[:, _blocks(position, window, array)] for array in arrays) if window else None
+            for window, arrays in zip(self._windows, self.arrays, strict=True)
+        ]
+        return Snapshot(position, rings)
+
+    def resume(self, source: "Sequence", snapshot: Snapshot) -> None:
+        """Makes this empty sequence what `source`, of the same model, was at `snapshot`; it cannot be truncated to
+        less where there are windows. Copies, so both can go on."""
+        source.require(0)
+        if self.position or snapshot.position > source.position:
+            raise InputError(
+                f"a sequence of {self.position} positions cannot resume at {snapshot.position} of "
+                f"{source.position}; take a new one, and a snapshot of what is still there"
+            )
+        self.require(snapshot.position)
+        p = snapshot.position
+        for window, ring, mine, theirs in zip(self._windows, snapshot.rings, self.arrays, source.arrays, strict=True):
+            for i, at in enumerate((KEY_AT, VALUE_AT)):
+                if not window:
+                    mine[i][:, : -(-p // KV_BLOCK)] = theirs[i][:, : -(-p // KV_BLOCK)]
+                elif blocks := _blocks(p, window, mine[i]):
+                    mine[i][:, blocks[:-1]] = ring[i][:, :-1]
+                    # The ring may be too small for its newest block to have a place other than the oldest one's.
+                    np.copyto(mine[i][:, blocks[-1]], ring[i][:, -1], where=at <= (p - 1) % KV_BLOCK)
+        self.position = self._written = p
+        self._oldest = p if any(self._windows) else 0
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of what is kept, without what is only reserved."""
+        blocks = -(-self.position // KV_BLOCK)
+        return sum(array[:, :blocks].nbytes for arrays in self.arrays for array in arrays)
+
+    def first_bad_layer(self) -> int | None:
+        """The first layer whose keys or values are not finite."""
+        for layer, arrays in enumerate(self.arrays):
+            used = -(-(self.position + 1) // KV_BLOCK)
+            if not all(_finite(a[:, :used]) for a in arrays):
+                return layer
+        return None
+
+
+def _blocks(position: int, window: int, ring: np.ndarray) -> list[int]:
+    """Where a ring has what a token at `position` sees of those before it."""
+    first, end = max(0, position - window) // KV_BLOCK, -(-position // KV_BLOCK)
+    return [block % ring.shape[1] for block in range(first, end)]
+
+
+def _finite(kept: np.ndarray) -> bool:
+    if kept.dtype == np.uint16:  # bf16: all bits of the exponent are set
+        return bool(((kept & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(kept).all())

@@ -1,0 +1,135 @@
+"""cgpt/EVOLUTION.md: what it quotes, links to and counts is what the files say."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cgpt.analysis.compare import compare
+from cgpt.analysis.compare_text import WHY, markdown
+from cgpt.analysis.info import count, describe, render, scaled, size
+from cgpt.checkpoint.sizes import published_config
+from cgpt.cli import main as cli
+
+from support.synth_cases import config_file
+
+ROOT = Path(__file__).parents[2]
+DOC = ROOT / "cgpt" / "EVOLUTION.md"
+LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
+FIGURE = re.compile(r"\d[\d.,]* (?:[KMB]|[kMG]B|GiB|[kMG]FLOP)\b|\d+\.\d%")
+
+
+def quotations(text):
+    """(language, the file linked last before it, its lines), of every fenced block."""
+    for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S):
+        yield match[1], LINK.findall(text[: match.start()])[-1], match[2].splitlines()
+
+
+def not_in_the_file(language, file, lines):
+    """The quoted lines that are not there. In a diff - is of gpt2.py, + of gpt_oss.py; elsewhere lines follow each
+    other as in the file, but for "..."."""
+    if language == "diff":
+        files = {"-": "gpt2.py", "+": "gpt_oss.py"}
+        sources = {mark: (DOC.parent / name).read_text().splitlines() for mark, name in files.items()}
+        return [line for line in lines if line[2:] not in sources[line[0]]]
+    source = (DOC.parent / file).read_text()
+    pieces = re.split(r"^\.\.\.\n", "".join(line + "\n" for line in lines), flags=re.M)
+    return [piece for piece in pieces if f"\n{piece}" not in source]
+
+
+def one_step_undone(changes, tmp_path):
+    """The cells of the table's row."""
+    path = config_file(tmp_path, published_config("gpt-oss-20b") | changes)
+    model = compare(["gpt-oss-20b", path], 131072)["models"][1]
+    read = sum(n for part, n in model["bytes"]["per_token"].items() if part != "cache")
+    return [
+        count(model["parameters"]["total"]),
+        f"{model['bytes']['disk'] / 2**30:.1f} GiB",
+        size(read),
+        scaled(model["flops"]["products"], "FLOP"),
+        size(model["cache"]["full"]),
+        scaled(model["flops"]["attention"], "FLOP"),
+    ]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def tables(text):
+    """The two tables: their lines."""
+    return [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.M)][:2]
+
+
+def test_quoted_lines_are_in_the_files():
+    found = list(quotations(DOC.read_text()))
+    assert len(found) >= 20
+    assert [missing for quotation in found for missing in not_in_the_file(*quotation)] == []
+
+
+@pytest.mark.parametrize(
+    "language, file, lines",
+    [
+        ("diff", "model.py", ["-         k.rmsnorm(ctx, normed, x, self.attn_norm, c.rms_norm_eps, T)"]),
+        ("diff", "model.py", ["+ class GptOss(Model): "]),
+        ("c", "../csrc/rope.c", ["            x[d] = a * cos[d] + b * sin[d];"]),
+        ("c", "../csrc/rope.c", ["            x[d + half] = b * cos[d] + a * sin[d];", "    int64_t half = D / 2;"]),
+    ],
+)
+def test_a_wrong_quotation_is_found(language, file, lines):
+    assert not_in_the_file(language, file, lines)
+
+
+def test_links_resolve():
+    text = DOC.read_text()
+    targets = LINK.findall(text)
+    assert len(set(targets)) > 15
+    assert [target for target in targets if not (DOC.parent / target).is_file()] == []
+    named = re.findall(r"`((?:tests|csrc|cgpt)/[\w./]+)`", text)
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    assert all(re.fullmatch(r"\d{4}\.\d{5}", number) for number in re.findall(r"arXiv:([\d.]*\d)", text))
+
+
+def test_the_card_is_what_compare_prints():
+    printed = markdown(compare(["gpt2-xl", "gpt-oss-20b", "gpt-oss-120b"])).splitlines()
+    card = tables(DOC.read_text())[0]
+    places = [printed.index(line) for line in card]  # ValueError: not a line of it
+    assert places == sorted(places) and places[:2] == [0, 1]
+    assert len(card) > 20
+
+
+def test_the_steps_undone(tmp_path):
+    rows = [cells(line) for line in tables(DOC.read_text())[1][2:]]
+    assert len(rows) == 7
+    for _, changed, *shown in rows:
+        changes = {} if changed == "as published" else eval(f"dict({changed.strip('`')})")
+        assert shown == one_step_undone(changes, tmp_path), changed
+
+
+def test_every_figure_in_the_text_comes_from_somewhere():
+    text = DOC.read_text().split("## Measured here")[0]
+    known = set(FIGURE.findall(markdown(compare(["gpt2", "gpt2-xl", "gpt-oss-20b", "gpt-oss-120b"]))))
+    known |= set(FIGURE.findall("\n".join(tables(text)[1]))) | set(FIGURE.findall(render(describe("gpt-oss-20b"))))
+    known |= {count(3 * 2880**2 + 3 * 2880)}  # an expert
+    prose = [line for line in text.splitlines() if not line.startswith("|")]
+    found = set(FIGURE.findall("\n".join(prose)))
+    assert len(found) > 25 and found - known == set()
+
+
+def test_the_steps_are_those_of_compare():
+    text = DOC.read_text()
+    assert [int(n) for n in re.findall(r"^## (\d+)\. ", text, re.M)] == list(WHY)
+    assert text.count("**Why.**") == text.count("**In numbers.**") == len(WHY)
+
+
+def test_commands_are_understood(capsys):
+    text = DOC.read_text()
+    commands = re.findall(r"^    cgpt (.*)$", text, re.M) + re.findall(r"`cgpt (\w+ .*?)`", text)
+    assert len(commands) >= 4
+    for command in commands:
+        cli._parser().parse_args(shlex.split(command))
+    program = re.search(r"python -c '(.*?)'", text, re.S)[1].replace("\n    ", "\n")
+    exec(program, {})
+    assert json.loads(capsys.readouterr().out) == published_config("gpt-oss-20b")

@@ -1,0 +1,392 @@
+"""Prompt lookup: the output of plain decoding in fewer steps, and a pause where these take too long."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import cgpt
+from cgpt.cli import main as cli
+from cgpt.errors import InputError
+from cgpt.generation.generate import Request, Scheduler
+from cgpt.generation.speculation import Account, Lookup, Speculation, continuation
+from cgpt.kernels._kernels import PRECISIONS
+
+NAMES = ["demo-gpt2", "demo-gpt-oss"]
+LOOP = [*range(40, 60)] * 6  # 120 ids that repeat themselves
+CHOICES = {
+    "greedy": dict(),
+    "sampled": dict(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=11),
+    "penalty": dict(repetition_penalty=1.3),
+    "all": dict(temperature=0.5, repetition_penalty=1.05, seed=5, logprobs=3),
+}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request):
+    return cgpt.load(request.param, threads=1, precision="exact")
+
+
+def same(done):
+    """What a completion must have in common with that of plain decoding: all but times and counts."""
+    fields = dataclasses.asdict(done)
+    for name in ("prefill_seconds", "decode_seconds", "num_draft_tokens", "num_accepted_tokens"):
+        del fields[name]
+    return fields | {"logprobs": None if done.logprobs is None else done.logprobs.tolist()}
+
+
+def always(monkeypatch):
+    """Guesses at every step, whatever it costs."""
+    monkeypatch.setattr(Account, "open", lambda self, requests: True)
+    monkeypatch.setattr(Account, "guessed", lambda *args: None)
+
+
+def foresee(model, monkeypatch, prompt):
+    """Guesses what greedy decoding says, always."""
+    always(monkeypatch)
+    truth = np.array(model.generate(prompt, max_new_tokens=100, ignore_eos=True).ids)
+
+    def propose(self, prompt_ids, ids, most):
+        return truth[len(ids) : len(ids) + min(self.num_tokens, most)]
+
+    monkeypatch.setattr(Lookup, "propose", propose)
+
+
+class Counted:
+    """The model of a scheduler, which notes the sizes of its steps."""
+
+    def __init__(self, model):
+        self.model, self.sizes = model, []
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def step(self, batch, **how):
+        self.sizes.append([len(ids) for _, ids in batch])
+        return self.model.step(batch, **how)
+
+
+def run(model, requests):
+    counted = Counted(model)
+    scheduler = Scheduler(counted, requests)
+    while scheduler.requests:
+        scheduler.step()
+    return counted.sizes
+
+
+# ---- The guesses
+
+CONTINUATIONS = [
+    ([1, 2, 3, 4, 1, 2], 2, [3, 4]),
+    ([1, 2, 3, 4, 1, 2], 9, [3, 4, 1, 2, 3, 4, 1, 2, 3]),  # goes on repeating what it copies
+    ([1, 2, 3, 1, 2, 4, 1, 2], 1, [4]),  # the last place
+    ([9, 1, 2, 3, 8, 1, 2, 4, 9, 1, 2], 1, [3]),  # unless the longer match is elsewhere
+    ([5, 5, 5], 4, [5, 5, 5, 5]),
+    ([5, 5], 4, []),  # one id is no match
+    ([1, 2, 3, 2], 4, []),
+    ([1], 4, []),
+    ([1, 2, 1, 2], 0, []),
+]
+
+
+@pytest.mark.parametrize("ids, length, expected", CONTINUATIONS, ids=str)
+def test_continuation(ids, length, expected):
+    assert continuation(np.array(ids), length).tolist() == expected
+
+
+# ---- The same output
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    prompt=st.lists(st.integers(0, 500), min_size=1, max_size=30),
+    times=st.integers(1, 3),
+    guesses=st.integers(1, 12),
+    choice=st.sampled_from(list(CHOICES)),
+    tokens=st.integers(1, 40),
+)
+def test_the_output_is_that_of_plain_decoding(model, prompt, times, guesses, choice, tokens):
+    options = CHOICES[choice] | dict(max_new_tokens=tokens, ignore_eos=True)
+    plain = model.generate(prompt * times, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        always(patch)
+        done = model.generate(prompt * times, prompt_lookup_num_tokens=guesses, **options)
+    assert same(done) == same(plain)
+    assert (plain.num_draft_tokens, plain.num_accepted_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_where_it_guesses_long_and_often(model, choice, monkeypatch):
+    """Through 250 positions, so that gpt-oss's rings wrap around with guesses in them."""
+    always(monkeypatch)
+    options = CHOICES[choice] | dict(max_new_tokens=130, ignore_eos=True)
+    done = model.generate(LOOP, prompt_lookup_num_tokens=7, **options)
+    assert same(done) == same(model.generate(LOOP, **options))
+    assert 0 < done.num_accepted_tokens <= done.num_draft_tokens
+
+
+def test_fewer_steps(model, monkeypatch):
+    always(monkeypatch)
+    counts = []
+    for guesses in (None, 5):
+        requests = [Request(model, LOOP, max_new_tokens=60, ignore_eos=True, prompt_lookup_num_tokens=guesses)]
+        sizes = run(model, requests)
+        counts.append((len(sizes), requests[0].completion()))
+    (plain_steps, plain), (steps, done) = counts
+    assert plain.ids == done.ids and plain_steps == 60
+    assert steps == 60 - done.num_accepted_tokens and done.num_accepted_tokens >= 4
+    assert max(max(size) for size in sizes[1:]) == 6
+
+
+def test_no_more_steps_than_right_guesses_need(model, monkeypatch):
+    foresee(model, monkeypatch, LOOP)
+    for guesses, steps in ((1, 31), (4, 13), (100, 2)):  # the prompt's, then 59 ids in steps of 1 + guesses
+        request = Request(model, LOOP, max_new_tokens=60, ignore_eos=True, prompt_lookup_num_tokens=guesses)
+        sizes = run(model, [request])
+        done = request.completion()
+        assert len(sizes) == steps and done.num_accepted_tokens == done.num_draft_tokens == 60 - steps
+        assert sum(map(sum, sizes[1:])) == 59
+
+
+@pytest.mark.parametrize("end", ["stop id", "eos", "stop text", "max_new_tokens"])
+def test_an_end_among_accepted_guesses(model, end, monkeypatch):
+    """At each of the places in turn, so that most are within a run of guesses that came true."""
+    foresee(model, monkeypatch, LOOP)
+    ids = model.generate(LOOP, max_new_tokens=40, ignore_eos=True).ids
+    for n in range(20, 40):
+        options = dict(max_new_tokens=40, ignore_eos=True)
+        if end == "stop id":
+            options["stop"] = ids[n]
+        elif end == "stop text":
+            options["stop"] = model.tokenizer.decode(ids[n : n + 2])
+        elif end == "max_new_tokens":
+            options["max_new_tokens"] = n
+        else:
+            options["ignore_eos"] = False
+            monkeypatch.setattr(model, "eos_token_ids", (ids[n],))
+        done = model.generate(LOOP, prompt_lookup_num_tokens=9, **options)
+        assert same(done) == same(model.generate(LOOP, **options))
+        after_prompt = len(done.ids) - 1  # in steps of ten, nine of which were guessed
+        assert done.num_accepted_tokens == after_prompt - math.ceil(after_prompt / 10)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_stream_has_the_same_pieces(model, choice, monkeypatch):
+    always(monkeypatch)
+    options = dict(max_new_tokens=60, ignore_eos=True, stop=["zzz"]) | CHOICES[choice]
+    prompt = model.tokenizer.decode(LOOP)
+    assert list(model.stream(prompt, prompt_lookup_num_tokens=4, **options)) == list(model.stream(prompt, **options))
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 20])
+def test_a_full_context(room, monkeypatch):
+    always(monkeypatch)
+    model = cgpt.load("demo-gpt2", precision="exact")
+    prompt = (LOOP * 3)[: model.context_length - room]
+    done = model.generate(prompt, ignore_eos=True, prompt_lookup_num_tokens=5)
+    assert same(done) == same(model.generate(prompt, ignore_eos=True)) and len(done.ids) == room + 1
+
+
+# ---- In batches
+
+
+def requests_of(model, guesses):
+    """Eight requests, some without lookup; they end one after another."""
+    random = np.random.default_rng(0)
+    prompts = [LOOP, random.integers(0, 500, 30), LOOP[:45], [7], random.integers(0, 500, 300) % 300, *[LOOP[3:60]] * 3]
+    return [
+        Request(
+            model,
+            prompt[: model.context_length - 30],
+            max_new_tokens=8 + 6 * i,
+            ignore_eos=True,
+            prompt_lookup_num_tokens=None if i % 3 == 2 else guesses,
+            **list(CHOICES.values())[i % 4],
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def mostly_right(truth):
+    """Guesses all but every seventh id of a text."""
+
+    def propose(prompt_ids, ids, most):
+        guess = [i + (at % 7 == 0) for at, i in enumerate(truth)][len(ids) : len(ids) + min(4, most)]
+        return np.array(guess, np.int64) % 500
+
+    return propose
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch(level, name, precision, monkeypatch):
+    """In auto a step may not hold more tokens than get the bits of single ones."""
+    always(monkeypatch)
+    model = cgpt.load(name, precision=precision)
+    plain, guessing = requests_of(model, None), requests_of(model, 4)
+    plain_sizes = run(model, plain)
+    for request, truth in zip(guessing, plain, strict=True):
+        if request.lookup:
+            request.lookup.propose = mostly_right(truth.ids)
+    sizes = run(model, guessing)
+    assert [same(r.completion()) for r in guessing] == [same(r.completion()) for r in plain]
+    assert sum(r.completion().num_accepted_tokens for r in guessing) >= 10 and len(sizes) < len(plain_sizes)
+    guessed = [size for size in sizes if len(size) < sum(size) <= 64]
+    assert guessed and max(map(sum, guessed)) <= model.uniform_tokens(Scheduler.MAX_RUNNING)
+
+
+def test_a_request_that_joins(model, monkeypatch):
+    always(monkeypatch)
+    options = dict(max_new_tokens=40, ignore_eos=True, prompt_lookup_num_tokens=4)
+    first, second = Request(model, LOOP, **options), Request(model, LOOP[5:90], **options)
+    scheduler = Scheduler(model, [first])
+    for _ in range(4):
+        scheduler.step()
+    scheduler.requests.append(second)
+    while scheduler.requests:
+        scheduler.step()
+    for request in (first, second):
+        alone = model.generate(request.prompt_ids, max_new_tokens=40, ignore_eos=True)
+        assert same(request.completion()) == same(alone)
+
+
+# ---- Whether it pays
+
+
+def played(steps, cost, accepted, guesses=4):
+    """Times (in plain steps, of 1 s) and kinds of so many steps; a longer one takes `cost` and gives 1 + accepted."""
+    account, kinds, saved = Account(), "", 0.0
+    for _ in range(steps):
+        if account.open(1):
+            account.guessed(1 + guesses, 1 + accepted, cost)
+            kinds, saved = kinds + "g", saved + 1 + accepted - cost
+        else:
+            account.plain(1.0)
+            kinds += "p"
+    return kinds, saved
+
+
+def test_what_pays_goes_on():
+    kinds, saved = played(1000, cost=1.5, accepted=2)
+    assert kinds[:3] == "ppp" and kinds.count("p") <= 20 and saved > 1400
+
+
+def test_what_does_not_pay_costs_little():
+    for cost in (1.1, 2.0, 5.0):
+        kinds, saved = played(1000, cost, accepted=0)
+        assert 0 > saved > -6 * (Account.CREDIT + cost)
+    tries = kinds.strip("p").split("p")
+    pauses = [len(pause) for pause in kinds.strip("p").split("g") if pause]
+    assert kinds.endswith("p") and len("".join(tries)) < 12 and pauses == [64, 128, 256, 512]
+
+
+def test_it_tries_again_when_guesses_come_true_later():
+    account = Account()
+    for accepted in [0] * 200 + [3] * 400:
+        if account.open(1):
+            account.guessed(4, 1 + accepted, 1.2)
+            last = "g"
+        else:
+            account.plain(1.0)
+            last = "p"
+    assert last == "g"
+
+
+def test_old_profits_do_not_pay_for_new_losses():
+    account, guessed = Account(), 0
+    for accepted in [3] * 300 + [0] * 30:
+        if account.open(1):
+            account.guessed(4, 1 + accepted, 2.0)
+            guessed = guessed + 1 if not accepted else 0
+        else:
+            account.plain(1.0)
+    assert 4 <= guessed <= 6
+
+
+def test_a_plain_step_that_was_slow_is_not_the_measure_forever():
+    """Guessing costs two steps and gains nothing, but the first plain steps were timed while others used the CPU."""
+    account, guessed = Account(), 0
+    for i in range(400):
+        if account.open(1):
+            account.guessed(5, 1, 2.0)
+            guessed += 1
+        else:
+            account.plain(3.0 if i < 3 else 1.0)
+    assert guessed < 220  # of 390: three steps of 1 s must be among the last five
+
+
+def test_another_process_does_not_end_it():
+    account = Account()
+    for i in range(40):
+        if account.open(1):
+            account.guessed(4, 4, 1000.0 if i == 20 else 1.2)
+        else:
+            account.plain(1000.0 if i == 1 else 1.0)
+    assert account.open(1)
+
+
+def test_requests_that_come_and_go_are_timed_anew():
+    account = Account()
+    for _ in range(3):
+        account.open(2)
+        account.plain(2.0)
+    assert account.open(2) and not account.open(1)
+
+
+class Clock:
+    """Says what steps of so many tokens are supposed to take."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self):
+        return self.now
+
+    def watch(self, model, monkeypatch):
+        step = model.step
+
+        def timed(batch, **how):
+            self.now += self.seconds(sum(len(ids) for _, ids in batch))
+            return step(batch, **how)
+
+        monkeypatch.setattr(model, "step", timed)
+
+
+def test_it_turns_itself_off_where_steps_grow_with_their_tokens(model, monkeypatch):
+    drafts = []
+    for seconds in (lambda T: 1.0, lambda T: 10.0 * T):
+        clock = Clock(seconds)
+        clock.watch(model, monkeypatch)
+        request = Request(model, LOOP, max_new_tokens=130, ignore_eos=True, prompt_lookup_num_tokens=6)
+        scheduler = Scheduler(model, [request])
+        scheduler.speculation = Speculation(model, Scheduler.MAX_RUNNING, clock)
+        while scheduler.requests:
+            scheduler.step()
+        monkeypatch.undo()
+        drafts.append(request.completion().num_draft_tokens)
+        assert request.ids == model.generate(LOOP, max_new_tokens=130, ignore_eos=True).ids
+    assert drafts[0] >= 60 and 6 <= drafts[1] <= drafts[0] / 2
+
+
+# ---- What is refused; from the shell
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0, True, "5"])
+def test_bad_numbers(model, bad):
+    with pytest.raises(InputError, match="prompt_lookup_num_tokens must be an integer of at least 1"):
+        model.generate([1, 2], prompt_lookup_num_tokens=bad)
+
+
+def test_from_the_shell(capsys):
+    prompt, outputs = "To be or not to be, to be or not to be, to be or not", []
+    for lookup in ([], ["--prompt-lookup-num-tokens", "4"]):
+        assert cli.main(["generate", "--json", "--precision", "exact", "--max-new-tokens", "60", *lookup, prompt]) == 0
+        outputs.append(json.loads(capsys.readouterr().out))
+    plain, done = outputs
+    assert (plain["text"], plain["ids"]) == (done["text"], done["ids"])
+    assert plain["prompt_lookup"] == {"draft_tokens": 0, "accepted_tokens": 0}
+    assert done["prompt_lookup"]["draft_tokens"] >= done["prompt_lookup"]["accepted_tokens"] > 0

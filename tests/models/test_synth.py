@@ -1,0 +1,247 @@
+"""synth.write: that what it writes loads and runs, is the same for the same seed, and never half there."""
+
+import json
+import shutil
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+
+import cgpt
+import cgpt.models.synth
+from cgpt.checkpoint.safetensors import Checkpoint
+from cgpt.errors import CheckpointError, ConfigError, InputError
+
+from reference.checkpoint import read_header
+from reference.mxfp4 import dequantise
+from support.synth_cases import CONFIGS, GPT2, GPT_OSS, ORIGINAL, PLAIN, stored
+
+
+def contents(directory):
+    """File name -> bytes."""
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def floats(tensor):
+    array, dtype = tensor
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else np.array(array)
+
+
+# --------------------------------------------------------------------------------------------- what it writes
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_loads_and_runs(kind, tmp_path):
+    cgpt.models.synth.write(CONFIGS[kind], tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a surplus tensor is a warning
+        model = cgpt.load(tmp_path / "model", precision="exact")
+    logits = model.logits(np.random.default_rng(1).integers(0, 500, 90))
+    assert np.isfinite(logits).all()
+    assert 1 < logits.std() < 10
+    assert len(set(logits.argmax(-1).tolist())) > 20  # not one answer to everything
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_same_seed_same_bytes(kind, tmp_path):
+    for name, seed in dict(first=7, second=7, other=8).items():
+        cgpt.models.synth.write(CONFIGS[kind], tmp_path / name, seed=seed)
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    first, other = stored(tmp_path / "first"), stored(tmp_path / "other")
+    alike = [name for name in first if np.array_equal(first[name][0], other[name][0])]
+    assert all(name.endswith("attn.bias") for name in alike)  # the causal masks
+
+
+def test_no_two_tensors_are_alike(tmp_path):
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "model")
+    starts = [array.tobytes()[:32] for array, _ in stored(tmp_path / "model").values()]
+    assert len(set(starts)) == len(starts)
+
+
+def test_own_head_comes_with_the_prefix(tmp_path):
+    """As transformers saves GPT2LMHeadModel; the published files come from GPT2Model."""
+    cgpt.models.synth.write(CONFIGS["gpt2, own head"], tmp_path / "model")
+    names = set(stored(tmp_path / "model"))
+    assert {"lm_head.weight", "transformer.wte.weight", "transformer.h.2.mlp.c_fc.weight"} <= names
+
+
+def test_config_from_a_file(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(GPT2))
+    cgpt.models.synth.write(tmp_path / "config.json", tmp_path / "from_file")
+    cgpt.models.synth.write(GPT2, tmp_path / "from_dict")
+    assert contents(tmp_path / "from_file") == contents(tmp_path / "from_dict")
+
+
+def test_published_size_comes_with_its_json_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(cgpt.models.synth.SIZES, "small", None)
+    configs = {"hf": GPT_OSS, "original": ORIGINAL}
+    monkeypatch.setattr(cgpt.models.synth, "published_config", lambda name, layout: configs[layout])
+    monkeypatch.setattr(cgpt.models.synth, "published_generation_config", lambda name: {"eos_token_id": [1, 2]})
+    cgpt.models.synth.write("small", tmp_path / "hf")
+    cgpt.models.synth.write("small", tmp_path / "original", layout="original")
+    assert set(contents(tmp_path / "hf")) == {"config.json", "generation_config.json", "model.safetensors"}
+    assert set(contents(tmp_path / "original")) == {"config.json", "model.safetensors"}
+    assert cgpt.load(tmp_path / "hf").eos_token_ids == (1, 2)
+    assert "embedding.weight" in stored(tmp_path / "original")
+
+
+def test_shards(tmp_path, monkeypatch):
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "whole")
+    monkeypatch.setattr(cgpt.models.synth, "HF_SHARD", 100_000)
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "cut")
+    files = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
+    assert len(files) > 3
+    assert files == [f"model-{n:05}-of-{len(files) - 1:05}.safetensors" for n in range(len(files))]
+    assert (tmp_path / "cut" / "model.safetensors.index.json").exists()
+    assert all(sum(a.nbytes for a, _ in read_header(tmp_path / "cut" / f).values()) <= 100_000 for f in files)
+    whole, cut = stored(tmp_path / "whole"), stored(tmp_path / "cut")
+    assert set(whole) == set(cut)
+    assert all(np.array_equal(whole[name][0], cut[name][0]) for name in whole)  # the cut changes no value
+    ids = [1, 2, 3]
+    assert np.array_equal(cgpt.load(tmp_path / "cut").logits(ids), cgpt.load(tmp_path / "whole").logits(ids))
+
+
+def test_shards_of_openais_layout(tmp_path, monkeypatch):
+    monkeypatch.setattr(cgpt.models.synth, "ORIGINAL_SINGLE", 100_000)
+    monkeypatch.setattr(cgpt.models.synth, "ORIGINAL_SHARD", 100_000)
+    cgpt.models.synth.write(ORIGINAL, tmp_path / "cut")
+    files = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
+    assert files == [f"model--{n:05}-of-{len(files):05}.safetensors" for n in range(1, len(files) + 1)]
+    assert not (tmp_path / "cut" / "model.safetensors.index.json").exists()
+    assert np.isfinite(cgpt.load(tmp_path / "cut").logits([1, 2, 3])).all()
+
+
+# ----------------------------------------------------------------------------------------------------- values
+
+
+def test_values_of_gpt2(tmp_path):
+    cgpt.models.synth.write(GPT2 | dict(vocab_size=2000), tmp_path / "model")
+    tensors = {name: floats(tensor) for name, tensor in stored(tmp_path / "model").items()}
+    for name, std in {
+        "wte.weight": 3 / 64**0.5,
+        "h.1.attn.c_attn.weight": 64**-0.5,
+        "h.1.mlp.c_fc.weight": 64**-0.5,
+        "h.1.mlp.c_proj.weight": 256**-0.5,
+    }.items():
+        values = tensors[name]
+        assert values.std() == pytest.approx(std, rel=0.05), name
+        assert abs(values.mean()) < 5 * std / values.size**0.5, name
+        assert abs((values**4).mean() / std**4 - 3) < 0.3, name  # the kurtosis of a normal distribution
+    assert abs(tensors["ln_f.weight"] - 1).max() < 0.6
+    assert 0.05 < tensors["ln_f.bias"].std() < 0.2
+    assert np.array_equal(tensors["h.2.attn.bias"][0, 0], np.tri(96))
+
+
+@pytest.mark.parametrize("config", [GPT_OSS, PLAIN], ids=["mxfp4", "plain"])
+def test_values_of_gpt_oss(config, tmp_path):
+    cgpt.models.synth.write(config, tmp_path / "model")
+    tensors = stored(tmp_path / "model")
+    for name, std in {
+        "lm_head.weight": 3 / 64**0.5,
+        "model.embed_tokens.weight": 1,
+        "model.layers.1.self_attn.o_proj.weight": 128**-0.5,
+        "model.layers.1.mlp.experts.gate_up_proj": 2 / 64**0.5,
+        "model.layers.1.mlp.experts.down_proj": 96**-0.5,
+    }.items():
+        if name + "_blocks" in tensors:
+            blocks, scales = tensors[name + "_blocks"][0], tensors[name + "_scales"][0]
+            assert len(np.unique(blocks)) == 256
+            assert np.ptp(scales) == 3
+            assert dequantise(blocks, scales).std() == pytest.approx(std, rel=0.5)  # by powers of two only
+        else:
+            assert tensors[name][1] == "BF16"
+            assert floats(tensors[name]).std() == pytest.approx(std, rel=0.05)
+    assert abs(floats(tensors["model.norm.weight"]) - 1).max() < 0.6
+    assert floats(tensors["model.layers.0.self_attn.sinks"]).std() > 0.1
+
+
+def test_scales_at_the_published_width():
+    assert cgpt.models.synth._lowest_scale("model.layers.0.mlp.experts.gate_up_proj_scales", 2880) in (118, 119)
+    assert cgpt.models.synth._lowest_scale("model.layers.0.mlp.experts.down_proj_scales", 2880) in (117, 118)
+
+
+# --------------------------------------------------------------------------------------------- how it behaves
+
+
+def test_memory_stays_small(tmp_path):
+    config = GPT2 | dict(vocab_size=400_000)  # one tensor of 102 MB
+    cgpt.models.synth.write(GPT2, tmp_path / "first")  # tables that are made once
+    tracemalloc.start()
+    cgpt.models.synth.write(config, tmp_path / "model")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40_000_000
+
+
+def test_progress(tmp_path):
+    told = []
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "model", progress=lambda *amounts: told.append(amounts))
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1] == (size, size)
+    assert {total for _, total in told} == {size}
+
+
+def test_never_looks_whole_before_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(cgpt.models.synth, "HF_SHARD", 100_000)
+
+    def look(done, total):
+        with pytest.raises(CheckpointError):
+            Checkpoint(tmp_path / "model")
+
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "model", progress=look)
+    assert not list((tmp_path / "model").glob("*.partial"))
+    Checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, OSError(28, "No space left on device"), RuntimeError])
+def test_nothing_is_left_of_a_failure(problem, exists, tmp_path):
+    directory = tmp_path / "model"
+    if exists:
+        directory.mkdir()
+
+    def fail(done, total):
+        if done > total / 2:
+            raise problem
+
+    expected = InputError if isinstance(problem, OSError) else problem
+    with pytest.raises(expected):
+        cgpt.models.synth.write(GPT_OSS, directory, progress=fail)
+    assert directory.exists() == exists
+    assert not exists or not list(directory.iterdir())
+
+
+def refused(error, match, *args, **kwargs):
+    with pytest.raises(error, match=match):
+        cgpt.models.synth.write(*args, **kwargs)
+
+
+def test_refuses_a_directory_in_use(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(InputError, "not empty", GPT2, tmp_path)
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
+    refused(InputError, "notes.txt", GPT2, tmp_path / "notes.txt")
+    refused(InputError, "notes.txt", GPT2, tmp_path / "notes.txt" / "model")
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_refuses_a_full_disk(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=13_000_000_000))
+    refused(InputError, r"takes 13.8 GB, but only 13.0 GB are free", "gpt-oss-20b", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_refuses_bad_arguments(tmp_path):
+    directory = tmp_path / "model"
+    refused(InputError, "gpt-oss-20b", "gpt-oss-2b", directory)
+    refused(InputError, "layout", "gpt2", directory, layout="original")
+    refused(InputError, "layout", "gpt-oss-20b", directory, layout="gguf")
+    refused(InputError, "layout", GPT_OSS, directory, layout="hf")
+    refused(InputError, "seed", GPT2, directory, seed=-1)
+    refused(InputError, "seed", GPT2, directory, seed=1.5)
+    refused(ConfigError, "n_head", GPT2 | dict(n_head=5), directory)
+    refused(ConfigError, "model_type", {"model_type": "llama"}, directory)
+    assert not directory.exists()

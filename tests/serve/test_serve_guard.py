@@ -1,0 +1,358 @@
+"""Who may ask the server, how much, and how slowly; that nothing asked gives a 500 or stops it; how it ends."""
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cgpt
+from cgpt.cli import main as cli
+from cgpt.serve import server
+from cgpt.serve.limits import Limits
+from cgpt.serve.openai import chat, completions, responses
+
+from support.serve_cases import serving, wait_for
+
+ASK = {"prompt": "a", "max_tokens": 1}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cgpt.load("demo-gpt2")
+
+
+@pytest.fixture(scope="module")
+def served(model):
+    with serving(model, limits=Limits(body_bytes=2000, body_seconds=0.3), head_seconds=0.3) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def chatting():
+    with serving(cgpt.load("demo-gpt-oss"), limits=Limits(body_bytes=2000, max_tokens=20)) as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    "host, status",
+    [
+        ("localhost:8000", 200), ("LOCALHOST", 200), ("app.localhost", 200), ("127.0.0.1", 200), ("[::1]:80", 200),
+        ("192.168.1.7:8000", 200), ("evil.example", 403), ("evil.example:8000", 403), ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403), ("", 403), ("[::1", 403), ("[evil]:1", 403),
+        ("localhost.:80", 200), ("localhost..", 403), ("localhost:evil", 403), ("evil.example@localhost", 403),
+        ("localhost/evil.example", 403), ("localhost?evil.example", 403), ("local\thost", 403), ("127.1", 403),
+    ],
+)  # fmt: skip
+def test_the_host_must_be_ours(served, host, status):
+    """A page whose name was pointed here after it was loaded sends that name."""
+    assert served.ask("GET", "/health", headers={"Host": host})[0] == status
+    assert served.ask("GET", "/", headers={"Host": host})[0] == status
+
+
+def test_other_names_where_allowed(model):
+    with serving(model, hosts=("box.example",)) as served:
+        assert served.ask("GET", "/health", headers={"Host": "BOX.example.:8000"})[0] == 200
+        _, _, answer = served.ask("GET", "/health", headers={"Host": "other.example"})
+        assert answer["error"]["code"] == "host_not_allowed" and "--allow-host" in answer["error"]["message"]
+
+
+def test_pages_of_other_sites_may_not_ask(served):
+    own = f"http://{served.host}:{served.port}"
+    for origin, status in ((own, 200), ("https://evil.example", 403), ("null", 403), (own + "1", 403)):
+        found, headers, _ = served.post("/v1/completions", ASK, {"Origin": origin})
+        assert found == status and "access-control-allow-origin" not in headers
+    status, headers, _ = served.ask("OPTIONS", "/v1/completions", headers={"Origin": "https://evil.example"})
+    assert status == 403 and "access-control-allow-origin" not in headers
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):  # which need no asking before
+        assert served.post("/v1/completions", ASK, {"Content-Type": kind})[0] == 415
+
+
+def test_cors_where_asked_for(model):
+    friend = {"Origin": "https://friend.example"}
+    with serving(model, origins=("https://friend.example",), key="k") as served:
+        before = friend | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        status, headers, _ = served.ask("OPTIONS", "/v1/completions", headers=before)
+        assert status == 200 and headers["access-control-allow-origin"] == "https://friend.example"
+        for key, expected in (("k", 200), ("wrong", 401)):
+            status, headers, _ = served.post("/v1/completions", ASK, friend | {"Authorization": f"Bearer {key}"})
+            assert status == expected and headers["access-control-allow-origin"] == "https://friend.example"
+        foe = {"Origin": "https://evil.example", "Authorization": "Bearer k"}
+        status, headers, _ = served.post("/v1/completions", ASK, foe)
+        assert status == 403 and "access-control-allow-origin" not in headers
+
+
+def test_the_key(model):
+    with serving(model, key="sécret") as served:
+        for header in (None, "Bearer", "Bearer wrong", "Basic sécret", "sécret", "Bearer sécret2", "Bearer \xff"):
+            headers = {"Authorization": header.encode()} if header else {}
+            for path in ("/v1/completions", "/v1/models", "/metrics", "/x"):
+                status, answered, answer = served.post(path, ASK, headers)
+                assert status == 401 and answer["error"]["code"] == "invalid_api_key"
+                assert answered["www-authenticate"] == "Bearer"
+        assert served.ask("GET", "/health")[0] == served.ask("GET", "/")[0] == 200
+        assert served.post("/v1/completions", ASK, {"Authorization": "bearer sécret".encode()})[0] == 200
+        with pytest.raises(openai.AuthenticationError):
+            served.client("wrong").models.list()
+
+
+def test_bodies_are_bounded(served):
+    body = json.dumps({"prompt": "a" * 2000}).encode()
+    assert "at most 2000 are read" in served.refused("/v1/completions", body, 413)["message"]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:1500], body[1500:])) + b"0\r\n\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert talk(served, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks).startswith(b"HTTP/1.1 413")
+    assert talk(served, head + b"Content-Length: " + b"9" * 20 + b"\r\n\r\n").startswith(b"HTTP/1.1 413")
+
+
+def talk(served, data, wait=5.0):
+    """What the server answers to these bytes until it closes or is silent for `wait` seconds."""
+    with socket.create_connection((served.host, served.port)) as connection:
+        connection.settimeout(wait)
+        connection.sendall(data)
+        answer = b""
+        try:
+            while b"\r\n\r\n" not in answer and (part := connection.recv(65536)):
+                answer += part
+        except TimeoutError:
+            pass
+        return answer
+
+
+@pytest.mark.parametrize("data", [b"", b"POST /v1/comp", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "])
+def test_a_head_that_does_not_come_ends_the_connection(served, data):
+    began = time.monotonic()
+    assert talk(served, data, 10) == b"" and time.monotonic() - began < 5
+
+
+def test_a_head_that_comes_drop_by_drop_does_too(served):
+    with socket.create_connection((served.host, served.port)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(9000).startswith(b"HTTP/1.1 200")
+        with pytest.raises(ConnectionError):  # the second head of the connection
+            for _ in range(100):
+                connection.sendall(b"G")
+                time.sleep(0.05)
+
+
+def test_a_body_that_does_not_come_is_given_up(served):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert talk(served, head + b"Content-Length: 50\r\n\r\n{").startswith(b"HTTP/1.1 408")
+
+
+def test_a_head_within_the_time_of_an_answer_does_not_end_it(model):
+    with serving(model, head_seconds=0.05) as served:
+        chunks = list(served.client().completions.create(model="demo", prompt="a", max_tokens=200, stream=True))
+        assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+
+
+NASTY = [
+    b"", b"{", b"[]", b"null", b'"a"', b"\xff\xfe", b'{"prompt": "a", "prompt": "b"}', b'{"prompt": NaN}',
+    b'{"prompt": "a", "seed": ' + b"9" * 1500 + b"}", b'{"prompt": "a", "temperature": 1e999}', b"[" * 1900,
+    b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}", b'{"prompt": "a", "logit_bias": {"\\u0661": 1}}',
+    b'{"prompt": "a", "\\ud800": 1}', b'{"model": "\\ud800"}', b'{"prompt": {"a": 1}}', b'{"prompt": [true]}',
+    b'{"prompt": "a", "stop": {"a": "b"}}', b'{"prompt": "a", "suffix": {}}', b'{"prompt": "a", "stream_options": []}',
+    b'{"input": "a", "metadata": {"a": 1e999}}', b'{"input": "a", "metadata": ' + b"[" * 100 + b"]" * 100 + b"}",
+    b'{"input": "a", "background": 0}', b'{"prompt": [1.5]}',
+]  # fmt: skip
+
+
+PATHS = ["/v1/completions", "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/responses"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("body", NASTY, ids=range(len(NASTY)))
+def test_bodies_that_are_wrong_are_refused(chatting, path, body):
+    status, _, answer = chatting.post(path, body)
+    assert status in (400, 404) and answer["error"]["message"]
+
+
+def test_a_whole_number_may_have_a_point(chatting):
+    body = {"prompt": [1.0, 2.0], "max_tokens": 1.0, "temperature": 0.0}
+    assert chatting.post("/v1/completions", body)[0] == 200
+
+
+def test_no_part_of_an_answer_waits_for_the_acknowledgement_of_the_one_before(served):
+    with server.listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        assert listening.accept()[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 600) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+TEXT = st.sampled_from(["a", "", "<|start|>", "\ud800", "{}", "f", "auto", "none", "low", "text"]) | st.text(max_size=4)
+PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "input_text", "x"])}, optional={"text": TEXT | JSON})
+CONTENT = TEXT | st.lists(PARTS, max_size=2) | JSON
+FUNCTIONS = st.fixed_dictionaries({}, optional={"name": TEXT, "arguments": TEXT, "parameters": JSON})
+CALLS = st.fixed_dictionaries({}, optional={"id": TEXT, "type": st.just("function"), "function": FUNCTIONS})
+KINDS = st.sampled_from(["message", "reasoning", "function_call", "function_call_output", "function"])
+ITEMS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "system", "developer"]), "content": CONTENT},
+    optional={
+        "type": KINDS,
+        "tool_call_id": TEXT,
+        "tool_calls": st.lists(CALLS, max_size=2),
+        "reasoning": TEXT,
+        "name": TEXT,
+        "call_id": TEXT,
+        "arguments": TEXT,
+        "output": CONTENT,
+        "function": FUNCTIONS,
+    },
+)
+FIELDS = {
+    PATHS[0]: completions.FIELDS,
+    PATHS[1]: {"prompt", "content", "special"},
+    PATHS[2]: {"tokens"},
+    PATHS[3]: chat.FIELDS,
+    PATHS[4]: responses.FIELDS,
+}
+GOOD = {
+    PATHS[0]: {"prompt": "a", "max_tokens": 2},
+    PATHS[4]: {"input": "a", "max_output_tokens": 2},
+    PATHS[3]: {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
+}
+
+
+@st.composite
+def bodies(draw):
+    """(path, a body whose fields the endpoint knows, some of them right)"""
+    path = draw(st.sampled_from(PATHS))
+    fields = draw(st.dictionaries(st.sampled_from(sorted(FIELDS[path] - {"max_tokens"})), TEXT | JSON, max_size=2))
+    lists = {key: draw(st.lists(ITEMS, max_size=3)) for key in ("messages", "input", "tools") if draw(st.booleans())}
+    known = {key: value for key, value in lists.items() if key in FIELDS[path]}
+    return path, GOOD.get(path, {}) | fields | known
+
+
+@settings(max_examples=400, deadline=None)
+@given(bodies())
+def test_no_body_is_a_500(chatting, asked):
+    path, body = asked
+    status, _, answer = chatting.post(path, body)
+    assert status in (200, 400, 404, 413), answer
+    assert chatting.engine._thread.is_alive()
+
+
+def test_what_is_no_http_is_survived(served):
+    for data in (b"\x00" * 100, b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"A" * 200_000):
+        try:
+            assert talk(served, data)[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 403")
+        except ConnectionError:
+            pass
+    assert served.ask("GET", "/health")[0] == 200
+
+
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+BODY = json.dumps(ASK).encode()
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "data, statuses",
+    [
+        (POST + LENGTH + b"\r\n" + BODY, [200]),
+        (POST + LENGTH + b"Content-Length: 3\r\n\r\n" + BODY, [400]),
+        (POST + b"Content-Length: -1\r\n\r\n" + BODY, [400]),
+        (POST + b"Content-Length: 3\r\n\r\n" + BODY, [400]),  # cut
+        (POST + b"Content-Encoding: gzip\r\n" + LENGTH + b"\r\n" + BODY[:-1] + b"\xff", [400]),
+        (POST + CHUNKED + b"%x\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(BODY), BODY), [200]),
+        (POST + CHUNKED + b"zz\r\n" + BODY, [400]),
+        (POST + CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n", [400]),
+        (POST + CHUNKED + b"5\r\nhello!!0\r\n\r\n", [400]),
+        (POST.replace(b"/1.1", b"/1.0") + LENGTH + b"\r\n" + BODY, [200]),
+        (b"GET /health HTTP/1.0\r\n\r\n", [403]),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + POST + LENGTH + b"\r\n" + BODY, [200] * 3),
+        (b"GET /v1/models/..%2f%00%ff/../demo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", [404]),
+    ],
+)
+def test_requests_by_the_byte(served, data, statuses):
+    """What a client that is no library sends: answered or refused, and the connection closed."""
+    with socket.create_connection((served.host, served.port), timeout=20) as connection:
+        connection.sendall(data)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", answer)] == statuses
+    assert served.ask("GET", "/health")[0] == 200
+
+
+def test_the_log_has_no_prompts_unless_asked(model, caplog):
+    caplog.set_level(logging.INFO, "cgpt.serve")
+    for asked in (False, True):
+        caplog.clear()
+        with serving(model, log_prompts=asked) as served:
+            served.post("/v1/completions", ASK | {"prompt": "a secret"})
+            served.ask("GET", "/a%0asecret?secret")
+        text = "\n".join(record.getMessage() for record in caplog.records)
+        assert ("secret" in text) == asked and "POST /v1/completions 200" in text and "GET other 404" in text
+
+
+# ---- the command
+
+
+def command(*args, **how):
+    environment = os.environ | {"CGPT_API_KEY": ""} | how.pop("env", {})
+    run = [sys.executable, "-m", "cgpt", "serve", "--port", "0", *args]
+    return subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env=environment, **how)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_and_lets_what_runs_finish(number):
+    with command("--precision", "exact", "--threads", "1", env={"CGPT_API_KEY": "k"}) as process:
+        line = process.stderr.readline()
+        assert line.startswith("cgpt: serving at http://127.0.0.1:"), line
+        client = openai.OpenAI(base_url=line.split()[-1] + "/v1", api_key="k", max_retries=0)
+        ask = dict(model="demo-gpt2", prompt="a", max_tokens=200, temperature=0)
+        stream = client.completions.create(stream=True, **ask)
+        text = next(iter(stream)).choices[0].text
+        process.send_signal(number)
+        text += "".join(chunk.choices[0].text for chunk in stream)
+        assert text == cgpt.load("demo-gpt2", precision="exact").generate("a", max_new_tokens=200).text
+        assert process.wait(20) in (-number, cli.INTERRUPTED)
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_what_the_command_cannot_do(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for args, message in (
+            (["--port", port], f"cannot listen at 127.0.0.1 port {port}: Address already in use"),
+            (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
+            (["--port", "70000"], "--port must be 0 to 65535"),
+            (["--max-running", "0"], "--max-running must be 1 or more"),
+            (["--port", "0", "--model", "nothing"], "nothing: no such directory"),
+        ):
+            assert cli.main(["serve", *args]) == cli.FAILED
+            assert f"cgpt: error: {message}" in capsys.readouterr().err
+
+
+def test_without_the_extra(monkeypatch, capsys):
+    for name in [name for name in sys.modules if re.match(r"(cgpt\.serve|uvicorn)(\.|$)", name)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert cli.main(["serve"]) == cli.FAILED
+    assert "cgpt serve needs the package uvicorn: pip install 'cgpt[serve]'" in capsys.readouterr().err
+
+
+def test_anyone_may_ask_is_warned_of(monkeypatch, capsys):
+    monkeypatch.delenv("CGPT_API_KEY", raising=False)
+    assert cli.main(["serve", "--host", "0.0.0.0", "--port", "0", "--model", "nothing"]) == cli.FAILED
+    assert "anyone who reaches this address may use the model" in capsys.readouterr().err
+
+
+def test_idle_connections_do_not_stop_the_server(served):
+    connections = [socket.create_connection((served.host, served.port)) for _ in range(50)]
+    assert served.post("/v1/completions", ASK)[0] == 200
+    for connection in connections:
+        connection.close()
+    wait_for(lambda: served.engine.running == 0)

@@ -1,0 +1,275 @@
+"""Tokenizer files that are damaged, or ask for what is not supported: a TokenizerError each, nothing else."""
+
+import json
+import os
+import random
+import re
+from collections import Counter
+from copy import deepcopy
+
+import pytest
+
+from cgpt.errors import TokenizerError
+from cgpt.tokenizer import files
+from cgpt.tokenizer.pretokenizer import PUBLISHED_PATTERNS
+from cgpt.tokenizer.tokenizer import Tokenizer
+
+from support.tokenizer_cases import ALPHABET, BYTE_LEVEL, O200K, load, small
+
+VOCAB_SIZE = 300
+
+
+def put(*path_and_value):
+    """A change of one value in a tokenizer.json."""
+    *path, last, value = path_and_value
+
+    def change(content):
+        for key in path:
+            content = content[key]
+        content[last] = value
+
+    return change
+
+
+def without(key):
+    return lambda content: content.pop(key)
+
+
+REFUSED = {
+    "the model type is 'Unigram'": put("model", "type", "Unigram"),
+    "dropout is 0.1": put("model", "dropout", 0.1),
+    "continuing_subword_prefix is '##'": put("model", "continuing_subword_prefix", "##"),
+    "end_of_word_suffix is '</w>'": put("model", "end_of_word_suffix", "</w>"),
+    "ignore_merges is 'yes'": put("model", "ignore_merges", "yes"),
+    "normalizer is {'type': 'NFC'}": put("normalizer", {"type": "NFC"}),
+    "post_processor is {'type': 'TemplateProcessing'}": put("post_processor", {"type": "TemplateProcessing"}),
+    "decoder is {'type': 'WordPiece'}": put("decoder", {"type": "WordPiece"}),
+    "decoder is 3": put("decoder", 3),
+    "pre_tokenizer {'type': 'Whitespace'}": put("pre_tokenizer", {"type": "Whitespace"}),
+    "pre_tokenizer None": put("pre_tokenizer", None),
+    "pre_tokenizer {'type': 'Sequence', 'pretokenizers': 7}": put(
+        "pre_tokenizer", {"type": "Sequence", "pretokenizers": 7}
+    ),
+    "'add_prefix_space': True": put("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}),
+    "pre_tokenizer {'type': 'Sequence', 'pretokenizers': [{": put(
+        "pre_tokenizer", deepcopy(O200K) | {"pretokenizers": [BYTE_LEVEL] * 2}
+    ),
+    "model is None": without("model"),
+    "added_tokens is None": without("added_tokens"),
+    "vocab is []": put("model", "vocab", []),
+    "merges is {}": put("model", "merges", {}),
+    "merge 1 is 'a b c'": put("model", "merges", ["a b", "a b c"]),
+    "merge 0 is 'ab'": put("model", "merges", ["ab"]),
+    "merge 0 is ['a', 1]": put("model", "merges", [["a", 1]]),
+    "merge 0, ['x', 'y'], leaves the vocabulary": put("model", "merges", [["x", "y"]]),
+    "1 bytes have no token, for one 0x41": lambda content: content["model"]["vocab"].pop("A"),
+    "'a' must be 0 to 299, found 300": put("model", "vocab", "a", 300),
+    "'a' must be 0 to 299, found -1": put("model", "vocab", "a", -1),
+    "'a' must be 0 to 299, found 1.0": put("model", "vocab", "a", 1.0),
+    "'a' must be 0 to 299, found True": put("model", "vocab", "a", True),
+    "'a' must be 0 to 299, found 1000000000000000000000": put("model", "vocab", "a", 10**21),
+    "'a' and 'b' share an id": lambda content: put("model", "vocab", "b", content["model"]["vocab"]["a"])(content),
+    "'<|end|>' must be 0 to 299, found None": put("added_tokens", 0, {"content": "<|end|>"}),
+    "'!' has two ids": put("added_tokens", 0, {"content": "!", "id": 299}),
+    "not an object with a content": put("added_tokens", ["<|end|>"]),
+    "lists '<x>' twice": put("added_tokens", [{"content": "<x>", "id": 298}, {"content": "<x>", "id": 299}]),
+    "lstrip is True": put("added_tokens", 0, "lstrip", True),
+    "not valid Unicode": put("added_tokens", 0, "content", "\ud800"),
+    "one of the tokens is empty": put("added_tokens", 0, "content", ""),
+    "'a b' is not spelled in GPT-2's byte alphabet": put("model", "vocab", "a b", 299),
+    "'中' is not spelled": put("model", "vocab", "中", 299),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refused_by_name(tmp_path, reason):
+    content = small()
+    load(tmp_path, content, VOCAB_SIZE)
+    REFUSED[reason](content)
+    with pytest.raises(TokenizerError, match=f"tokenizer.json.*{re.escape(reason)}"):
+        load(tmp_path, content, VOCAB_SIZE)
+
+
+def test_no_other_pattern_is_run(tmp_path):
+    for regex in (
+        r"(a*)*b",
+        PUBLISHED_PATTERNS["o200k"] + "|x",
+        PUBLISHED_PATTERNS["gpt2"][1:],
+        "",
+        None,
+        ["\\s"],
+    ):
+        content = small() | {"pre_tokenizer": deepcopy(O200K)}
+        load(tmp_path, content, VOCAB_SIZE)
+        content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = regex
+        with pytest.raises(TokenizerError, match="the pre_tokenizer .* is not supported"):
+            load(tmp_path, content, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("key", ["add_prefix_space", "add_bos_token"])
+def test_tokenizer_config_that_changes_the_encoding(tmp_path, key):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: False}))
+    load(tmp_path, small(), VOCAB_SIZE)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: True}))
+    with pytest.raises(TokenizerError, match=f"tokenizer_config.json: {key} is True"):
+        load(tmp_path, small(), VOCAB_SIZE)
+
+
+def test_files_that_are_no_files(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.mkdir()
+    with pytest.raises(TokenizerError, match="tokenizer.json: is a directory"):
+        Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+    path.rmdir()
+    os.mkfifo(path)  # reading it would wait for ever
+    with pytest.raises(TokenizerError, match="not a regular file"):
+        Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(TokenizerError, match="No such file"):
+        Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+
+
+def test_texts_that_are_no_json(tmp_path):
+    for text in (
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"model": ' + b"9" * 5000 + b"}",
+        b'{"model": NaN}',
+    ):
+        (tmp_path / "tokenizer.json").write_bytes(text)
+        with pytest.raises(TokenizerError, match="tokenizer.json"):
+            Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+    for file, text in {"vocab.json": b"[1]", "merges.txt": b"\xff"}.items():
+        (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+        (tmp_path / "vocab.json").write_text(json.dumps(small()["model"]["vocab"]))
+        (tmp_path / "merges.txt").write_text("a b\nab c\n")
+        Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+        (tmp_path / file).write_bytes(text)
+        with pytest.raises(TokenizerError, match=file):
+            Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+
+
+def test_deep_nesting(tmp_path):
+    """Too deep for the parser (how deep depends on the Python), or else the message can still show it."""
+    for depth in (*range(900, 1000, 3), *range(1400, 1500, 3), *range(9800, 9950, 3), 100_000):
+        text = json.dumps(small() | {"pre_tokenizer": "DEEP"})
+        (tmp_path / "tokenizer.json").write_text(text.replace('"DEEP"', "[" * depth + "]" * depth))
+        with pytest.raises(TokenizerError, match="nested too deeply|pre_tokenizer"):
+            Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+
+
+def test_absurd_sizes(tmp_path, monkeypatch):
+    content = small(more=["a" * 9000])
+    with pytest.raises(TokenizerError, match="tokens too long"):
+        load(tmp_path, content, VOCAB_SIZE)
+    monkeypatch.setattr(files, "MAX_MERGES_BYTES", 5)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(small()["model"]["vocab"]))
+    (tmp_path / "merges.txt").write_text("a b\nab c\n")
+    with pytest.raises(TokenizerError, match="merges.txt: has more than 5 bytes"):
+        Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+
+
+# --------------------------------------------------------------------------------------------- fuzzing
+
+JUNK = (
+    [None, True, False, 0, -1, 1, 255, 299, 300, 2**31, 2**64, 10**4000, 0.5, 1e308]
+    + ["", "a", "b c", "Ġ", " ", "中", "\ud800", "\x00", "<|end|>", "BPE", "A" * 300]
+    + [[], [[]], ["a"], ["a", "b"], {}, {"a": 1}, ALPHABET, O200K]
+)
+NESTED = "NESTED"
+
+
+def tokenizer_json(rng):
+    content = small(["a b", "ab c", "b c"], ["acca", "Ġabc"], ignore_merges=rng.random() < 0.5)
+    content["pre_tokenizer"] = deepcopy(O200K if rng.random() < 0.5 else BYTE_LEVEL)
+    if rng.random() < 0.5:
+        content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    return {"tokenizer.json": content}
+
+
+def vocab_and_merges(rng):
+    content = small(["a b", "ab c"], ["<|x|>"])
+    vocab = content["model"]["vocab"]
+    files = {
+        "vocab.json": vocab,
+        "merges.txt": "#version: 0.2\na b\nab c\n",
+        "tokenizer_config.json": {"a": [1]},
+    }
+    return files | ({"added_tokens.json": {"<y>": 298}} if rng.random() < 0.5 else {})
+
+
+def nodes(value):
+    """Every (container, key) below `value`, but of a vocabulary, which has many, only some."""
+    if isinstance(value, dict | list):
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        for key in keys if len(keys) < 20 else keys[:3] + keys[97:101] + keys[-5:]:
+            yield value, key
+            yield from nodes(value[key])
+
+
+def damage_value(content, rng):
+    container, key = rng.choice(list(nodes(content)))
+    other, other_key = rng.choice(list(nodes(content)))
+    change = rng.randrange(5)
+    if change == 0:
+        container.pop(key)
+    elif change == 1:
+        container[key] = deepcopy(other[other_key])
+    elif change == 2 and isinstance(container, dict):
+        container[rng.choice([j for j in JUNK if isinstance(j, str)])] = container.pop(key)
+    else:
+        container[key] = deepcopy(rng.choice([*JUNK, NESTED]))
+
+
+def damage_bytes(data, rng):
+    start = rng.randrange(len(data) + 1)
+    end = min(len(data), start + rng.choice([0, 1, 1, 2, 5, 100]))
+    new = rng.choice([b"", bytes([rng.randrange(256)]), b'"', b"]", b"\xff", b" ", b"1" * 5000, data[:40]])
+    return rng.choice([data[:start] + new + data[end:], data[:start], data[start:]])
+
+
+def damaged(rng):
+    """The files of a tokenizer, with one to three things wrong."""
+    files = rng.choice([tokenizer_json, vocab_and_merges])(rng)
+    for _ in range(rng.randint(1, 3)):
+        content = rng.choice([content for content in files.values() if not isinstance(content, str)])
+        if content and rng.random() < 0.7:
+            damage_value(content, rng)
+    deep = "[" * rng.choice([10, 950, 100_000])
+    texts = {}
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        texts[name] = text.replace(f'"{NESTED}"', deep + "]" * len(deep)).encode()
+    if rng.random() < 0.25:
+        name = rng.choice(list(texts))
+        texts[name] = damage_bytes(texts[name], rng)
+    return texts
+
+
+def test_damaged_files_load_or_are_refused(tmp_path):
+    outcomes = Counter()
+    for seed in range(4000):
+        rng = random.Random(seed)
+        for old in tmp_path.iterdir():
+            old.unlink()
+        for name, data in damaged(rng).items():
+            (tmp_path / name).write_bytes(data)
+        try:
+            tokenizer = Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+            text = "abc abab\n <|end|> ¡中 \x00" + chr(rng.randrange(0xD800))
+            assert tokenizer.decode(tokenizer.encode(text)) == text
+            assert tokenizer.decode(tokenizer.encode(text, allowed_special="all")) == text
+            tokenizer.decode_bytes(range(VOCAB_SIZE))
+            outcomes["loaded"] += 1
+        except TokenizerError as refusal:
+            assert str(tmp_path) in str(refusal)
+            assert len(str(refusal)) < 1000
+            outcomes["refused"] += 1
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+    assert min(outcomes.values()) > 500, outcomes
