@@ -9,8 +9,8 @@
 #include "int8.h"
 
 enum {
-    A8_INT8 = 128,                      /* the offset of INT8 weights */
-    A8_INT8_STEPS = CG_INT8_GROUP / 4,  /* of a group */
+    A8_INT8 = 128,                     /* the offset of INT8 weights */
+    A8_INT8_STEPS = CG_INT8_GROUP / 4, /* of a group */
 };
 
 /* sum + four products of unsigned w and signed x in each lane. */
@@ -24,7 +24,7 @@ CG_INLINE vi a8_dot(vi sum, vi w, vi x) {
 
 /* Packed tokens: [T / CG_LANES][steps][CG_LANES] times four bytes, then the groups' heads, [T / CG_LANES][groups]. */
 typedef struct {
-    int32_t begin[CG_LANES];  /* the sum of -offset x q */
+    int32_t begin[CG_LANES]; /* the sum of -offset x q */
     float step[CG_LANES];
 } a8_head;
 
@@ -32,7 +32,8 @@ CG_INLINE int64_t a8_steps(const int group, int64_t K) { return cg_round_up(K, 4
 
 CG_INLINE int64_t a8_packed_bytes(const int group, int64_t T, int64_t K) {
     int64_t steps = a8_steps(group, K);
-    return cg_round_up(T, CG_LANES) * steps * 4 + (T + CG_LANES - 1) / CG_LANES * (steps / group) * (int64_t)sizeof(a8_head);
+    return cg_round_up(T, CG_LANES) * steps * 4 +
+           (T + CG_LANES - 1) / CG_LANES * (steps / group) * (int64_t)sizeof(a8_head);
 }
 
 CG_INLINE const a8_head *a8_heads(const int group, const void *packed, int64_t T, int64_t K) {
@@ -40,7 +41,8 @@ CG_INLINE const a8_head *a8_heads(const int group, const void *packed, int64_t T
 }
 
 /* A group of one token. MXFP4's values lie in the order of its codes: the even ones first. */
-CG_INLINE void a8_pack_group(const int group, const int offset, uint32_t *to, a8_head *head, int64_t t, const float *x) {
+CG_INLINE void a8_pack_group(const int group, const int offset, uint32_t *to, a8_head *head, int64_t t,
+                             const float *x) {
     int32_t q[CG_INT8_GROUP], sum = 0;
     int8_t narrow[CG_INT8_GROUP];
     uint32_t steps[A8_INT8_STEPS];
@@ -55,8 +57,8 @@ CG_INLINE void a8_pack_group(const int group, const int offset, uint32_t *to, a8
     for (int s = 0; s < group; s++) to[s * CG_LANES + t] = steps[s];
 }
 
-CG_INLINE void a8_pack(const int group, const int offset, void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0,
-                       int64_t t1) {
+CG_INLINE void a8_pack(const int group, const int offset, void *packed, const cg_rows *x, int64_t T, int64_t K,
+                       int64_t t0, int64_t t1) {
     int64_t steps = a8_steps(group, K), groups = steps / group;
     a8_head *heads = (a8_head *)a8_heads(group, packed, T, K);
     for (int64_t t = t0; t < cg_round_up(t1, CG_LANES); t++)

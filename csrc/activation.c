@@ -24,7 +24,7 @@ CG_INLINE void activate_all(float *x, cg_activation which, int64_t n) {
 }
 
 static void CG_NAME(activation)(float *x, cg_activation which, int64_t n) {
-    switch (which) {  /* the choice outside the loop */
+    switch (which) { /* the choice outside the loop */
     case CG_GELU_TANH: activate_all(x, CG_GELU_TANH, n); break;
     case CG_QUICK_GELU: activate_all(x, CG_QUICK_GELU, n); break;
     case CG_SILU: activate_all(x, CG_SILU, n); break;

@@ -3,7 +3,7 @@
 #ifndef CG_AMX_TILES_H
 #define CG_AMX_TILES_H
 
-enum { TILE_EDGE = 16, TILE_K = 32 };  /* 16 rows of 64 bytes: 16 x 16 f32 or 16 x 32 bf16 */
+enum { TILE_EDGE = 16, TILE_K = 32 }; /* 16 rows of 64 bytes: 16 x 16 f32 or 16 x 32 bf16 */
 
 static inline void tiles_begin(void) {
     struct {

@@ -24,7 +24,7 @@
 #endif
 
 #define CG_FEATURES_AVX2 "avx2,fma,f16c"
-#ifdef CGPT_EMULATE  /* emulate.h */
+#ifdef CGPT_EMULATE /* emulate.h */
 #define CG_FEATURES_AVX512 CG_FEATURES_AVX2
 #define CG_FEATURES_AVX512VNNI CG_FEATURES_AVX2
 #define CG_FEATURES_AVX512BF16 CG_FEATURES_AVX2

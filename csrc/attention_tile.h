@@ -8,12 +8,12 @@
 
 enum {
     ATT_ROWS = CG_LANES == 16 ? 8 : 4,  /* of a full tile: as many sums as there are registers for */
-    ATT_ALONE = CG_LANES == 16 ? 2 : 4,  /* vectors at a time of a row alone: its sums must not wait for each other */
+    ATT_ALONE = CG_LANES == 16 ? 2 : 4, /* vectors at a time of a row alone: its sums must not wait for each other */
 };
 
 typedef struct {
-    int64_t first, last;  /* visible positions */
-    float *acc;           /* a row of cg_attention_fn's `state` */
+    int64_t first, last; /* visible positions */
+    float *acc;          /* a row of cg_attention_fn's `state` */
 } att_row;
 
 /* What to bring into the cache meanwhile: `step` bytes of each per step of the loops. Without it the processor waits for
@@ -75,7 +75,7 @@ CG_INLINE void att_softmax(const int M, const att_row *row, float (*p)[CG_KV_BLO
         rise = vf_max(most[m] - now[m], rise);
         factor[m] = 1.f;
     }
-    if (vf_max_lane(rise) > 0.f) {  /* seldom, after some blocks */
+    if (vf_max_lane(rise) > 0.f) { /* seldom, after some blocks */
         for (int m = 0; m < M; m++) factor[m] = now[m];
         if (M == 1) now[0] = vf_max_lane(most[0]);
         for (int m = 0; m + 4 <= M; m += 4) vf_max4(now + m, most + m);
@@ -142,7 +142,7 @@ CG_INLINE void att_masked_values(const int M, const cg_dtype dtype, const att_ro
         j0 = cg_max(j0, first[m]);
         j1 = cg_min(j1, end[m]);
     }
-    if (M == 1 || j0 >= j1) j0 = j1 = CG_KV_BLOCK;  /* row by row */
+    if (M == 1 || j0 >= j1) j0 = j1 = CG_KV_BLOCK; /* row by row */
     for (int after = 0; after < 2; after++) {
         for (int m = 0; m < M; m++) {
             int64_t from = after ? j1 : first[m], to = after ? end[m] : cg_min(j0, end[m]);

@@ -58,10 +58,10 @@ typedef void cg_quantize_int8_fn(int8_t *out, uint16_t *scales, const void *x, c
 
 /* y[t][n] = sum over k of x[t][k] w[n][k] (+ bias[n]) (+ y[t][n] where add). */
 typedef struct {
-    const uint8_t *w;       /* rows of K weights, row-major; MXFP4: nibbles [N, K/32, 16] */
-    const uint8_t *scales;  /* MXFP4: [N, K/32]; INT8: bf16 [N, K/64 rounded up]; else NULL */
-    const float *bias;      /* [N] or NULL */
-    const void *x;          /* what pack() wrote */
+    const uint8_t *w;      /* rows of K weights, row-major; MXFP4: nibbles [N, K/32, 16] */
+    const uint8_t *scales; /* MXFP4: [N, K/32]; INT8: bf16 [N, K/64 rounded up]; else NULL */
+    const float *bias;     /* [N] or NULL */
+    const void *x;         /* what pack() wrote */
     float *y;
     int64_t y_stride;
     int64_t T, K;
@@ -98,8 +98,8 @@ typedef const struct {
    32b .. 32b+31: keys as 2 panels [D, 16], so that 16 scores come from one pass over D, values as Dv / 16 panels
    [32, 16], Dv = D rounded up to 16. It is stored at b % blocks, so that a sliding layer is a ring. */
 typedef struct {
-    void *k;         /* [G, blocks, 2, D, 16] */
-    void *v;         /* [G, blocks, Dv / 16, 32, 16] */
+    void *k; /* [G, blocks, 2, D, 16] */
+    void *v; /* [G, blocks, Dv / 16, 32, 16] */
     int64_t blocks;
     cg_dtype dtype;
 } cg_kv;
@@ -117,24 +117,24 @@ typedef void cg_kv_append_fn(const cg_kv *kv, const float *k, const float *v, in
    gpt-oss. */
 typedef struct {
     const float *q;
-    int64_t q_stride;      /* per token */
+    int64_t q_stride; /* per token */
     float *out;
-    int64_t out_stride;    /* per token */
-    const float *k, *v;    /* the T new keys and values, G heads each */
-    int64_t kv_stride;     /* per token */
+    int64_t out_stride; /* per token */
+    const float *k, *v; /* the T new keys and values, G heads each */
+    int64_t kv_stride;  /* per token */
     cg_kv past, fresh;
-    int64_t first_fresh;   /* a block */
+    int64_t first_fresh; /* a block */
     int64_t start, T, window;
     int64_t H, G, D;
-    const float *sinks;    /* [H] or NULL */
+    const float *sinks; /* [H] or NULL */
     float scale;
 } cg_attention;
 
 /* (token, head) rows of one key/value head are numbered t * H/G + h; a share is up to cg_attention_rows(D) of them. */
 enum {
     CG_ATTENTION_ROWS = 32,
-    CG_ATTENTION_FLOATS = 4096,  /* rows * D */
-    CG_ATTENTION_STATE = CG_ATTENTION_FLOATS + 3 * CG_V_ALIGN * CG_ATTENTION_ROWS,  /* floats of a share's state */
+    CG_ATTENTION_FLOATS = 4096,                                                    /* rows * D */
+    CG_ATTENTION_STATE = CG_ATTENTION_FLOATS + 3 * CG_V_ALIGN * CG_ATTENTION_ROWS, /* floats of a share's state */
 };
 static inline int64_t cg_attention_rows(int64_t D) { return cg_min(CG_ATTENTION_ROWS, CG_ATTENTION_FLOATS / D); }
 static inline int64_t cg_attention_stride(int64_t D) { return cg_round_up(D, CG_V_ALIGN) + 2 * CG_V_ALIGN; }
@@ -156,7 +156,7 @@ typedef uint32_t cg_read_fn(const uint32_t *data, int64_t n);
 /* Multiply-adds as fast as they go, from registers, on a single core. With one = 1 the result of run() is
    flops / 2 * rounds * x (peak_a8's sums are integers; exact while it is an integer below 2^24): nothing of the work can be left out. */
 typedef const struct {
-    int64_t flops;  /* of a round; a multiply-add is two */
+    int64_t flops; /* of a round; a multiply-add is two */
     float (*run)(float one, float x, int64_t rounds);
 } cg_peak;
 
@@ -168,25 +168,26 @@ typedef struct {
 #undef KERNEL
 } cg_kernels;
 
-enum { CG_KERNEL_COUNT = 0
-#define KERNEL(name, type) + 1
+enum {
+    CG_KERNEL_COUNT = 0
+#define KERNEL(name, type) +1
 #include "kernels.def"
 #undef KERNEL
 };
 
 typedef enum { CG_REF, CG_AVX2, CG_AVX512, CG_AMX, CG_LEVELS } cg_level;
 
-extern const cg_kernels *cg_active;                 /* what the drivers call */
+extern const cg_kernels *cg_active; /* what the drivers call */
 const char *cg_level_name(cg_level level);
-cg_level cg_highest_level(void);                    /* of this machine and build */
-const char *cg_missing_for(cg_level level);         /* the first thing that keeps a level out, or NULL */
-cg_status cg_use_level(cg_level level);             /* CG_BAD_VALUE beyond the highest */
+cg_level cg_highest_level(void);            /* of this machine and build */
+const char *cg_missing_for(cg_level level); /* the first thing that keeps a level out, or NULL */
+cg_status cg_use_level(cg_level level);     /* CG_BAD_VALUE beyond the highest */
 /* Pretend that the CPU lacks a feature, and those that came with it or later; takes effect with cg_use_level. */
 typedef enum { CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16 } cg_feature;
 void cg_mask_feature(cg_feature feature);
 cg_level cg_current_level(void);
 const char *cg_kernel_name(int slot);
-const char *cg_kernel_variant(int slot);            /* "ref", "avx2", ..., or "-" for none */
+const char *cg_kernel_variant(int slot); /* "ref", "avx2", ..., or "-" for none */
 
 /* --------------------------------------------------------------------------------------------------- the drivers */
 
@@ -197,7 +198,7 @@ typedef enum { CG_PRECISION_AUTO, CG_PRECISION_EXACT, CG_PRECISION_INT8 } cg_pre
 typedef struct {
     int threads;
     cg_precision precision;
-    void *scratch;          /* 64-byte aligned */
+    void *scratch; /* 64-byte aligned */
     int64_t scratch_bytes;
 } cg_context;
 
@@ -206,8 +207,8 @@ typedef struct {
     cg_dtype dtype;
     int64_t E, N, K;
     const uint8_t *data;
-    const uint8_t *scales;  /* MXFP4, INT8 */
-    const float *bias;      /* [E, N] or NULL */
+    const uint8_t *scales; /* MXFP4, INT8 */
+    const float *bias;     /* [E, N] or NULL */
 } cg_matrix;
 
 int cg_has_openmp(void);
@@ -231,7 +232,7 @@ cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, cons
 /* Attention of n sequences of the same H, G and D over their caches, a[i].past, to which their new keys and values are
    added. a->fresh and a->first_fresh are set here. A ring may be as small as the window rounded up to 32: the keys that
    a chunk would overwrite too early wait in scratch. */
-enum { CG_ATTENTION_MOST = 16 };  /* n at the highest */
+enum { CG_ATTENTION_MOST = 16 }; /* n at the highest */
 int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n);
 cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n);
 

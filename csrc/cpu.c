@@ -31,7 +31,7 @@ cg_cpu cg_detect_cpu(void) {
     cg_cpu cpu = {0};
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return cpu;
-    uint64_t state = c >> 27 & 1 ? enabled_state() : 0;  /* without OSXSAVE there is no XGETBV */
+    uint64_t state = c >> 27 & 1 ? enabled_state() : 0; /* without OSXSAVE there is no XGETBV */
     cpu.ymm = (state & 0x6) == 0x6;
     cpu.zmm = cpu.ymm && (state & 0xe0) == 0xe0;
     cpu.tiles = (state & 0x60000) == 0x60000;

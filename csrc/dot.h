@@ -16,14 +16,14 @@ enum {
     DOT_ROWS = CG_LANES == 16 ? 8 : 4,
     DOT_TOKENS = 3,
     DOT_TOKENS_MOST = CG_LANES == 16 ? 8 : 4,
-    DOT_STEP = 32,                           /* values of a row between two fetches: a line of 16-bit weights */
-    DOT_FEW = 12,                            /* tokens for which rows are best read as they are stored */
+    DOT_STEP = 32, /* values of a row between two fetches: a line of 16-bit weights */
+    DOT_FEW = 12,  /* tokens for which rows are best read as they are stored */
     DOT_AHEAD_BYTES = 1024,
     DOT_PIECE_BYTES = 2048,
-    DOT_PIECE = DOT_PIECE_BYTES / (4 * CG_LANES),  /* in vectors */
-    DOT_BATCH = 12,                          /* tokens whose pieces are neighbours */
+    DOT_PIECE = DOT_PIECE_BYTES / (4 * CG_LANES), /* in vectors */
+    DOT_BATCH = 12,                               /* tokens whose pieces are neighbours */
     DOT_MOST_TOKENS = 96,
-    DOT_PANEL = 64,                          /* rows decoded together */
+    DOT_PANEL = 64, /* rows decoded together */
 };
 
 /* How vectors of weights w and activations x are summed. DOT_F32: f32 lanes. DOT_PAIRS: pairs of bf16 a lane.
@@ -71,7 +71,7 @@ CG_INLINE void dot_finish_block(const int R, const int M, const cg_product *p, i
 
 /* ------------------------------------------------------------------------------------------------------ packing */
 
-enum { DOT_SPAN = DOT_PIECE_BYTES / 4 };  /* values of x in a piece */
+enum { DOT_SPAN = DOT_PIECE_BYTES / 4 }; /* values of x in a piece */
 CG_INLINE int64_t dot_pieces(int64_t K) { return (K + DOT_SPAN - 1) / DOT_SPAN; }
 
 /* `few` tokens are packed as rows of whole groups of vectors, many in batches: [T / 12][pieces][12][2 KB]. */
@@ -141,7 +141,7 @@ CG_INLINE void dot_few_tokens(const int R, const int M, const dot_sums how, cons
         for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
     }
     for (; k + DOT_STEP <= p->K; k += DOT_STEP) {
-        if (dtype != CG_F32)  /* f32 keep memory busy, and it costs (Zen 3) */
+        if (dtype != CG_F32) /* f32 keep memory busy, and it costs (Zen 3) */
             for (const char *at = fetch + k * size; at < fetch_end + k * size; at += apart_bytes)
                 __builtin_prefetch(at, 0, 3);
         dot_step(R, M, how, dtype, w + k * size, apart_bytes, x, k, sum);
@@ -176,7 +176,7 @@ CG_INLINE void dot_few_blocks(const int R, const int M, const dot_sums how, cons
 CG_INLINE void dot_few(const dot_sums how, const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
     if (how == DOT_PAIRS) dot_few_blocks(3, 8, how, dtype, p, n0, n1);
     else if (p->T > 1 && dtype != CG_F32 && CG_LANES < 16) dot_few_blocks(3, 4, how, dtype, p, n0, n1);
-    else if (p->T == 1) dot_few_blocks(4, 1, how, dtype, p, n0, n1);  /* eight places are too many (Zen 4) */
+    else if (p->T == 1) dot_few_blocks(4, 1, how, dtype, p, n0, n1); /* eight places are too many (Zen 4) */
     else dot_few_blocks(DOT_ROWS, DOT_TOKENS, how, dtype, p, n0, n1);
 }
 
@@ -189,8 +189,8 @@ typedef struct {
     const cg_product *p;
     vf pieces[DOT_PANEL * DOT_PIECE];
     vf state[DOT_MOST_TOKENS][DOT_PANEL];
-    int64_t vectors;   /* in the pieces at hand */
-    int first, last;   /* whether these are the first, the last of their rows */
+    int64_t vectors; /* in the pieces at hand */
+    int first, last; /* whether these are the first, the last of their rows */
 } dot_job;
 
 /* Rows n0 + r .. of the panel and tokens t .. of a block: x are the tokens' pieces, `at` the first token's state. */
@@ -239,7 +239,7 @@ CG_INLINE void dot_rows(const int R, const dot_sums how, dot_job *j, const vf *x
 
 /* Outputs n0 .. n1-1 for all tokens. */
 CG_INLINE void dot_many(const dot_sums how, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
-    const int R = how == DOT_GROUPED ? 4 : DOT_ROWS;  /* grouped sums take two registers each */
+    const int R = how == DOT_GROUPED ? 4 : DOT_ROWS; /* grouped sums take two registers each */
     dot_job j;
     int64_t pieces = dot_pieces(p->K);
     j.p = p;

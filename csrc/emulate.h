@@ -5,7 +5,7 @@
 #define CG_EMULATE_H
 #ifdef CGPT_EMULATE
 
-#pragma GCC diagnostic ignored "-Wpsabi"  /* all of it is inlined */
+#pragma GCC diagnostic ignored "-Wpsabi" /* all of it is inlined */
 #include "types.h"
 #include "vec.h"
 
@@ -16,12 +16,21 @@ typedef uint8_t emu_u8 __attribute__((vector_size(64)));
 typedef int64_t emu_i64 __attribute__((vector_size(64)));
 
 #define EMU(type) CG_INLINE type
-#define EMU_LANES(n, out, value) for (int i = 0; i < (n); i++) (out)[i] = (value)
+#define EMU_LANES(n, out, value) \
+    for (int i = 0; i < (n); i++) (out)[i] = (value)
 
 /* ---------------------------------------------------------------------------------------------- loads and stores */
 
-EMU(__m512) emu_loadu_ps(const void *p) { __m512 v; memcpy(&v, p, 64); return v; }
-EMU(__m512i) emu_loadu_si512(const void *p) { __m512i v; memcpy(&v, p, 64); return v; }
+EMU(__m512) emu_loadu_ps(const void *p) {
+    __m512 v;
+    memcpy(&v, p, 64);
+    return v;
+}
+EMU(__m512i) emu_loadu_si512(const void *p) {
+    __m512i v;
+    memcpy(&v, p, 64);
+    return v;
+}
 EMU(void) emu_storeu_si512(void *p, __m512i v) { memcpy(p, &v, 64); }
 EMU(__m512) emu_maskz_loadu_ps(uint32_t mask, const float *p) {
     __m512 v = {0};
@@ -159,8 +168,8 @@ static inline void emu_tile_multiply(int c, int a, int b) {
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 16; j++)
             for (int k = 0; k < 32; k++)
-                emu_tiles[c].f32[i][j] += cg_bf16_to_f32(emu_tiles[a].bf16[i][k]) *
-                                          cg_bf16_to_f32(emu_tiles[b].bf16[k / 2][2 * j + k % 2]);
+                emu_tiles[c].f32[i][j] +=
+                    cg_bf16_to_f32(emu_tiles[a].bf16[i][k]) * cg_bf16_to_f32(emu_tiles[b].bf16[k / 2][2 * j + k % 2]);
 }
 
 /* ------------------------------------------------------------------------------- under the names of the intrinsics */

@@ -8,7 +8,7 @@
 
 /* The largest magnitude of n floats, a multiple of 16; NaN if any is not finite. */
 CG_INLINE float fixed_largest(const int n, const float *x) {
-    vf most = vf_set(0.f), left = vf_set(0.f);  /* left: 0, or NaN */
+    vf most = vf_set(0.f), left = vf_set(0.f); /* left: 0, or NaN */
     for (int i = 0; i < n; i += CG_LANES) {
         vf v = vf_load(x + i);
         left += v - v;
@@ -19,7 +19,7 @@ CG_INLINE float fixed_largest(const int n, const float *x) {
 
 /* q[n] = x * scale, to nearest, |q| < 2^22; zeros where the scale is 0, whatever x. */
 CG_INLINE void fixed_scale(const int n, int32_t *q, const float *x, float scale) {
-    vf round = vf_set(12582912.f);  /* 1.5 * 2^23 */
+    vf round = vf_set(12582912.f); /* 1.5 * 2^23 */
     for (int i = 0; i < n; i += CG_LANES) {
         vi v = (vi)(vf_load(x + i) * scale + round) - (vi)round;
         if (scale == 0.f) v ^= v;
@@ -32,7 +32,7 @@ CG_INLINE float fixed_round_to(const int n, const float most, int32_t *q, const 
     float largest = fixed_largest(n, x);
     int zero = !(largest >= 0x1p-100f);
     fixed_scale(n, q, x, zero ? 0.f : most / largest);
-    return zero ? largest - largest : largest / most;  /* 0, or NaN */
+    return zero ? largest - largest : largest / most; /* 0, or NaN */
 }
 
 CG_INLINE float fixed_round(const int n, int32_t *q, const float *x) { return fixed_round_to(n, 32767.f, q, x); }

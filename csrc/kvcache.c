@@ -43,7 +43,7 @@ CG_INLINE void kv_put_key(const cg_dtype dtype, char *to, const float *k, int64_
 CG_INLINE void kv_append(const cg_dtype dtype, const cg_kv *kv, const float *k, const float *v, int64_t kv_stride,
                          int64_t start, int64_t T, int64_t g, int64_t D) {
     enum { P = CG_KV_PANEL };
-    int64_t size = (int64_t)cg_dtype_bytes(dtype), stored = 0;  /* keys before this one are */
+    int64_t size = (int64_t)cg_dtype_bytes(dtype), stored = 0; /* keys before this one are */
     for (int64_t t = 0; t < T; t++, k += kv_stride, v += kv_stride) {
         int64_t at = (start + t) % CG_KV_BLOCK;
         int64_t block = (g * kv->blocks + (start + t) / CG_KV_BLOCK % kv->blocks) * CG_KV_BLOCK;

@@ -4,11 +4,11 @@
 #include "tile.h"
 
 enum {
-    A8_LEAST = 9,                  /* fewer tokens are as fast in 16 bits; INT8 has linear_int8_a8_few for them */
-    A8_ROWS = 4,                   /* by 3 vectors */
-    A8_ROWS_ALONE = 8,             /* by one */
-    A8_STEPS = 192,                /* of a slice */
-    A8_MXFP4 = 12,                 /* makes them unsigned; they are twice their values */
+    A8_LEAST = 9,      /* fewer tokens are as fast in 16 bits; INT8 has linear_int8_a8_few for them */
+    A8_ROWS = 4,       /* by 3 vectors */
+    A8_ROWS_ALONE = 8, /* by one */
+    A8_STEPS = 192,    /* of a slice */
+    A8_MXFP4 = 12,     /* makes them unsigned; they are twice their values */
     A8_MXFP4_STEPS = CG_MXFP4_GROUP / 4,
 };
 
@@ -32,8 +32,7 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
             for (int r = 0; r < R; r++) {
                 vi ws = (vi)((vu){0} + w[r * TILE_ROW_STEPS + s]);
                 VF_KEEP(ws);
-                for (int m = 0; m < M; m++)
-                    dot[r][m] = a8_dot(dot[r][m], ws, xs[m]);
+                for (int m = 0; m < M; m++) dot[r][m] = a8_dot(dot[r][m], ws, xs[m]);
             }
         }
         for (int r = 0; r < R; r++) {
@@ -58,7 +57,8 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
 #define A8_ROWS_OF(name, group) \
     CG_INLINE void name(const int M, tile_job *j, const cg_product *p, const vf *x, int64_t x_vectors, int64_t n0, \
                         int64_t rows, int64_t t, int64_t at) { \
-        const a8_head *heads = a8_heads(group, p->x, p->T, p->K) + t / CG_LANES * (x_vectors / group) + j->from / group; \
+        const a8_head *heads = \
+            a8_heads(group, p->x, p->T, p->K) + t / CG_LANES * (x_vectors / group) + j->from / group; \
         const int R = M == 1 ? A8_ROWS_ALONE : A8_ROWS; \
         int64_t r = 0; \
         for (; r + R <= rows; r += R) a8_block(R, M, group, j, p, (const vi *)x, x_vectors, heads, n0, r, t, at); \
@@ -83,7 +83,8 @@ CG_INLINE void a8_decode_int8(void *out, const cg_product *p, int64_t n, int64_t
 }
 
 CG_INLINE void a8_decode_mxfp4(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
-    const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0), low = _mm_set1_epi8(15);
+    const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0),
+                  low = _mm_set1_epi8(15);
     int64_t first = n * (p->K / CG_MXFP4_GROUP) + k0 / CG_MXFP4_GROUP;
     for (int64_t g = 0; g < (k1 - k0) / CG_MXFP4_GROUP; g++) {
         __m128i codes = _mm_loadu_si128((const __m128i *)(p->w + (first + g) * CG_MXFP4_GROUP_BYTES));

@@ -3,7 +3,7 @@
 #include "a8.h"
 
 enum {
-    A8_FEW_LEAST = 6,  /* fewer tokens are as fast in 16 bits */
+    A8_FEW_LEAST = 6, /* fewer tokens are as fast in 16 bits */
     A8_FEW_MOST = CG_LANES,
     A8_FEW_ROWS = 8,
     A8_FEW_AHEAD_BYTES = 2048,
@@ -35,7 +35,7 @@ CG_INLINE void a8_few_rows(const int R, const cg_product *p, int64_t n, int64_t 
                 int32_t four;
                 memcpy(&four, w + r * apart * row_bytes + 4 * s, sizeof four);
                 vi ws = (vi){0} + four;
-                VF_KEEP(ws);  /* else GCC makes them unsigned before it broadcasts, which takes longer */
+                VF_KEEP(ws); /* else GCC makes them unsigned before it broadcasts, which takes longer */
                 dot[r] = a8_dot(dot[r], ws ^ (int32_t)0x80808080, *x);
             }
         for (int r = 0; r < R; r++)
@@ -49,11 +49,12 @@ CG_INLINE void a8_few_rows(const int R, const cg_product *p, int64_t n, int64_t 
 
 static void a8_few_panel(const cg_product *p, int64_t n0, int64_t n1) {
     int64_t apart = (n1 - n0) / A8_FEW_ROWS, n = n0;
-    if (apart > 1 && apart * int8_groups(p->K) * CG_INT8_GROUP % 4096 == 0) apart--;  /* they would share sets of a cache */
+    if (apart > 1 && apart * int8_groups(p->K) * CG_INT8_GROUP % 4096 == 0)
+        apart--; /* they would share sets of a cache */
     for (; n < n0 + apart; n++) a8_few_rows(A8_FEW_ROWS, p, n, apart);
     for (n = n0 + A8_FEW_ROWS * apart; n + A8_FEW_ROWS <= n1; n += A8_FEW_ROWS) a8_few_rows(A8_FEW_ROWS, p, n, 1);
     for (; n < n1; n++) a8_few_rows(1, p, n, 0);
 }
 
-static cg_linear CG_NAME(linear_int8_a8_few) = {a8_few_packed_bytes, a8_few_pack, a8_few_panel, .most_tokens = A8_FEW_MOST,
-                                                .least_tokens = A8_FEW_LEAST};
+static cg_linear CG_NAME(linear_int8_a8_few) = {a8_few_packed_bytes, a8_few_pack, a8_few_panel,
+                                                .most_tokens = A8_FEW_MOST, .least_tokens = A8_FEW_LEAST};

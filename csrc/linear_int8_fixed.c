@@ -5,11 +5,11 @@
 #include "int8.h"
 
 enum {
-    INT8_TOKENS = 4,          /* that share a row's weights in registers */
-    INT8_ROWS = 4,            /* of one token that are read at once */
-    INT8_SHARE = CG_LANES == 16 ? 2 : 1,  /* rows that share the tokens' loads */
+    INT8_TOKENS = 4,                     /* that share a row's weights in registers */
+    INT8_ROWS = 4,                       /* of one token that are read at once */
+    INT8_SHARE = CG_LANES == 16 ? 2 : 1, /* rows that share the tokens' loads */
     INT8_AHEAD_BYTES = 2048,
-    INT8_BLOCK_BYTES = 24576,  /* of tokens, which stay in the first-level cache while the rows pass */
+    INT8_BLOCK_BYTES = 24576, /* of tokens, which stay in the first-level cache while the rows pass */
     INT8_VECTORS = CG_INT8_GROUP / (2 * CG_LANES),
 };
 
@@ -55,7 +55,7 @@ CG_INLINE void int8_fixed_block(const int R, const int M, const cg_product *p, i
     }
     for (int64_t g0 = 0; g0 < groups; g0 += CG_LANES) {
         int64_t lanes = cg_min(CG_LANES, groups - g0), from = cg_max(0, cg_min(g0, groups - CG_LANES));
-        float factor[INT8_ROWS][INT8_TOKENS][CG_LANES];  /* scale x step */
+        float factor[INT8_ROWS][INT8_TOKENS][CG_LANES]; /* scale x step */
         for (int r = 0; r < R; r++) {
             const uint16_t *scales = (const uint16_t *)p->scales + (n + r * apart) * groups + from;
             vf scale = groups < CG_LANES ? vf_load_as_n(CG_BF16, scales, 0, groups) : vf_load_bf16(scales);
@@ -97,7 +97,7 @@ CG_INLINE void int8_fixed_tokens(const int R, const cg_product *p, int64_t n, in
 
 static void CG_NAME(int8_fixed_panel)(const cg_product *p, int64_t n0, int64_t n1) {
     int64_t block = cg_max(INT8_TOKENS, INT8_BLOCK_BYTES / int8_fixed_bytes(p->K) / INT8_TOKENS * INT8_TOKENS), n = n0;
-    if (p->T == 1) {  /* memory gives more from four places at once, and they share the token's loads */
+    if (p->T == 1) { /* memory gives more from four places at once, and they share the token's loads */
         int64_t apart = (n1 - n0) / INT8_ROWS;
         for (; n < n0 + apart; n++) int8_fixed_block(INT8_ROWS, 1, p, n, apart, 0);
         n = n0 + INT8_ROWS * apart;

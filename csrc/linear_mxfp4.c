@@ -11,9 +11,7 @@ CG_INLINE void mxfp4_decode(void *out, const cg_product *p, int64_t n, int64_t k
 }
 
 /* One layout for any number of tokens; INT8's too. */
-static int64_t CG_NAME(decoded_packed_bytes)(int64_t T, int64_t K) {
-    return dot_packed_bytes(DOT_F32, 0, T, K);
-}
+static int64_t CG_NAME(decoded_packed_bytes)(int64_t T, int64_t K) { return dot_packed_bytes(DOT_F32, 0, T, K); }
 
 static void CG_NAME(decoded_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
     (void)T;

@@ -32,18 +32,21 @@ CG_INLINE __m256 mx_scales(uint8_t first, uint8_t second) {
 
 /* Eight weights a vector: the words of u that stand at even (odd = 0) or odd places, as floats. */
 CG_INLINE __m256 mx_floats(__m256i u, const int odd) {
-    return _mm256_castsi256_ps(odd ? _mm256_and_si256(u, _mm256_set1_epi32((int)0xffff0000)) : _mm256_slli_epi32(u, 16));
+    return _mm256_castsi256_ps(odd ? _mm256_and_si256(u, _mm256_set1_epi32((int)0xffff0000))
+                                   : _mm256_slli_epi32(u, 16));
 }
 
 /* The 64 weights of a block, unscaled, in the order of mx_order. */
 CG_INLINE void mx_weights(__m256 *w, __m256i codes) {
     const __m256i high = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
-        (char)0x80, (char)0xbf, (char)0xbf, (char)0xbf, (char)0xc0, (char)0xc0, (char)0xc0, (char)0xc0));
-    const __m256i low = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, (char)0x80, (char)0xc0, 0, 0x40, (char)0x80,
-        (char)0xc0, 0, 0, (char)0x80, (char)0xc0, 0, 0x40, (char)0x80, (char)0xc0));
+                                                                   (char)0x80, (char)0xbf, (char)0xbf, (char)0xbf,
+                                                                   (char)0xc0, (char)0xc0, (char)0xc0, (char)0xc0));
+    const __m256i low =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, (char)0x80, (char)0xc0, 0, 0x40, (char)0x80, (char)0xc0, 0, 0,
+                                                  (char)0x80, (char)0xc0, 0, 0x40, (char)0x80, (char)0xc0));
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i n[2] = {_mm256_and_si256(codes, nibble), _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble)};
-    __m256i bf16[2][2];  /* [half of the group][low or high nibble] */
+    __m256i bf16[2][2]; /* [half of the group][low or high nibble] */
     for (int i = 0; i < 2; i++) {
         __m256i top = _mm256_shuffle_epi8(high, n[i]), bottom = _mm256_shuffle_epi8(low, n[i]);
         bf16[0][i] = _mm256_unpacklo_epi8(bottom, top);

@@ -27,7 +27,7 @@ static void mx_pack__avx512(void *packed, const cg_rows *x, int64_t T, int64_t K
 /* The scales of four groups, each in its group's four lanes; `groups` < 4 in a row's last block. */
 CG_INLINE __m512 mx_scales(const uint8_t *scales, int64_t groups) {
     uint32_t four = 0;
-    if (groups == 4) memcpy(&four, scales, sizeof four);  /* of a length not known it is a call */
+    if (groups == 4) memcpy(&four, scales, sizeof four); /* of a length not known it is a call */
     else memcpy(&four, scales, (size_t)groups);
     const __m128i spread = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     __m512i exponent = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(_mm_cvtsi32_si128((int)four), spread));
@@ -42,7 +42,8 @@ CG_INLINE __m512 mx_weights(__m512 *w, const cg_product *p, int64_t n, int64_t k
     const __m512 values = _mm512_loadu_ps(e2m1);
     int64_t groups = p->K / CG_MXFP4_GROUP, g = k / CG_MXFP4_GROUP, left = cg_min(groups - g, 4);
     const uint8_t *at = p->w + (n * groups + g) * CG_MXFP4_GROUP_BYTES;
-    __m512i codes = left == 4 ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi32((__mmask16)((1u << 4 * left) - 1), at);
+    __m512i codes =
+        left == 4 ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi32((__mmask16)((1u << 4 * left) - 1), at);
     for (int i = 0; i < 8; i++) w[i] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * i), values);
     return mx_scales(p->scales + n * groups + g, left);
 }
@@ -79,7 +80,7 @@ static void mx_panel__avx512(const cg_product *p, int64_t n0, int64_t n1) {
         dot_many(DOT_GROUPED, mx_decode, p, n0, n1);
         return;
     }
-    for (int64_t n = n0; n < n1; n++) {  /* one row after the other is one stream of memory */
+    for (int64_t n = n0; n < n1; n++) { /* one row after the other is one stream of memory */
         int64_t t = 0;
         for (; t + MX_TOKENS <= p->T; t += MX_TOKENS) mx_row(MX_TOKENS, p, n, t);
         for (; t + 2 <= p->T; t += 2) mx_row(2, p, n, t);

@@ -22,7 +22,7 @@ static void CG_NAME(fixed_pack)(void *packed, const cg_rows *x, int64_t T, int64
     }
 }
 
-enum { FIXED_REF_TOKENS = 16 };  /* that share a row's weights; the exact kernel multiplies 64 in 0.8 of the time */
+enum { FIXED_REF_TOKENS = 16 }; /* that share a row's weights; the exact kernel multiplies 64 in 0.8 of the time */
 
 /* Lane g % CG_LANES of a sum has group g. */
 static void CG_NAME(fixed_tokens)(int64_t M, const cg_product *p, int64_t n, int64_t t) {

@@ -6,17 +6,17 @@
 #include "fixed.h"
 
 enum {
-    FIXED_TOKENS = 4,          /* that share a row's weights in registers, and stay in the first-level cache */
+    FIXED_TOKENS = 4, /* that share a row's weights in registers, and stay in the first-level cache */
     FIXED_AHEAD_BYTES = 2048,
     FIXED_G = CG_LANES / 4,
-    FIXED_BLOCK = CG_LANES,    /* groups */
+    FIXED_BLOCK = CG_LANES, /* groups */
     FIXED_CODES = FIXED_BLOCK * CG_MXFP4_GROUP_BYTES,
 };
 
 /* Packed activations of a block. Steps: vector v of codes finds its groups' at v, v + 4, v + 8, .. */
 typedef struct {
-    int16_t q[4][4][2 * CG_LANES];  /* [vector][element % 4][group][element / 4] */
-    float step[FIXED_BLOCK];        /* over 512, which the weights are multiplied by */
+    int16_t q[4][4][2 * CG_LANES]; /* [vector][element % 4][group][element / 4] */
+    float step[FIXED_BLOCK];       /* over 512, which the weights are multiplied by */
 } fixed_block;
 
 CG_INLINE int64_t fixed_blocks(int64_t K) { return (K / CG_MXFP4_GROUP + FIXED_BLOCK - 1) / FIXED_BLOCK; }
@@ -40,7 +40,7 @@ static void CG_NAME(fixed_pack_hand)(void *packed, const cg_rows *x, int64_t T, 
                 to->step[g % FIXED_G * 4 + g / FIXED_G] =
                     fixed_round(CG_MXFP4_GROUP, q, from + g * CG_MXFP4_GROUP) / 512.f;
                 for (int i = 0; i < CG_MXFP4_GROUP; i++) narrow[i] = (int16_t)q[i];
-                for (int c = 0; c < 4; c++)  /* GCC vectorises this, not the scattering of one i after the other */
+                for (int c = 0; c < 4; c++) /* GCC vectorises this, not the scattering of one i after the other */
                     for (int i = 0; i < 8; i++) to->q[g / FIXED_G][c][g % FIXED_G * 8 + i] = narrow[4 * i + c];
             }
         }
@@ -68,9 +68,9 @@ CG_INLINE vf fixed_scales(const uint8_t *scales, int64_t groups) {
 /* The steps of vector v, each in its group's four lanes. */
 CG_INLINE vf fixed_spread(vf steps, const int v) {
 #if CG_LANES == 16
-#define FIXED_SPREAD(imm) (vf)_mm512_permute_ps((__m512)steps, imm)
+#define FIXED_SPREAD(imm) (vf) _mm512_permute_ps((__m512)steps, imm)
 #else
-#define FIXED_SPREAD(imm) (vf)_mm256_permute_ps((__m256)steps, imm)
+#define FIXED_SPREAD(imm) (vf) _mm256_permute_ps((__m256)steps, imm)
 #endif
     return v == 0 ? FIXED_SPREAD(0x00) : v == 1 ? FIXED_SPREAD(0x55) : v == 2 ? FIXED_SPREAD(0xaa) : FIXED_SPREAD(0xff);
 #undef FIXED_SPREAD
@@ -154,7 +154,7 @@ CG_INLINE void fixed_row(const int M, const cg_product *p, int64_t n, int64_t t)
 
 static void CG_NAME(fixed_panel_hand)(const cg_product *p, int64_t n0, int64_t n1) {
     for (int64_t t = 0; t < p->T; t += FIXED_TOKENS)
-        for (int64_t n = n0; n < n1; n++) switch (cg_min(p->T - t, FIXED_TOKENS)) {  /* one stream of memory */
+        for (int64_t n = n0; n < n1; n++) switch (cg_min(p->T - t, FIXED_TOKENS)) { /* one stream of memory */
             case 1: fixed_row(1, p, n, t); break;
             case 2: fixed_row(2, p, n, t); break;
             case 3: fixed_row(3, p, n, t); break;

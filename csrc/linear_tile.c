@@ -2,7 +2,7 @@
    summed in the order of tile.h, which differs from that of a few tokens: faster, and not the same bits. Parallel over n. */
 #include "tile.h"
 
-enum { TILE_LEAST_F32 = 48 };  /* fewer tokens are as fast in the order of one */
+enum { TILE_LEAST_F32 = 48 }; /* fewer tokens are as fast in the order of one */
 
 static int64_t CG_NAME(tile_packed_f32)(int64_t T, int64_t K) { return tile_packed_bytes(K, T); }
 

@@ -5,7 +5,7 @@
 #include "bf16_rows.h"
 #include "amx_tiles.h"
 
-enum { AMX_ROWS = 2 * TILE_EDGE, AMX_LEAST = 8 };  /* fewer tokens are memory-bound */
+enum { AMX_ROWS = 2 * TILE_EDGE, AMX_LEAST = 8 }; /* fewer tokens are memory-bound */
 
 static int64_t packed_bytes_tile__amx(int64_t T, int64_t K) {
     return cg_round_up(T, TILE_EDGE) * cg_round_up(K, TILE_K) * 2;
@@ -48,7 +48,7 @@ static void amx_block(const cg_product *p, const uint16_t *w, int64_t w_stride, 
     const uint16_t *x0 = (const uint16_t *)p->x + t * Kp, *x1 = x0 + TILE_EDGE * Kp;
     const uint16_t *w1 = w + TILE_EDGE * w_stride;
     float c[4][TILE_EDGE][TILE_EDGE];
-    __asm__ volatile("" ::: "memory");  /* GCC 12 does not know that _tile_loadd reads: rows must have been written */
+    __asm__ volatile("" ::: "memory"); /* GCC 12 does not know that _tile_loadd reads: rows must have been written */
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

@@ -4,9 +4,9 @@
 #include "tile.h"
 
 enum {
-    TILE_FEW = 15,           /* tokens for which bf16 rows are best read as they are stored */
-    TILE_LEAST = 8,          /* fewer are memory-bound: the exact kernel is as fast */
-    TILE_LEAST_DECODED = 24  /* fewer are as fast in fixed point */
+    TILE_FEW = 15,          /* tokens for which bf16 rows are best read as they are stored */
+    TILE_LEAST = 8,         /* fewer are memory-bound: the exact kernel is as fast */
+    TILE_LEAST_DECODED = 24 /* fewer are as fast in fixed point */
 };
 
 static int64_t packed_bytes_tile__avx512bf16(int64_t T, int64_t K) { return tile_packed_bytes((K + 1) / 2, T); }

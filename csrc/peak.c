@@ -4,7 +4,7 @@
 enum { CG_NAME(PEAK_SUMS) = 12 };
 
 static float CG_NAME(peak_run)(float one, float x, int64_t rounds) {
-    volatile float zero = 0.f;  /* read anew for each sum: else the compiler sees that they are all the same one */
+    volatile float zero = 0.f; /* read anew for each sum: else the compiler sees that they are all the same one */
     vf a[CG_NAME(PEAK_SUMS)], factor = vf_set(one), term = vf_set(x);
     for (int i = 0; i < CG_NAME(PEAK_SUMS); i++) a[i] = vf_set(zero);
     for (int64_t r = 0; r < rounds; r++)

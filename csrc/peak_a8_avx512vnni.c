@@ -5,7 +5,7 @@ enum { QUAD_SUMS = 12 };
 static float peak_a8_run__avx512vnni(float one, float x, int64_t rounds) {
     __m512i factor = (__m512i)((vu){0} + 0x01010101u * (uint8_t)one);
     __m512i term = (__m512i)((vu){0} + 0x01010101u * (uint8_t)(int8_t)x);
-    volatile int32_t zero = 0;  /* as in peak.c */
+    volatile int32_t zero = 0; /* as in peak.c */
     __m512i sums[QUAD_SUMS];
     for (int i = 0; i < QUAD_SUMS; i++) sums[i] = (__m512i)((vi){0} + zero);
     for (int64_t r = 0; r < rounds; r++)

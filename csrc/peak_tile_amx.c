@@ -9,7 +9,7 @@ static float peak_tile_run__amx(float one, float x, int64_t rounds) {
         factor[i] = cg_f32_to_bf16(one);
         term[i] = cg_f32_to_bf16(x);
     }
-    __asm__ volatile("" ::"m"(factor), "m"(term) : "memory");  /* GCC does not see that tileloadd reads them */
+    __asm__ volatile("" ::"m"(factor), "m"(term) : "memory"); /* GCC does not see that tileloadd reads them */
     tiles_begin();
     _tile_zero(0);
     _tile_zero(1);
@@ -31,7 +31,8 @@ static float peak_tile_run__amx(float one, float x, int64_t rounds) {
     _tile_stored(3, sums[3], 64);
     tiles_end();
     float total = 0.f;
-    for (int i = 0; i < 4 * TILE_EDGE * TILE_EDGE; i++) total += sums[i / (TILE_EDGE * TILE_EDGE)][i % (TILE_EDGE * TILE_EDGE)];
+    for (int i = 0; i < 4 * TILE_EDGE * TILE_EDGE; i++)
+        total += sums[i / (TILE_EDGE * TILE_EDGE)][i % (TILE_EDGE * TILE_EDGE)];
     return total;
 }
 

@@ -4,7 +4,7 @@ enum { PAIR_SUMS = 12 };
 
 static float peak_tile_run__avx512bf16(float one, float x, int64_t rounds) {
     __m512bh factor = _mm512_cvtne2ps_pbh(vf_set(one), vf_set(one)), term = _mm512_cvtne2ps_pbh(vf_set(x), vf_set(x));
-    volatile float zero = 0.f;  /* as in peak.c */
+    volatile float zero = 0.f; /* as in peak.c */
     __m512 sums[PAIR_SUMS];
     for (int i = 0; i < PAIR_SUMS; i++) sums[i] = (__m512)vf_set(zero);
     for (int64_t r = 0; r < rounds; r++)

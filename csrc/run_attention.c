@@ -3,15 +3,15 @@
    spans of its cache are shared out too. All shares of all sequences are dealt to the threads together. */
 #include "parallel.h"
 
-enum { FORK = 32768 };  /* products of queries and keys that are worth more than starting the threads */
+enum { FORK = 32768 }; /* products of queries and keys that are worth more than starting the threads */
 
 typedef struct {
     const cg_attention *a;
-    int64_t rows, share, shares;  /* all rows of a head, those of a share, the shares of a head */
-    int64_t span, spans;          /* the first that some row sees, and how many */
+    int64_t rows, share, shares; /* all rows of a head, those of a share, the shares of a head */
+    int64_t span, spans;         /* the first that some row sees, and how many */
     int64_t tasks;
-    float *states;                /* [G, spans, rows, stride], or NULL: a share sees to all its spans */
-    int *done;                    /* [G], spans */
+    float *states; /* [G, spans, rows, stride], or NULL: a share sees to all its spans */
+    int *done;     /* [G], spans */
 } part;
 
 typedef struct {
@@ -22,9 +22,7 @@ typedef struct {
 /* ------------------------------------------------------------------------------------------------------- appending */
 
 /* One token overwrites only what its window no longer sees; a cache that never wraps overwrites nothing. */
-static int goes_direct(const cg_attention *a) {
-    return a->T == 1 || a->start + a->T <= a->past.blocks * CG_KV_BLOCK;
-}
+static int goes_direct(const cg_attention *a) { return a->T == 1 || a->start + a->T <= a->past.blocks * CG_KV_BLOCK; }
 
 static void append(const cg_attention *a, const cg_kv *to, int64_t g, int64_t skip, int64_t start) {
     const float *k = a->k + skip * a->kv_stride + g * a->D, *v = a->v + skip * a->kv_stride + g * a->D;

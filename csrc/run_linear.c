@@ -2,8 +2,8 @@
 #include "products.h"
 
 enum {
-    PANEL_ROWS = 64,           /* several passes over which stay in the second-level cache */
-    PANEL_FEW = 15,            /* tokens that read rows once, from memory: it gives more to long streams */
+    PANEL_ROWS = 64, /* several passes over which stay in the second-level cache */
+    PANEL_FEW = 15,  /* tokens that read rows once, from memory: it gives more to long streams */
     PANEL_BYTES = 512 * 1024,
 };
 
@@ -107,8 +107,11 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
                         const cg_matrix *w, int add) {
     cg_status bad = cg_check_matrix(w);
     if (bad) return bad;
-    linear_job job = {.kernel = cg_pick_linear(w, T, ctx->precision), .p = cg_product_of(w, 0), .x = {x, x_stride, NULL},
-                      .N = w->N, .packed = ctx->scratch};
+    linear_job job = {.kernel = cg_pick_linear(w, T, ctx->precision),
+                      .p = cg_product_of(w, 0),
+                      .x = {x, x_stride, NULL},
+                      .N = w->N,
+                      .packed = ctx->scratch};
     if (job.kernel->packed_bytes(T, w->K) > ctx->scratch_bytes) return CG_NO_MEMORY;
     job.p.y = y;
     job.p.y_stride = y_stride;

@@ -5,17 +5,17 @@
 #include "products.h"
 
 typedef struct {
-    int64_t expert, first, count;  /* its slots */
-    cg_linear *kernel[2];          /* gate_up, down */
-    int64_t packed[2];             /* where its packed activations begin, in bytes */
+    int64_t expert, first, count; /* its slots */
+    cg_linear *kernel[2];         /* gate_up, down */
+    int64_t packed[2];            /* where its packed activations begin, in bytes */
 } moe_group;
 
 typedef struct {
     const cg_matrix *matrix[2];
     moe_group groups[CG_MAX_EXPERTS];
     int64_t group_count, rows[2], panels[2];
-    int32_t *token_of, *slot_of;   /* [slots]; [T, k] */
-    float *hidden, *act, *result;  /* [slots, 2I], [slots, I], [slots, C] */
+    int32_t *token_of, *slot_of;  /* [slots]; [T, k] */
+    float *hidden, *act, *result; /* [slots, 2I], [slots, I], [slots, C] */
     char *packed[2];
     const float *x, *weight;
     int64_t x_stride, k;
@@ -31,8 +31,8 @@ static int64_t lay_out(moe_job *job, char *base, int64_t T, int64_t k) {
     int64_t sizes[7] = {S * 4, S * 4, S * up->N * 4, S * down->K * 4, S * down->N * 4,
                         /* packing may round each group's tokens up, to 16 at most */
                         cg_packed_most(up, S + 16 * groups), cg_packed_most(down, S + 16 * groups)};
-    void **places[7] = {(void **)&job->token_of, (void **)&job->slot_of, (void **)&job->hidden, (void **)&job->act,
-                        (void **)&job->result, (void **)&job->packed[0], (void **)&job->packed[1]};
+    void **places[7] = {(void **)&job->token_of, (void **)&job->slot_of,   (void **)&job->hidden,   (void **)&job->act,
+                        (void **)&job->result,   (void **)&job->packed[0], (void **)&job->packed[1]};
     for (int i = 0; i < 7; i++) {
         if (base) *places[i] = base + at;
         at += cg_round_up(sizes[i], 64);
@@ -77,7 +77,8 @@ static cg_status group_slots(moe_job *job, const int32_t *index, int64_t T, cg_p
 static void pack_group(moe_job *job, const moe_group *g, int m) {
     int64_t I = job->matrix[1]->K;
     cg_rows tokens = {job->x, job->x_stride, job->token_of + g->first}, activated = {job->act + g->first * I, I, NULL};
-    g->kernel[m]->pack(job->packed[m] + g->packed[m], m ? &activated : &tokens, g->count, job->matrix[m]->K, 0, g->count);
+    g->kernel[m]->pack(job->packed[m] + g->packed[m], m ? &activated : &tokens, g->count, job->matrix[m]->K, 0,
+                       g->count);
 }
 
 static void pack_task(void *job, int64_t i) { pack_group(job, &((moe_job *)job)->groups[i], 0); }
@@ -119,8 +120,15 @@ cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, cons
         gate_up->E > CG_MAX_EXPERTS || k < 1 || k > CG_MAX_TOP_K || k > gate_up->E)
         return CG_BAD_SHAPE;
     if (cg_moe_scratch(gate_up, down, T, k) > ctx->scratch_bytes) return CG_NO_MEMORY;
-    moe_job job = {.matrix = {gate_up, down}, .x = x, .weight = weight, .x_stride = x_stride, .k = k, .out = out,
-                   .out_stride = out_stride, .alpha = alpha, .limit = limit};
+    moe_job job = {.matrix = {gate_up, down},
+                   .x = x,
+                   .weight = weight,
+                   .x_stride = x_stride,
+                   .k = k,
+                   .out = out,
+                   .out_stride = out_stride,
+                   .alpha = alpha,
+                   .limit = limit};
     lay_out(&job, ctx->scratch, T, k);
     cg_status bad = group_slots(&job, index, T, ctx->precision);
     if (bad) return bad;

@@ -9,7 +9,7 @@ typedef struct {
     uint16_t *scales;
     const char *src;
     cg_dtype dtype;
-    int64_t N, K, groups, bytes;  /* bytes of an element of src */
+    int64_t N, K, groups, bytes; /* bytes of an element of src */
 } quantize_job;
 
 static void quantize_row(void *data, int64_t n) {
@@ -24,7 +24,8 @@ CG_INLINE void turn(const quantize_job *j, char *tile, int64_t k0, int64_t n0, i
     for (int64_t k = 0; k < rows; k++) {
         const char *from = j->src + ((k0 + k) * j->N + n0) * bytes;
         __builtin_prefetch(from + 2 * QUANTIZE_COLUMNS * bytes);
-        for (int64_t c = 0; c < cols; c++) memcpy(tile + (c * CG_INT8_GROUP + k) * bytes, from + c * bytes, (size_t)bytes);
+        for (int64_t c = 0; c < cols; c++)
+            memcpy(tile + (c * CG_INT8_GROUP + k) * bytes, from + c * bytes, (size_t)bytes);
     }
 }
 

@@ -9,7 +9,7 @@ static void CG_NAME(swiglu)(float *out, const float *gate_up, float alpha, float
             ups[j] = gate_up[2 * (i + j) + 1];
         }
         vf g = vf_load(gates), u = vf_load(ups);
-        g = vf_select(g > limit, vf_set(limit), g);  /* comparisons that let NaN through */
+        g = vf_select(g > limit, vf_set(limit), g); /* comparisons that let NaN through */
         u = vf_select(u > limit, vf_set(limit), u);
         u = vf_select(u < -limit, vf_set(-limit), u);
         vf_store_n(out + i, g * vf_sigmoid(alpha * g) * (u + 1.f), n);

@@ -9,11 +9,11 @@
 
 enum {
     TILE_ROWS = CG_LANES == 16 ? 8 : 4,
-    TILE_VECTORS = 3,                        /* of tokens, that share a broadcast */
-    TILE_STEPS = 256,                        /* of a slice, at most */
-    TILE_STEPS_ALIGN = 32,                   /* whole groups of weights */
-    TILE_PANEL = 64,                         /* rows decoded together */
-    TILE_ROW_STEPS = TILE_STEPS + 16,        /* a line more, so that rows do not meet in the same sets of a cache */
+    TILE_VECTORS = 3,                 /* of tokens, that share a broadcast */
+    TILE_STEPS = 256,                 /* of a slice, at most */
+    TILE_STEPS_ALIGN = 32,            /* whole groups of weights */
+    TILE_PANEL = 64,                  /* rows decoded together */
+    TILE_ROW_STEPS = TILE_STEPS + 16, /* a line more, so that rows do not meet in the same sets of a cache */
     TILE_MOST_VECTORS = 384 / CG_LANES,
 };
 
@@ -24,12 +24,12 @@ CG_INLINE int64_t tile_packed_bytes(int64_t steps, int64_t T) { return cg_round_
 typedef void tile_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1);
 
 typedef struct {
-    const char *next;  /* the stored weights of the slice that follows, each row's every row_bytes */
+    const char *next; /* the stored weights of the slice that follows, each row's every row_bytes */
     int64_t row_bytes, next_bytes;
     uint32_t rows[TILE_PANEL][TILE_ROW_STEPS];
     vf sums[TILE_MOST_VECTORS][TILE_PANEL];
-    int64_t from, steps;  /* of the slice at hand */
-    int first, last;   /* whether it is the first, the last */
+    int64_t from, steps; /* of the slice at hand */
+    int first, last;     /* whether it is the first, the last */
 } tile_job;
 
 /* Outputs n .. n+3 of the CG_LANES tokens from t on. */
@@ -61,7 +61,7 @@ CG_INLINE void tile_fetch(const int R, const tile_job *j, int64_t r0) {
     for (int r = 0; r < R; r++) {
         const char *row = j->next + (r0 + r) * j->row_bytes;
         for (int64_t b = 0; b < j->next_bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
-        __builtin_prefetch(row + j->next_bytes - 1, 0, 2);  /* rows may begin within a line */
+        __builtin_prefetch(row + j->next_bytes - 1, 0, 2); /* rows may begin within a line */
     }
 }
 

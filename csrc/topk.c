@@ -5,7 +5,7 @@
 static void CG_NAME(topk)(int32_t *index, float *weight, const float *logits, int64_t E, int64_t k) {
     int64_t filled = 0;
     int nan = 0;
-    for (int64_t e = 0; e < E; e++) {  /* insertion into the sorted best k */
+    for (int64_t e = 0; e < E; e++) { /* insertion into the sorted best k */
         float v = logits[e] == logits[e] ? logits[e] : -INFINITY;
         nan |= logits[e] != logits[e];
         int64_t at = filled;

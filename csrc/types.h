@@ -13,15 +13,15 @@ typedef enum { CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_U8 } cg_dtype;
 typedef enum { CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE } cg_status;
 
 enum {
-    CG_MXFP4_GROUP = 32,        /* weights that share a scale */
-    CG_MXFP4_GROUP_BYTES = 16,  /* their nibbles, element 2j in the low half of byte j */
+    CG_MXFP4_GROUP = 32,       /* weights that share a scale */
+    CG_MXFP4_GROUP_BYTES = 16, /* their nibbles, element 2j in the low half of byte j */
     CG_INT8_GROUP = 64,
-    CG_MXFP4_MAX_K = 16384,     /* inputs of an MXFP4 row: what kernels keep of it on their stacks */
-    CG_TILE_MAX_K = 16384,      /* inputs beyond which the tile kernels, which keep rows on their stacks, are not used */
-    CG_KV_BLOCK = 32,           /* keys per block of the cache, see kvcache.c */
-    CG_KV_SPAN = 512,           /* keys whose sum is finished by itself, see attention.c; a multiple of CG_KV_BLOCK */
-    CG_KV_PANEL = 16,           /* its columns that lie together: keys, or dimensions of values */
-    CG_V_ALIGN = 16,            /* value rows are padded to a multiple of this many floats */
+    CG_MXFP4_MAX_K = 16384, /* inputs of an MXFP4 row: what kernels keep of it on their stacks */
+    CG_TILE_MAX_K = 16384,  /* inputs beyond which the tile kernels, which keep rows on their stacks, are not used */
+    CG_KV_BLOCK = 32,       /* keys per block of the cache, see kvcache.c */
+    CG_KV_SPAN = 512,       /* keys whose sum is finished by itself, see attention.c; a multiple of CG_KV_BLOCK */
+    CG_KV_PANEL = 16,       /* its columns that lie together: keys, or dimensions of values */
+    CG_V_ALIGN = 16,        /* value rows are padded to a multiple of this many floats */
     CG_MAX_HEAD_DIM = 512,
     CG_MAX_EXPERTS = 1024,
     CG_MAX_TOP_K = 64,

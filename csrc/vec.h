@@ -15,7 +15,7 @@ typedef float vf __attribute__((vector_size(4 * CG_LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * CG_LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * CG_LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
-typedef int16_t vs __attribute__((vector_size(4 * CG_LANES)));  /* two to a lane */
+typedef int16_t vs __attribute__((vector_size(4 * CG_LANES))); /* two to a lane */
 
 /* Keeps a value in a register: GCC would rather load it again at each use. */
 #if !defined(__x86_64__) || (CG_LANES == 16 && defined(CGPT_EMULATE))
@@ -26,7 +26,7 @@ typedef int16_t vs __attribute__((vector_size(4 * CG_LANES)));  /* two to a lane
 #define VF_KEEP(v) __asm__("" : "+x"(v))
 #endif
 
-CG_INLINE vf vf_set(float f) { return f - (vf){0}; }  /* x - 0 is x; 0 + x would be a sum, for the sake of -0 */
+CG_INLINE vf vf_set(float f) { return f - (vf){0}; } /* x - 0 is x; 0 + x would be a sum, for the sake of -0 */
 
 CG_INLINE vf vf_load(const float *p) {
     vf v;
@@ -140,8 +140,9 @@ CG_INLINE vf vf_load_f16(const uint16_t *p) {
 }
 
 CG_INLINE vf vf_load_as(cg_dtype d, const void *row, int64_t k) {
-    return d == CG_F32 ? vf_load((const float *)row + k)
-         : d == CG_BF16 ? vf_load_bf16((const uint16_t *)row + k) : vf_load_f16((const uint16_t *)row + k);
+    return d == CG_F32    ? vf_load((const float *)row + k)
+           : d == CG_BF16 ? vf_load_bf16((const uint16_t *)row + k)
+                          : vf_load_f16((const uint16_t *)row + k);
 }
 
 /* Rounded to nearest even. */
@@ -171,7 +172,7 @@ CG_INLINE vf vf_load_as_n(cg_dtype d, const void *row, int64_t k, int64_t n) {
     __m256i h = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + k);
     return d == CG_BF16 ? (vf)((vu)_mm512_cvtepu16_epi32(h) << 16) : (vf)_mm512_cvtph_ps(h);
 #endif
-    uint16_t tail[2 * CG_LANES] = {0};  /* as halves are read; floats are copied out */
+    uint16_t tail[2 * CG_LANES] = {0}; /* as halves are read; floats are copied out */
     size_t size = cg_dtype_bytes(d);
     memcpy(tail, (const char *)row + (size_t)k * size, (size_t)n * size);
     return vf_load_as(d, tail, 0);
@@ -185,7 +186,7 @@ typedef float f4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
 #if __has_builtin(__builtin_shufflevector)
 #define F4_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else  /* GCC 11 */
+#else /* GCC 11 */
 #define F4_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
 #endif
 
@@ -217,7 +218,7 @@ CG_INLINE void vf_sum4(float *out, vf a, vf b, vf c, vf d) {
     f4 p = vf_quarter(a), q = vf_quarter(b), r = vf_quarter(c), s = vf_quarter(d);
     f4 pq_low = F4_SHUFFLE(p, q, 0, 4, 1, 5), pq_high = F4_SHUFFLE(p, q, 2, 6, 3, 7);
     f4 rs_low = F4_SHUFFLE(r, s, 0, 4, 1, 5), rs_high = F4_SHUFFLE(r, s, 2, 6, 3, 7);
-    f4 pq = pq_low + pq_high, rs = rs_low + rs_high;  /* p0+p2 q0+q2 p1+p3 q1+q3 */
+    f4 pq = pq_low + pq_high, rs = rs_low + rs_high; /* p0+p2 q0+q2 p1+p3 q1+q3 */
     f4 sum = F4_SHUFFLE(pq, rs, 0, 1, 4, 5) + F4_SHUFFLE(pq, rs, 2, 3, 6, 7);
     memcpy(out, &sum, sizeof sum);
 }
@@ -258,7 +259,7 @@ CG_INLINE void vf_max4(float *out, const vf *v) {
    exponent in two steps so that denormal results are right too. Within 2 ulp; e^0 = 1 exactly; below -104 it is 0. */
 CG_INLINE vf vf_exp(vf x) {
     vf c = vf_max(vf_min(x, vf_set(89.f)), vf_set(-104.f));
-    vf n = c * 1.44269504f + 12582912.f;  /* 1.5 * 2^23: rounds to the nearest integer */
+    vf n = c * 1.44269504f + 12582912.f; /* 1.5 * 2^23: rounds to the nearest integer */
     n = n - 12582912.f;
     vf r = c - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
@@ -278,7 +279,7 @@ CG_INLINE vf vf_exp(vf x) {
 
 /* e^x for x <= 0, within 2 ulp, in fewer steps: below -87 it is 0; e^0 = 1 exactly; NaN stays. */
 CG_INLINE vf vf_exp_negative(vf x) {
-    vf t = vf_fma(x, vf_set(1.44269504f), vf_set(12582912.f)), n = t - 12582912.f;  /* as above; n in t's low bits */
+    vf t = vf_fma(x, vf_set(1.44269504f), vf_set(12582912.f)), n = t - 12582912.f; /* as above; n in t's low bits */
     vf r = vf_fma(n, vf_set(-0.693359375f), x);
     r = vf_fma(n, vf_set(2.12194440e-4f), r);
     vf p = vf_fma(r, vf_set(1.98756915e-4f), vf_set(1.39819995e-3f));
