@@ -13,20 +13,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = sorted(str(p) for p in Path("csrc/isa").glob("*.c")) + [
-    f"csrc/{name}.c"
-    for name in (
-        "cpu",
-        "dispatch",
-        "parallel",
-        "run_attention",
-        "run_linear",
-        "run_moe",
-        "run_quantize",
-        "run_rows",
-        "transpose",
-    )
-]
+SOURCES = sorted(str(p) for folder in ("core", "drivers", "isa") for p in Path("csrc", folder).glob("*.c"))
 # Never -ffast-math: it changes sums, and linking with it turns denormals off for the whole process.
 FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 SWITCHES = [name for name in ("CGPT_REF_ONLY", "CGPT_EMULATE") if os.environ.get(name) == "1"]

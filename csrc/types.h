@@ -18,8 +18,8 @@ enum {
     CG_INT8_GROUP = 64,
     CG_MXFP4_MAX_K = 16384, /* inputs of an MXFP4 row: what kernels keep of it on their stacks */
     CG_TILE_MAX_K = 16384,  /* inputs beyond which the tile kernels, which keep rows on their stacks, are not used */
-    CG_KV_BLOCK = 32,       /* keys per block of the cache, see kvcache.c */
-    CG_KV_SPAN = 512,       /* keys whose sum is finished by itself, see attention.c; a multiple of CG_KV_BLOCK */
+    CG_KV_BLOCK = 32,       /* keys per block of the cache, see attention/kv_append.c */
+    CG_KV_SPAN = 512,       /* keys whose sum is finished by itself, see cg_attention; a multiple of CG_KV_BLOCK */
     CG_KV_PANEL = 16,       /* its columns that lie together: keys, or dimensions of values */
     CG_V_ALIGN = 16,        /* value rows are padded to a multiple of this many floats */
     CG_MAX_HEAD_DIM = 512,

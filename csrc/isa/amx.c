@@ -1,13 +1,13 @@
 /* The amx level: what it adds to avx512 with AVX512_BF16 (Sapphire Rapids and later). */
-#include "../arch.h"
+#include "core/arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>
 CG_TARGET(CG_FEATURES_AMX)
 #define CG_LANES 16
 #define CG_HAS_AVX512BF16 1
-#include "../emulate.h"
-#include "../linear_tile_amx.c"
-#include "../peak_tile_amx.c"
+#include "simd/emulate.h"
+#include "kernels/linear/tile_amx.c"
+#include "kernels/peak/tile_amx.c"
 
 extern const cg_kernels cg_kernels__amx;
 const cg_kernels cg_kernels__amx = {

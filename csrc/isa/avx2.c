@@ -1,13 +1,13 @@
 /* The avx2 level: AVX2, FMA, F16C. */
-#include "../arch.h"
+#include "core/arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>
 CG_TARGET(CG_FEATURES_AVX2)
 #define CG_ISA avx2
 #define CG_LANES 8
-#include "portable.inc"
-#include "../linear_mxfp4_avx2.c"
-#include "../linear_mxfp4_fixed_x86.c"
+#include "isa/portable.inc"
+#include "kernels/linear/mxfp4_avx2.c"
+#include "kernels/linear/mxfp4_fixed_x86.c"
 
 extern const cg_kernels cg_kernels_hand__avx2;
 const cg_kernels cg_kernels_hand__avx2 = {

@@ -1,14 +1,14 @@
 /* The avx512 level: AVX-512 F, BW, DQ, VL (Skylake-X and later); what needs more is in avx512vnni.c and avx512bf16.c. */
-#include "../arch.h"
+#include "core/arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>
 CG_TARGET(CG_FEATURES_AVX512)
 #define CG_ISA avx512
 #define CG_LANES 16
-#include "../emulate.h"
-#include "portable.inc"
-#include "../linear_mxfp4_avx512.c"
-#include "../linear_mxfp4_fixed_x86.c"
+#include "simd/emulate.h"
+#include "isa/portable.inc"
+#include "kernels/linear/mxfp4_avx512.c"
+#include "kernels/linear/mxfp4_fixed_x86.c"
 
 extern const cg_kernels cg_kernels_hand__avx512;
 const cg_kernels cg_kernels_hand__avx512 = {

@@ -1,13 +1,13 @@
 /* The part of the avx512 level that needs AVX512_BF16 (Cooper Lake, Sapphire Rapids, Zen 4 and later). */
-#include "../arch.h"
+#include "core/arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>
 CG_TARGET(CG_FEATURES_AVX512BF16)
 #define CG_LANES 16
 #define CG_HAS_AVX512BF16 1
-#include "../emulate.h"
-#include "../linear_tile_avx512bf16.c"
-#include "../peak_tile_avx512bf16.c"
+#include "simd/emulate.h"
+#include "kernels/linear/tile_avx512bf16.c"
+#include "kernels/peak/tile_avx512bf16.c"
 
 extern const cg_kernels cg_kernels__avx512bf16;
 const cg_kernels cg_kernels__avx512bf16 = {

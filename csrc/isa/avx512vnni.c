@@ -1,16 +1,16 @@
 /* The part of the avx512 level that needs AVX512_VNNI (Cascade Lake, Ice Lake, Zen 4 and later). */
-#include "../arch.h"
+#include "core/arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>
 CG_TARGET(CG_FEATURES_AVX512VNNI)
 #define CG_ISA avx512vnni
 #define CG_LANES 16
 #define CG_HAS_AVX512VNNI 1
-#include "../emulate.h"
-#include "../linear_mxfp4_fixed_x86.c"
-#include "../linear_int8_fixed.c"
-#include "../linear_a8_avx512vnni.c"
-#include "../peak_a8_avx512vnni.c"
+#include "simd/emulate.h"
+#include "kernels/linear/mxfp4_fixed_x86.c"
+#include "kernels/linear/int8_fixed.c"
+#include "kernels/linear/a8_avx512vnni.c"
+#include "kernels/peak/a8_avx512vnni.c"
 
 extern const cg_kernels cg_kernels__avx512vnni;
 const cg_kernels cg_kernels__avx512vnni = {

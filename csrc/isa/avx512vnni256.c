@@ -1,12 +1,12 @@
 /* The part of avx512vnni.c that takes vectors half as long. */
-#include "../arch.h"
+#include "core/arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>
 CG_TARGET(CG_FEATURES_AVX512VNNI)
 #define CG_ISA avx512vnni256
 #define CG_LANES 8
-#include "../emulate.h"
-#include "../linear_int8_a8_few.c"
+#include "simd/emulate.h"
+#include "kernels/linear/int8_a8_few.c"
 
 extern const cg_kernels cg_kernels__avx512vnni256;
 const cg_kernels cg_kernels__avx512vnni256 = {

@@ -1,4 +1,4 @@
 /* The reference level: any architecture, the compiler's own baseline (SSE2 on x86-64). */
 #define CG_ISA ref
 #define CG_LANES 4
-#include "portable.inc"
+#include "isa/portable.inc"

@@ -74,8 +74,8 @@ def test_quoted_lines_are_in_the_files():
     [
         ("diff", "model.py", ["-         k.rmsnorm(ctx, normed, x, self.attn_norm, c.rms_norm_eps, T)"]),
         ("diff", "model.py", ["+ class GptOss(Model): "]),
-        ("c", "../csrc/rope.c", ["            x[d] = a * cos[d] + b * sin[d];"]),
-        ("c", "../csrc/rope.c", ["            x[d + half] = b * cos[d] + a * sin[d];", "    int64_t half = D / 2;"]),
+        ("c", "../csrc/kernels/rope.c", ["            x[d] = a * cos[d] + b * sin[d];"]),
+        ("c", "../csrc/kernels/rope.c", ["            x[d + half] = b * cos[d] + a * sin[d];", "    int64_t half = D / 2;"]),
     ],
 )
 def test_a_wrong_quotation_is_found(language, file, lines):

@@ -1,0 +1,59 @@
+/* int8 weights at load: rows of K as they are stored, or as the columns of GPT-2's Conv1D [in, out], 16 of which are
+   turned at a time, so that no f32 copy of a matrix is ever made. The source may be unaligned. */
+#include "core/parallel.h"
+
+enum { QUANTIZE_COLUMNS = 16 };
+
+typedef struct {
+    int8_t *out;
+    uint16_t *scales;
+    const char *src;
+    cg_dtype dtype;
+    int64_t N, K, groups, bytes; /* bytes of an element of src */
+} quantize_job;
+
+static void quantize_row(void *data, int64_t n) {
+    const quantize_job *j = data;
+    cg_active->quantize_int8(j->out + n * j->groups * CG_INT8_GROUP, j->scales + n * j->groups,
+                             j->src + n * j->K * j->bytes, j->dtype, j->K);
+}
+
+/* cols groups of `rows` weights, from columns of [K, N] into rows of a tile. */
+CG_INLINE void turn(const quantize_job *j, char *tile, int64_t k0, int64_t n0, int64_t rows, int64_t cols,
+                    const int bytes) {
+    for (int64_t k = 0; k < rows; k++) {
+        const char *from = j->src + ((k0 + k) * j->N + n0) * bytes;
+        __builtin_prefetch(from + 2 * QUANTIZE_COLUMNS * bytes);
+        for (int64_t c = 0; c < cols; c++)
+            memcpy(tile + (c * CG_INT8_GROUP + k) * bytes, from + c * bytes, (size_t)bytes);
+    }
+}
+
+/* A group of every row of the result. */
+static void columns_task(void *data, int64_t group) {
+    const quantize_job *j = data;
+    char tile[QUANTIZE_COLUMNS * CG_INT8_GROUP * 4];
+    int64_t k = group * CG_INT8_GROUP, rows = cg_min(CG_INT8_GROUP, j->K - k);
+    for (int64_t n = 0; n < j->N; n += QUANTIZE_COLUMNS) {
+        int64_t cols = cg_min(QUANTIZE_COLUMNS, j->N - n);
+        int whole = rows == CG_INT8_GROUP && cols == QUANTIZE_COLUMNS;
+        if (whole && j->bytes == 4) turn(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 4);
+        else if (whole) turn(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 2);
+        else if (j->bytes == 4) turn(j, tile, k, n, rows, cols, 4);
+        else turn(j, tile, k, n, rows, cols, 2);
+        for (int64_t c = 0; c < cols; c++)
+            cg_active->quantize_int8(j->out + ((n + c) * j->groups + group) * CG_INT8_GROUP,
+                                     j->scales + (n + c) * j->groups + group, tile + c * CG_INT8_GROUP * j->bytes,
+                                     j->dtype, rows);
+    }
+}
+
+cg_status cg_run_quantize_int8(int threads, int8_t *out, uint16_t *scales, const void *src, cg_dtype dtype, int64_t N,
+                               int64_t K, int turned) {
+    if (dtype > CG_BF16) return CG_BAD_DTYPE;
+    int64_t groups = (K + CG_INT8_GROUP - 1) / CG_INT8_GROUP;
+    quantize_job job = {out, scales, src, dtype, N, K, groups, (int64_t)cg_dtype_bytes(dtype)};
+    if (turned) cg_parallel(threads, groups, columns_task, &job);
+    else cg_for_rows(threads, N, K * 4, quantize_row, &job);
+    return CG_OK;
+}

@@ -1,0 +1,173 @@
+/* Attention's inner loops, for attention.c: a tile of M (token, head) rows that share a key/value head against one block
+   of 32 positions. A row's arithmetic is the same whatever shares its tile. */
+#ifndef CG_ATTENTION_TILE_H
+#define CG_ATTENTION_TILE_H
+
+#include "cgpt.h"
+#include "simd/vec.h"
+
+enum {
+    ATT_ROWS = CG_LANES == 16 ? 8 : 4,  /* of a full tile: as many sums as there are registers for */
+    ATT_ALONE = CG_LANES == 16 ? 2 : 4, /* vectors at a time of a row alone: its sums must not wait for each other */
+};
+
+typedef struct {
+    int64_t first, last; /* visible positions */
+    float *acc;          /* a row of cg_attention_fn's `state` */
+} att_row;
+
+/* What to bring into the cache meanwhile: `step` bytes of each per step of the loops. Without it the processor waits for
+   memory at the start of each block; all at once would fill its queue, and it waits again. */
+typedef struct {
+    const char *k, *v;
+    int64_t step;
+} att_ahead;
+
+CG_INLINE void att_fetch(const char *at) {
+    __builtin_prefetch(at);
+    if (CG_LANES == 16) __builtin_prefetch(at + 64);
+}
+
+/* Where column `at` of a block begins that is stored as [columns / 16, rows, 16]. */
+CG_INLINE int64_t att_panel(int64_t rows, int64_t at) {
+    return at / CG_KV_PANEL * CG_KV_PANEL * rows + at % CG_KV_PANEL;
+}
+
+/* Scores p[m][32] of M rows q [D, M] and the keys of a block, W vectors of keys at a time. */
+CG_INLINE void att_scores(const int M, const int W, const cg_dtype dtype, float (*p)[CG_KV_BLOCK], const float *q,
+                          const char *k, int64_t D, const att_ahead *ahead) {
+    const char *next = ahead->k;
+    for (int c = 0; c < CG_KV_BLOCK; c += W * CG_LANES) {
+        int64_t at[4];
+        vf s[ATT_ROWS][4];
+        for (int i = 0; i < W; i++) at[i] = att_panel(D, c + i * CG_LANES);
+        for (int m = 0; m < M; m++)
+            for (int i = 0; i < W; i++) s[m][i] = vf_set(0.f);
+#pragma GCC unroll 2
+        for (int64_t d = 0; d < D; d++) {
+            vf kd[4];
+            for (int i = 0; i < W; i++) kd[i] = vf_load_as(dtype, k, at[i] + d * CG_KV_PANEL);
+            for (int i = 0; i < W; i += 2, next += ahead->step) att_fetch(next);
+            for (int m = 0; m < M; m++) {
+                vf qm = vf_set(q[d * M + m]);
+                for (int i = 0; i < W; i++) s[m][i] = vf_fma(qm, kd[i], s[m][i]);
+            }
+        }
+        for (int m = 0; m < M; m++)
+            for (int i = 0; i < W; i++) vf_store(p[m] + c + i * CG_LANES, s[m][i]);
+    }
+}
+
+/* What lies outside lo .. hi gets a score of -infinity, thus a probability of 0. */
+CG_INLINE void att_mask(float *p, int64_t lo, int64_t hi) {
+    for (int64_t i = 0; i < CG_KV_BLOCK; i++) p[i] = i < lo || i > hi ? -INFINITY : p[i];
+}
+
+/* Scores to probabilities relative to the running maxima, and the factors for what was summed before. A block that is
+   masked out changes no bit: its probabilities are 0 and the factor is e^0 = 1. */
+CG_INLINE void att_softmax(const int M, const att_row *row, float (*p)[CG_KV_BLOCK], float *factor, int64_t Dv) {
+    float now[ATT_ROWS];
+    vf most[ATT_ROWS], rise = vf_set(0.f);
+    for (int m = 0; m < M; m++) {
+        now[m] = row[m].acc[Dv + CG_V_ALIGN];
+        most[m] = vf_set(now[m]);
+        for (int i = 0; i < CG_KV_BLOCK; i += CG_LANES) most[m] = vf_max(vf_load(p[m] + i), most[m]);
+        rise = vf_max(most[m] - now[m], rise);
+        factor[m] = 1.f;
+    }
+    if (vf_max_lane(rise) > 0.f) { /* seldom, after some blocks */
+        for (int m = 0; m < M; m++) factor[m] = now[m];
+        if (M == 1) now[0] = vf_max_lane(most[0]);
+        for (int m = 0; m + 4 <= M; m += 4) vf_max4(now + m, most + m);
+        for (int m = 0; m < M; m++) factor[m] -= now[m], row[m].acc[Dv + CG_V_ALIGN] = now[m];
+        for (int m = 0; m < M; m += CG_LANES) vf_store(factor + m, vf_exp_negative(vf_load(factor + m)));
+    }
+    for (int m = 0; m < M; m++) {
+        vf sum = vf_load(row[m].acc + Dv) * factor[m];
+        for (int i = 0; i < CG_KV_BLOCK; i += CG_LANES) {
+            vf e = vf_exp_negative(vf_load(p[m] + i) - now[m]);
+            vf_store(p[m] + i, e);
+            sum += e;
+        }
+        vf_store(row[m].acc + Dv, sum);
+    }
+}
+
+/* acc[m][d ..] = acc[m][d ..] * factor[m] + sum over j0 <= j < j1 of p[m][j] v[j][d ..], W vectors wide. */
+CG_INLINE const char *att_values(const int M, const int W, const cg_dtype dtype, const att_row *row,
+                                 float (*p)[CG_KV_BLOCK], const float *factor, const char *v, int64_t d, int64_t j0,
+                                 int64_t j1, const char *next, int64_t step) {
+    vf acc[ATT_ROWS][4];
+    int64_t at[4];
+    for (int i = 0; i < W; i++) at[i] = att_panel(CG_KV_BLOCK, d + i * CG_LANES);
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < W; i++) acc[m][i] = vf_load(row[m].acc + d + i * CG_LANES) * factor[m];
+#pragma GCC unroll 2
+    for (int64_t j = j0; j < j1; j++) {
+        vf vj[4];
+        for (int i = 0; i < W; i++) vj[i] = vf_load_as(dtype, v, at[i] + j * CG_KV_PANEL);
+        for (int i = 0; i < W; i += 2, next += step) att_fetch(next);
+        for (int m = 0; m < M; m++) {
+            vf pm = vf_set(p[m][j]);
+            for (int i = 0; i < W; i++) acc[m][i] = vf_fma(pm, vj[i], acc[m][i]);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int i = 0; i < W; i++) vf_store(row[m].acc + d + i * CG_LANES, acc[m][i]);
+    return next;
+}
+
+CG_INLINE void att_all_values(const int M, const cg_dtype dtype, const att_row *row, float (*p)[CG_KV_BLOCK],
+                              const float *factor, const char *v, int64_t Dv, int64_t j0, int64_t j1,
+                              const att_ahead *ahead) {
+    const char *next = ahead->v;
+    int64_t d = 0, step = ahead->step;
+    if (M == 1 && ATT_ALONE == 4)
+        for (; d + 4 * CG_LANES <= Dv; d += 4 * CG_LANES)
+            next = att_values(M, 4, dtype, row, p, factor, v, d, j0, j1, next, step);
+    for (; d + 2 * CG_LANES <= Dv; d += 2 * CG_LANES)
+        next = att_values(M, 2, dtype, row, p, factor, v, d, j0, j1, next, step);
+    for (; d < Dv; d += CG_LANES) next = att_values(M, 1, dtype, row, p, factor, v, d, j0, j1, next, step);
+}
+
+/* The same for a block that not every row sees whole: positions j0 .. j1-1, which all see, together, those before and
+   after row by row, each row's in their order. What a row does not see it skips, because 0 x NaN is not 0. */
+CG_INLINE void att_masked_values(const int M, const cg_dtype dtype, const att_row *row, float (*p)[CG_KV_BLOCK],
+                                 float *factor, const char *v, int64_t base, int64_t Dv, const att_ahead *ahead) {
+    att_ahead none = {ahead->k, ahead->v, 0};
+    int64_t first[ATT_ROWS], end[ATT_ROWS], j0 = 0, j1 = CG_KV_BLOCK;
+    for (int m = 0; m < M; m++) {
+        first[m] = cg_max(row[m].first - base, 0);
+        end[m] = cg_min(row[m].last - base + 1, CG_KV_BLOCK);
+        j0 = cg_max(j0, first[m]);
+        j1 = cg_min(j1, end[m]);
+    }
+    if (M == 1 || j0 >= j1) j0 = j1 = CG_KV_BLOCK; /* row by row */
+    for (int after = 0; after < 2; after++) {
+        for (int m = 0; m < M; m++) {
+            int64_t from = after ? j1 : first[m], to = after ? end[m] : cg_min(j0, end[m]);
+            if (from >= to) continue;
+            att_all_values(1, dtype, row + m, p + m, factor + m, v, Dv, from, to, M == 1 ? ahead : &none);
+            factor[m] = 1.f;
+        }
+        if (after || M == 1) continue;
+        att_all_values(M, dtype, row, p, factor, v, Dv, j0, j1, ahead);
+        for (int m = 0; m < M; m++) factor[m] = 1.f;
+    }
+}
+
+/* M rows q [D, M], later ones at later positions, over the block at position `base`: keys k [2, D, 16], values
+   v [Dv / 16, 32, 16] of `dtype`. */
+CG_INLINE void att_block(const int M, const cg_dtype dtype, const att_row *row, const float *q, const char *k,
+                         const char *v, int64_t base, int64_t D, int64_t Dv, const att_ahead *ahead) {
+    float p[ATT_ROWS][CG_KV_BLOCK], factor[CG_LANES + ATT_ROWS] = {0};
+    if (row[M - 1].last < base || row[0].first >= base + CG_KV_BLOCK) return;
+    int whole = row[0].last >= base + CG_KV_BLOCK - 1 && row[M - 1].first <= base;
+    att_scores(M, M == 1 ? ATT_ALONE : 2, dtype, p, q, k, D, ahead);
+    for (int m = 0; m < M && !whole; m++) att_mask(p[m], row[m].first - base, row[m].last - base);
+    att_softmax(M, row, p, factor, Dv);
+    if (whole) att_all_values(M, dtype, row, p, factor, v, Dv, 0, CG_KV_BLOCK, ahead);
+    else att_masked_values(M, dtype, row, p, factor, v, base, Dv, ahead);
+}
+
+#endif

@@ -1,0 +1,67 @@
+/* Weights as rows of bf16 for the tile kernels: MXFP4 rows decoded by AVX-512, activations rounded. */
+#ifndef CG_BF16_ROWS_H
+#define CG_BF16_ROWS_H
+
+#include "kernels/linear/dot.h"
+
+/* 32 floats to bf16, ties to even, NaN kept. */
+CG_INLINE __m512i bf16_round(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+/* `count` floats of a row to bf16, zeros up to the multiple of 32. */
+CG_INLINE void bf16_row(void *out, const float *x, int64_t count) {
+    for (int64_t k = 0; k < count; k += 32) {
+        int64_t left = count - k;
+        __mmask16 low = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+        __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (__mmask16)((1u << (left - 16)) - 1) : 0;
+        _mm512_storeu_si512((uint16_t *)out + k,
+                            bf16_round(_mm512_maskz_loadu_ps(low, x + k), _mm512_maskz_loadu_ps(high, x + k + 16)));
+    }
+}
+
+/* 32 E2M1 codes times 2^(scale - 127), exact in bf16. vpermw looks up the low 5 bits of a 16-bit lane, so the table
+   holds the 16 values twice and bit 4 may be anything. Lane e gets word e/4 of the group, shifted by 4 (e % 4). */
+CG_INLINE __m512i bf16_from_mxfp4(const uint8_t *group, uint8_t scale) {
+    if ((uint8_t)(scale - 2) > 248) { /* the exponent would leave bf16's normal range */
+        uint16_t out[32];
+        static const float values[16] = {CG_E2M1_VALUES};
+        float s = cg_e8m0_to_f32(scale);
+        for (int j = 0; j < 16; j++) {
+            out[2 * j] = cg_f32_to_bf16(values[group[j] & 15] * s);
+            out[2 * j + 1] = cg_f32_to_bf16(values[group[j] >> 4] * s);
+        }
+        return _mm512_loadu_si512(out);
+    }
+    const __m512i words =
+        _mm512_set_epi64(0x0f0e0f0e0f0e0f0e, 0x0d0c0d0c0d0c0d0c, 0x0b0a0b0a0b0a0b0a, 0x0908090809080908,
+                         0x0706070607060706, 0x0504050405040504, 0x0302030203020302, 0x0100010001000100);
+    const __m512i shifts = _mm512_set1_epi64(0x000c000800040000);
+    const __m256i half =
+        _mm256_setr_epi16(0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, (short)0x8000, (short)0xbf00,
+                          (short)0xbf80, (short)0xbfc0, (short)0xc000, (short)0xc040, (short)0xc080, (short)0xc0c0);
+    const __m512i table = _mm512_broadcast_i64x4(half);
+    __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)group));
+    const __mmask32 nonzero = 0xfefefefe; /* entries 0 and 8 are zeros */
+    __m512i scaled = _mm512_mask_add_epi16(table, nonzero, table, _mm512_set1_epi16((short)((scale - 127) << 7)));
+    return _mm512_permutexvar_epi16(_mm512_srlv_epi16(_mm512_shuffle_epi8(v, words), shifts), scaled);
+}
+
+/* A row of K MXFP4 weights as bf16. */
+CG_INLINE void bf16_row_from_mxfp4(uint16_t *out, const uint8_t *blocks, const uint8_t *scales, int64_t K) {
+    for (int64_t g = 0; g < K / CG_MXFP4_GROUP; g++)
+        _mm512_storeu_si512(out + g * CG_MXFP4_GROUP, bf16_from_mxfp4(blocks + g * CG_MXFP4_GROUP_BYTES, scales[g]));
+}
+
+/* INT8 weights k0 <= k < k1 of a row, whole groups, rounded to bf16. */
+CG_INLINE void bf16_row_from_int8(uint16_t *out, const uint8_t *row, const uint8_t *scales, int64_t k0, int64_t k1) {
+    for (int64_t k = k0; k < k1; k += 32, out += 32) {
+        uint16_t bits;
+        memcpy(&bits, scales + k / CG_INT8_GROUP * 2, 2);
+        __m512 scale = _mm512_set1_ps(cg_bf16_to_f32(bits)), part[2];
+        for (int i = 0; i < 2; i++)
+            part[i] = _mm512_mul_ps(
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + k + 16 * i)))), scale);
+        _mm512_storeu_si512(out, bf16_round(part[0], part[1]));
+    }
+}
+
+#endif

@@ -1,0 +1,17 @@
+/* linear_int8: as dense.c, with w [N, K] integers and a bf16 scale per group of 64. The weights' exact values (an
+   integer times a bf16 is exact in f32) are multiplied as f32 rows are. Parallel over n. */
+#include "kernels/linear/dot.h"
+#include "kernels/linear/int8.h"
+
+CG_INLINE void int8_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    const uint8_t *row = p->w + n * cg_row_bytes(CG_INT8, p->K);
+    vf *to = out;
+    for (int64_t k = k0; k < k1; k += CG_LANES) *to++ = vf_load_i8(row + k) * int8_scale(p, n, k / CG_INT8_GROUP);
+    while ((to - (vf *)out) % DOT_GROUP) *to++ = vf_set(0.f);
+}
+
+static void CG_NAME(int8_panel)(const cg_product *p, int64_t n0, int64_t n1) {
+    dot_many(DOT_F32, int8_decode, p, n0, n1);
+}
+
+static cg_linear CG_NAME(linear_int8) = {CG_NAME(decoded_packed_bytes), CG_NAME(decoded_pack), CG_NAME(int8_panel)};

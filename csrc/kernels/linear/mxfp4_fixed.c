@@ -1,0 +1,67 @@
+/* linear_mxfp4_fixed: as mxfp4.c, with activations as 16-bit fixed point (fixed.h). The products with E2M1
+   values and their sums within a group are exact integers, so the error is that of rounding x: 2^-16 of its group's
+   largest. Parallel over n. */
+#include "kernels/linear/dot.h"
+#include "kernels/linear/fixed.h"
+
+/* A packed row: [groups][32] int16, then [groups] steps / 2, for weights are looked up doubled. */
+CG_INLINE int64_t fixed_row_bytes(int64_t K) { return cg_round_up(K * 2 + K / CG_MXFP4_GROUP * 4, 64); }
+
+static int64_t CG_NAME(fixed_packed_bytes)(int64_t T, int64_t K) { return T * fixed_row_bytes(K); }
+
+static void CG_NAME(fixed_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    (void)T;
+    for (int64_t t = t0; t < t1; t++) {
+        int16_t *to = (int16_t *)((char *)packed + t * fixed_row_bytes(K));
+        float *steps = (float *)(to + K);
+        for (int64_t k = 0; k < K; k += CG_MXFP4_GROUP) {
+            int32_t q[CG_MXFP4_GROUP];
+            steps[k / CG_MXFP4_GROUP] = fixed_round(CG_MXFP4_GROUP, q, cg_row_of(x, t) + k) * .5f;
+            for (int i = 0; i < CG_MXFP4_GROUP; i++) to[k + i] = (int16_t)q[i];
+        }
+    }
+}
+
+enum { FIXED_REF_TOKENS = 16 }; /* that share a row's weights; the exact kernel multiplies 64 in 0.8 of the time */
+
+/* Lane g % CG_LANES of a sum has group g. */
+static void CG_NAME(fixed_tokens)(int64_t M, const cg_product *p, int64_t n, int64_t t) {
+    static const int16_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    int64_t groups = p->K / CG_MXFP4_GROUP;
+    const uint8_t *codes = p->w + n * groups * CG_MXFP4_GROUP_BYTES, *scales = p->scales + n * groups;
+    vf sum[FIXED_REF_TOKENS];
+    for (int64_t m = 0; m < M; m++) sum[m] = vf_set(0.f);
+    for (int64_t g0 = 0; g0 < groups; g0 += CG_LANES) {
+        int64_t lanes = cg_min(CG_LANES, groups - g0);
+        int16_t w[CG_LANES][CG_MXFP4_GROUP];
+        float scale[CG_LANES];
+        for (int64_t l = 0; l < lanes; l++, codes += CG_MXFP4_GROUP_BYTES) {
+            scale[l] = cg_e8m0_to_f32(scales[g0 + l]);
+            for (int i = 0; i < CG_MXFP4_GROUP_BYTES; i++) {
+                w[l][2 * i] = doubled[codes[i] & 15];
+                w[l][2 * i + 1] = doubled[codes[i] >> 4];
+            }
+        }
+        for (int64_t m = 0; m < M; m++) {
+            const int16_t *row = (const int16_t *)((const char *)p->x + (t + m) * fixed_row_bytes(p->K));
+            const int16_t *q = row + g0 * CG_MXFP4_GROUP;
+            const float *steps = (const float *)(row + p->K) + g0;
+            float part[CG_LANES] = {0.f};
+            for (int64_t l = 0; l < lanes; l++, q += CG_MXFP4_GROUP) {
+                int32_t dot = 0;
+                for (int i = 0; i < CG_MXFP4_GROUP; i++) dot += w[l][i] * q[i];
+                part[l] = (float)dot * (scale[l] * steps[l]);
+            }
+            sum[m] += vf_load(part);
+        }
+    }
+    for (int64_t m = 0; m < M; m++) dot_finish(1, p, t + m, n, &sum[m]);
+}
+
+static void CG_NAME(fixed_panel)(const cg_product *p, int64_t n0, int64_t n1) {
+    for (int64_t t = 0; t < p->T; t += FIXED_REF_TOKENS)
+        for (int64_t n = n0; n < n1; n++) CG_NAME(fixed_tokens)(cg_min(FIXED_REF_TOKENS, p->T - t), p, n, t);
+}
+
+static cg_linear CG_NAME(linear_mxfp4_fixed) = {CG_NAME(fixed_packed_bytes), CG_NAME(fixed_pack), CG_NAME(fixed_panel),
+                                                FIXED_REF_TOKENS};

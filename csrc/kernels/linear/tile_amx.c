@@ -1,0 +1,140 @@
+/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AMX: activations rounded to bf16, products and sums in f32.
+   The weights are the A operand: 16 rows x 32 k straight from row-major memory, so they are never packed. The
+   activations are B: blocks of 16 tokens as [K/2, 16 tokens, 2], K padded by zeros to a multiple of 32 and T to 16.
+   2 x 2 tiles: 32 rows x 32 tokens. MXFP4 and INT8 rows are decoded first, rows of odd length and the last ones copied. */
+#include "kernels/linear/bf16_rows.h"
+#include "simd/amx_tiles.h"
+
+enum { AMX_ROWS = 2 * TILE_EDGE, AMX_LEAST = 8 }; /* fewer tokens are memory-bound */
+
+static int64_t packed_bytes_tile__amx(int64_t T, int64_t K) {
+    return cg_round_up(T, TILE_EDGE) * cg_round_up(K, TILE_K) * 2;
+}
+
+static void pack_tile__amx(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    int64_t Kp = cg_round_up(K, TILE_K);
+    for (int64_t b = t0; b < t1; b += TILE_EDGE) {
+        uint32_t *to = (uint32_t *)packed + b * (Kp / 2);
+        for (int j = 0; j < TILE_EDGE; j++) {
+            const float *from = b + j < T ? cg_row_of(x, b + j) : NULL;
+            uint32_t pairs[TILE_K / 2];
+            for (int64_t k = 0; k < Kp; k += TILE_K) {
+                if (from) bf16_row(pairs, from + k, cg_min(K - k, TILE_K));
+                else memset(pairs, 0, sizeof pairs);
+                for (int i = 0; i < TILE_K / 2; i++) to[(k / 2 + i) * TILE_EDGE + j] = pairs[i];
+            }
+        }
+    }
+}
+
+/* y[t + j][n + i] from c[i][j], for `rows` x `tokens` of the 16 x 16. */
+static void amx_finish(const cg_product *p, const float (*c)[TILE_EDGE], int64_t n, int64_t rows, int64_t t,
+                       int64_t tokens) {
+    const __m512i column = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                              _mm512_set1_epi32(TILE_EDGE));
+    __mmask16 mask = (__mmask16)((1u << rows) - 1);
+    __m512 bias = p->bias ? _mm512_maskz_loadu_ps(mask, p->bias + n) : _mm512_setzero_ps();
+    for (int64_t j = 0; j < tokens; j++) {
+        float *y = p->y + (t + j) * p->y_stride + n;
+        __m512 v = _mm512_add_ps(_mm512_i32gather_ps(column, (const float *)c + j, 4), bias);
+        if (p->add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, y));
+        _mm512_mask_storeu_ps(y, mask, v);
+    }
+}
+
+/* Rows w [32, w_stride] of which `rows` are real, for 32 tokens from t. Tiles 0-3 are sums, 4-5 weights, 6-7 tokens. */
+static void amx_block(const cg_product *p, const uint16_t *w, int64_t w_stride, int64_t n, int64_t rows, int64_t t) {
+    int64_t Kp = cg_round_up(p->K, TILE_K), left = p->T - t, two_rows = rows > TILE_EDGE, two_tokens = left > TILE_EDGE;
+    const uint16_t *x0 = (const uint16_t *)p->x + t * Kp, *x1 = x0 + TILE_EDGE * Kp;
+    const uint16_t *w1 = w + TILE_EDGE * w_stride;
+    float c[4][TILE_EDGE][TILE_EDGE];
+    __asm__ volatile("" ::: "memory"); /* GCC 12 does not know that _tile_loadd reads: rows must have been written */
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < Kp; k += TILE_K) {
+        _tile_loadd(4, w + k, w_stride * 2);
+        _tile_loadd(6, x0 + k * TILE_EDGE, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (two_rows) {
+            _tile_loadd(5, w1 + k, w_stride * 2);
+            _tile_dpbf16ps(1, 5, 6);
+        }
+        if (two_tokens) {
+            _tile_loadd(7, x1 + k * TILE_EDGE, 64);
+            _tile_dpbf16ps(2, 4, 7);
+            if (two_rows) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c[0], 64);
+    _tile_stored(1, c[1], 64);
+    _tile_stored(2, c[2], 64);
+    _tile_stored(3, c[3], 64);
+    for (int64_t i = 0; i <= two_rows; i++)
+        for (int64_t j = 0; j <= two_tokens; j++)
+            amx_finish(p, c[i + 2 * j], n + i * TILE_EDGE, cg_min(rows - i * TILE_EDGE, TILE_EDGE), t + j * TILE_EDGE,
+                       cg_min(left - j * TILE_EDGE, TILE_EDGE));
+}
+
+static void amx_rows(const cg_product *p, const uint16_t *w, int64_t w_stride, int64_t n, int64_t rows) {
+    for (int64_t t = 0; t < p->T; t += 2 * TILE_EDGE) amx_block(p, w, w_stride, n, rows, t);
+}
+
+static void panel_bf16_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
+    int64_t Kp = cg_round_up(p->K, TILE_K);
+    uint16_t copy[AMX_ROWS * CG_TILE_MAX_K];
+    tiles_begin();
+    for (int64_t n = n0; n < n1; n += AMX_ROWS) {
+        int64_t rows = cg_min(AMX_ROWS, n1 - n);
+        const uint16_t *w = (const uint16_t *)p->w + n * p->K;
+        if (Kp == p->K && rows % TILE_EDGE == 0) {
+            amx_rows(p, w, p->K, n, rows);
+            continue;
+        }
+        memset(copy, 0, (size_t)(AMX_ROWS * Kp) * 2);
+        for (int64_t r = 0; r < rows; r++) memcpy(copy + r * Kp, w + r * p->K, (size_t)p->K * 2);
+        amx_rows(p, copy, Kp, n, rows);
+    }
+    tiles_end();
+}
+
+/* Panels of rows that are decoded to bf16 first, [rows, Kw]. */
+typedef void amx_decode(uint16_t *out, const cg_product *p, int64_t n);
+
+CG_INLINE void amx_decoded_panel(amx_decode *decode, int64_t Kw, const cg_product *p, int64_t n0, int64_t n1) {
+    uint16_t decoded[AMX_ROWS * CG_TILE_MAX_K];
+    tiles_begin();
+    for (int64_t n = n0; n < n1; n += AMX_ROWS) {
+        int64_t rows = cg_min(AMX_ROWS, n1 - n);
+        for (int64_t r = 0; r < rows; r++) decode(decoded + r * Kw, p, n + r);
+        if (rows % TILE_EDGE) memset(decoded + rows * Kw, 0, (size_t)((AMX_ROWS - rows) * Kw) * 2);
+        amx_rows(p, decoded, Kw, n, rows);
+    }
+    tiles_end();
+}
+
+CG_INLINE void amx_decode_mxfp4(uint16_t *out, const cg_product *p, int64_t n) {
+    int64_t groups = p->K / CG_MXFP4_GROUP;
+    bf16_row_from_mxfp4(out, p->w + n * groups * CG_MXFP4_GROUP_BYTES, p->scales + n * groups, p->K);
+}
+
+CG_INLINE void amx_decode_int8(uint16_t *out, const cg_product *p, int64_t n) {
+    int64_t Kw = cg_row_bytes(CG_INT8, p->K);
+    bf16_row_from_int8(out, p->w + n * Kw, p->scales + n * cg_scale_bytes(CG_INT8, p->K), 0, Kw);
+}
+
+static void panel_mxfp4_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
+    amx_decoded_panel(amx_decode_mxfp4, p->K, p, n0, n1);
+}
+
+static void panel_int8_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
+    amx_decoded_panel(amx_decode_int8, cg_row_bytes(CG_INT8, p->K), p, n0, n1);
+}
+
+static cg_linear linear_bf16_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_bf16_tile__amx,
+                                          .least_tokens = AMX_LEAST};
+static cg_linear linear_mxfp4_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_mxfp4_tile__amx,
+                                           .least_tokens = AMX_LEAST};
+static cg_linear linear_int8_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_int8_tile__amx,
+                                          .least_tokens = AMX_LEAST};

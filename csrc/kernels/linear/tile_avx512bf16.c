@@ -1,0 +1,67 @@
+/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AVX512_BF16: activations rounded to bf16, products and sums in f32.
+   vdpbf16ps on slices of weight rows and of activations, both bf16 (tile.h); MXFP4 is decoded to bf16, exactly, INT8 rounded. */
+#include "kernels/linear/bf16_rows.h"
+#include "kernels/linear/tile.h"
+
+enum {
+    TILE_FEW = 15,          /* tokens for which bf16 rows are best read as they are stored */
+    TILE_LEAST = 8,         /* fewer are memory-bound: the exact kernel is as fast */
+    TILE_LEAST_DECODED = 24 /* fewer are as fast in fixed point */
+};
+
+static int64_t packed_bytes_tile__avx512bf16(int64_t T, int64_t K) { return tile_packed_bytes((K + 1) / 2, T); }
+
+static void pack_tile__avx512bf16(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    int64_t steps = (K + 1) / 2;
+    for (int64_t t = t0; t < cg_round_up(t1, 16); t++) {
+        uint32_t *to = (uint32_t *)packed + t / 16 * 16 * steps + t % 16, pairs[16] = {0};
+        for (int64_t s = 0; s < steps; s += 16) {
+            if (t < T) bf16_row(pairs, cg_row_of(x, t) + 2 * s, cg_min(K - 2 * s, 32));
+            for (int64_t i = 0; i < cg_min(16, steps - s); i++) to[(s + i) * 16] = pairs[i];
+        }
+    }
+}
+
+static int64_t packed_bytes_bf16_tile__avx512bf16(int64_t T, int64_t K) {
+    return T <= TILE_FEW ? dot_packed_bytes(DOT_PAIRS, 1, T, K) : packed_bytes_tile__avx512bf16(T, K);
+}
+
+static void pack_bf16_tile__avx512bf16(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    if (T <= TILE_FEW) dot_pack(DOT_PAIRS, 1, bf16_row, packed, x, K, t0, t1);
+    else pack_tile__avx512bf16(packed, x, T, K, t0, t1);
+}
+
+CG_INLINE void tile_decode_bf16(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    memcpy(out, p->w + (n * p->K + k0) * 2, (size_t)(k1 - k0) * 2);
+    if (k1 % 2) ((uint16_t *)out)[k1 - k0] = 0;
+}
+
+CG_INLINE void tile_decode_mxfp4(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    int64_t group = n * (p->K / CG_MXFP4_GROUP) + k0 / CG_MXFP4_GROUP;
+    bf16_row_from_mxfp4(out, p->w + group * CG_MXFP4_GROUP_BYTES, p->scales + group, k1 - k0);
+}
+
+CG_INLINE void tile_decode_int8(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    bf16_row_from_int8(out, p->w + n * cg_row_bytes(CG_INT8, p->K), p->scales + n * cg_scale_bytes(CG_INT8, p->K), k0,
+                       cg_round_up(k1, CG_INT8_GROUP));
+}
+
+static void panel_bf16_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
+    if (p->T <= TILE_FEW) dot_few(DOT_PAIRS, CG_BF16, p, n0, n1);
+    else tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_BF16, tile_decode_bf16, tile_rows_pairs, p, n0, n1);
+}
+
+static void panel_mxfp4_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
+    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_MXFP4, tile_decode_mxfp4, tile_rows_pairs, p, n0, n1);
+}
+
+static void panel_int8_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
+    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_INT8, tile_decode_int8, tile_rows_pairs, p, n0, n1);
+}
+
+static cg_linear linear_bf16_tile__avx512bf16 = {packed_bytes_bf16_tile__avx512bf16, pack_bf16_tile__avx512bf16,
+                                                 panel_bf16_tile__avx512bf16, .least_tokens = TILE_LEAST};
+static cg_linear linear_mxfp4_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
+                                                  panel_mxfp4_tile__avx512bf16, .least_tokens = TILE_LEAST_DECODED};
+static cg_linear linear_int8_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
+                                                 panel_int8_tile__avx512bf16, .least_tokens = TILE_LEAST_DECODED};
