@@ -13,8 +13,8 @@ def default_threads(root: Path = Path("/")) -> int:
 
     Two threads on one core share its caches and arithmetic: they gain nothing and wait for each other. On a hybrid
     machine performance and efficiency cores count alike: tasks are dealt out one by one as threads become free
-    (csrc/core/parallel.c), so a slow core does less instead of holding the others up. Whoever wants the fast cores alone, to
-    save the battery, gives their number or uses taskset.
+    (csrc/core/parallel.c), so a slow core does less instead of holding the others up. Whoever wants the fast cores
+    alone, to save the battery, gives their number or uses taskset.
 
     OMP_NUM_THREADS and OMP_THREAD_LIMIT, which Slurm, joblib and users set to leave room for others, lower this number.
     They never raise it: they are often set once to all CPUs, siblings included. load(threads=..) is free to.

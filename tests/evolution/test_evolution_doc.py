@@ -1,11 +1,9 @@
-"""cgpt/EVOLUTION.md: what it quotes, links to and counts is what the files say."""
+"""cgpt/EVOLUTION.md: what it links to and counts is what the files say."""
 
 import json
 import re
 import shlex
 from pathlib import Path
-
-import pytest
 
 from cgpt.analysis.compare import compare
 from cgpt.analysis.compare_text import WHY, markdown
@@ -19,24 +17,6 @@ ROOT = Path(__file__).parents[2]
 DOC = ROOT / "cgpt" / "EVOLUTION.md"
 LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
 FIGURE = re.compile(r"\d[\d.,]* (?:[KMB]|[kMG]B|GiB|[kMG]FLOP)\b|\d+\.\d%")
-
-
-def quotations(text):
-    """(language, the file linked last before it, its lines), of every fenced block."""
-    for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S):
-        yield match[1], LINK.findall(text[: match.start()])[-1], match[2].splitlines()
-
-
-def not_in_the_file(language, file, lines):
-    """The quoted lines that are not there. In a diff - is of gpt2.py, + of gpt_oss.py; elsewhere lines follow each
-    other as in the file, but for "..."."""
-    if language == "diff":
-        files = {"-": "gpt2.py", "+": "gpt_oss.py"}
-        sources = {mark: (DOC.parent / name).read_text().splitlines() for mark, name in files.items()}
-        return [line for line in lines if line[2:] not in sources[line[0]]]
-    source = (DOC.parent / file).read_text()
-    pieces = re.split(r"^\.\.\.\n", "".join(line + "\n" for line in lines), flags=re.M)
-    return [piece for piece in pieces if f"\n{piece}" not in source]
 
 
 def one_step_undone(changes, tmp_path):
@@ -61,25 +41,6 @@ def cells(line):
 def tables(text):
     """The two tables: their lines."""
     return [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.M)][:2]
-
-
-def test_quoted_lines_are_in_the_files():
-    found = list(quotations(DOC.read_text()))
-    assert len(found) >= 20
-    assert [missing for quotation in found for missing in not_in_the_file(*quotation)] == []
-
-
-@pytest.mark.parametrize(
-    "language, file, lines",
-    [
-        ("diff", "model.py", ["-         k.rmsnorm(ctx, normed, x, self.attn_norm, c.rms_norm_eps, T)"]),
-        ("diff", "model.py", ["+ class GptOss(Model): "]),
-        ("c", "../csrc/kernels/rope.c", ["            x[d] = a * cos[d] + b * sin[d];"]),
-        ("c", "../csrc/kernels/rope.c", ["            x[d + half] = b * cos[d] + a * sin[d];", "    int64_t half = D / 2;"]),
-    ],
-)
-def test_a_wrong_quotation_is_found(language, file, lines):
-    assert not_in_the_file(language, file, lines)
 
 
 def test_links_resolve():
