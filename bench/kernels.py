@@ -19,7 +19,7 @@ from cgpt.bench.costs import cost, matrix_bytes
 from cgpt.bench.operands import RING, copies, matrix, tensor
 from cgpt.kernels import _kernels as k
 from cgpt.machine import roofline
-from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
+from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
 
 LINEAR = {  # name: dtype, N, K
     "gpt2 c_attn f32": ("F32", 2304, 768),
@@ -66,7 +66,7 @@ def calls(T: int, only: str, kv_cache_dtype: str) -> Iterator[tuple[str, str, li
         if only in name and not (start == 960 and T > 64):
             qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
             size = 2 * (4 if kept == "F32" else 2) * G * D * min(start + T, window or start + T)
-            caches = copies(lambda a=(window, G, D, start): Sequence([a[0]], *a[1:3], a[3] + T, dtype=kept), size)
+            caches = copies(lambda a=(window, G, D, start): KVCache([a[0]], *a[1:3], a[3] + T, dtype=kept), size)
             options = {"scale": D**-0.5, "window": window}
             for array in (a for cache in caches for arrays in cache.arrays for a in arrays):
                 array.view(np.uint8).fill(0x38)  # an ordinary number of any dtype; left alone, all pages are one

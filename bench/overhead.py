@@ -38,12 +38,12 @@ def fork_join_seconds(threads: int) -> float:
 
 def measure(model, new: int) -> None:
     rng = np.random.default_rng()
-    sequence = model.new_sequence(2 * new + 1)
+    sequence = model.transformer.new_cache(2 * new + 1)
     alone, watched, kernels, forks = [], [], [], 0
 
     def step() -> float:
         start = time.perf_counter()
-        model.step([(sequence, [int(rng.integers(0, model.vocab_size))])])
+        model.transformer.step([(sequence, [int(rng.integers(0, model.vocab_size))])])
         return time.perf_counter() - start
 
     step()

@@ -118,7 +118,7 @@ def switched(name: str, change) -> Iterator[cgpt.Model]:
     """The model `name`, with `change` made to it and, until the end, to what it calls."""
     with ExitStack() as stack:
         model = cgpt.load(name, precision="exact")
-        change(model, lambda where, what, value: stack.enter_context(mock.patch.object(where, what, value)))
+        change(model.transformer, lambda where, what, value: stack.enter_context(mock.patch.object(where, what, value)))
         yield model
 
 

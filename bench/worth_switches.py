@@ -132,7 +132,7 @@ def rope(frequencies: str = "yarn", temperature: bool = True):
         }[frequencies]
         if not temperature:
             tables.concentration = 1.0
-        tables.tables = tables._make(tables.tables[0].rows)
+        tables.tables = tables.angles(tables.tables[0].rows)
         for block in model.blocks:
             block.rope = tables
 
@@ -144,7 +144,7 @@ def later(by: int):
 
     def change(model, patch) -> None:
         tables = RopeTables(model.config)
-        tables.tables = tuple(k.Tensor(table.array[by:].copy()) for table in tables._make(tables.tables[0].rows + by))
+        tables.tables = tuple(k.Tensor(table.array[by:].copy()) for table in tables.angles(tables.tables[0].rows + by))
         for block in model.blocks:
             block.rope = tables
 

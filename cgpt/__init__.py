@@ -12,13 +12,13 @@ cli.
 from cgpt import kernels as _kernels  # noqa: F401  first: it loads the kernels
 
 # isort: split
-from cgpt.api import load
+from cgpt.api import Model, load
 from cgpt.checkpoint.locate import demo_models, locate
 from cgpt.errors import CgptError
-from cgpt.generation.generate import Completion
 from cgpt.generation.prefix_cache import PrefixCache
+from cgpt.generation.request import Completion
+from cgpt.generation.sampling import SamplingParams
 from cgpt.kernels.isa import kernels as kernel_variants
-from cgpt.models.base import Model
 from cgpt.version import __version__
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Completion",
     "Model",
     "PrefixCache",
+    "SamplingParams",
     "__version__",
     "demo_models",
     "kernel_variants",

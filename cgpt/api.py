@@ -1,64 +1,412 @@
-"""Opens a checkpoint as a model that is ready to run."""
+"""The public calls: load() opens a checkpoint as a Model, which reads and writes text."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, overload
 
-from cgpt.checkpoint.config import GPT2Config, read_config
+import numpy as np
+import numpy.typing as npt
+
+from cgpt.arguments import checked_arguments, require_choice, require_flag, require_integer
+from cgpt.chat.chat import Chat
+from cgpt.chat.messages import IDENTITY, KNOWLEDGE_CUTOFF, Namespace, ResponseFormat
+from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config
 from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.locate import locate
 from cgpt.checkpoint.safetensors import Checkpoint
-from cgpt.errors import InputError
+from cgpt.errors import InputError, ModelClosed
+from cgpt.generation import generate as generation
+from cgpt.generation.prefix_cache import PrefixCache
+from cgpt.generation.request import Completion, Prompt
+from cgpt.generation.sampling import SamplingParams
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.machine.threads import default_threads
-from cgpt.models.base import Model
+from cgpt.models import inspection
+from cgpt.models.base import Floats, Precision, Transformer
 from cgpt.models.gpt2 import GPT2
 from cgpt.models.gpt_oss import GptOss
 from cgpt.models.kv_cache import KV_DTYPES
+from cgpt.tokenizer.tokenizer import Tokenizer
 
 DENSE = ("bf16", "int8")  # what load() takes
+Seed = int | None
+Stop = str | int | Iterable[str | int] | None
 
 
+class Model:
+    """A checkpoint that is ready to run: a transformer and its tokenizer. Made by load().
+
+    transformer: steps, caches and weights, without text. directory: of the checkpoint. Threads may share a model.
+    `with cgpt.load(..) as model:` closes it at the end.
+    """
+
+    def __init__(self, transformer: Transformer, directory: Path) -> None:
+        self.transformer = transformer
+        self.directory = directory
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back, from the checkpoint's own files or the vocabularies in the package; TokenizerError
+        where neither fits."""
+        return Tokenizer.from_directory(self.directory, self.vocab_size)
+
+    @property
+    def config(self) -> GPT2Config | GptOssConfig:
+        """What config.json says."""
+        return self.transformer.config
+
+    @property
+    def context_length(self) -> int:
+        """The positions the model has."""
+        return self.transformer.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids run from 0 to vocab_size - 1."""
+        return self.transformer.vocab_size
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a text."""
+        return self.transformer.eos_token_ids
+
+    @property
+    def threads(self) -> int:
+        """The threads of a step."""
+        return self.transformer.threads
+
+    @property
+    def precision(self) -> Precision:
+        """As load() was told."""
+        return self.transformer.precision
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """What keys and values are kept as: "f32", "f16" or "bf16"."""
+        return self.transformer.kv_cache_dtype
+
+    def at_precision(self, precision: Precision) -> Model:
+        """The same weights, with no copy of them, at another precision and with its default cache."""
+        require_choice("precision", precision, PRECISIONS)
+        twin = copy.copy(self)
+        twin.transformer = self.transformer.at_precision(precision)
+        return twin
+
+    def close(self) -> None:
+        """Gives the weights and scratch back at once (what a step that is running, or another precision of this model,
+        still reads when that ends). Every later call raises ModelClosed; closing again does nothing."""
+        self.transformer.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.transformer.closed else f"threads={self.threads}, precision={self.precision!r}"
+        return f"<cgpt.Model {type(self.transformer).__name__} of {str(self.directory)!r}, {state}>"
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    @checked_arguments
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt, a str or ids. Special tokens in a str are ordinary text; `tokenizer.encode` gives their
+        ids where they are wanted. Raises EmptyPromptError, TokenIdError, InputError, or TokenizerError."""
+        if self.transformer.closed:
+            raise ModelClosed("the model was closed and its weights given back; load it again")
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self.transformer.check_ids(ids).tolist()
+
+    @checked_arguments
+    def logits(self, prompt: Prompt) -> Floats:
+        """float32 [T, V]: the logits after each of the T tokens of a prompt (text or ids)."""
+        return self.transformer.logits(self.encode_prompt(prompt))
+
+    @checked_arguments
+    def hidden(self, prompt: Prompt) -> Floats:
+        """float32 [T, C]: the output of the final norm, which is the head's input, at each of the T tokens."""
+        return self.transformer.hidden(self.encode_prompt(prompt))
+
+    @checked_arguments
+    def score(self, prompt: Prompt) -> Floats:
+        """float32 [T-1]: the log-probability, in nats, of each token of a prompt after the first, given those
+        before."""
+        return self.transformer.score(self.encode_prompt(prompt))
+
+    @checked_arguments
+    def inspect(
+        self, prompt: Prompt, what: str | Iterable[str] | None = None, *, window: int | None = None, top: int = 5
+    ) -> dict[str, npt.NDArray[Any]]:
+        """What happens inside while the model reads a prompt: hidden states, shares of attention, the router's choices,
+        the logit lens, {name: array}. cgpt.models.inspection describes the names and shapes.
+
+        what: a name or several, None for all. window: of the shares of attention, in tokens; None takes the model's
+        own, or 128. top: how many tokens the lens gives. Raises InputError for a name that the model does not have.
+        """
+        return inspection.inspect(self.transformer, self.encode_prompt(prompt), what, window=window, top=top)
+
+    # ------------------------------------------------------------------------------------------------ writing
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int] | npt.NDArray[np.integer[Any]],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: dict[int, float] | None = None,
+        seed: Seed = None,
+        stop: Stop = None,
+        logprobs: bool | int | None = None,
+        prompt_logprobs: bool | int | None = None,
+        ignore_eos: bool = False,
+        prompt_lookup_num_tokens: int | None = None,
+        prefix_cache: PrefixCache | None = None,
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: dict[int, float] | None = None,
+        seed: Seed | Sequence[Seed] = None,
+        stop: Stop = None,
+        logprobs: bool | int | None = None,
+        prompt_logprobs: bool | int | None = None,
+        ignore_eos: bool = False,
+        prompt_lookup_num_tokens: int | None = None,
+        prefix_cache: PrefixCache | None = None,
+    ) -> list[Completion]: ...
+
+    @checked_arguments
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: dict[int, float] | None = None,
+        seed: Any = None,
+        stop: Stop = None,
+        logprobs: bool | int | None = None,
+        prompt_logprobs: bool | int | None = None,
+        ignore_eos: bool = False,
+        prompt_lookup_num_tokens: int | None = None,
+        prefix_cache: PrefixCache | None = None,
+    ) -> Completion | list[Completion]:
+        """Continues a prompt, a str or ids, to a Completion; a list of prompts, run as one batch, to a list of them.
+
+        max_new_tokens: at most; a prompt of n tokens gets context_length - n + 1 at most
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: how a
+            token is chosen, see cgpt.SamplingParams; greedy unless temperature is above 0
+        seed: an integer that makes sampling repeatable: the same text alone, in a batch or streamed; None takes a
+            fresh one. Each prompt of a batch starts from the seed, or from its own in a list of seeds
+        stop: a str, a token id, or a list of these, that ends the text too, and is not part of it
+        logprobs: True keeps the log-probability of each new id, a number k also those of the k likeliest
+        prompt_logprobs: the same of the prompt's ids
+        ignore_eos: go on after the checkpoint's eos ids
+        prompt_lookup_num_tokens: draft so many tokens at a time from what followed the same tokens before, and check
+            them in one step; the same output, sooner where texts repeat themselves. None never drafts
+        prefix_cache: a cgpt.PrefixCache of this model: prompts that begin as earlier ones compute only what is new
+
+        Raises, before anything is computed, ContextLengthError, EmptyPromptError, TokenIdError or another InputError;
+        TokenizerError where text is given to a model without a tokenizer; ModelClosed. A text that fails raises
+        NumericsError or OutOfMemoryError, and the model is usable after.
+        """
+        batch = _is_batch(prompt)
+        prompts = list(prompt) if batch else [prompt]
+        several = batch and isinstance(seed, Iterable) and not isinstance(seed, (str, bytes))
+        seeds = list(seed) if several else [seed] * len(prompts)
+        if len(seeds) != len(prompts):
+            raise InputError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one, or one for each")
+        params = [
+            SamplingParams(
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                logit_bias=logit_bias,
+                seed=one,
+                stop=stop,
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
+                ignore_eos=ignore_eos,
+                prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+            )
+            for one in seeds
+        ]
+        done = generation.generate(self, prompts, params, _checked(prefix_cache))
+        return done if batch else done[0]
+
+    @checked_arguments
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: dict[int, float] | None = None,
+        seed: Seed = None,
+        stop: Stop = None,
+        ignore_eos: bool = False,
+        prompt_lookup_num_tokens: int | None = None,
+        prefix_cache: PrefixCache | None = None,
+    ) -> Iterator[str]:
+        """The text that generate() makes of one prompt, in deltas as they come; joined they are it.
+
+        Each comes as soon as it is certain: whole characters, and no beginning of a stop string. Closing the iterator
+        ends the work. Arguments and errors are those of generate().
+        """
+        params = SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        )
+        return generation.stream(self, prompt, params, _checked(prefix_cache))
+
+    @checked_arguments
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        tools: Iterable[Any] = (),
+        builtin_tools: Iterable[str | Namespace] = (),
+        reasoning: Literal["low", "medium", "high"] = "medium",
+        response_format: ResponseFormat | None = None,
+        identity: str | None = IDENTITY,
+        knowledge_cutoff: str | None = KNOWLEDGE_CUTOFF,
+        date: str | None = None,
+    ) -> Chat:
+        """A conversation in the harmony format, see cgpt.chat.chat.Chat; ChatError where the model has no chat format,
+        as GPT-2.
+
+        system: instructions. tools: Python functions, or schemas in OpenAI's shape. builtin_tools: "browser", "python".
+        reasoning: how long the model thinks. response_format: a JSON schema that the model is asked to follow.
+        identity,
+        knowledge_cutoff, date: lines of the system message
+        """
+        return Chat(
+            self,
+            system=system,
+            tools=tools,
+            builtin_tools=builtin_tools,
+            reasoning=reasoning,
+            response_format=response_format,
+            identity=identity,
+            knowledge_cutoff=knowledge_cutoff,
+            date=date,
+        )
+
+
+def _is_batch(prompt: Any) -> bool:
+    """Whether `prompt` is a list of prompts, which holds texts or lists; a flat list of ids is one prompt."""
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim > 1
+    parts = prompt if isinstance(prompt, (list, tuple)) else ()
+    return any(isinstance(part, (str, list, tuple, np.ndarray)) for part in parts)
+
+
+def _checked(prefix_cache: Any) -> PrefixCache | None:
+    if not isinstance(prefix_cache, (PrefixCache, type(None))):
+        raise InputError(f"prefix_cache is a cgpt.PrefixCache, not a {type(prefix_cache).__name__}")
+    return prefix_cache
+
+
+@checked_arguments
 def load(
     path_or_name: str | Path,
     threads: int | None = None,
-    precision: str = "auto",
-    dense: str | None = None,
+    precision: Precision = "auto",
+    dense: Literal["bf16", "int8"] | None = None,
     *,
-    kv_cache_dtype: str | None = None,
+    kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
-    """A model, ready to run, from a checkpoint directory or by the name of one in the package.
+    """Opens a checkpoint directory, or a model of the package by its name, as a Model that is ready to run.
 
-    threads: default is the physical cores this process may use (machine.threads). precision: "auto" lets prompts use
-    bf16 products where the CPU has them, fixed point and other orders of sums; "exact" keeps f32 activations
-    everywhere, and then every logit is the same to the bit for any threads, batch companions and chunking; "int8" is
-    "auto" but for CPUs with AVX512_VNNI and no matrix units: there it rounds the activations of prompts, and of 6 or
-    more requests at once, to 8 bits where the weights are INT8 or MXFP4, group by group, as most engines do. dense:
-    None keeps the dense matrices as stored, "bf16" rounds them, "int8" quantises those that products read whole, in
-    groups of 64 (`cgpt quality` measures the price). kv_cache_dtype: what keys and values are kept as, "f32", "f16"
-    (up to 65,504; beyond, NumericsError says so) or "bf16"; None is f32 with "exact", else f16. huge_pages
-    copies weights that would be read where the file is mapped into memory of huge pages: gpt-oss-20b's decode was 9 %
-    faster there, but it took 20 s to open instead of 0.3, and processes no longer share one copy, so it is off by
-    default; what load() copies anyway lies in them. It needs the checkpoint's size in free memory. progress(done,
-    total) is told the bytes looked at.
+    threads: default is the physical cores this process may use (machine.threads)
+    precision: "auto" lets prompts use bf16 products where the CPU has them, 16-bit fixed-point activations and other
+        orders of sums; "exact" keeps f32 activations everywhere, and then every logit is the same to the bit for any
+        threads, batch companions and chunking; "int8" is "auto", but where the CPU has AVX512_VNNI and no matrix units
+        it rounds the activations of prompts, and of 6 or more requests at once, to 8 bits where the weights are INT8 or
+        MXFP4, group by group, as most engines do
+    dense: None keeps the dense matrices as stored, "bf16" rounds them, "int8" quantises those that products read whole,
+        in groups of 64 (`cgpt quality` measures the price)
+    kv_cache_dtype: what keys and values are kept as, "f32", "f16" (up to 65,504; beyond, NumericsError says so) or
+        "bf16"; None is f32 with "exact", else f16
+    huge_pages: copies weights that would be read where the file is mapped into memory of huge pages: gpt-oss-20b's
+    decode
+        was 9 % faster there, but it took 20 s to open instead of 0.3, and processes no longer share one copy, so it is
+        off by default; what load() copies anyway lies in them. It needs the checkpoint's size in free memory
+    progress: called with (bytes done, bytes in all)
 
     Raises CheckpointError, ConfigError, InputError or OutOfMemoryError, which say what is wrong and what to do.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f'precision is "auto", "exact" or "int8", not {precision!r}')
-    if dense not in (None, *DENSE):
-        raise InputError(f'dense is None, "bf16" or "int8", not {dense!r}')
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
-        raise InputError(f"threads is a number from 1 to 4096, not {threads!r}")
-    if kv_cache_dtype not in (None, *KV_DTYPES):
-        raise InputError(f"kv_cache_dtype is None or one of {', '.join(KV_DTYPES)}, not {kv_cache_dtype!r}")
+    require_choice("precision", precision, PRECISIONS)
+    require_choice("dense", dense, (None, *DENSE))
+    require_choice("kv_cache_dtype", kv_cache_dtype, (None, *KV_DTYPES))
+    require_flag("huge_pages", huge_pages)
+    if threads is not None:
+        threads = require_integer("threads", threads, low=1, high=4096)
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress is a function of two numbers, not a {type(progress).__name__}")
     directory = locate(path_or_name)
     config = read_config(directory)
     checkpoint = Checkpoint(directory)
     threads = threads or default_threads()
-    kind = GPT2 if isinstance(config, GPT2Config) else GptOss
-    model = kind(config, checkpoint, Loader(checkpoint, dense, threads, progress, huge_pages), threads, precision)
+    loader = Loader(checkpoint, dense, threads, progress, huge_pages)
+    transformer: Transformer
+    if isinstance(config, GPT2Config):
+        transformer = GPT2(config, checkpoint, loader, threads, precision)
+    else:
+        transformer = GptOss(config, checkpoint, loader, threads, precision)
     if kv_cache_dtype:
-        model.kv_cache_dtype = kv_cache_dtype
-    return model
+        transformer.kv_cache_dtype = kv_cache_dtype
+    return Model(transformer, directory)

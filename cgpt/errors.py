@@ -1,5 +1,7 @@
 """The exceptions cgpt raises. Each message says what was wrong, where, and what to do about it."""
 
+from typing import Any
+
 
 class CgptError(Exception):
     """Base of every exception that cgpt raises on purpose."""
@@ -37,10 +39,19 @@ class ChatError(InputError):
     """The model has no chat format."""
 
 
-class NumericsError(CgptError, ArithmeticError):
-    """NaN or infinity came out of the model. sequences: those of the step that it came out for."""
+class ModelClosed(InputError):
+    """The model was closed, and its weights are gone."""
 
-    sequences: tuple = ()
+
+class NumericsError(CgptError, ArithmeticError):
+    """NaN or infinity came out of the model.
+
+    caches: the KVCaches of the step that it came out for
+    """
+
+    def __init__(self, message: str, caches: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.caches = caches
 
 
 class KernelError(CgptError, RuntimeError):

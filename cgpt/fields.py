@@ -72,7 +72,10 @@ def read_json_object(path: Path, error: type[CgptError]) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """`value` as text short enough for a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # another's __repr__
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -24,7 +24,7 @@ def sinks(model: cgpt.Model, ids: list[int]) -> None:
     names = "sink_mass", "window_mass", "beyond_mass"
     seen = model.inspect(ids, names)
     print(f"\nWhere attention goes in a chat of {len(ids)} tokens: sink / last 128 / before them, in per cent")
-    for layer, window in enumerate(model.windows):
+    for layer, window in enumerate(model.transformer.windows):
         shares = np.stack([seen[name][layer].mean(-1) for name in names], -1)  # [H, 3]
         heads = "".join("{:>6.0f}/{:2.0f}/{:2.0f}".format(*share) for share in 100 * shares)
         print(f"  layer {layer} ({f'window {window}' if window else 'full':10s})  {heads}")
@@ -32,7 +32,7 @@ def sinks(model: cgpt.Model, ids: list[int]) -> None:
 
 def experts(model: cgpt.Model, ids: list[int]) -> None:
     """Which tokens each expert of one layer is the first choice of."""
-    layer = len(model.blocks) - 1
+    layer = len(model.transformer.blocks) - 1
     seen = model.inspect(ids, ["router_choices", "expert_load"])
     first = seen["router_choices"][layer, :, 0]
     print(f"\nThe experts of layer {layer}: how often chosen, and the tokens that put them first")

@@ -27,9 +27,9 @@ class Cgpt(Engine):
         self.model = cgpt.load(path, threads=self.threads, dense=dense, precision=precision)
 
     def reset(self) -> None:
-        self.sequence = self.model.new_sequence(self.context)
+        self.sequence = self.model.transformer.new_cache(self.context)
 
     def step(self, ids) -> np.ndarray:
-        for i in range(0, len(ids), self.model.PREFILL_CHUNK):
-            logits = self.model.step([(self.sequence, ids[i : i + self.model.PREFILL_CHUNK])])
+        for i in range(0, len(ids), self.model.transformer.PREFILL_CHUNK):
+            logits = self.model.transformer.step([(self.sequence, ids[i : i + self.model.transformer.PREFILL_CHUNK])])
         return logits[0]

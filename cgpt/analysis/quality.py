@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from cgpt.api import Model
+from cgpt.arguments import require_integer
 from cgpt.errors import ContextLengthError, InputError
-from cgpt.generation.sampling import log_probabilities, require_integer
-from cgpt.models.base import Model
+from cgpt.models.logprobs import log_probabilities
 
 TEXT = Path(__file__).with_name("quality.txt")  # prose, a dialogue, instructions, code, a table, letters: 4.5 kB
 CONTEXT = 1024  # tokens of a window unless told
@@ -81,16 +82,17 @@ def compare(
     total, context = len(ids) - 1, window(context, min(reference.context_length, model.context_length))
     if total < 2:
         raise InputError(f"the text has {len(ids)} tokens; give 3 at least, so that 2 are predicted")
-    chunk = int(max(1, min(model.PREFILL_CHUNK, LOGITS_BYTES // (4 * model.vocab_size))))
-    piece = model.uniform_tokens(chunk) if decode else chunk
+    one, other = reference.transformer, model.transformer
+    chunk = int(max(1, min(other.PREFILL_CHUNK, LOGITS_BYTES // (4 * model.vocab_size))))
+    piece = other.uniform_tokens(chunk) if decode else chunk
     parts = []
     for start in range(0, total, context):
         end = min(start + context, total)
-        expected, found = reference.new_sequence(end - start), model.new_sequence(end - start)
+        expected, found = one.new_cache(end - start), other.new_cache(end - start)
         for at in range(start, end, chunk):
             now = ids[at : min(at + chunk, end)]
-            logits = reference.step([(expected, now)], rows="all")
-            pieces = [model.step([(found, now[i : i + piece])], rows="all") for i in range(0, len(now), piece)]
+            logits = one.step([(expected, now)], rows="all")
+            pieces = [other.step([(found, now[i : i + piece])], rows="all") for i in range(0, len(now), piece)]
             others = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
             parts.append(measure(logits, others, ids[at + 1 : at + 1 + len(now)]))
             if progress:

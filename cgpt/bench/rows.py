@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 
 from cgpt.analysis.info import describe
+from cgpt.api import Model
 from cgpt.bench.noise import spread, warnings
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Measured
 from cgpt.kernels import isa
 from cgpt.machine import sysfs, topology
 from cgpt.machine.roofline import Roof
-from cgpt.models.base import Model
 from cgpt.version import __version__
 
 
 def model_facts(model: Model, name: str, dense: str | None, load_seconds: float) -> dict[str, Any]:
     """What the rows of a loaded model have in common. Named as llama-bench does where it has the same."""
     facts = describe(model.directory)
-    kinds = sorted({matrix.dtype for _, matrix in model.matrices()})
+    kinds = sorted({matrix.dtype for _, matrix in model.transformer.matrices()})
     return {
         "cgpt_version": __version__,
         "cpu_info": topology.cpu_name(),
@@ -32,7 +32,7 @@ def model_facts(model: Model, name: str, dense: str | None, load_seconds: float)
         "model_type": f"{facts['architecture']} {_count(facts['parameters']['total'])} {'+'.join(kinds)}",
         "model_size": facts["bytes"]["weights"],
         "model_n_params": facts["parameters"]["total"],
-        "n_ubatch": model.PREFILL_CHUNK,
+        "n_ubatch": model.transformer.PREFILL_CHUNK,
         "n_threads": model.threads,
         "level": isa.level(),
         "precision": model.precision,

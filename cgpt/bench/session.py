@@ -16,7 +16,7 @@ from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Case, cases, measure, run
 from cgpt.errors import InputError
 from cgpt.machine import roofline
-from cgpt.models.base import Model
+from cgpt.models.base import Transformer
 
 ROOF_SECONDS = 0.6  # for each of the roofs
 
@@ -62,18 +62,18 @@ def bench(
             say(f"{case}, {model.threads} threads")
             rows.reset_peak_memory()
             watch = Watch()
-            measured = measure(model, case, repetitions, rng)
+            measured = measure(model.transformer, case, repetitions, rng)
             shares, faults, memory = watch.shares(), watch.faults(), rows.peak_memory()
             after = roofline.measure(model.threads, ROOF_SECONDS, precision)
             memory = None if memory is None else max(memory, loading)
             row = facts | rows.row(measured, (before, after), shares, memory, faults)
             if profile:
-                row["profile"] = profiled(model, case, rng, row)
+                row["profile"] = profiled(model.transformer, case, rng, row)
             yield row
             before = after
 
 
-def profiled(model: Model, case: Case, rng: np.random.Generator, row: dict[str, Any]) -> list[dict[str, Any]]:
+def profiled(model: Transformer, case: Case, rng: np.random.Generator, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Where the time of one more repetition goes, kernel by kernel: rows.profile."""
     with Trace(model) as trace:
         seconds = run(model, case, rng)

@@ -25,7 +25,8 @@ class Op:
 
 
 class Trace:
-    """with Trace(model) as trace: model.step(..) leaves in trace.ops {name: Op}, in the order of the first calls.
+    """with Trace(transformer) as trace: transformer.step(..) leaves in trace.ops {name: Op}, in the order of the first
+    calls.
 
     A call takes some 2 us longer while it is watched. Steps of other threads are watched too.
     """

@@ -9,8 +9,8 @@ import numpy as np
 
 from cgpt.bench.trace import Trace
 from cgpt.errors import ContextLengthError, InputError
-from cgpt.models.base import Model
-from cgpt.models.kv_cache import Sequence
+from cgpt.models.base import Transformer
+from cgpt.models.kv_cache import KVCache
 
 TRACED_STEPS = 8  # of generation, which tell what a step reads
 
@@ -75,7 +75,7 @@ def cases(context: int, prompts, gens, depths, parallels) -> tuple[list[Case], l
     return fitting, [case for case in found if case not in fitting]
 
 
-def measure(model: Model, case: Case, repetitions: int, rng: np.random.Generator) -> Measured:
+def measure(model: Transformer, case: Case, repetitions: int, rng: np.random.Generator) -> Measured:
     """Runs a case once to warm up, watching what it reads, then `repetitions` times, each on fresh random tokens."""
     watched = min(case.n_gen, TRACED_STEPS)
     middle = case.n_depth + (case.n_gen - watched) // 2  # reads as much as the steps do on average
@@ -89,7 +89,7 @@ def measure(model: Model, case: Case, repetitions: int, rng: np.random.Generator
 
 
 def run(
-    model: Model, case: Case, rng: np.random.Generator, *, depth: int | None = None, steps: int | None = None
+    model: Transformer, case: Case, rng: np.random.Generator, *, depth: int | None = None, steps: int | None = None
 ) -> list[float]:
     """The seconds of each step: a chunk of the prompt, or a token of each sequence, the likeliest next ones picked. The
     ids are random all the same, so that experts are, and what lies before them is a cache of random keys and values.
@@ -100,7 +100,7 @@ def run(
     steps = case.n_gen if steps is None else steps
     batch = []
     for _ in range(case.n_parallel):
-        batch.append(model.new_sequence(depth + case.n_prompt + steps))
+        batch.append(model.new_cache(depth + case.n_prompt + steps))
         _fill(batch[-1], depth, rng)
     if case.n_prompt:
         ids = rng.integers(0, model.vocab_size, case.n_prompt)
@@ -120,15 +120,15 @@ def run(
     return seconds
 
 
-def _fill(sequence: Sequence, depth: int, rng: np.random.Generator) -> None:
+def _fill(cache: KVCache, depth: int, rng: np.random.Generator) -> None:
     """As if `depth` tokens had been there."""
     if not depth:
         return
     noise = rng.standard_normal(1 << 16, np.float32)
-    if sequence.arrays[0][0].dtype == np.uint16:  # the bits of bf16
+    if cache.arrays[0][0].dtype == np.uint16:  # the bits of bf16
         noise = (noise.view(np.uint32) >> 16).astype(np.uint16)
-    for array in (a for arrays in sequence.arrays for a in arrays):
+    for array in (a for arrays in cache.arrays for a in arrays):
         flat = array.reshape(-1)
         for i in range(0, flat.size, noise.size):
             flat[i : i + noise.size] = noise[: flat.size - i]
-    sequence.position = depth
+    cache.position = depth

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cgpt.chat import messages
 from cgpt.chat.builtin_tools import builtin_namespaces
@@ -21,11 +21,10 @@ from cgpt.chat.messages import Developer, Message, Namespace, ResponseFormat, Sp
 from cgpt.chat.parse import Parser, Piece
 from cgpt.chat.render import render_conversation, render_message
 from cgpt.errors import ContextLengthError, InputError
-from cgpt.generation.generate import Request, Scheduler
 from cgpt.generation.prefix_cache import PrefixCache
-
-if TYPE_CHECKING:
-    from cgpt.models.base import Model
+from cgpt.generation.request import Request, TextModel
+from cgpt.generation.sampling import SamplingParams
+from cgpt.generation.scheduler import Scheduler
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "prompt_lookup_num_tokens")
 
@@ -98,7 +97,7 @@ class Chat:
 
     def __init__(
         self,
-        model: Model,
+        model: TextModel,
         *,
         system: str | None = None,
         tools: Iterable[Any] = (),
@@ -142,12 +141,13 @@ class Chat:
             raise InputError(f"a message is a str, not {type(text).__name__}")
         said = [] if text is None else [Message("user", text)]
         ids = self._prompt(said)
-        if len(ids) >= self.model.context_length:
+        if len(ids) >= self.model.transformer.context_length:
             raise ContextLengthError(
-                f"the conversation has {len(ids)} tokens, the model {self.model.context_length} positions; "
+                f"the conversation has {len(ids)} tokens, the model {self.model.transformer.context_length} positions; "
                 f"begin a new chat, or drop some of chat.messages"
             )
-        request = Request(self.model, ids, max_new_tokens=max_new_tokens, stop=list(self.special.stops), **sampling)
+        params = SamplingParams(max_new_tokens=max_new_tokens, stop=self.special.stops, detokenize=False, **sampling)
+        request = Request(self.model, ids, params)
         return self._run(request, said)
 
     def run(self, text: str | None = None, **options: Any) -> Reply:
@@ -218,9 +218,10 @@ class Chat:
     def _run(self, request: Request, said: list[Message]) -> Iterator[Piece]:
         began = time.perf_counter()
         parser = Parser(self.model.tokenizer)
-        scheduler, reason = Scheduler(self.model, [request], self._kept), "cancelled"
+        scheduler, reason = Scheduler(self.model.transformer, prefix_cache=self._kept), "cancelled"
+        scheduler.add(request)
         try:
-            while scheduler.requests and not self._is_over(parser):
+            while scheduler.has_unfinished and not self._is_over(parser):
                 before = len(request.ids)
                 scheduler.step()
                 for token_id in request.ids[before:]:
@@ -234,7 +235,7 @@ class Chat:
             parser.finish()
             called = [m for m in parser.messages if is_call(m) and reason == "stop"]
             calls = [ToolCall(m.recipient, m.content, m.channel or "commentary") for m in called]
-            first = request.answered - began if request.ids else None
+            first = request.first_token_at - began if request.ids else None
             self.reply = Reply(
                 parser.messages,
                 "tool_calls" if calls else reason,
@@ -249,7 +250,7 @@ class Chat:
             self._remember(request, said)
 
     def _push(self, parser: Parser, token_id: int) -> list[Piece]:
-        if token_id in self.model.eos_token_ids and token_id not in self.special.ends:
+        if token_id in self.model.transformer.eos_token_ids and token_id not in self.special.ends:
             return []  # <|endoftext|> ends the text and is no part of it
         return [piece for piece in parser.push(token_id) if piece.text]
 

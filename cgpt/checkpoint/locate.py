@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from cgpt.errors import CheckpointError
+from cgpt.errors import CheckpointError, InputError
+from cgpt.fields import shown
 
 _DEMO = Path(__file__).parents[1] / "demo"
 
@@ -14,6 +15,8 @@ def demo_models() -> list[str]:
 
 def locate(path_or_name: str | Path) -> Path:
     """The checkpoint directory that a path, or the name of a model in the package, stands for."""
+    if not isinstance(path_or_name, (str, Path)):
+        raise InputError(f"a checkpoint is a path or a name, not {shown(path_or_name)}")
     path = Path(path_or_name)
     if path.is_dir():
         return path

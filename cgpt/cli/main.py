@@ -16,7 +16,7 @@ from cgpt.checkpoint.sizes import SIZES
 from cgpt.cli import bench, chat, compare, doctor, evolution, quality, serve
 from cgpt.cli.options import DEFAULT_MODEL, ProgressBar, add_kv_cache_dtype
 from cgpt.errors import CgptError, InputError
-from cgpt.generation.generate import Completion
+from cgpt.generation.request import Completion
 from cgpt.kernels import isa
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.kernels.isa import kernels

@@ -16,8 +16,7 @@ from cgpt.evolution.measure import Call, Way, way
 from cgpt.kernels import _kernels as k
 from cgpt.machine.memory import available_memory
 from cgpt.models.gpt_oss import RopeTables
-from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
-from cgpt.models.kv_cache import Sequence as Cache
+from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
 
 GPT_OSS = SIZES["gpt-oss-20b"]
 D, TOP_K, EPS = GPT_OSS.head_dim, GPT_OSS.experts_per_token, GPT_OSS.rms_norm_eps
@@ -132,7 +131,7 @@ class Setting:
         H, start = self.heads, context - T
         size = sum(2 * 2 * G * D * min(window + T if window else context, context) for window in windows)
         qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
-        caches = copies(lambda: Cache(list(windows), G, D, context, dtype=KEPT), size, CACHES)
+        caches = copies(lambda: KVCache(list(windows), G, D, context, dtype=KEPT), size, CACHES)
         for array in (a for cache in caches for arrays in cache.arrays for a in arrays):
             array.view(np.uint8).fill(0x38)  # an ordinary number of any dtype; left alone, all pages are one
         options = {"scale": D**-0.5, "sinks": tensor(1, H) if sinks else None}
@@ -156,7 +155,7 @@ class Setting:
         x, normed, weight = tensor(T, C), tensor(T, C), tensor(1, C)
         pieces, turns = self.routed(FEW, T), []
         for n, (w_qkv, w_out) in enumerate(self.projections(T)):
-            cache = Cache([0], G, D, start + T, dtype=KEPT)
+            cache = KVCache([0], G, D, start + T, dtype=KEPT)
             turns.append(
                 [
                     ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),

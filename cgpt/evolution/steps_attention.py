@@ -14,7 +14,7 @@ from cgpt.evolution.setting import GPT_OSS, KEPT, WINDOW, D, Setting
 from cgpt.evolution.step import Fact
 from cgpt.kernels import _kernels as k
 from cgpt.models.accounting import cache_bytes, cache_read
-from cgpt.models.kv_cache import Sequence
+from cgpt.models.kv_cache import KVCache
 
 GEMMA = (WINDOW,) * 5 + (0,)  # five layers with a window for each that sees everything
 # gpt-oss-20b's shape with one choice undone at a time, and Gemma's.
@@ -128,7 +128,7 @@ def attended(sink: float | None) -> float:
     T, qkv = 4, np.zeros((4, 3 * D), np.float32)
     qkv[:, 2 * D :] = 1
     out = k.Tensor(np.empty((T, D), np.float32))
-    cache = Sequence([0], 1, D, T, dtype=KEPT)
+    cache = KVCache([0], 1, D, T, dtype=KEPT)
     given = None if sink is None else k.Tensor(np.array([sink], np.float32))
     spans = [(cache.layers[0], 0, 0, T)]
     k.attention(k.Context(1, "exact"), out, k.Tensor(qkv), spans, 1, scale=D**-0.5, sinks=given)

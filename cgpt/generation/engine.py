@@ -1,8 +1,8 @@
 """Runs requests that come at any time, from any thread or asyncio task, through one model together.
 
     engine = Engine(model)
-    for event in engine.submit([Request(model, "ROMEO:", max_new_tokens=20)]):
-        print(event.piece, end="")
+    for event in engine.submit([Request(model, "ROMEO:", SamplingParams(max_new_tokens=20))]):
+        print(event.delta, end="")
 
 One thread of its own runs the scheduler's steps; requests join and leave between them. Nothing here knows of HTTP.
 """
@@ -14,29 +14,26 @@ import queue
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cgpt.errors import CgptError, EngineClosed, InputError, KernelError, OutOfMemoryError, QueueFull
-from cgpt.generation.generate import Request
 from cgpt.generation.prefix_cache import PrefixCache
+from cgpt.generation.request import Request, TextModel
 from cgpt.generation.scheduler import Scheduler
 from cgpt.machine.memory import available_memory
-from cgpt.models.accounting import cache_bytes
-from cgpt.models.base import Model
 
 
 @dataclass(frozen=True)
 class Event:
     """What a step gave one request of a job.
 
-    index: of the request in its job. piece: the text, often "", that is certain now. num_ids: its new ids so far,
+    index: of the request in its job. delta: the text, often "", that is certain now. num_ids: its new ids so far,
     request.ids[:num_ids]. finish_reason: with the last event of the request
     """
 
     index: int
-    piece: str
+    delta: str
     num_ids: int
     finish_reason: str | None
 
@@ -44,71 +41,89 @@ class Event:
 class Job:
     """Requests that were submitted together. Iterate it, in a thread with `for`, in the asyncio task that submitted
     it with `async for`: Events until every request is finished. A request that fails cancels the others and raises
-    its CgptError. Leave early with cancel()."""
+    its CgptError. Leave early with cancel(), from any thread."""
 
     def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self.requests = requests
         self._engine = engine
         self._open = set(range(len(requests)))
+        # None only wakes the one who iterates: something was cancelled.
+        self._events: asyncio.Queue[Event | CgptError | None] | queue.SimpleQueue[Event | CgptError | None]
+        self.loop: asyncio.AbstractEventLoop | None
         try:
             self.loop = asyncio.get_running_loop()
-            self._events: asyncio.Queue | queue.SimpleQueue = asyncio.Queue()
+            self._events = asyncio.Queue()
         except RuntimeError:
             self.loop, self._events = None, queue.SimpleQueue()
 
     def cancel(self, index: int | None = None) -> None:
-        """Gives the places of its requests back, or of one, within a step; nothing comes after it. May be called
+        """Ends its requests, or the one of this index, within a step; no event of them comes after it. May be called
         again."""
         left = self._open if index is None else self._open & {index}
         self._open = self._open - left
         if left:
             self._engine._cancel([self.requests[i] for i in left])
+            if not self._open:
+                self._wake()
+
+    def _wake(self) -> None:
+        if isinstance(self._events, queue.SimpleQueue):
+            self._events.put(None)
+        elif self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._events.put_nowait, None)
 
     def put(self, event: Event | CgptError) -> None:
-        """For the engine: to be called in the job's loop where it has one."""
-        self._events.put_nowait(event)
+        """Hands over an event; for the engine, in the job's loop where it has one."""
+        if isinstance(self._events, asyncio.Queue):
+            self._events.put_nowait(event)
+        else:
+            self._events.put(event)
 
-    def _take(self, event: Event | CgptError) -> list[Event]:
+    def _take(self, event: Event | CgptError | None) -> list[Event]:
         if isinstance(event, CgptError):
             self.cancel()
             raise event
-        if event.index not in self._open:
+        if event is None or event.index not in self._open:
             return []
         if event.finish_reason:
             self._open = self._open - {event.index}
         return [event]
 
     def __iter__(self) -> Iterator[Event]:
+        assert isinstance(self._events, queue.SimpleQueue)
         while self._open:
             yield from self._take(self._events.get())
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        assert isinstance(self._events, asyncio.Queue)
         while self._open:
             for event in self._take(await self._events.get()):
                 yield event
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Entry:
+    """A request of the queue, or one that runs."""
+
     job: Job
     index: int
-    needed: int  # bytes of cache at full length
-    submitted: float = field(default_factory=time.perf_counter)
+    submitted_at: float = field(default_factory=time.perf_counter)
 
 
 @dataclass
-class Counts:
+class EngineStats:
     """What an engine has done so far.
 
-    seconds: in steps. prompt: ids of prompts that were read, of which the prefix cache had `cached`. first_tokens: how
-    many requests got one, after first_token_seconds in all since they were submitted
+    seconds: in steps. prompt_tokens: ids of prompts that were read, of which the prefix cache had `cached_tokens`.
+    generated_tokens: new ids. first_tokens: how many requests got one, after first_token_seconds in all since they were
+    submitted. finished: requests by the reason that ended them
     """
 
     steps: int = 0
     seconds: float = 0.0
-    prompt: int = 0
-    cached: int = 0
-    generated: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
     first_tokens: int = 0
     first_token_seconds: float = 0.0
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0, "error": 0})
@@ -117,18 +132,17 @@ class Counts:
 class Engine:
     """The thread that runs one model for everybody.
 
-    In order of arrival, as many requests run together as there are places, and memory for their caches at full
-    length; the others wait. While texts are being streamed, prompts are read in chunks that keep them waiting for
-    no longer than PAUSE or so.
+    The scheduler says what runs and what waits. While texts are being streamed, prompts are read in chunks that keep
+    them waiting for no longer than MAX_PAUSE or so.
     """
 
-    PAUSE = 1.0  # seconds
-    LEAST_CHUNK = 32  # ids; fewer cost nearly as much
+    MAX_PAUSE = 1.0  # seconds
+    MIN_CHUNK = 32  # ids; fewer cost nearly as much
     CACHE_SHARE = 0.5  # of the memory that is available at the start, for the caches of what runs
 
     def __init__(
         self,
-        model: Model,
+        model: TextModel,
         *,
         max_running: int = Scheduler.MAX_RUNNING,
         max_waiting: int = 256,
@@ -137,21 +151,26 @@ class Engine:
     ) -> None:
         """max_running, max_waiting: requests that run together, and that wait beside them. kv_cache_bytes: of keys
         and values of what runs at a time; None takes half of the memory that is available now. prefix_cache_bytes: of
-        what is kept of finished requests, see prefix_cache; None takes 2 GB, or a quarter of that memory if it is
-        less; 0 keeps nothing."""
+        what is kept of finished requests, see PrefixCache; None takes 2 GB, or a quarter of that memory if it is less;
+        0 keeps nothing."""
         self.model = model
-        self.max_running = min(max_running, Scheduler.MAX_RUNNING)
         self.max_waiting = max_waiting
         available = available_memory() or sys.maxsize
         self.kv_cache_bytes = int(available * self.CACHE_SHARE) if kv_cache_bytes is None else kv_cache_bytes
         prefix_bytes = min(2_000_000_000, available // 4) if prefix_cache_bytes is None else prefix_cache_bytes
         self.prefix_cache = PrefixCache(model, prefix_bytes) if prefix_bytes else None
-        self.counts = Counts()
-        self._scheduler = Scheduler(model, prefix_cache=self.prefix_cache, apart=True)
+        self.stats = EngineStats()
+        self._scheduler = Scheduler(
+            model.transformer,
+            prefix_cache=self.prefix_cache,
+            isolated=True,
+            max_running=max_running,
+            kv_cache_bytes=self.kv_cache_bytes,
+        )
         self._changed = threading.Condition()  # guards what follows
-        self._waiting: deque[Request] = deque()
+        self._submitted: list[Request] = []
         self._cancelled: list[Request] = []
-        self._places: dict[Request, _Place] = {}
+        self._entries: dict[Request, _Entry] = {}
         self._closing = self._stopping = False
         self._rate: float | None = None  # ids of prompts per second
         self._thread = threading.Thread(target=self._run, name="cgpt-engine", daemon=True)
@@ -159,53 +178,61 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ from any thread
 
-    def submit(self, requests: list[Request]) -> Job:
-        """Enters requests, all or none. Raises QueueFull or EngineClosed, and InputError for what could never run."""
+    @property
+    def max_running(self) -> int:
+        """How many requests run together at most."""
+        return self._scheduler.max_running
+
+    def submit(self, requests: Iterable[Request]) -> Job:
+        """Enters new requests, all or none. Raises QueueFull or EngineClosed, and InputError for what could never
+        run."""
+        requests = list(requests)
         job = Job(self, requests)
-        places = {request: _Place(job, index, self._cache_needed(request)) for index, request in enumerate(requests)}
-        for request, place in places.items():
-            if place.needed > self.kv_cache_bytes:
+        entries = {request: _Entry(job, index) for index, request in enumerate(requests)}
+        if len(entries) < len(requests) or any(request.first_step_at or request.finish_reason for request in requests):
+            raise InputError("a request runs once; make a new one of the same prompt and parameters")
+        for request in requests:
+            needed = self._scheduler.cache_bytes(request)
+            if needed > self.kv_cache_bytes:
                 raise InputError(
-                    f"{len(request.prompt_ids)} + {request.limit} tokens need {place.needed / 1e9:.1f} GB for keys and "
-                    f"values, and there are {self.kv_cache_bytes / 1e9:.1f} GB for them; ask for fewer tokens"
+                    f"{len(request.prompt_ids)} + {request.max_new_tokens} tokens need {needed / 1e9:.1f} GB for keys "
+                    f"and values, and there are {self.kv_cache_bytes / 1e9:.1f} GB for them; ask for fewer tokens"
                 )
-        most = self.max_running + self.max_waiting
-        if len(requests) > most:
-            raise InputError(f"{len(requests)} requests at once are too many; at most {most} have a place or can wait")
+        limit = self.max_running + self.max_waiting
+        if len(requests) > limit:
+            raise InputError(f"{len(requests)} requests at once are too many; at most {limit} run or wait")
         with self._changed:
             if self._closing:
                 raise EngineClosed("the engine is shutting down; ask another one, or later")
-            if len(self._places) + len(requests) > most:
-                raise QueueFull(f"{len(self._places)} requests run or wait, and at most {most} may; try again later")
-            self._waiting.extend(requests)
-            self._places.update(places)
+            if entries.keys() & self._entries.keys():
+                raise InputError("a request runs once; make a new one of the same prompt and parameters")
+            if len(self._entries) + len(requests) > limit:
+                raise QueueFull(f"{len(self._entries)} requests run or wait, and at most {limit} may; try again later")
+            self._submitted += requests
+            self._entries |= entries
             self._changed.notify()
         return job
 
     def _cancel(self, requests: list[Request]) -> None:
         with self._changed:
-            self._cancelled += [request for request in requests if self._places.pop(request, None)]
+            self._cancelled += [request for request in requests if self._entries.pop(request, None)]
             self._changed.notify()
-
-    def _cache_needed(self, request: Request) -> int:
-        positions = len(request.prompt_ids) + request.limit - 1
-        return cache_bytes(self.model.config, positions, self.model.kv_cache_dtype)
 
     @property
     def waiting(self) -> int:
-        """Requests that have no place yet."""
-        return len(self._waiting)
+        """How many requests wait."""
+        return len(self._submitted) + len(self._scheduler.waiting)
 
     @property
     def running(self) -> int:
-        """Requests that have one."""
-        return len(self._scheduler.requests)
+        """How many requests run."""
+        return len(self._scheduler.running)
 
     @property
     def retry_after(self) -> int:
-        """Seconds until a place may be free, about: what a request has taken so far."""
-        done = sum(self.counts.finished.values())
-        return max(1, min(60, round(self.counts.seconds / done))) if done else 1
+        """Seconds until a request may be accepted again, about: what a request has taken so far."""
+        done = sum(self.stats.finished.values())
+        return max(1, min(60, round(self.stats.seconds / done))) if done else 1
 
     def close(self, timeout: float | None = 0.0) -> None:
         """Takes no more requests and waits up to `timeout` seconds (None: as long as it takes) for the others; then
@@ -230,95 +257,88 @@ class Engine:
     def _run(self) -> None:
         while self._wait():
             try:
-                self._leave_and_join()
-                self._step()
-            except Exception as problem:
-                self._fail(self._begun(), problem)
-        self._fail([*self._scheduler.requests, *self._waiting], EngineClosed("the engine was shut down; ask again"))
+                self._enter_and_leave()
+                if self._scheduler.has_unfinished:
+                    self._step()
+            except Exception as error:
+                self._fail(self._begun(), error)
+        self._fail([*self._entries], EngineClosed("the engine was shut down; ask again"))
 
     def _begun(self) -> list[Request]:
-        """All that do not wait: what the scheduler has, and what it has finished and nobody was told of."""
+        """What the scheduler runs, and what it has finished and nobody was told of."""
         with self._changed:
-            waiting = set(self._waiting)
-            return list(dict.fromkeys([*self._scheduler.requests, *(r for r in self._places if r not in waiting)]))
+            waiting = {*self._submitted, *self._scheduler.waiting}
+            return [request for request in self._entries if request not in waiting]
 
     def _wait(self) -> bool:
-        """Until there is something to do. False: there will be nothing more."""
+        """Waits until there is something to do. False: there will be nothing more."""
         with self._changed:
-            while not (self._waiting or self._cancelled or self._scheduler.requests or self._closing):
+            while not (self._submitted or self._cancelled or self._scheduler.has_unfinished or self._closing):
                 self._changed.wait()
-            return not self._stopping and bool(self._waiting or self._cancelled or self._scheduler.requests)
+            return not self._stopping and bool(self._submitted or self._cancelled or self._scheduler.has_unfinished)
 
-    def _leave_and_join(self) -> None:
+    def _enter_and_leave(self) -> None:
         with self._changed:
+            new, self._submitted = self._submitted, []
             gone, self._cancelled = self._cancelled, []
-            running = self._scheduler.requests
-            for request in gone:
-                self.counts.finished["cancelled"] += request in running or request in self._waiting
-                self._scheduler.cancel(request)
-            if gone and self._waiting:
-                self._waiting = deque(request for request in self._waiting if request in self._places)
-            taken = sum(self._places[request].needed for request in running)
-            while self._waiting and len(running) < self.max_running:
-                taken += self._places[self._waiting[0]].needed
-                if running and taken > self.kv_cache_bytes:
-                    break
-                running.append(self._waiting.popleft())
+        for request in new:
+            self._scheduler.add(request)
+        for request in gone:
+            self.stats.finished["cancelled"] += not (request.finish_reason or request.error)
+            self._scheduler.cancel(request)
 
     def _step(self) -> None:
-        if not self._scheduler.requests:
-            return
-        new, begun = {request for request in self._scheduler.requests if not request.ids}, time.perf_counter()
-        streaming = len(new) < len(self._scheduler.requests)
-        pieces = self._scheduler.step(self._chunk() if streaming else None)
-        seconds, read = time.perf_counter() - begun, self._scheduler.prompt_ids_read
-        if read >= self.LEAST_CHUNK // 2:  # the least that a chunk beside streams leaves for prompts
+        new = {request for request in (*self._scheduler.running, *self._scheduler.waiting) if not request.ids}
+        streaming = any(request.ids for request in self._scheduler.running)
+        started = time.perf_counter()
+        deltas = self._scheduler.step(self._chunk() if streaming else None)
+        seconds, read = time.perf_counter() - started, self._scheduler.prompt_ids_read
+        if read >= self.MIN_CHUNK // 2:  # the least that a chunk beside streams leaves for prompts
             self._rate = read / seconds
-        self.counts.steps += 1
-        self.counts.seconds += seconds
-        self.counts.generated += len(pieces)
+        self.stats.steps += 1
+        self.stats.seconds += seconds
+        self.stats.generated_tokens += len(deltas)
         texts: dict[Request, str] = {}
-        for request, piece in pieces:
-            texts[request] = texts.get(request, "") + piece
+        for request, delta in deltas:
+            texts[request] = texts.get(request, "") + delta
         for request in texts:
-            if request in new and (place := self._places.get(request)):
-                self.counts.first_tokens += 1
-                self.counts.first_token_seconds += request.answered - place.submitted
-                self.counts.prompt += len(request.prompt_ids)
-                self.counts.cached += request.num_cached_tokens
-            if request.finish_reason and not request.problem:
-                self.counts.finished[request.finish_reason] += 1
-        self._send({r: (piece, len(r.ids), r.finish_reason) for r, piece in texts.items() if not r.problem})
+            if request in new and (entry := self._entries.get(request)):
+                self.stats.first_tokens += 1
+                self.stats.first_token_seconds += request.first_token_at - entry.submitted_at
+                self.stats.prompt_tokens += len(request.prompt_ids)
+                self.stats.cached_tokens += request.num_cached_tokens
+            if request.finish_reason and not request.error:
+                self.stats.finished[request.finish_reason] += 1
+        self._send({r: (text, len(r.ids), r.finish_reason) for r, text in texts.items() if not r.error})
         for request in self._scheduler.failed:
-            self._fail([request], request.problem)
+            assert request.error is not None
+            self._fail([request], request.error)
 
     def _chunk(self) -> int:
         """Ids of prompts to read in a step for which streams wait."""
-        expected = int(self._rate * self.PAUSE) if self._rate else 0
-        return max(self.LEAST_CHUNK, min(expected, self.model.PREFILL_CHUNK))
+        expected = int(self._rate * self.MAX_PAUSE) if self._rate else 0
+        return max(self.MIN_CHUNK, min(expected, self.model.transformer.PREFILL_CHUNK))
 
-    def _fail(self, requests: list[Request], problem: Exception) -> None:
-        if isinstance(problem, MemoryError) and not isinstance(problem, CgptError):
-            problem = OutOfMemoryError("memory ran out in a step; ask for less at a time")
-        elif not isinstance(problem, CgptError):
-            problem = KernelError(f"a step failed: {type(problem).__name__}: {problem}")
+    def _fail(self, requests: list[Request], error: Exception) -> None:
+        if isinstance(error, MemoryError) and not isinstance(error, CgptError):
+            error = OutOfMemoryError("memory ran out in a step; ask for less at a time")
+        elif not isinstance(error, CgptError):
+            error = KernelError(f"a step failed: {type(error).__name__}: {error}")
         for request in requests:
-            if request in self._scheduler.requests:
-                self._scheduler.requests.remove(request)
-            request.sequence = None
-        self.counts.finished["error"] += len(requests)
-        self._send(dict.fromkeys(requests, problem))
+            self._scheduler.discard(request)
+        self.stats.finished["error"] += len(requests)
+        self._send(dict.fromkeys(requests, error))
 
-    def _send(self, news: dict[Request, tuple[str, int, str | None] | CgptError]) -> None:
+    def _send(self, news: dict[Request, tuple[str, int, str | None] | CgptError] | dict[Request, CgptError]) -> None:
         """Hands each request's news to its job; one call into an asyncio loop for all that it gets."""
         calls: dict[asyncio.AbstractEventLoop | None, list[tuple[Job, Event | CgptError]]] = {}
         with self._changed:
             for request, new in news.items():
                 last = isinstance(new, CgptError) or new[2]
-                place = self._places.pop(request, None) if last else self._places.get(request)
-                if place is not None:  # else it was cancelled
-                    event = new if isinstance(new, CgptError) else Event(place.index, *new)
-                    calls.setdefault(place.job.loop, []).append((place.job, event))
+                entry = self._entries.pop(request, None) if last else self._entries.get(request)
+                if entry is not None:  # else it was cancelled
+                    event = new if isinstance(new, CgptError) else Event(entry.index, *new)
+                    calls.setdefault(entry.job.loop, []).append((entry.job, event))
         for loop, events in calls.items():
             if loop is None:
                 _put(events)

@@ -1,48 +1,45 @@
-"""A step of which some sequences fail: they are told from the others, which get what they would get without them."""
+"""Failures within a step: the sequences that fail are told from the others, which get what they would get alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Places
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from cgpt.models.base import Model
-    from cgpt.models.kv_cache import Sequence
-
-Batch = list[tuple["Sequence", np.ndarray]]
+from cgpt.models.base import Floats, Ids, Rows, Transformer
+from cgpt.models.kv_cache import KVCache
 
 
-def step_apart(model: Model, batch: Batch, **how: Any) -> tuple[np.ndarray | None, dict[int, Exception]]:
-    """model.step(batch, **how), and for each place in the batch that failed why it did. The rows of these mean nothing,
-    nor do their sequences hold anything; where all failed there are no rows.
+def step_isolated(
+    transformer: Transformer, batch: list[tuple[KVCache, Ids]], *, rows: Rows = "last", head: bool = True
+) -> tuple[Floats | None, dict[int, Exception]]:
+    """Steps over the batch; returns the step's result and, by index in the batch, why each sequence that failed did.
 
-    An error that names its sequences (NumericsError) costs another step, of the others. Any other is looked for by
-    halves: it may go with a smaller batch, as where memory is short.
+    The rows of those that failed mean nothing, nor do their caches hold anything; where all failed there is no result.
+    An error that names its caches (NumericsError) costs another step, of the others. The cause of any other is searched
+    for by halves: it may go with a smaller batch, as where memory is short.
     """
     try:
-        return model.step(batch, **how), {}
-    except Exception as failure:
-        problem = failure
-    blamed = {id(sequence) for sequence in getattr(problem, "sequences", ())}
-    bad = [place for place, (sequence, _) in enumerate(batch) if id(sequence) in blamed or len(batch) == 1]
-    good, half = [place for place in range(len(batch)) if place not in bad], len(batch) // 2
+        return transformer.step(batch, rows=rows, head=head), {}
+    except Exception as raised:
+        error = raised
+    blamed = {id(cache) for cache in getattr(error, "caches", ())}
+    bad = [i for i, (cache, _) in enumerate(batch) if id(cache) in blamed or len(batch) == 1]
+    good, half = [i for i in range(len(batch)) if i not in bad], len(batch) // 2
     groups = [good] if bad else [good[:half], good[half:]]
-    problems, out = dict.fromkeys(bad, problem), None
+    errors: dict[int, Exception] = dict.fromkeys(bad, error)
+    out = None
     for group in filter(None, groups):
-        for place in group:
-            batch[place][0].undo()
-        found, failed = step_apart(model, [batch[place] for place in group], **how)
-        problems |= {group[place]: why for place, why in failed.items()}
+        for i in group:
+            batch[i][0].rollback()
+        found, failed = step_isolated(transformer, [batch[i] for i in group], rows=rows, head=head)
+        errors |= {group[i]: why for i, why in failed.items()}
         if found is not None:
-            rows = _rows(batch, how.get("rows"))
-            out = np.zeros((rows[-1].stop, found.shape[1]), np.float32) if out is None else out
-            out[np.concatenate([rows[place] for place in group])] = found
-    return out, problems
+            of_each = _rows(batch, rows)
+            out = np.zeros((of_each[-1].stop, found.shape[1]), np.float32) if out is None else out
+            out[np.concatenate([of_each[i] for i in group])] = found
+    return out, errors
 
 
-def _rows(batch: Batch, rows: str | None) -> Places[range]:
-    """Where a step's result has each sequence's rows."""
-    ends = np.cumsum([len(ids) if rows == "all" else 1 for _, ids in batch])
+def _rows(batch: list[tuple[KVCache, Ids]], rows: Rows) -> list[range]:
+    """The rows of a step's result that belong to each sequence."""
+    ends = np.cumsum([len(ids) if rows == "all" else 1 for _, ids in batch]).tolist()
     return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -1,8 +1,8 @@
-"""Prefix reuse: what begins as an earlier text began does not compute that beginning again.
+"""Prefix reuse: a prompt that begins as an earlier text began does not compute that beginning again.
 
 A finished sequence is kept with its ids. Layers without a window still hold every position; those with one, a ring,
-have lost all but the last, so their rings are copied now and then (kvcache.Snapshot: 3 MB in gpt-oss-20b). Any
-snapshot within the common beginning is a place to go on from, exactly: in precision="exact" every bit is that of
+have lost all but the last, so their rings are copied now and then (kv_cache.Snapshot: 3 MB in gpt-oss-20b). Any
+snapshot within the common beginning is a position to resume at, exactly: in precision="exact" every bit is that of
 computing from scratch.
 """
 
@@ -10,106 +10,110 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from cgpt.arguments import require_integer
 from cgpt.errors import InputError
-from cgpt.generation.sampling import require_integer
-from cgpt.models.kv_cache import Sequence, Snapshot
+from cgpt.generation.request import TextModel
+from cgpt.models.base import Ids, Transformer
+from cgpt.models.kv_cache import KVCache, Snapshot
 
-if TYPE_CHECKING:
-    from cgpt.models.base import Model
-
-MOST = 512  # sequences; each prompt is compared with all of them, while others wait
-EVERY = 256  # positions between snapshots; one more at the end of each prompt, where another answer would begin
+MAX_ENTRIES = 512  # each prompt is compared with all of them, while others wait
+SNAPSHOT_INTERVAL = 256  # positions; one more at the end of each prompt, where another answer would begin
 
 
 @dataclass(eq=False)
-class Kept:
+class Entry:
     """A sequence that has come to its end. ids: int64 [positions]; snapshots: by position, the last at the end."""
 
-    ids: np.ndarray
-    sequence: Sequence
+    ids: Ids
+    cache: KVCache
     snapshots: list[Snapshot]
 
     @cached_property
     def nbytes(self) -> int:
-        return self.sequence.nbytes + sum(snapshot.nbytes for snapshot in self.snapshots)
+        """Bytes of keys, values and snapshots."""
+        return self.cache.nbytes + sum(snapshot.nbytes for snapshot in self.snapshots)
 
-    def resumable(self, ids: np.ndarray) -> Snapshot | None:
-        """The farthest place where these ids and its own are still the same."""
-        most = min(len(ids), len(self.ids))
-        differ = np.flatnonzero(ids[:most] != self.ids[:most])
-        common = int(differ[0]) if len(differ) else most
+    def resumable(self, ids: Ids) -> Snapshot | None:
+        """The farthest position where these ids and its own are still the same, of those one can resume at."""
+        n = min(len(ids), len(self.ids))
+        differ = np.flatnonzero(ids[:n] != self.ids[:n])
+        common = int(differ[0]) if len(differ) else n
         if not any(self.snapshots[-1].rings):
             return Snapshot(common, self.snapshots[-1].rings) if common else None
         return max((s for s in self.snapshots if s.position <= common), key=lambda s: s.position, default=None)
 
 
 class PrefixCache:
-    """Finished sequences of one model, the most recently used ones that fit into max_bytes; MOST at the most.
+    """Keeps finished sequences of one model, the most recently used ones that fit into max_bytes, 512 at most.
 
     For one thread at a time, the one that runs the model's steps: give it to generate(), stream() or Scheduler.
-    reused, computed: the positions of prompts that were found here, and those that were not, so far.
+    num_reused, num_computed: the positions of prompts that were found here, and those that were not, so far.
     """
 
-    def __init__(self, model: Model, max_bytes: int = 2_000_000_000) -> None:
+    def __init__(self, model: TextModel, max_bytes: int = 2_000_000_000) -> None:
         """max_bytes: of keys, values and snapshots."""
-        self.model = model
+        if not isinstance(transformer := getattr(model, "transformer", None), Transformer):
+            raise InputError(f"a prefix cache belongs to a model, as load() gives it, not to a {type(model).__name__}")
+        self.transformer = transformer
         self.max_bytes = require_integer("max_bytes", max_bytes, low=0)
-        self.reused = self.computed = 0
-        self._kept: list[Kept] = []  # the least recently used first
-        self._running: WeakKeyDictionary[Sequence, list[Snapshot]] = WeakKeyDictionary()
+        self.num_reused = self.num_computed = 0
+        self._entries: list[Entry] = []  # the least recently used first
+        self._running: WeakKeyDictionary[KVCache, list[Snapshot]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     @property
     def nbytes(self) -> int:
-        return sum(kept.nbytes for kept in self._kept)
+        """Bytes of what is kept."""
+        return sum(entry.nbytes for entry in self._entries)
 
-    def begin(self, model: Model, ids: list[int], context: int, slack: int = 0) -> Sequence:
-        """A sequence with room for `context` positions that holds as many of the prompt's ids as can be had, and
-        never its last, which is what the answer's first logits come from."""
-        if model is not self.model:
+    def lookup(self, transformer: Transformer, ids: list[int], context: int, slack: int = 0) -> KVCache:
+        """A cache with room for `context` positions that holds as many of the prompt's ids as can be had, and never its
+        last, which is what the answer's first logits come from."""
+        if transformer is not self.transformer:
             raise InputError("this prefix cache belongs to another model or precision; make one for this model")
-        sequence = model.new_sequence(context, max(slack, 1))  # saw() looks back by one
+        cache = transformer.new_cache(context, max(slack, 1))  # on_step() looks back by one
         wanted = np.array(ids[:-1], np.int64)
-        found = [(place.position, i, place) for i, kept in enumerate(self._kept) if (place := kept.resumable(wanted))]
+        found = [(at.position, i, at) for i, entry in enumerate(self._entries) if (at := entry.resumable(wanted))]
         if found:
-            _, i, place = max(found, key=lambda one: one[:2])
-            kept = self._kept.pop(i)
-            self._kept.append(kept)
-            sequence.resume(kept.sequence, place)
-            self._running[sequence] = [s for s in kept.snapshots if s.position <= place.position]
-        self.reused += sequence.position
-        self.computed += len(ids) - sequence.position
-        return sequence
+            _, i, at = max(found, key=lambda one: one[:2])
+            entry = self._entries.pop(i)
+            self._entries.append(entry)
+            cache.resume(entry.cache, at)
+            self._running[cache] = [s for s in entry.snapshots if s.position <= at.position]
+        self.num_reused += cache.position
+        self.num_computed += len(ids) - cache.position
+        return cache
 
-    def saw(self, sequence: Sequence, prompt: int) -> None:
-        """To be told after each step of a sequence whose prompt had so many ids: takes a snapshot where one is due."""
-        snapshots = self._running.setdefault(sequence, [])
+    def on_step(self, cache: KVCache, prompt_length: int) -> None:
+        """Takes a snapshot where one is due. To be called after each step of a sequence, whose prompt has so many
+        ids."""
+        snapshots = self._running.setdefault(cache, [])
         last = snapshots[-1].position if snapshots else 0
-        place = prompt - 1 if sequence.position == prompt else sequence.position  # the same prompt may come again
-        if place > last and (sequence.position == prompt or place >= last + EVERY):
-            snapshots.append(sequence.snapshot(place))
+        read = cache.position == prompt_length
+        at = prompt_length - 1 if read else cache.position  # the same prompt may come again
+        if at > last and (read or at >= last + SNAPSHOT_INTERVAL):
+            snapshots.append(cache.snapshot(at))
 
-    def copied(self, source: Sequence, sequence: Sequence) -> None:
-        """To be told of a sequence that resumed where another one is."""
-        self._running[sequence] = list(self._running.get(source, ()))
+    def fork(self, source: KVCache, cache: KVCache) -> None:
+        """Lets `cache`, which resumed where `source` is, share the snapshots of it."""
+        self._running[cache] = list(self._running.get(source, ()))
 
-    def keep(self, sequence: Sequence, ids: list[int]) -> None:
+    def insert(self, cache: KVCache, ids: list[int]) -> None:
         """Keeps a sequence that nobody will extend, and the first of these ids, which it holds."""
-        snapshots = self._running.pop(sequence, [])
-        if not snapshots or snapshots[-1].position < sequence.position:
-            snapshots.append(sequence.snapshot())
-        new = Kept(np.array(ids[: sequence.position], np.int64), sequence, snapshots)
-        # One that the new one begins with serves nobody any more, but for its snapshots.
-        begun = [old for old in self._kept if np.array_equal(old.ids, new.ids[: len(old.ids)])]
-        places = {snapshot.position: snapshot for one in (*begun, new) for snapshot in one.snapshots}
-        new.snapshots = [places[position] for position in sorted(places)]
-        self._kept = [old for old in self._kept if old not in begun] + [new]
-        while len(self._kept) > MOST or (self._kept and self.nbytes > self.max_bytes):
-            self._kept.pop(0)
+        snapshots = self._running.pop(cache, [])
+        if not snapshots or snapshots[-1].position < cache.position:
+            snapshots.append(cache.snapshot())
+        new = Entry(np.array(ids[: cache.position], np.int64), cache, snapshots)
+        # An entry that the new one begins with serves nobody any more, but for its snapshots.
+        covered = [old for old in self._entries if np.array_equal(old.ids, new.ids[: len(old.ids)])]
+        by_position = {snapshot.position: snapshot for one in (*covered, new) for snapshot in one.snapshots}
+        new.snapshots = [by_position[position] for position in sorted(by_position)]
+        self._entries = [old for old in self._entries if old not in covered] + [new]
+        while len(self._entries) > MAX_ENTRIES or (self._entries and self.nbytes > self.max_bytes):
+            self._entries.pop(0)

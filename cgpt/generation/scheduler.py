@@ -1,180 +1,233 @@
-"""Runs any number of requests through one model together, a step at a time."""
+"""Continuous batching: runs any number of requests through one model, a step at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cgpt.generation.isolation import Batch, step_apart
+from cgpt.errors import InputError
+from cgpt.generation.isolation import step_isolated
+from cgpt.generation.prefix_cache import PrefixCache
+from cgpt.generation.request import Request
 from cgpt.generation.speculation import Speculation
-
-if TYPE_CHECKING:
-    from cgpt.generation.generate import Request
-    from cgpt.generation.prefix_cache import PrefixCache
-    from cgpt.models.base import Model
-    from cgpt.models.kv_cache import Sequence
+from cgpt.models.accounting import cache_bytes
+from cgpt.models.base import Floats, Ids, Rows, Transformer
+from cgpt.models.kv_cache import KVCache
 
 
 class Scheduler:
     """Runs requests through one model together.
 
-    Each step() is one model.step: the next id of every request that decodes, and with the room that is left, up to
-    PREFILL_CHUNK, ids of the prompts, in even shares. So what decodes goes on decoding, and a short prompt does not
-    wait for the end of a long one. A prompt that several requests have is read once, for the first of them. A step
-    that reads no prompt is the place for prompt lookup: its time says what guessing is worth. What a prefix cache has
-    is not computed again, and what ends goes into it.
+    In order of arrival, as many requests run as max_running allows, and memory for their caches at full length; the
+    others wait. Each step() is one step of the model: the next id of every request that decodes, and with the room that
+    is left, up to PREFILL_CHUNK, ids of the prompts, in even shares. So what decodes goes on decoding, and a short
+    prompt does not wait for the end of a long one. A prompt that several requests have is read once, for the first of
+    them. A step that reads no prompt may check drafts. What a prefix cache has is not computed again, and what ends
+    goes into it.
     """
 
-    MAX_RUNNING = 64  # bounds the memory of caches and logits; the others wait for their turn
-    SHARES = 8  # prompts that are read in one step; more would get few ids each, and all be late
+    MAX_RUNNING = 64  # bounds the memory of caches and logits
+    MAX_PROMPTS = 8  # that are read in one step; more would get few ids each, and all be late
 
     def __init__(
         self,
-        model: Model,
-        requests: Iterable[Request] = (),
+        transformer: Transformer,
+        *,
         prefix_cache: PrefixCache | None = None,
-        apart: bool = False,
+        isolated: bool = False,
+        max_running: int = MAX_RUNNING,
+        kv_cache_bytes: int | None = None,
     ) -> None:
-        """apart: a request that cannot go on leaves, and has its `problem`; the others go on. Else step() raises."""
-        self.model, self.prefix_cache, self.apart = model, prefix_cache, apart
-        self.requests = list(requests)  # all that are not finished; more may be appended at any time
-        self.running: list[Request] = []  # those of the last step
-        self.failed: list[Request] = []  # by the last step
-        self.prompt_ids_read = 0  # by the last step
+        """isolated: a request that cannot go on leaves, and has its `error`; the others go on. Else step() raises.
+        kv_cache_bytes: bounds the caches of what runs, at full length; one request always runs."""
+        self.transformer, self.prefix_cache, self.isolated = transformer, prefix_cache, isolated
+        self.max_running, self.kv_cache_bytes = max_running, kv_cache_bytes
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.failed: list[Request] = []  # in the last step
+        self.prompt_ids_read = 0  # in the last step
+        self._in_step: list[Request] = []
         self._copies: dict[Request, list[Request]] = {}  # those that wait for another one to read their prompt
 
-    @cached_property
-    def speculation(self) -> Speculation:
-        return Speculation(self.model, self.MAX_RUNNING, step=self._run)
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self.running or self.waiting)
 
-    def step(self, chunk: int | None = None) -> list[tuple[Request, str]]:
-        """For each new id of this step its request, with the text, often "", that is certain by it.
+    def add(self, request: Request) -> None:
+        """Enters a request, which runs from the next step on that has room for it. InputError if it ran before."""
+        if request.finish_reason or request.error or request in self.running or request in self.waiting:
+            raise InputError("a request runs once; make a new one of the same prompt and parameters")
+        self.waiting.append(request)
 
-        chunk: another bound than PREFILL_CHUNK
+    def discard(self, request: Request) -> KVCache | None:
+        """Drops a request between steps, if it is here; returns its cache."""
+        for queue in (self.waiting, self.running):
+            if request in queue:
+                queue.remove(request)
+        cache, request.cache = request.cache, None
+        return cache
+
+    def cancel(self, request: Request) -> None:
+        """Drops a request between steps, if it is here; a prefix cache keeps what was computed for it."""
+        cache = self.discard(request)
+        if self.prefix_cache is not None and self._is_cached(request) and cache is not None and cache.intact:
+            with self._isolate(request):
+                self.prefix_cache.insert(cache, request.prompt_ids + request.ids)
+
+    def cache_bytes(self, request: Request) -> int:
+        """The bytes of keys and values that a request takes at full length."""
+        return cache_bytes(self.transformer.config, request.cache_positions, self.transformer.kv_cache_dtype)
+
+    def step(self, max_prompt_tokens: int | None = None) -> list[tuple[Request, str]]:
+        """Returns for each new id of this step its request, with the text, often "", that is certain by it.
+
+        max_prompt_tokens: another bound than PREFILL_CHUNK
         """
-        shares = self._shares(self.model.PREFILL_CHUNK if chunk is None else chunk)
-        self.prompt_ids_read = sum(share for request, share in shares.items() if not request.ids)
-        pieces = self._advance(shares) if shares else []
-        self.failed = [request for request in self.requests if request.problem]
+        self._admit()
+        counts = self._plan(self.transformer.PREFILL_CHUNK if max_prompt_tokens is None else max_prompt_tokens)
+        self.prompt_ids_read = sum(count for request, count in counts.items() if not request.ids)
+        deltas = self._advance(counts) if counts else []
+        self.failed = [request for request in self.running if request.error]
         for request in self.failed:
-            request.sequence = None
-        if self.failed or any(request.finish_reason for request, _ in pieces):
-            self.requests = [one for one in self.requests if not (one.finish_reason or one.problem)]
-        return pieces
+            request.cache = None
+        if self.failed or any(request.finish_reason for request, _ in deltas):
+            self.running = [one for one in self.running if not (one.finish_reason or one.error)]
+        return deltas
 
-    def _advance(self, shares: dict[Request, int]) -> list[tuple[Request, str]]:
-        self.running, batch, answered = list(shares), [], {}  # answered: and their places
-        for request, share in shares.items():
-            ids, request.unread = request.unread[:share], request.unread[share:]
-            if not len(request.unread):
-                answered[request] = len(batch)
-            batch.append((request.sequence, ids))
-        copies = {request: self._copies.get(request, []) for request in answered}
-        pieces: list[tuple[Request, str]] = []
-        if len(answered) == sum(shares.values()) and any(r.lookup for r in answered) and not any(copies.values()):
-            pieces = self.speculation.step(batch, list(answered))
-        else:
-            logits = self._logits(batch, head=bool(answered))
-            for request, place in answered.items():
-                self._accept(request, logits[place], pieces)
-        sequences = {request: sequence for request, (sequence, _) in zip(self.running, batch, strict=True)}
-        for request, sequence in sequences.items():
-            if self._caches(request) and not request.problem:
-                with self._blame(request):
-                    self.prefix_cache.saw(sequence, len(request.prompt_ids))
-        for request, place in answered.items():
-            for copy in () if request.problem else copies[request]:
-                with self._blame(copy):
-                    self._copy(request, sequences[request], copy)
-                    sequences[copy] = copy.sequence
-                self._accept(copy, logits[place], pieces)
-        for request, sequence in sequences.items():
-            if request.finish_reason and self._caches(request):
-                with self._blame(request):
-                    self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
-        return pieces
+    def _admit(self) -> None:
+        limit = self.kv_cache_bytes
+        taken = 0 if limit is None else sum(map(self.cache_bytes, self.running))
+        while self.waiting and len(self.running) < self.max_running:
+            taken += 0 if limit is None else self.cache_bytes(self.waiting[0])
+            if self.running and limit is not None and taken > limit:
+                break
+            self.running.append(self.waiting.popleft())
 
-    def _accept(self, request: Request, logits: np.ndarray, pieces: list[tuple[Request, str]]) -> None:
-        if not request.problem:
-            with self._blame(request):
-                pieces.append((request, request.accept(logits)))
-
-    def _copy(self, request: Request, sequence: Sequence, copy: Request) -> None:
-        """Starts a request where another one of the same prompt has read it."""
-        copy.start_as(request, self.model, sequence)
-        if self._caches(copy):
-            self.prefix_cache.copied(sequence, copy.sequence)
-
-    @contextmanager
-    def _blame(self, request: Request) -> Iterator[None]:
-        """What fails within is this request's failure."""
-        try:
-            yield
-        except Exception as problem:
-            if not self.apart:
-                raise
-            request.problem = problem
-
-    def _run(self, batch: Batch, **how: Any) -> np.ndarray:
-        """model.step over what `running` reads. Rows of requests that failed mean nothing."""
-        if not self.apart:
-            return self.model.step(batch, **how)
-        logits, problems = step_apart(self.model, batch, **how)
-        for place, problem in problems.items():
-            self.running[place].problem = problem
-        return np.zeros((sum(len(ids) for _, ids in batch), 0), np.float32) if logits is None else logits
-
-    def _shares(self, chunk: int) -> dict[Request, int]:
+    def _plan(self, max_tokens: int) -> dict[Request, int]:
         """The requests of the next step, in order of arrival, and how many ids of each it reads."""
-        present = list(islice(self.requests, self.MAX_RUNNING))
-        prompts, readers, self._copies = [], {}, {}
-        for request in present:
+        prompts: list[Request] = []
+        readers: dict[tuple[bytes, int | None], Request] = {}
+        self._copies = {}
+        for request in self.running:
             reader = request if request.ids else readers.setdefault(request.prompt_key, request)
-            if reader is not request and request.sequence is None:
+            if reader is not request and request.cache is None:
                 self._copies.setdefault(reader, []).append(request)
             elif not request.ids:
                 prompts.append(request)
         # However many decode: a prompt that waited for their end might wait for ever.
-        room, shares = max(chunk - sum(bool(request.ids) for request in present), chunk // 2), {}
+        room = max(max_tokens - sum(bool(request.ids) for request in self.running), max_tokens // 2)
+        counts: dict[Request, int] = {}
         for waiting, request in zip(range(len(prompts), 0, -1), prompts, strict=True):
             if room <= 0:
                 break
-            if request.sequence is None:
-                with self._blame(request):
-                    request.start(self.model, self.prefix_cache)
-            if request.problem:
+            if request.cache is None:
+                with self._isolate(request):
+                    request.start(self._new_cache(request))
+            if request.error:
                 continue
-            shares[request] = min(len(request.unread), room, max(room // waiting, chunk // self.SHARES))
-            room -= shares[request]
-        return {request: shares.get(request, 1) for request in present if request.ids or request in shares}
+            counts[request] = min(len(request.unread), room, max(room // waiting, max_tokens // self.MAX_PROMPTS))
+            room -= counts[request]
+        return {request: counts.get(request, 1) for request in self.running if request.ids or request in counts}
 
-    def _logits(self, batch: Batch, head: bool) -> np.ndarray:
+    def _new_cache(self, request: Request) -> KVCache:
+        context, slack = request.cache_positions, request.cache_slack
+        if self.prefix_cache is None or not self._is_cached(request):
+            return self.transformer.new_cache(context, slack)
+        return self.prefix_cache.lookup(self.transformer, request.prompt_ids, context, slack)
+
+    def _advance(self, counts: dict[Request, int]) -> list[tuple[Request, str]]:
+        """Runs the step that was planned."""
+        self._in_step = list(counts)
+        batch: list[tuple[KVCache, Ids]] = []
+        answered: dict[Request, int] = {}  # those whose next id comes out, and their row
+        for request, count in counts.items():
+            ids, request.unread = request.unread[:count], request.unread[count:]
+            if not len(request.unread):
+                answered[request] = len(batch)
+            assert request.cache is not None
+            batch.append((request.cache, ids))
+        copies = {request: self._copies.get(request, []) for request in answered}
+        deltas: list[tuple[Request, str]] = []
+        if len(answered) == sum(counts.values()) and any(r.lookup for r in answered) and not any(copies.values()):
+            deltas = self.speculation.step(batch, list(answered))
+        else:
+            logits = self._logits(batch, head=bool(answered))
+            for request, row in answered.items():
+                self._accept(request, logits[row], deltas)
+        caches = {request: cache for request, (cache, _) in zip(self._in_step, batch, strict=True)}
+        prefix_cache = self.prefix_cache
+        if prefix_cache is not None:
+            for request, cache in caches.items():
+                if self._is_cached(request) and not request.error:
+                    with self._isolate(request):
+                        prefix_cache.on_step(cache, len(request.prompt_ids))
+        for request, row in answered.items():
+            for copy in () if request.error else copies[request]:
+                with self._isolate(copy):
+                    caches[copy] = self._copy(request, caches[request], copy)
+                self._accept(copy, logits[row], deltas)
+        if prefix_cache is not None:
+            for request, cache in caches.items():
+                if request.finish_reason and self._is_cached(request):
+                    with self._isolate(request):
+                        prefix_cache.insert(cache, request.prompt_ids + request.ids)
+        return deltas
+
+    def _accept(self, request: Request, logits: Floats, deltas: list[tuple[Request, str]]) -> None:
+        if not request.error:
+            with self._isolate(request):
+                deltas.append((request, request.accept(logits)))
+
+    def _copy(self, request: Request, source: KVCache, copy: Request) -> KVCache:
+        """Starts a request where another one of the same prompt has read it."""
+        cache = self.transformer.new_cache(copy.cache_positions, copy.cache_slack)
+        cache.resume(source, source.snapshot())
+        copy.start_as(request, cache)
+        if self.prefix_cache is not None and self._is_cached(copy):
+            self.prefix_cache.fork(source, cache)
+        return cache
+
+    @contextmanager
+    def _isolate(self, request: Request) -> Iterator[None]:
+        """Makes what fails within this request's failure."""
+        try:
+            yield
+        except Exception as error:
+            if not self.isolated:
+                raise
+            request.error = error
+
+    @cached_property
+    def speculation(self) -> Speculation:
+        """What runs the steps that read no prompt, where a request has prompt lookup."""
+        return Speculation(self.transformer, self.MAX_RUNNING, step=self._step)
+
+    def _step(self, batch: list[tuple[KVCache, Ids]], *, rows: Rows = "last", head: bool = True) -> Floats:
+        """A step over what `_in_step` reads. Rows of requests that failed mean nothing."""
+        if not self.isolated:
+            return self.transformer.step(batch, rows=rows, head=head)
+        logits, errors = step_isolated(self.transformer, batch, rows=rows, head=head)
+        for i, error in errors.items():
+            self._in_step[i].error = error
+        return np.zeros((sum(len(ids) for _, ids in batch), 0), np.float32) if logits is None else logits
+
+    def _logits(self, batch: list[tuple[KVCache, Ids]], head: bool) -> Floats:
         """The logits after each sequence's last id; those after the others go to requests that want them."""
-        if all(request.prompt_alternatives is None or request.ids for request in self.running):
-            return self._run(batch, head=head)
-        logits, last, row = self._run(batch, rows="all"), [], 0
-        for request, (sequence, ids) in zip(self.running, batch, strict=True):
-            if request.prompt_alternatives is not None and not request.ids and not request.problem:
-                request.note_prompt(logits[row : row + len(ids)], sequence.position - len(ids))
+        if all(request.num_prompt_logprobs is None or request.ids for request in self._in_step):
+            return self._step(batch, head=head)
+        logits, last, row = self._step(batch, rows="all"), [], 0
+        for request, (cache, ids) in zip(self._in_step, batch, strict=True):
+            if request.num_prompt_logprobs is not None and not request.ids and not request.error:
+                request.accept_prompt(logits[row : row + len(ids)], cache.position - len(ids))
             row += len(ids)
             last.append(row - 1)
         return logits[last]
 
-    def cancel(self, request: Request) -> None:
-        """Drops a request between steps; a prefix cache keeps what was computed for it."""
-        if request not in self.requests:
-            return
-        self.requests.remove(request)
-        sequence, request.sequence = request.sequence, None
-        if self._caches(request) and sequence is not None and sequence.whole:
-            with self._blame(request):
-                self.prefix_cache.keep(sequence, request.prompt_ids + request.ids)
-
-    def _caches(self, request: Request) -> bool:
+    def _is_cached(self, request: Request) -> bool:
         """Whether the prefix cache knows the request; one whose prompt's logits are wanted began without it."""
-        return self.prefix_cache is not None and request.prompt_alternatives is None
+        return request.num_prompt_logprobs is None

@@ -13,7 +13,7 @@ from cgpt.kernels._ckernels cimport *
 
 import numpy as np
 
-from cgpt.errors import KernelError, OutOfMemoryError
+from cgpt.errors import KernelError, OutOfMemoryError, TokenIdError
 
 DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT8": CG_INT8, "U8": CG_U8}
 PRECISIONS = ("auto", "exact", "int8")  # cg_precision
@@ -338,7 +338,7 @@ def embed(Tensor out, Matrix table, const int64_t[::1] ids, Matrix positions=Non
         pos, pos_dtype = positions.c.data, positions.c.dtype
     for t in range(T):
         if not 0 <= ids[t] < table.c.N:
-            raise KernelError(f"embed: id {ids[t]} of {table.c.N}")
+            raise TokenIdError(f"token id {ids[t]} is not in the vocabulary, 0 .. {table.c.N - 1}")
     if table.c.dtype > CG_BF16 or pos_dtype > CG_BF16:
         raise KernelError(f"embed: no kernel for {table.dtype if table.c.dtype > CG_BF16 else positions.dtype}")
     with nogil:

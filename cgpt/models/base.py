@@ -1,38 +1,48 @@
-"""What every model does with its blocks: steps over batches of sequences, and the calls of the public API."""
+"""What both architectures share: steps over batches of sequences, and what scores and hidden states are made of.
+
+Nothing here knows of text, chats or requests: ids go in, logits come out. One step serves everything: prompts, single
+tokens and any mix of both. Norms, projections and experts see the concatenated tokens [T, C]; attention and the caches
+go sequence by sequence.
+"""
+
+from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from cgpt.errors import EmptyPromptError, InputError, NumericsError, TokenIdError
-from cgpt.generation.generate import Completion, generate, stream
-from cgpt.generation.sampling import log_probabilities
+from cgpt.checkpoint.config import GPT2Config, GptOssConfig
+from cgpt.errors import EmptyPromptError, InputError, ModelClosed, NumericsError, OutOfMemoryError, TokenIdError
+from cgpt.fields import shown
 from cgpt.kernels import _kernels as k
-from cgpt.models import inspection
-from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, Sequence
-from cgpt.tokenizer.tokenizer import Tokenizer
+from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
+from cgpt.models.logprobs import log_probabilities
 
-if TYPE_CHECKING:
-    from cgpt.chat.chat import Chat
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Rows = Literal["last", "all"]
+Batch = Iterable[tuple[KVCache, npt.ArrayLike]]
+Precision = Literal["auto", "exact", "int8"]
+Self = TypeVar("Self", bound="Transformer")
 
 
 @dataclass
-class Span:
-    """The rows of one sequence in a step."""
+class BatchSlice:
+    """The rows of one sequence in a step: `T` of them from `row` on."""
 
-    sequence: Sequence
+    cache: KVCache
     row: int
     T: int
 
     @property
     def start(self) -> int:
-        return self.sequence.position
+        """The position of its first token."""
+        return self.cache.position
 
 
 class Workspace:
@@ -45,65 +55,99 @@ class Workspace:
         self._tensors: dict[str, k.Tensor] = {}
 
     def tensor(self, name: str, rows: int, cols: int) -> k.Tensor:
+        """The activation `name` with at least `rows` rows; what it holds is undefined."""
         found = self._tensors.get(name)
         if found is None or found.rows < rows or found.cols != cols:
             found = self._tensors[name] = k.Tensor(np.empty((rows, cols), np.float32))
         return found
 
 
-class Model:
-    """Base of GPT2 and GptOss. A subclass gives `windows`, `heads`, `kv_heads`, `head_dim`, `width`, `head` (the logits
-    matrix), `embed(ws, x, ids, spans)`, `blocks` and `final_norm(ws, out, x, T)`.
+class StepObserver(Protocol):
+    """Called before the first block of a step and after each one."""
 
-    Threads may share a model: each step has its own workspace, each sequence belongs to one step at a time.
+    def __call__(self, blocks: int, ws: Workspace, x: k.Tensor, slices: list[BatchSlice]) -> None:
+        """blocks: how many have run; x: the residual stream [T, C] that left them."""
+
+
+class Block(Protocol):
+    """One layer: attention and feed-forward, each added to the residual stream x in place."""
+
+    layer: int
+    scale: float
+
+    def __call__(self, ws: Workspace, x: k.Tensor, T: int, slices: list[BatchSlice]) -> None: ...
+
+
+class Transformer:
+    """A model that is ready to run: base of GPT2 and GptOss, which give the attributes below, `embed` and `final_norm`.
+
+    Threads may share it: each step has its own workspace, and each KVCache belongs to one step at a time.
     """
 
     PREFILL_CHUNK = 512  # tokens per step that bound the memory of long prompts
-    windows: list[int]
+    windows: list[int]  # of each layer, in positions; 0 sees everything
     heads: int
     kv_heads: int
     head_dim: int
     width: int
-    head: k.Matrix
-    blocks: list
+    head: k.Matrix  # of the logits
+    blocks: list[Any]
 
-    def __init__(self, config, directory: Path, threads: int, precision: str) -> None:
-        self.config = config
-        self.directory = directory
+    def __init__(self, config: GPT2Config | GptOssConfig, threads: int, precision: Precision) -> None:
+        self.config: Any = config
         self.threads = threads
         self.precision = precision
         self.kv_cache_dtype = DEFAULT_KV_DTYPE[precision]  # load() may choose another
         self.vocab_size: int = config.vocab_size
         self.eos_token_ids: tuple[int, ...] = config.eos_token_ids
+        self.closed = False
         self._idle: list[Workspace] = []
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back, from the checkpoint's own files or the ranks in the package."""
-        return Tokenizer.from_directory(self.directory, self.vocab_size)
+        self._without_weights = frozenset(vars(self))
 
     @property
     def context_length(self) -> int:
         """The positions the model has."""
         raise NotImplementedError
 
-    def at_precision(self, precision: str) -> "Model":
+    def embed(self, ws: Workspace, x: k.Tensor, ids: Ids, slices: list[BatchSlice]) -> None:
+        """Writes the embeddings of `ids` to x [T, C]."""
+        raise NotImplementedError
+
+    def final_norm(self, ws: Workspace, out: k.Tensor, x: k.Tensor, T: int) -> None:
+        """Writes the norm of x [T, C] that the head reads to `out`."""
+        raise NotImplementedError
+
+    def at_precision(self: Self, precision: Precision) -> Self:
         """The same weights, with no copy of them, at another precision and with its default cache."""
+        self._require_open()
         twin = copy.copy(self)
         twin.precision, twin.kv_cache_dtype, twin._idle = precision, DEFAULT_KV_DTYPE[precision], []
         return twin
 
+    def close(self) -> None:
+        """Gives weights and scratch back, unless a step that is running or a twin of at_precision() still reads them.
+        Every later call raises ModelClosed."""
+        self.closed = True
+        for name in vars(self).keys() - self._without_weights:
+            delattr(self, name)
+        self._idle.clear()
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ModelClosed("the model was closed and its weights given back; load it again")
+
     # ------------------------------------------------------------------------------------------------- the step
 
-    def new_sequence(self, context: int | None = None, slack: int = 0) -> Sequence:
-        """An empty sequence with room for `context` positions (default: all the model has) that can go back by `slack`
-        tokens, see Sequence.truncate."""
+    def new_cache(self, context: int | None = None, slack: int = 0) -> KVCache:
+        """The empty cache of a new sequence of up to `context` positions (default: all the model has), which can go
+        back by `slack` tokens, see KVCache.truncate."""
+        self._require_open()
         context = self.context_length if context is None else min(context, self.context_length)
-        return Sequence(self.windows, self.kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
+        return KVCache(self.windows, self.kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
 
-    def uniform_tokens(self, most: int) -> int:
-        """The tokens, `most` at the highest, that a step may hold for each to get the bits it would get alone."""
-        return min(k.uniform_tokens(matrix, most, self.precision) for _, matrix in self.matrices())
+    def uniform_tokens(self, max_tokens: int) -> int:
+        """How many tokens, `max_tokens` at most, a step may hold for each to get the bits it would get alone."""
+        return min(k.uniform_tokens(matrix, max_tokens, self.precision) for _, matrix in self.matrices())
 
     def matrices(self) -> Iterator[tuple[str, k.Matrix]]:
         """(name, weights) of every product of a step: what a block calls its own, and the head."""
@@ -114,68 +158,47 @@ class Model:
                         yield name, part
         yield "head", self.head
 
-    def step(self, batch, *, rows: str = "last", head: bool = True, watch: Callable | None = None) -> np.ndarray:
-        """Appends ids to sequences and gives what the model says next.
+    def step(
+        self, batch: Batch, *, rows: Rows = "last", head: bool = True, observer: StepObserver | None = None
+    ) -> Floats:
+        """Appends ids to sequences and returns what the model predicts next.
 
-        batch: pairs (sequence, its new ids), any mix of single tokens and chunks of prompts. rows="last": float32
-        [len(batch), V], the logits after each sequence's last id; "all": [sum of ids, V]. head=False gives the
-        head's input [.., C] instead. watch(blocks, ws, x, spans), if given, is called before the first block and after
-        each: how many there were, their workspace, and what left them. Raises EmptyPromptError, TokenIdError or
-        ContextLengthError before anything is computed, NumericsError if what comes out is not finite; its `sequences`
-        are to blame, and Sequence.undo() takes the others back to where they were.
+        batch: pairs (KVCache, its new ids), any mix of single tokens and chunks of prompts; no cache twice.
+        rows="last": float32 [len(batch), V], the logits after each sequence's last id; "all": [sum of ids, V].
+        head=False gives the head's input [.., C] instead.
+
+        Raises InputError, EmptyPromptError, TokenIdError, ContextLengthError or ModelClosed before anything is
+        computed. Raises NumericsError if what comes out is not finite, whose `caches` are to blame, or
+        OutOfMemoryError; KVCache.rollback() takes caches of a failed step back to where they were.
         """
-        ids, spans = self._lay_out(batch)
+        self._require_open()
+        if rows not in ("last", "all"):
+            raise InputError(f'rows is "last" or "all", not {shown(rows)}')
+        ids, slices = self._lay_out(batch)
         with self._workspace() as ws:
-            for span in spans:
-                span.sequence.begin(span.T)
             x = ws.tensor("x", len(ids), self.width)
-            self.embed(ws, x, ids, spans)
-            if watch:
-                watch(0, ws, x, spans)
+            self.embed(ws, x, ids, slices)  # checks the ids
+            for part in slices:
+                part.cache.begin_step(part.T)
+            if observer:
+                observer(0, ws, x, slices)
             for n, block in enumerate(self.blocks, 1):
-                block(ws, x, len(ids), spans)
-                if watch:
-                    watch(n, ws, x, spans)
-            out = self._finish(ws, x, len(ids), spans, rows, head)
-        self._require_finite(out, spans)
-        for span in spans:
-            span.sequence.end(span.T)
+                block(ws, x, len(ids), slices)
+                if observer:
+                    observer(n, ws, x, slices)
+            T = len(ids)
+            if rows == "last":
+                T, last = len(slices), ws.tensor("last", len(slices), self.width)
+                last.array[:T] = x.array[[part.row + part.T - 1 for part in slices]]
+                x = last
+            out = self.predict(ws, x, T, head)
+            self.require_finite(out, slices)
+        for part in slices:
+            part.cache.end_step(part.T)
         return out
 
-    def _lay_out(self, batch) -> tuple[np.ndarray, list[Span]]:
-        parts, spans, row = [], [], 0
-        for sequence, new in batch:
-            ids = self._check_ids(new)
-            sequence.require(len(ids))
-            parts.append(ids)
-            spans.append(Span(sequence, row, len(ids)))
-            row += len(ids)
-        if not parts:
-            raise EmptyPromptError("a step needs at least one sequence")
-        if len({id(span.sequence) for span in spans}) < len(spans):
-            raise InputError("a sequence appears twice in one step")
-        return np.concatenate(parts), spans
-
-    def _check_ids(self, ids) -> np.ndarray:
-        array = np.asarray(ids)
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise InputError(f"token ids are a flat list of integers, not {array.dtype} {list(array.shape)}")
-        if not array.size:
-            raise EmptyPromptError("the prompt holds no token; give at least one id")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise TokenIdError(f"token id {wrong} is not in the vocabulary, 0 .. {self.vocab_size - 1}")
-        return np.ascontiguousarray(array, np.int64)
-
-    def _finish(self, ws, x, T: int, spans: list[Span], rows: str, head: bool) -> np.ndarray:
-        if rows == "last":
-            T = len(spans)
-            last = ws.tensor("last", T, self.width)
-            last.array[:T] = x.array[[span.row + span.T - 1 for span in spans]]
-            x = last
-        elif rows != "all":
-            raise InputError(f'rows is "last" or "all", not {rows!r}')
+    def predict(self, ws: Workspace, x: k.Tensor, T: int, head: bool = True) -> Floats:
+        """float32 [T, V]: the logits of T rows of the residual stream x; without the head its input [T, C]."""
         hidden = k.Tensor(np.empty((T, self.width), np.float32))
         self.final_norm(ws, hidden, x, T)
         if not head:
@@ -184,22 +207,45 @@ class Model:
         k.linear(ws.ctx, logits, hidden, self.head, T)
         return logits.array
 
-    def _require_finite(self, out: np.ndarray, spans: list[Span]) -> None:
-        """out: a row for each span, or all of its rows."""
+    def require_finite(self, out: Floats, slices: list[BatchSlice]) -> None:
+        """Raises NumericsError where `out`, a row for each slice or all of their rows, holds NaN or infinity."""
         if np.isfinite(out).all():
             return
         good = np.isfinite(out).all(axis=1)
-        if len(good) != len(spans):
-            good = [good[span.row : span.row + span.T].all() for span in spans]
-        wrong = tuple(span.sequence for span, fine in zip(spans, good, strict=True) if not fine)
-        layers = [bad for sequence in wrong if (bad := sequence.first_bad_layer()) is not None]
+        if len(good) != len(slices):
+            good = np.array([good[part.row : part.row + part.T].all() for part in slices])
+        wrong = tuple(part.cache for part, fine in zip(slices, good, strict=True) if not fine)
+        layers = [bad for cache in wrong if (bad := cache.first_bad_layer()) is not None]
         where = f"the keys and values of layer {min(layers)} are the first" if layers else "the last layer or the head"
         f16 = layers and self.kv_cache_dtype == "f16"
         hint = '; an f16 cache keeps at most 65,504, kv_cache_dtype="bf16" keeps them' if f16 else ""
-        what = f"NaN or infinity in the model's output ({where}): damaged weights, or an overflow{hint}"
-        problem = NumericsError(what)
-        problem.sequences = wrong
-        raise problem
+        raise NumericsError(
+            f"NaN or infinity in the model's output ({where}): damaged weights, or an overflow{hint}", wrong
+        )
+
+    def check_ids(self, ids: npt.ArrayLike) -> Ids:
+        """The token ids of a prompt as int64 [T]; raises InputError, EmptyPromptError or TokenIdError."""
+        array = _as_ids(ids)
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            wrong = int(array.min() if array.min() < 0 else array.max())
+            raise TokenIdError(f"token id {wrong} is not in the vocabulary, 0 .. {self.vocab_size - 1}")
+        return array
+
+    def _lay_out(self, batch: Batch) -> tuple[Ids, list[BatchSlice]]:
+        parts: list[Ids] = []
+        slices: list[BatchSlice] = []
+        row = 0
+        for cache, new in batch:
+            ids = _as_ids(new)
+            cache.require_room(len(ids))
+            parts.append(ids)
+            slices.append(BatchSlice(cache, row, len(ids)))
+            row += len(ids)
+        if not parts:
+            raise EmptyPromptError("a step needs at least one sequence")
+        if len({id(part.cache) for part in slices}) < len(slices):
+            raise InputError("a sequence appears twice in one step")
+        return np.concatenate(parts), slices
 
     @contextmanager
     def _workspace(self) -> Iterator[Workspace]:
@@ -208,66 +254,74 @@ class Model:
             ws = self._idle.pop()
         except IndexError:
             ws = Workspace(self.threads, self.precision)
-        yield ws
-        self._idle.append(ws)
+        try:
+            yield ws
+        except MemoryError as problem:  # the workspace is dropped, and what it held is free again
+            if isinstance(problem, OutOfMemoryError):
+                raise
+            raise OutOfMemoryError(f"no memory for a step ({problem}); use shorter prompts or fewer at once") from None
+        if not self.closed:
+            self._idle.append(ws)
 
-    # --------------------------------------------------------------------------------------------- the public API
+    # --------------------------------------------------------------------------------------------- whole prompts
 
-    def encode_prompt(self, prompt) -> list[int]:
-        """The ids of a prompt given as text or as ids."""
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        return self._check_ids(prompt).tolist()
-
-    def _run(self, ids, **what) -> np.ndarray:
-        """step() over a whole prompt in chunks, every row."""
-        ids = self._check_ids(ids)
-        sequence = self.new_sequence(len(ids))
-        sequence.require(len(ids))
-        chunks = [ids[i : i + self.PREFILL_CHUNK] for i in range(0, len(ids), self.PREFILL_CHUNK)]
-        return np.concatenate([self.step([(sequence, chunk)], rows="all", **what) for chunk in chunks])
-
-    def logits(self, ids) -> np.ndarray:
+    def logits(self, ids: npt.ArrayLike) -> Floats:
         """float32 [T, V]: the logits after each of the T ids."""
-        return self._run(ids)
+        return self._read(ids, lambda cache, chunk, _: self.step([(cache, chunk)], rows="all"))
 
-    def hidden(self, ids) -> np.ndarray:
+    def hidden(self, ids: npt.ArrayLike) -> Floats:
         """float32 [T, C]: the output of the final norm, which is the head's input, at each of the T ids."""
-        return self._run(ids, head=False)
+        return self._read(ids, lambda cache, chunk, _: self.step([(cache, chunk)], rows="all", head=False))
 
-    def score(self, prompt) -> np.ndarray:
-        """float32 [T-1]: the log-probability of each token of the prompt (text or ids) given those before it."""
-        ids = self._check_ids(self.encode_prompt(prompt))
-        sequence = self.new_sequence(len(ids))
-        sequence.require(len(ids))
-        out = np.empty(len(ids) - 1, np.float32)
-        for i in range(0, len(ids) - 1, self.PREFILL_CHUNK):
-            chunk, then = ids[:-1][i : i + self.PREFILL_CHUNK], ids[i + 1 : i + 1 + self.PREFILL_CHUNK]
-            found = log_probabilities(self.step([(sequence, chunk)], rows="all"))
-            out[i : i + len(chunk)] = found[np.arange(len(chunk)), then]
-        return out
+    def score(self, ids: npt.ArrayLike) -> Floats:
+        """float32 [T-1]: the log-probability, in nats, of each id after the first given those before it."""
 
-    def inspect(self, prompt, what=None, **options) -> dict[str, np.ndarray]:
-        """What happens inside while the model reads a prompt (text or ids): hidden states, attention's shares, the
-        router's choices, the logit lens, as arrays by name; see cgpt.models.inspection."""
-        return inspection.inspect(self, prompt, what, **options)
+        def targets(cache: KVCache, chunk: Ids, following: Ids) -> Floats:
+            if not len(following):  # the last id of all, whose logits predict nothing
+                return np.empty(0, np.float32)
+            found = log_probabilities(self.step([(cache, chunk[: len(following)])], rows="all"))
+            return found[np.arange(len(following)), following].astype(np.float32)
 
-    def chat(self, **options) -> "Chat":
-        """A conversation: system=, tools=, reasoning= and more, see cgpt.chat.Chat. ChatError where the model has no
-        chat format, as GPT-2."""
-        from cgpt.chat.chat import Chat
+        return self._read(ids, targets)
 
-        return Chat(self, **options)
-
-    def generate(self, prompt, **options) -> Completion | list[Completion]:
-        """A completion of `prompt` (text or ids), or of each in a list of prompts; see generation.generate."""
-        return generate(self, prompt, **options)
-
-    def stream(self, prompt, **options) -> Iterator[str]:
-        """Pieces of the text that generate() would give, as they come; see cgpt.generation.generate.stream."""
-        return stream(self, prompt, **options)
+    def _read(self, ids: npt.ArrayLike, take: Callable[[KVCache, Ids, Ids], Floats]) -> Floats:
+        """What `take` makes of each chunk of a prompt, and of the ids that follow each of its tokens."""
+        self._require_open()
+        array, n = self.check_ids(ids), self.PREFILL_CHUNK
+        cache = self.new_cache(len(array))
+        cache.require_room(len(array))
+        try:
+            return np.concatenate(
+                [take(cache, array[i : i + n], array[i + 1 : i + 1 + n]) for i in range(0, len(array), n)]
+            )
+        except MemoryError as problem:
+            if isinstance(problem, OutOfMemoryError):
+                raise
+            raise OutOfMemoryError(f"no memory for the result of {len(array)} tokens: {problem}") from None
 
 
-def attend(ws, out, qkv, layer: int, spans: list[Span], H: int, **how) -> None:
+def _as_ids(ids: npt.ArrayLike) -> Ids:
+    """`ids` as int64 [T], T at least 1; whether the vocabulary has them is another's to check."""
+    if type(ids) is np.ndarray and ids.dtype == np.int64 and ids.ndim == 1 and ids.size:
+        return np.ascontiguousarray(ids)
+    try:
+        array = np.asarray(ids)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"token ids are a flat list of integers, not {shown(ids)}") from None
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        wide = array.dtype == object and array.ndim == 1 and all(type(one) is int for one in array)
+        if wide:  # an integer of more than 64 bits
+            raise TokenIdError(f"token id {shown(max(array, key=abs))} is not in the vocabulary")
+        raise InputError(f"token ids are a flat list of integers, not {array.dtype} {list(array.shape)}")
+    if not array.size:
+        raise EmptyPromptError("the prompt holds no token; give at least one id")
+    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+        raise TokenIdError(f"token id {array.max()} is not in the vocabulary")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def attend(
+    ws: Workspace, out: k.Tensor, qkv: k.Tensor, layer: int, slices: list[BatchSlice], H: int, **how: Any
+) -> None:
     """Attention of each sequence over its own cache; `how` as in _kernels.attention."""
-    k.attention(ws.ctx, out, qkv, [(s.sequence.layers[layer], s.row, s.start, s.T) for s in spans], H, **how)
+    k.attention(ws.ctx, out, qkv, [(s.cache.layers[layer], s.row, s.start, s.T) for s in slices], H, **how)

@@ -8,7 +8,7 @@ from cgpt.checkpoint.config import GPT2Config
 from cgpt.checkpoint.loader import FLOATS, Loader
 from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
 from cgpt.kernels import _kernels as k
-from cgpt.models.base import Model, attend
+from cgpt.models.base import BatchSlice, Ids, Precision, Transformer, Workspace, attend
 
 # --------------------------------------------------------------------------------------------- checkpoint names
 
@@ -66,7 +66,7 @@ class Block:
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
 
-    def __call__(self, ws, x, T, spans) -> None:
+    def __call__(self, ws: Workspace, x: k.Tensor, T: int, slices: list[BatchSlice]) -> None:
         ctx, C, inner, eps = ws.ctx, x.cols, self.config.n_inner, self.config.layer_norm_epsilon
         normed = ws.tensor("normed", T, C)
         qkv, attended = ws.tensor("qkv", T, 3 * C), ws.tensor("attended", T, C)
@@ -74,7 +74,7 @@ class Block:
 
         k.layernorm(ctx, normed, x, *self.ln_1, eps, T)
         k.linear(ctx, qkv, normed, self.c_attn, T)
-        attend(ws, attended, qkv, self.layer, spans, self.config.n_head, scale=self.scale)
+        attend(ws, attended, qkv, self.layer, slices, self.config.n_head, scale=self.scale)
         k.linear(ctx, x, attended, self.c_proj, T, add=True)
 
         k.layernorm(ctx, normed, x, *self.ln_2, eps, T)
@@ -86,13 +86,13 @@ class Block:
 # -------------------------------------------------------------------------------------------------------- model
 
 
-class GPT2(Model):
+class GPT2(Transformer):
     """A GPT-2 checkpoint, ready to run."""
 
     config: GPT2Config
 
-    def __init__(self, config: GPT2Config, checkpoint: Checkpoint, load: Loader, threads: int, precision: str):
-        super().__init__(config, checkpoint.directory, threads, precision)
+    def __init__(self, config: GPT2Config, checkpoint: Checkpoint, load: Loader, threads: int, precision: Precision):
+        super().__init__(config, threads, precision)
         prefix = name_prefix(checkpoint.tensors)
         tied_head = (r"lm_head\.weight",) if config.tie_word_embeddings else ()
         checkpoint.check(tensor_specs(config, prefix), ignore=MASK_BUFFERS + tied_head)
@@ -108,9 +108,9 @@ class GPT2(Model):
     def context_length(self) -> int:
         return self.config.n_positions
 
-    def embed(self, ws, x, ids, spans) -> None:
-        for span in spans:
-            k.embed(x, self.wte, ids[span.row : span.row + span.T], self.wpe, row=span.row, start=span.start)
+    def embed(self, ws: Workspace, x: k.Tensor, ids: Ids, slices: list[BatchSlice]) -> None:
+        for part in slices:
+            k.embed(x, self.wte, ids[part.row : part.row + part.T], self.wpe, row=part.row, start=part.start)
 
-    def final_norm(self, ws, out, x, T) -> None:
+    def final_norm(self, ws: Workspace, out: k.Tensor, x: k.Tensor, T: int) -> None:
         k.layernorm(ws.ctx, out, x, *self.ln_f, self.config.layer_norm_epsilon, T)

@@ -12,7 +12,7 @@ from cgpt.checkpoint.config import SLIDING, GptOssConfig
 from cgpt.checkpoint.loader import FLOATS, Loader
 from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
 from cgpt.kernels import _kernels as k
-from cgpt.models.base import Model, attend
+from cgpt.models.base import BatchSlice, Ids, Precision, Transformer, Workspace, attend
 
 # --------------------------------------------------------------------------------------------- checkpoint names
 
@@ -126,7 +126,7 @@ class Block:
         self.window = config.sliding_window if config.layer_types[layer] == SLIDING else 0
         self.scale = config.head_dim**-0.5
 
-    def __call__(self, ws, x, T, spans) -> None:
+    def __call__(self, ws: Workspace, x: k.Tensor, T: int, slices: list[BatchSlice]) -> None:
         ctx, c = ws.ctx, self.config
         H, G, D, top_k = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.experts_per_token
         normed = ws.tensor("normed", T, x.cols)
@@ -139,9 +139,9 @@ class Block:
         for projection in self.qkv:
             k.linear(ctx, qkv, normed, projection, T, column=column)
             column += projection.shape[0]
-        for span in spans:
-            k.rope(ctx, qkv, *self.rope(span.start + span.T), span.row, span.start, H + G, D, span.T)
-        attend(ws, attended, qkv, self.layer, spans, H, scale=self.scale, window=self.window, sinks=self.sinks)
+        for part in slices:
+            k.rope(ctx, qkv, *self.rope(part.start + part.T), part.row, part.start, H + G, D, part.T)
+        attend(ws, attended, qkv, self.layer, slices, H, scale=self.scale, window=self.window, sinks=self.sinks)
         k.linear(ctx, x, attended, self.out, T, add=True)
 
         k.rmsnorm(ctx, normed, x, self.mlp_norm, c.rms_norm_eps, T)
@@ -161,9 +161,10 @@ class RopeTables:
         self.inv_freq = config.rope.inv_freq(config.head_dim)
         self.concentration = config.rope.concentration
         self.limit = config.max_position_embeddings
-        self.tables = self._make(min(self.limit, 4096))
+        self.tables = self.angles(min(self.limit, 4096))
 
-    def _make(self, positions: int) -> tuple[k.Tensor, k.Tensor]:
+    def angles(self, positions: int) -> tuple[k.Tensor, k.Tensor]:
+        """The tables, made anew, of positions 0 .. positions - 1."""
         angles = np.arange(positions, dtype=np.float32)[:, None] * self.inv_freq
         angles = angles.astype(np.float64)
         return tuple(k.Tensor((f(angles) * self.concentration).astype(np.float32)) for f in (np.cos, np.sin))
@@ -171,17 +172,17 @@ class RopeTables:
     def __call__(self, positions: int) -> tuple[k.Tensor, k.Tensor]:
         """Tables of at least this many positions."""
         if positions > self.tables[0].rows:
-            self.tables = self._make(min(self.limit, max(positions, 2 * self.tables[0].rows)))
+            self.tables = self.angles(min(self.limit, max(positions, 2 * self.tables[0].rows)))
         return self.tables
 
 
-class GptOss(Model):
+class GptOss(Transformer):
     """A gpt-oss checkpoint, ready to run."""
 
     config: GptOssConfig
 
-    def __init__(self, config: GptOssConfig, checkpoint: Checkpoint, load: Loader, threads: int, precision: str):
-        super().__init__(config, checkpoint.directory, threads, precision)
+    def __init__(self, config: GptOssConfig, checkpoint: Checkpoint, load: Loader, threads: int, precision: Precision):
+        super().__init__(config, threads, precision)
         layout = layout_of(checkpoint.tensors)
         names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
         tied_head = (re.escape(names["head"]),) if config.tie_word_embeddings else ()
@@ -199,8 +200,8 @@ class GptOss(Model):
     def context_length(self) -> int:
         return self.config.max_position_embeddings
 
-    def embed(self, ws, x, ids, spans) -> None:
+    def embed(self, ws: Workspace, x: k.Tensor, ids: Ids, slices: list[BatchSlice]) -> None:
         k.embed(x, self.embedding, ids)
 
-    def final_norm(self, ws, out, x, T) -> None:
+    def final_norm(self, ws: Workspace, out: k.Tensor, x: k.Tensor, T: int) -> None:
         k.rmsnorm(ws.ctx, out, x, self.norm, self.config.rms_norm_eps, T)

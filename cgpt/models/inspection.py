@@ -26,19 +26,17 @@ early: nostalgebraist, "interpreting GPT: the logit lens" (2020).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from cgpt.arguments import require_integer
 from cgpt.errors import InputError
 from cgpt.fields import shown
-from cgpt.generation.sampling import likeliest, log_probabilities, require_integer
 from cgpt.kernels import _kernels as k
-from cgpt.models.kv_cache import KV_DTYPES
-
-if TYPE_CHECKING:
-    from cgpt.models.base import Model
-    from cgpt.models.kv_cache import Sequence
+from cgpt.models.base import BatchSlice, Ids, Transformer, Workspace
+from cgpt.models.kv_cache import KV_DTYPES, KVCache
+from cgpt.models.logprobs import likeliest, log_probabilities
 
 SINKS, MASSES = ("sink_mass",), ("window_mass", "beyond_mass")
 ROUTER = "router_choices", "router_weights", "expert_load"
@@ -47,7 +45,7 @@ WINDOW = 128  # where the model has no window of its own: gpt-oss's
 LENS_ROWS = 32  # tokens whose logits exist at a time
 
 
-def names_of(model: Model) -> tuple[str, ...]:
+def names_of(model: Transformer) -> tuple[str, ...]:
     """The names that inspect() knows for this model."""
     block = model.blocks[0]
     sinks, router = SINKS if hasattr(block, "sinks") else (), ROUTER if hasattr(block, "router") else ()
@@ -55,9 +53,9 @@ def names_of(model: Model) -> tuple[str, ...]:
 
 
 def inspect(
-    model: Model, prompt: Any, what: str | Iterable[str] | None = None, *, window: int | None = None, top: int = 5
+    model: Transformer, ids: Ids, what: str | Iterable[str] | None = None, *, window: int | None = None, top: int = 5
 ) -> dict[str, np.ndarray]:
-    """{name: array}, as the module says, of a prompt given as text or ids.
+    """{name: array}, as the module says, of the ids of a prompt.
 
     what: a name or several, None for all that the model has; nothing is computed for the others. window: tokens, None
     for the model's own, or 128 where it has none. top: of the lens. Costs: the masses take the time of attention once
@@ -71,16 +69,16 @@ def inspect(
     window, top = require_integer("window", window, low=1), require_integer("top", top, low=1)
     if top > model.vocab_size:
         raise InputError(f"top is {top}, the vocabulary has {model.vocab_size} tokens")
-    ids = model.encode_prompt(prompt)
-    sequence = model.new_sequence(len(ids), slack=len(ids))  # no ring: a chunk's keys are all there after its step
-    sequence.require(len(ids))
-    inspector = _Inspector(model, sequence, names, window, top)
+    ids = model.check_ids(ids)
+    cache = model.new_cache(len(ids), slack=len(ids))  # no ring: a chunk's keys are all there after its step
+    cache.require_room(len(ids))
+    inspector = _Inspector(model, cache, names, window, top)
     for at in range(0, len(ids), model.PREFILL_CHUNK):
-        model.step([(sequence, ids[at : at + model.PREFILL_CHUNK])], head=False, watch=inspector)
+        model.step([(cache, ids[at : at + model.PREFILL_CHUNK])], head=False, observer=inspector)
     return {name: inspector.out[name] for name in names}
 
 
-def _check(model: Model, what: str | Iterable[str] | None) -> list[str]:
+def _check(model: Transformer, what: str | Iterable[str] | None) -> list[str]:
     known = names_of(model)
     names = list(known) if what is None else [what] if isinstance(what, str) else list(what)
     for name in names:
@@ -90,11 +88,11 @@ def _check(model: Model, what: str | Iterable[str] | None) -> list[str]:
 
 
 class _Inspector:
-    """Fills `out` as step() shows it the layers: see Model.step's `watch`."""
+    """Fills `out` as step() shows it the layers: a StepObserver."""
 
-    def __init__(self, model: Model, sequence: Sequence, names: list[str], window: int, top: int) -> None:
-        self.model, self.sequence, self.window, self.top = model, sequence, window, top
-        L, T, H = len(model.blocks), sequence.context, model.heads
+    def __init__(self, model: Transformer, cache: KVCache, names: list[str], window: int, top: int) -> None:
+        self.model, self.cache, self.window, self.top = model, cache, window, top
+        L, T, H = len(model.blocks), cache.context, model.heads
         shapes = {"hidden": (L + 1, T, model.width)}
         shapes |= dict.fromkeys(LENS, (L + 1, T, top)) | dict.fromkeys(SINKS + MASSES, (L, H, T))
         if "expert_load" in names_of(model):
@@ -105,36 +103,36 @@ class _Inspector:
         self.dtype = KV_DTYPES[model.kv_cache_dtype]
         self.ones, self.marks = None, None  # values that take the place of a layer's
 
-    def __call__(self, blocks: int, ws, x: k.Tensor, spans: list) -> None:
-        (span,), out = spans, self.out
-        rows = slice(span.start, span.start + span.T)
+    def __call__(self, blocks: int, ws: Workspace, x: k.Tensor, slices: list[BatchSlice]) -> None:
+        (part,), out = slices, self.out
+        rows = slice(part.start, part.start + part.T)
         if "hidden" in out:
-            out["hidden"][blocks, rows] = x.array[: span.T]
+            out["hidden"][blocks, rows] = x.array[: part.T]
         if out.keys() & set(LENS):
-            self._lens(blocks, ws, x, span)
+            self._lens(blocks, ws, x, part)
         if blocks and out.keys() & set(ROUTER):
             self._router(blocks - 1, ws, rows)
         if blocks and out.keys() & set(SINKS + MASSES):
-            total, beyond = self._masses(self.model.blocks[blocks - 1], ws, span)
+            total, beyond = self._masses(self.model.blocks[blocks - 1], ws, part)
             for name, mass in (("sink_mass", 1 - total), ("window_mass", total - beyond), ("beyond_mass", beyond)):
                 if name in out:
                     out[name][blocks - 1, :, rows] = mass.clip(0, 1).T
 
-    def _lens(self, blocks: int, ws, x: k.Tensor, span) -> None:
-        if not np.isfinite(x.array[: span.T]).all():
+    def _lens(self, blocks: int, ws: Workspace, x: k.Tensor, part: BatchSlice) -> None:
+        if not np.isfinite(x.array[: part.T]).all():
             return  # step() will say so at its end, and where it began
-        for i in range(0, span.T, LENS_ROWS):
-            part = k.Tensor(x.array[i : min(i + LENS_ROWS, span.T)])
-            logits = self.model._finish(ws, part, part.rows, [], "all", True)
-            self.model._require_finite(logits, [])
-            for t, row in enumerate(log_probabilities(logits), span.start + i):
+        for i in range(0, part.T, LENS_ROWS):
+            rows = k.Tensor(x.array[i : min(i + LENS_ROWS, part.T)])
+            logits = self.model.predict(ws, rows, rows.rows)
+            self.model.require_finite(logits, [])
+            for t, row in enumerate(log_probabilities(logits), part.start + i):
                 best = likeliest(row, self.top)
                 if "lens_ids" in self.out:
                     self.out["lens_ids"][blocks, t] = list(best)
                 if "lens_logprobs" in self.out:
                     self.out["lens_logprobs"][blocks, t] = list(best.values())
 
-    def _router(self, layer: int, ws, rows: slice) -> None:
+    def _router(self, layer: int, ws: Workspace, rows: slice) -> None:
         config, T = self.model.config, rows.stop - rows.start
         weight = ws.tensor("weight", T, config.experts_per_token)
         index = np.empty((T, config.experts_per_token), np.int32)
@@ -145,12 +143,12 @@ class _Inspector:
         if "expert_load" in self.out:
             self.out["expert_load"][layer] += np.bincount(index.ravel(), minlength=config.num_experts)
 
-    def _masses(self, block, ws, span) -> tuple[np.ndarray, np.ndarray]:
+    def _masses(self, block: Any, ws: Workspace, part: BatchSlice) -> tuple[np.ndarray, np.ndarray]:
         """float32 [T, H]: the weight of all tokens, and of those before the window."""
-        model, T, start = self.model, span.T, span.start
+        model, T, start = self.model, part.T, part.start
         H, G, D, W = model.heads, model.kv_heads, model.head_dim, self.window
         qkv, attended = ws.tensor("qkv", T, (H + 2 * G) * D), ws.tensor("attended", T, H * D)
-        keys, values = self.sequence.arrays[block.layer]
+        keys, values = self.cache.arrays[block.layer]
         sinks, sees = getattr(block, "sinks", None), getattr(block, "window", 0)
         if self.ones is None:
             self.ones, self.marks = np.zeros_like(values), np.zeros_like(values)

@@ -1,4 +1,4 @@
-"""Sequences and their keys and values."""
+"""The keys and values of one sequence, layer by layer: whole contexts, and rings for sliding windows."""
 
 import mmap
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Snapshot:
         return sum(array.nbytes for ring in self.rings if ring for array in ring)
 
 
-class Sequence:
+class KVCache:
     """One sequence of tokens inside a model, with a cache of its own: what `model.step` extends.
 
     A full layer's cache has address space for `context` positions, which becomes memory as it is touched; a sliding
@@ -46,7 +46,7 @@ class Sequence:
         self._oldest = 0  # what truncate() can go back to, at the most
         self._slack = slack if any(windows) else context
         self._windows = windows
-        self.whole = True  # False within a step, and after one that was interrupted
+        self.intact = True  # False within a step, and after one that was interrupted
         self._begun = 0  # the tokens of that step
         self._before: Snapshot | None = None  # what its windows held, if the step may overwrite some of it
         blocks = [-(-min(window + slack if window else context, context) // KV_BLOCK) for window in windows]
@@ -66,23 +66,23 @@ class Sequence:
         self.arrays = list(zip(parts[::2], parts[1::2], strict=True))
         self.layers = [LayerCache(k, v, dtype) for k, v in self.arrays]
 
-    def require(self, tokens: int) -> None:
+    def require_room(self, tokens: int) -> None:
         """Raises where a step of `tokens` more tokens cannot be done."""
-        if not self.whole:
+        if not self.intact:
             raise InputError("this sequence was interrupted in the middle of a step; begin a new one")
         if self.position + tokens > self.context:
             raise ContextLengthError(
                 f"{self.position} + {tokens} tokens exceed the {self.context} positions of this sequence"
             )
 
-    def begin(self, tokens: int) -> None:
+    def begin_step(self, tokens: int) -> None:
         """Called before a step of so many tokens: until end(), the cache is not what `position` says."""
         self._before = self.snapshot() if tokens > self._slack + 1 else None
-        self._begun, self.whole = tokens, False
+        self._begun, self.intact = tokens, False
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Makes a sequence whose step was interrupted what it was before it."""
-        if self.whole:
+        if self.intact:
             return
         if self._before is None:
             self._written = max(self._written, self.position + self._begun)
@@ -91,13 +91,13 @@ class Sequence:
                 for kept, array in zip(ring or (), arrays, strict=False):
                     array[:, _blocks(self.position, window, array)] = kept
             self._oldest = self.position
-        self._before, self.whole = None, True
+        self._before, self.intact = None, True
 
-    def end(self, tokens: int) -> None:
+    def end_step(self, tokens: int) -> None:
         """Called when the step is complete."""
         self.position += tokens
         self._written = max(self._written, self.position)
-        self._before, self.whole = None, True
+        self._before, self.intact = None, True
 
     def truncate(self, position: int) -> None:
         """Forgets what stands at `position` and after it. Not further back than `slack` from the farthest that was
@@ -106,7 +106,7 @@ class Sequence:
         self.position = position
 
     def _require_held(self, position: int) -> None:
-        self.require(0)
+        self.require_room(0)
         if not max(self._oldest, self._written - self._slack) <= position <= self.position:
             raise InputError(
                 f"a sequence that holds {self.position} tokens and has held {self._written} cannot be cut to "
@@ -124,16 +124,16 @@ class Sequence:
         ]
         return Snapshot(position, rings)
 
-    def resume(self, source: "Sequence", snapshot: Snapshot) -> None:
+    def resume(self, source: "KVCache", snapshot: Snapshot) -> None:
         """Makes this empty sequence what `source`, of the same model, was at `snapshot`; it cannot be truncated to
         less where there are windows. Copies, so both can go on."""
-        source.require(0)
+        source.require_room(0)
         if self.position or snapshot.position > source.position:
             raise InputError(
                 f"a sequence of {self.position} positions cannot resume at {snapshot.position} of "
                 f"{source.position}; take a new one, and a snapshot of what is still there"
             )
-        self.require(snapshot.position)
+        self.require_room(snapshot.position)
         p = snapshot.position
         for window, ring, mine, theirs in zip(self._windows, snapshot.rings, self.arrays, source.arrays, strict=True):
             for i, at in enumerate((KEY_AT, VALUE_AT)):

@@ -22,7 +22,7 @@ from cgpt.chat.grammar import Grammars
 from cgpt.chat.messages import SpecialTokens
 from cgpt.errors import CgptError, ChatError
 from cgpt.generation.engine import Engine, Job
-from cgpt.generation.generate import Request
+from cgpt.generation.request import Request
 from cgpt.serve.errors import ApiError, api_error, error_response
 from cgpt.serve.guard import Guard
 from cgpt.serve.limits import Limits

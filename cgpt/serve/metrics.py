@@ -29,7 +29,7 @@ class Metrics:
 
     def text(self, engine: Engine) -> str:
         """Everything, the engine's counts too."""
-        counts, lines = engine.counts, []
+        stats, lines = engine.stats, []
 
         def add(name: str, kind: str, about: str, samples: dict[str, float]) -> None:
             lines.extend([f"# HELP cgpt_{name} {about}", f"# TYPE cgpt_{name} {kind}"])
@@ -37,16 +37,16 @@ class Metrics:
 
         requests = {f'{{path="{path}",status="{status}"}}': n for (path, status), n in sorted(self._requests.items())}
         add("http_requests_total", "counter", "HTTP requests answered.", requests)
-        finished = {f'{{reason="{reason}"}}': n for reason, n in counts.finished.items()}
+        finished = {f'{{reason="{reason}"}}': n for reason, n in stats.finished.items()}
         add("texts_total", "counter", "Texts that came to an end.", finished)
         add("running", "gauge", "Texts that are being made.", {"": engine.running})
         add("waiting", "gauge", "Texts that wait for a place.", {"": engine.waiting})
-        add("prompt_tokens_total", "counter", "Tokens of prompts that were read.", {"": counts.prompt})
-        add("cached_prompt_tokens_total", "counter", "Of these, found in the prefix cache.", {"": counts.cached})
-        add("generated_tokens_total", "counter", "New tokens.", {"": counts.generated})
-        add("steps_total", "counter", "Steps of the model.", {"": counts.steps})
-        add("step_seconds_total", "counter", "Time in steps.", {"": counts.seconds})
-        first = {"_sum": counts.first_token_seconds, "_count": counts.first_tokens}
+        add("prompt_tokens_total", "counter", "Tokens of prompts that were read.", {"": stats.prompt_tokens})
+        add("cached_prompt_tokens_total", "counter", "Of these, found in the prefix cache.", {"": stats.cached_tokens})
+        add("generated_tokens_total", "counter", "New tokens.", {"": stats.generated_tokens})
+        add("steps_total", "counter", "Steps of the model.", {"": stats.steps})
+        add("step_seconds_total", "counter", "Time in steps.", {"": stats.seconds})
+        first = {"_sum": stats.first_token_seconds, "_count": stats.first_tokens}
         add("first_token_seconds", "summary", "From submission to a text's first token.", first)
         repairs = {"": sum(self.repairs.values())}
         add("harmony_repairs_total", "counter", "Places where a chat had to be guessed.", repairs)

@@ -10,7 +10,8 @@ from cgpt.chat.messages import SpecialTokens
 from cgpt.chat.parse import Parser, Piece
 from cgpt.errors import InputError
 from cgpt.generation.engine import Event
-from cgpt.generation.generate import Request, StopFilter
+from cgpt.generation.request import Request
+from cgpt.generation.text_stream import StopFilter
 
 if TYPE_CHECKING:
     from cgpt.serve.app import Service
@@ -62,9 +63,9 @@ class Turn:
 
     def advance(self, event: Event) -> list[Delta]:
         """What the event adds, in order."""
-        guide = self.request.guide
-        if guide is not None and guide.problem:
-            raise InputError(f"the answer could not be kept to its schema: {guide.problem}")
+        problem = getattr(self.request.constraint, "problem", None)
+        if problem:
+            raise InputError(f"the answer could not be kept to its schema: {problem}")
         deltas, self._begun = self._deltas(self._begun), []
         for place in range(self.tokens, event.num_ids):
             deltas += self._push(place)

@@ -124,7 +124,7 @@ def test_cache_is_what_a_sequence_allocates(config, context, tmp_path):
     directory = checkpoint(config, tmp_path / "model")
     for options in ({}, {"kv_cache_dtype": "bf16"}, {"precision": "exact"}):
         model = cgpt.load(directory, **options)
-        arrays = [array for pair in model.new_sequence(context).arrays for array in pair]
+        arrays = [array for pair in model.transformer.new_cache(context).arrays for array in pair]
         assert cache_bytes(model.config, context, model.kv_cache_dtype) == sum(array.nbytes for array in arrays)
 
 

@@ -41,7 +41,7 @@ class Disturbed:
 
     def step(self, batch, **how):
         self.sizes += [len(ids) for _, ids in batch]
-        return self.model.step(batch, **how) * self.factor
+        return self.model.transformer.step(batch, **how) * self.factor
 
 
 # ---- The numbers
@@ -148,8 +148,8 @@ def test_logits_are_bounded(gpt2, monkeypatch):
 def test_decode_measures_what_generation_computes(level, name, precision):
     exact = cgpt.load(name, precision="exact")
     model, ids = cgpt.load(name, precision=precision), random_ids(exact, 40)
-    sequence = model.new_sequence()
-    alone = np.concatenate([model.step([(sequence, [i])]) for i in ids[:-1]])
+    sequence = model.transformer.new_cache()
+    alone = np.concatenate([model.transformer.step([(sequence, [i])]) for i in ids[:-1]])
     expected = summary(measure(exact.logits(ids[:-1]), alone, ids[1:]), windows=1, context=39)
     assert compare(exact, model, ids, decode=True) == expected
     assert (expected.kl_mean > 0) == (precision != "exact")  # the others keep keys and values in f16 at least
@@ -159,7 +159,11 @@ def test_the_same_weights_at_another_precision(level):
     model = cgpt.load(case(PLAIN).directory)
     ids, before = random_ids(model, 40), model.logits(random_ids(model, 40))
     twin = model.at_precision("exact")
-    assert (model.precision, twin.precision) == ("auto", "exact") and twin.blocks is model.blocks
+    assert (model.precision, twin.precision) == (
+        "auto",
+        "exact",
+    )
+    assert twin.transformer.blocks is model.transformer.blocks
     assert np.array_equal(twin.logits(ids), cgpt.load(case(PLAIN).directory, precision="exact").logits(ids))
     assert np.array_equal(model.logits(ids), before)
 
@@ -168,7 +172,7 @@ def test_the_same_weights_at_another_precision(level):
 
 
 def test_refusals(gpt2, monkeypatch):
-    monkeypatch.setattr(gpt2, "step", None)
+    monkeypatch.setattr(gpt2.transformer, "step", None)
     other = cgpt.load("demo-gpt-oss")
     for error, message, ids, how in (
         (InputError, "2048 and 5\\d\\d tokens", [1, 2, 3], dict(model=other)),

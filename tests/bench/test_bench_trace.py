@@ -82,8 +82,8 @@ def counted(trace):
 
 def test_every_kernel_of_a_gpt2_step(models):
     model = models["gpt2"]  # 3 layers
-    with Trace(model) as trace:
-        model.step([(model.new_sequence(), [1, 2, 3]), (model.new_sequence(), [4])])
+    with Trace(model.transformer) as trace:
+        model.transformer.step([(model.transformer.new_cache(), [1, 2, 3]), (model.transformer.new_cache(), [4])])
     assert counted(trace) == {
         "embed": 2,
         "layernorm": 7,
@@ -100,8 +100,8 @@ def test_every_kernel_of_a_gpt2_step(models):
 
 def test_every_kernel_of_a_gpt_oss_step(models):
     model = models["gpt-oss"]  # 4 layers
-    with Trace(model) as trace:
-        model.step([(model.new_sequence(50), [1, 2, 3]), (model.new_sequence(50), [4])])
+    with Trace(model.transformer) as trace:
+        model.transformer.step([(model.transformer.new_cache(50), [1, 2, 3]), (model.transformer.new_cache(50), [4])])
     assert counted(trace) == {
         "embed": 1,
         "rmsnorm": 9,
@@ -118,7 +118,7 @@ def test_every_kernel_of_a_gpt_oss_step(models):
 
 def test_kernels_are_themselves_again(models):
     kept = {name: getattr(_kernels, name) for name in KERNELS}
-    with pytest.raises(ZeroDivisionError), Trace(models["gpt2"]):
+    with pytest.raises(ZeroDivisionError), Trace(models["gpt2"].transformer):
         assert _kernels.linear is not kept["linear"]
         raise ZeroDivisionError
     assert {name: getattr(_kernels, name) for name in KERNELS} == kept
@@ -134,10 +134,10 @@ def test_kernels_are_themselves_again(models):
 def test_a_token_reads_what_info_says(models, name, differ):
     """But for norms, which stay in the caches."""
     model, depth = models[name], 40
-    sequence = model.new_sequence(60)
-    model.step([(sequence, list(range(depth)))])
-    with Trace(model) as trace:
-        model.step([(sequence, [1])])
+    sequence = model.transformer.new_cache(60)
+    model.transformer.step([(sequence, list(range(depth)))])
+    with Trace(model.transformer) as trace:
+        model.transformer.step([(sequence, [1])])
     told = describe(model.directory, context=depth + 1)["bytes"]["per_token"]
     assert trace.ops["attention"].bytes == told["cache"]
     assert trace.bytes == sum(told.values()) - told["norms"] + differ
@@ -172,7 +172,7 @@ def test_cases_that_make_no_sense(numbers, error, message):
 @pytest.mark.parametrize("name", ["gpt2", "gpt-oss"])
 def test_run(models, name, monkeypatch):
     """Which tokens of which sequences go into which step."""
-    model, steps, step = models[name], [], models[name].step
+    model, steps, step = models[name].transformer, [], models[name].transformer.step
     monkeypatch.setattr(model, "PREFILL_CHUNK", 16)
 
     def noted(batch):
@@ -190,31 +190,31 @@ def test_run(models, name, monkeypatch):
 def test_the_warm_up_tells_what_a_repetition_reads(models):
     """Generation is watched in the middle of its positions, a few steps long."""
     model = models["gpt2"]
-    measured = measure(model, Case(n_gen=21, n_depth=10), 3, np.random.default_rng(0))
+    measured = measure(model.transformer, Case(n_gen=21, n_depth=10), 3, np.random.default_rng(0))
     assert [len(steps) for steps in measured.repetitions] == [21] * 3
     told = describe(model.directory, context=1)["bytes"]["per_token"]
     weights = sum(told.values()) - told["cache"] - told["norms"]
     cache = told["cache"] * sum(range(11, 11 + 21))
     # As in test_a_token_reads_what_info_says; eight watched steps are half a position off.
     assert measured.bytes == pytest.approx(21 * weights + cache, abs=21 * (told["cache"] / 2 + 64))
-    prompt = measure(model, Case(n_prompt=30), 2, np.random.default_rng(0))
+    prompt = measure(model.transformer, Case(n_prompt=30), 2, np.random.default_rng(0))
     assert prompt.flops > 29 * 2 * weights / 4 - told["unembedding"] * 30
 
 
 def test_a_depth_is_finite_and_different_each_time(models):
     model, seen = models["gpt-oss"], []
     for _ in range(2):
-        sequence = model.new_sequence(80)
+        sequence = model.transformer.new_cache(80)
         workload._fill(sequence, 70, np.random.default_rng())
         assert sequence.position == 70
-        seen.append(model.step([(sequence, [1])]))
+        seen.append(model.transformer.step([(sequence, [1])]))
     assert not np.array_equal(*seen)
 
 
 def test_a_depth_of_bf16_is_of_usual_numbers(models, monkeypatch):
     """The integers that hold them are bits: a few of the noise, as such, would be zeros and denormals."""
-    monkeypatch.setattr(models["gpt2"], "kv_cache_dtype", "bf16")
-    sequence = models["gpt2"].new_sequence(70)
+    monkeypatch.setattr(models["gpt2"].transformer, "kv_cache_dtype", "bf16")
+    sequence = models["gpt2"].transformer.new_cache(70)
     workload._fill(sequence, 70, np.random.default_rng(0))
     values = (sequence.arrays[0][0].astype(np.uint32) << 16).view(np.float32)
     assert 0.9 < values.std() < 1.1

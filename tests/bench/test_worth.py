@@ -136,7 +136,7 @@ def test_windows_are_in_the_layers_named():
 
 
 def test_positions_64_later():
-    model = cgpt.load("demo-gpt2", precision="exact")
+    model = cgpt.load("demo-gpt2", precision="exact").transformer
     expected = switches.values(model.wpe)[64:74] + switches.values(model.wte)[7]
     with worth.switched("demo-gpt2", GPT2["positions 64 later (the last 64 are the first's)"]) as later:
         assert np.array_equal(later.inspect([7] * 10, "hidden")["hidden"][0], expected)
@@ -145,14 +145,14 @@ def test_positions_64_later():
 def test_rotations_64_later():
     """Keys and queries are those of positions 64 higher; what comes out depends on their distance alone."""
     with worth.switched("demo-gpt-oss", GPT_OSS["positions 64 later"]) as later:
-        cos, sin = (table.array for table in later.blocks[3].rope(T))
-        assert len({id(block.rope) for block in later.blocks}) == 1
-    for found, table in zip((cos, sin), cgpt.load("demo-gpt-oss").blocks[3].rope(T + 64), strict=True):
+        cos, sin = (table.array for table in later.transformer.blocks[3].rope(T))
+        assert len({id(block.rope) for block in later.transformer.blocks}) == 1
+    for found, table in zip((cos, sin), cgpt.load("demo-gpt-oss").transformer.blocks[3].rope(T + 64), strict=True):
         assert np.array_equal(found[:T], table.array[64 : T + 64])
 
 
 def test_roundings(rng):
-    experts = cgpt.load("demo-gpt-oss").blocks[2].gate_up
+    experts = cgpt.load("demo-gpt-oss").transformer.blocks[2].gate_up
     stored = switches.values(experts)
     assert np.array_equal(switches.to_mxfp4(stored), stored)  # what is MXFP4 already stays
     w = rng.standard_normal((3, 64)).astype(np.float32)

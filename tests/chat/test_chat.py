@@ -103,8 +103,8 @@ def test_reasoning_effort(model):
 
 
 def first_logits(monkeypatch, model):
-    found, step = [], model.step
-    monkeypatch.setattr(model, "step", lambda batch, **how: found.append(step(batch, **how)) or found[-1])
+    found, step = [], model.transformer.step
+    monkeypatch.setattr(model.transformer, "step", lambda batch, **how: found.append(step(batch, **how)) or found[-1])
     return found
 
 
@@ -232,16 +232,16 @@ def test_stopping_keeps_the_chat(monkeypatch, model, stop_by):
     if stop_by == "close":
         pieces.close()
     else:
-        step = model.step
+        step = model.transformer.step
 
         def interrupted(batch, **how):
-            batch[0][0].begin(1)  # as in the middle of a step
+            batch[0][0].begin_step(1)  # as in the middle of a step
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(model, "step", interrupted)
+        monkeypatch.setattr(model.transformer, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(pieces)
-        monkeypatch.setattr(model, "step", step)
+        monkeypatch.setattr(model.transformer, "step", step)
     assert chat.reply.finish_reason == "cancelled" and chat.messages == before
     assert chat.send("Now add 5.").text == "47"
 

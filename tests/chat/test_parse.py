@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import cgpt
 from cgpt.chat.messages import Message, SpecialTokens, tool_result
-from cgpt.chat.parse import Parser, parse
+from cgpt.chat.parse import MAX_HEADER, Parser, parse
 from cgpt.chat.render import render_conversation
 from cgpt.errors import ChatError, InputError
 from cgpt.tokenizer.tokenizer import Tokenizer
@@ -301,14 +301,14 @@ def test_pieces_hold_whole_characters(small):
 
 
 def test_a_header_without_end_becomes_text(small):
-    ids = small.encode("word " * parse.MAX_HEADER)
+    ids = small.encode("word " * MAX_HEADER)
     parser = Parser(small)
     pieces = parser.push_all(ids)
-    assert "".join(p.text for p in pieces) == "word " * parse.MAX_HEADER
+    assert "".join(p.text for p in pieces) == "word " * MAX_HEADER
     assert parser.repairs == {"a header that does not end": 1}
     parser = Parser(small)
     parser.push_all([*ids_of(small, f"{C}final{M}a{S}"), *ids])
-    assert parser.partial == said(f"a{S}" + "word " * parse.MAX_HEADER)
+    assert parser.partial == said(f"a{S}" + "word " * MAX_HEADER)
 
 
 def test_ids_outside_the_vocabulary(small):

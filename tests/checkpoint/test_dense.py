@@ -62,7 +62,7 @@ def test_int8_takes_what_products_read_whole(name):
     plain = cgpt.load(name)
     embedding = "wte" if name == "demo-gpt2" else "embedding"
     assert getattr(model, embedding).dtype == getattr(plain, embedding).dtype != "INT8"
-    for (part, found), (_, stored) in zip(model.matrices(), plain.matrices(), strict=True):
+    for (part, found), (_, stored) in zip(model.transformer.matrices(), plain.transformer.matrices(), strict=True):
         kept = part in ("router", "gate_up", "down")
         assert found.dtype == (stored.dtype if kept else "INT8") and found.shape == stored.shape, part
 
@@ -75,9 +75,9 @@ def test_int8_steps_in_any_cut_give_the_same_bits(level, name, precision):
     if precision != "exact" and (tiles or name == "demo-gpt-oss"):  # whose experts are not int8
         pytest.skip("steps of different length round differently here")
     model, ids = cgpt.load(name, precision=precision, dense="int8"), np.arange(7, 157) % 250
-    whole, sequence = model.logits(ids), model.new_sequence(200)
+    whole, sequence = model.logits(ids), model.transformer.new_cache(200)
     parts = np.split(ids, [1, 2, 9, 40, 41])
-    cut = np.concatenate([model.step([(sequence, part)], rows="all") for part in parts])
+    cut = np.concatenate([model.transformer.step([(sequence, part)], rows="all") for part in parts])
     assert_same_bits(cut, whole, "cut into steps")
 
 
@@ -90,15 +90,15 @@ def test_precision_int8_rounds_prompts_alone(level, name):
     expected, found = auto.logits(ids), model.logits(ids)
     off = (found - expected).std() / expected.std()
     assert 0 < off < 0.1 if differs else off == 0
-    one, other = auto.new_sequence(3), model.new_sequence(3)
+    one, other = auto.transformer.new_cache(3), model.transformer.new_cache(3)
     for i in (7, 8, 9):
-        assert_same_bits(model.step([(other, [i])]), auto.step([(one, [i])]), f"token {i} alone")
+        assert_same_bits(model.transformer.step([(other, [i])]), auto.transformer.step([(one, [i])]), f"token {i} alone")
 
 
 def test_bf16_rounds_every_matrix(tmp_path):
     expected = cgpt.load(rewritten("demo-gpt2", tmp_path, round_bf16), precision="exact")
     model, ids = cgpt.load("demo-gpt2", precision="exact", dense="bf16"), np.arange(150)
-    assert {matrix.dtype for _, matrix in model.matrices()} == {"BF16"}
+    assert {matrix.dtype for _, matrix in model.transformer.matrices()} == {"BF16"}
     assert np.abs(model.logits(ids) - expected.logits(ids)).max() < 1e-2 * expected.logits(ids).std()  # and embeddings
 
 

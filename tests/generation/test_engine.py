@@ -18,8 +18,9 @@ from cgpt.errors import (
     QueueFull,
 )
 from cgpt.generation.engine import Engine
-from cgpt.generation.generate import Request
+from cgpt.generation.request import Request
 
+from support.request_cases import make_request, make_scheduler
 from support.serve_cases import wait_for
 
 LONG = 100_000  # tokens: as long as the context
@@ -38,13 +39,13 @@ def gpt2():
 @pytest.fixture
 def slow(gpt2, monkeypatch):
     """The model, with steps of 10 ms: what is LONG does not end by itself while a test runs."""
-    step = gpt2.step
+    step = gpt2.transformer.step
 
     def slower(*args, **how):
         time.sleep(0.01)
         return step(*args, **how)
 
-    monkeypatch.setattr(gpt2, "step", slower)
+    monkeypatch.setattr(gpt2.transformer, "step", slower)
     return gpt2
 
 
@@ -55,11 +56,11 @@ def engine(gpt2):
 
 
 def text(job):
-    return "".join(event.piece for event in job)
+    return "".join(event.delta for event in job)
 
 
 def request(model, prompt="ROMEO:", tokens=20, **options):
-    return Request(model, prompt, max_new_tokens=tokens, **options)
+    return make_request(model, prompt, max_new_tokens=tokens, **options)
 
 
 def prompts(model, count):
@@ -75,13 +76,13 @@ def test_texts_do_not_depend_on_companions(model):
     found = [None] * 24
 
     def in_a_thread(i):
-        made = Request(model, asked[i], **options[i])
+        made = make_request(model, asked[i], **options[i])
         found[i] = text(engine.submit([made])), made.ids, made.top_logprobs, made.finish_reason
 
     async def in_a_task(i):
-        made, pieces = Request(model, asked[i], **options[i]), ""
+        made, pieces = make_request(model, asked[i], **options[i]), ""
         async for event in engine.submit([made]):
-            pieces += event.piece
+            pieces += event.delta
         found[i] = pieces, made.ids, made.top_logprobs, made.finish_reason
 
     async def tasks():
@@ -95,9 +96,9 @@ def test_texts_do_not_depend_on_companions(model):
         for thread in threads:
             thread.join()
     assert found == [(one.text, one.ids, one.top_logprobs, one.finish_reason) for one in alone]
-    ended = engine.counts.finished
-    assert ended["stop"] + ended["length"] == 24 and engine.counts.first_tokens == 24
-    assert engine.counts.generated == sum(len(one.ids) for one in alone)
+    ended = engine.stats.finished
+    assert ended["stop"] + ended["length"] == 24 and engine.stats.first_tokens == 24
+    assert engine.stats.generated_tokens == sum(len(one.ids) for one in alone)
 
 
 def test_a_job_of_several_requests(engine, gpt2):
@@ -105,7 +106,7 @@ def test_a_job_of_several_requests(engine, gpt2):
     events = list(engine.submit(requests))
     for i, one in enumerate(requests):
         mine = [event for event in events if event.index == i]
-        assert "".join(event.piece for event in mine) == gpt2.generate(one.prompt_ids, max_new_tokens=3 + i).text
+        assert "".join(event.delta for event in mine) == gpt2.generate(one.prompt_ids, max_new_tokens=3 + i).text
         assert [event.num_ids for event in mine] == list(range(1, 4 + i))
         assert [event.finish_reason for event in mine] == [None] * (2 + i) + ["length"]
 
@@ -118,11 +119,11 @@ def test_cancelling_frees_the_place_within_a_step(slow):
         waiting.cancel()
         running.cancel()
         running.cancel()
-        steps = engine.counts.steps
-        assert len(list(third)) == 2 and engine.counts.steps <= steps + 3
+        steps = engine.stats.steps
+        assert len(list(third)) == 2 and engine.stats.steps <= steps + 3
         assert list(running) == list(waiting) == []
-        assert engine.counts.finished == {"stop": 0, "length": 1, "cancelled": 2, "error": 0}
-        assert not engine.running and not engine.waiting and not engine._places
+        assert engine.stats.finished == {"stop": 0, "length": 1, "cancelled": 2, "error": 0}
+        assert not engine.running and not engine.waiting and not engine._entries
 
 
 def test_the_queue_is_bounded(slow):
@@ -139,7 +140,7 @@ def test_the_queue_is_bounded(slow):
 
 
 def test_caches_of_what_runs_fit_into_the_memory_for_them(gpt2):
-    needed = Engine._cache_needed(type("E", (), {"model": gpt2}), request(gpt2, tokens=100))
+    needed = make_scheduler(gpt2).cache_bytes(request(gpt2, tokens=100))
     with Engine(gpt2, kv_cache_bytes=2 * needed) as engine:
         jobs = [engine.submit([request(gpt2, tokens=100)]) for _ in range(5)]
         most = 0
@@ -157,13 +158,13 @@ def test_prompts_do_not_hold_up_streams(gpt2, monkeypatch):
     not wait for the end of long ones."""
     engine = Engine(gpt2, prefix_cache_bytes=0)
     monkeypatch.setattr(engine, "_chunk", lambda: 40)
-    lengths, step = [], gpt2.step
+    lengths, step = [], gpt2.transformer.step
 
     def noted(batch, **how):
         lengths.append([len(ids) for _, ids in batch])
         return step(batch, **how)
 
-    monkeypatch.setattr(gpt2, "step", noted)
+    monkeypatch.setattr(gpt2.transformer, "step", noted)
     with engine:
         stream = engine.submit([request(gpt2, tokens=LONG)])
         next(iter(stream))
@@ -206,7 +207,7 @@ def test_the_speed_is_learnt_beside_streams_too(gpt2):
 )
 def test_a_step_that_fails_fails_its_requests_only(gpt2, monkeypatch, problem, raised):
     """Those with which it fails: all but one, and then that one too."""
-    step, failing, tokens = gpt2.step, threading.Event(), 30
+    step, failing, tokens = gpt2.transformer.step, threading.Event(), 30
     alone = gpt2.generate("ROMEO:", max_new_tokens=tokens).text
 
     def fails(batch, **how):
@@ -214,7 +215,7 @@ def test_a_step_that_fails_fails_its_requests_only(gpt2, monkeypatch, problem, r
             raise problem
         return step(batch, **how)
 
-    monkeypatch.setattr(gpt2, "step", fails)
+    monkeypatch.setattr(gpt2.transformer, "step", fails)
     with Engine(gpt2, max_running=4) as engine:
         bad = [engine.submit([request(gpt2, tokens=200 + i)]) for i in range(3)]
         good = [engine.submit([request(gpt2, tokens=tokens)]) for _ in range(2)]
@@ -225,7 +226,7 @@ def test_a_step_that_fails_fails_its_requests_only(gpt2, monkeypatch, problem, r
             with pytest.raises(raised):
                 list(job)
         assert [text(job) for job in good] == [alone] * 2 == [text(engine.submit([request(gpt2, tokens=tokens)]))] * 2
-        assert engine.counts.finished["error"] == 3
+        assert engine.stats.finished["error"] == 3
         with pytest.raises(raised):
             list(engine.submit([request(gpt2, tokens=150)]))
         failing.clear()
@@ -249,14 +250,14 @@ def test_a_defect_of_the_scheduler_leaves_nobody_waiting(gpt2, monkeypatch):
             problem = job._events.get(timeout=20)
             assert isinstance(problem, KernelError) and "ValueError: a defect" in str(problem)
         assert text(jobs[2]) == gpt2.generate("ROMEO:", max_new_tokens=5).text
-        assert not engine._places and engine.counts.finished["error"] == 2
+        assert not engine._entries and engine.stats.finished["error"] == 2
 
 
 def test_a_request_that_cannot_start_fails_alone(slow, monkeypatch):
     start = Request.start
 
     def refuse(self, *args):
-        if self.limit == 7:
+        if self.max_new_tokens == 7:
             raise OutOfMemoryError("no room for this one")
         start(self, *args)
 
@@ -268,7 +269,7 @@ def test_a_request_that_cannot_start_fails_alone(slow, monkeypatch):
         with pytest.raises(OutOfMemoryError, match="no room for this one"):
             list(bad)
         assert len(list(good)) == 29
-        wait_for(lambda: engine.counts.finished["cancelled"] == 1)  # the bad one's companion
+        wait_for(lambda: engine.stats.finished["cancelled"] == 1)  # the bad one's companion
 
 
 def test_the_prefix_cache_is_shared(engine, gpt2):
@@ -276,7 +277,9 @@ def test_the_prefix_cache_is_shared(engine, gpt2):
     first, second = request(gpt2, prompt), request(gpt2, prompt)
     assert text(engine.submit([first])) == text(engine.submit([second]))
     assert first.num_cached_tokens == 0 and second.num_cached_tokens == len(second.prompt_ids) - 1
-    assert engine.counts.cached == second.num_cached_tokens and engine.counts.prompt == 2 * len(second.prompt_ids)
+    assert engine.stats.cached_tokens == second.num_cached_tokens and engine.stats.prompt_tokens == 2 * len(
+        second.prompt_ids
+    )
 
 
 def test_shutdown(slow):
@@ -314,7 +317,7 @@ def test_a_closed_loop_stops_its_requests(engine, slow):
 
     asyncio.run(leave())
     wait_for(lambda: engine.running == 0)
-    assert engine.counts.finished["cancelled"] == 1
+    assert engine.stats.finished["cancelled"] == 1
 
 
 def test_what_cannot_be_is_refused_before(gpt2):

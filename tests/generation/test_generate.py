@@ -8,11 +8,11 @@ import pytest
 
 import cgpt
 from cgpt.errors import ContextLengthError, EmptyPromptError, InputError, TokenIdError, TokenizerError
-from cgpt.generation.generate import Request, Scheduler, generate, stream
-from cgpt.generation.sampling import Sampler, Sampling
+from cgpt.generation.sampling import Sampler, SamplingParams
 
 from golden import case
 from support.fake_model import EOS, FakeModel
+from support.request_cases import make_request, make_scheduler
 
 SAMPLED = dict(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=11)
 
@@ -48,7 +48,7 @@ def test_ids_are_those_of_a_plain_loop(name, options, request):
     model = request.getfixturevalue(name)
     prompt = model.tokenizer.encode("The king")
     settings = {key: value for key, value in options.items() if key != "seed"}
-    sampler = Sampler(Sampling(**settings), model.vocab_size, seed=options.get("seed"), prompt_ids=prompt)
+    sampler = Sampler(SamplingParams(seed=options.get("seed"), **settings), model.vocab_size, prompt_ids=prompt)
     ids = []
     for _ in range(12):
         ids.append(sampler.choose(model.logits(prompt + ids)[-1]))
@@ -88,9 +88,9 @@ def test_eos_ends_it_and_stays_out_of_the_text(fake):
     model = fake("Good morrow, cousin.")
     said = model.script
     model.script = [*said, EOS, *said, EOS]
-    done = generate(model, [0])
+    done = model.generate([0])
     assert (done.text, done.ids, done.finish_reason) == ("Good morrow, cousin.", [*said, EOS], "stop")
-    done = generate(model, [0], ignore_eos=True, max_new_tokens=len(said) + 3)
+    done = model.generate([0], ignore_eos=True, max_new_tokens=len(said) + 3)
     assert (done.ids, done.finish_reason) == (model.script[: len(said) + 3], "length")
     assert "<|endoftext|>" in done.text
 
@@ -99,15 +99,15 @@ def test_eos_ends_it_and_stays_out_of_the_text(fake):
 def test_stop_ids_end_it_and_stay_out_of_the_text(fake, ignore_eos):
     model = fake([5, 6, 7, 8])
     for stop in (7, np.int64(7), [7], [100, 7], {7}, (7, "never")):
-        done = generate(model, [0], stop=stop, ignore_eos=ignore_eos)
+        done = model.generate([0], stop=stop, ignore_eos=ignore_eos)
         assert (done.ids, done.finish_reason) == ([5, 6, 7], "stop")
         assert done.text == model.tokenizer.decode([5, 6])
 
 
 def test_max_new_tokens(fake):
-    assert len(generate(fake(), [1, 2], ignore_eos=True).ids) == 256
+    assert len(fake().generate([1, 2], ignore_eos=True).ids) == 256
     for n in (1, 2, 50):
-        done = generate(fake(), [1, 2], max_new_tokens=n, ignore_eos=True)
+        done = fake().generate([1, 2], max_new_tokens=n, ignore_eos=True)
         assert (len(done.ids), done.finish_reason) == (n, "length")
 
 
@@ -120,13 +120,13 @@ def test_a_full_context_ends_it(gpt2, room):
 
 def test_a_sequence_has_room_for_what_may_come_and_is_given_back(fake):
     model = fake()
-    request = Request(model, [1, 2, 3], max_new_tokens=4)
-    scheduler = Scheduler(model, [request])
+    request = make_request(model, [1, 2, 3], max_new_tokens=4)
+    scheduler = make_scheduler(model, [request])
     scheduler.step()
-    assert request.sequence.context == 3 + 4 - 1
-    while scheduler.requests:
+    assert request.cache.context == 3 + 4 - 1
+    while scheduler.has_unfinished:
         scheduler.step()
-    assert request.sequence is None
+    assert request.cache is None
     assert [sum(sizes) for sizes, _ in model.steps] == [3, 1, 1, 1]
 
 
@@ -155,10 +155,10 @@ def test_stop_strings(fake, said, stop, text, reason, by_bytes):
     if by_bytes:
         byte = {model.tokenizer.token_bytes(i): i for i in range(EOS)}
         model.script = [byte[bytes([b])] for b in said.encode()]
-    done = generate(model, [0], stop=stop, max_new_tokens=len(model.script))
+    done = model.generate([0], stop=stop, max_new_tokens=len(model.script))
     assert (done.text, done.finish_reason) == (text, reason)
     assert done.ids == model.script[: len(done.ids)]
-    assert "".join(stream(model, [0], stop=stop, max_new_tokens=len(model.script))) == text
+    assert "".join(model.stream([0], stop=stop, max_new_tokens=len(model.script))) == text
     if by_bytes and reason == "stop":  # it ended with the very byte that completed a stop string
         stops = [stop] if isinstance(stop, str) else stop
         assert not any(one in model.tokenizer.decode(done.ids[:-1]) for one in stops)
@@ -167,16 +167,16 @@ def test_stop_strings(fake, said, stop, text, reason, by_bytes):
 def test_what_was_held_back_comes_when_eos_ends_it(fake):
     model = fake("one tw")
     model.script.append(EOS)
-    assert generate(model, [0], stop="two").text == "".join(stream(model, [0], stop="two")) == "one tw"
+    assert model.generate([0], stop="two").text == "".join(model.stream([0], stop="two")) == "one tw"
     model.script = [*fake("\U0001f451").script[:-1], EOS]
-    assert generate(model, [0]).text == "".join(stream(model, [0])) == "\ufffd"
+    assert model.generate([0]).text == "".join(model.stream([0])) == "\ufffd"
 
 
 def test_pieces_are_whole_characters(fake):
     said = "caf\u00e9 \U0001f468\u200d\U0001f469\u200d\U0001f467 na\u00efve \u4f60\u597d"
     model = fake(said)
-    pieces = list(stream(model, [0], max_new_tokens=len(model.script)))
-    assert "".join(pieces) == said == generate(model, [0], max_new_tokens=len(model.script)).text
+    pieces = list(model.stream([0], max_new_tokens=len(model.script)))
+    assert "".join(pieces) == said == model.generate([0], max_new_tokens=len(model.script)).text
     assert len(pieces) > 10 and all(pieces) and "\ufffd" not in "".join(pieces)
 
 
@@ -184,9 +184,9 @@ def test_a_broken_character_at_the_end_is_decoded_as_the_tokenizer_does(fake):
     model = fake("so \U0001f451")
     n = len(model.script) - 1
     assert n > 1
-    done = generate(model, [0], max_new_tokens=n)
+    done = model.generate([0], max_new_tokens=n)
     assert done.text == model.tokenizer.decode(model.script[:n]) == "so \ufffd"
-    assert "".join(stream(model, [0], max_new_tokens=n)) == "so \ufffd"
+    assert "".join(model.stream([0], max_new_tokens=n)) == "so \ufffd"
 
 
 # ---- Streams, batches, chunks, threads
@@ -203,7 +203,7 @@ def test_a_stream_is_the_text_of_generate(name, options, request):
 
 def test_a_stream_computes_what_is_asked_of_it(fake):
     model = fake("To be, or not to be")
-    pieces = stream(model, [0])
+    pieces = model.stream([0])
     assert model.steps == []
     next(pieces)
     next(pieces)
@@ -256,21 +256,21 @@ def test_texts_do_not_depend_on_the_threads(name, precision):
 
 def test_times(fake):
     before = time.perf_counter()
-    done = generate(fake(), [1, 2], max_new_tokens=20)
+    done = fake().generate([1, 2], max_new_tokens=20)
     assert done.prefill_seconds > 0 and done.decode_seconds > 0
     assert done.prefill_seconds + done.decode_seconds <= time.perf_counter() - before
-    assert generate(fake(), [1, 2], max_new_tokens=1).decode_seconds < 0.01
+    assert fake().generate([1, 2], max_new_tokens=1).decode_seconds < 0.01
 
 
 def test_the_loop_costs_little_beside_the_model(fake):
     """Less than 100 us of CPU time per token, a hundredth of what a token of GPT-2 takes."""
     model = fake()
     logits = np.zeros((1, 50257), np.float32)
-    model.step = lambda batch, head: logits
+    model.transformer.step = lambda batch, rows, head: logits
     times = []
     for _ in range(5):
         before = time.process_time()
-        generate(model, [1, 2], max_new_tokens=500, ignore_eos=True)
+        model.generate([1, 2], max_new_tokens=500, ignore_eos=True)
         times.append(time.process_time() - before)
     assert min(times) / 500 < 100e-6
 
@@ -292,7 +292,7 @@ BAD_ARGUMENTS = [
 
 
 @pytest.mark.parametrize("options", BAD_ARGUMENTS, ids=str)
-@pytest.mark.parametrize("call", [generate, stream], ids=["generate", "stream"])
+@pytest.mark.parametrize("call", [cgpt.Model.generate, cgpt.Model.stream], ids=["generate", "stream"])
 def test_bad_arguments(fake, call, options):
     model = fake()
     with pytest.raises(InputError) as refusal:
@@ -312,7 +312,7 @@ BAD_PROMPTS = {
 
 @pytest.mark.parametrize("error", BAD_PROMPTS)
 def test_bad_prompts(gpt2, monkeypatch, error):
-    monkeypatch.setattr(gpt2, "step", None)
+    monkeypatch.setattr(gpt2.transformer, "step", None)
     for prompt in BAD_PROMPTS[error]:
         with pytest.raises(error) as refusal:
             gpt2.generate(prompt)
@@ -330,20 +330,26 @@ def test_seeds_must_match_the_prompts(gpt2):
 
 
 def test_a_stream_takes_one_prompt(gpt2):
-    with pytest.raises(InputError, match="one prompt"):
+    with pytest.raises(InputError, match="flat list"):
         gpt2.stream(["a", "b"])
 
 
 def test_unknown_options(gpt2):
-    with pytest.raises(TypeError, match="top_q"):
+    with pytest.raises(InputError, match="no argument 'top_q'; did you mean top_p?"):
         gpt2.generate("a", top_q=1)
+    with pytest.raises(InputError, match="no argument 'elephants'; it has prompt, max_new_tokens"):
+        gpt2.generate("a", elephants=1)
+    with pytest.raises(InputError, match="prompt"):
+        gpt2.generate()
 
 
 def test_every_option_is_explained():
-    options = [name for name, p in inspect.signature(Request).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert len(options) == 15
+    options = [
+        name for name, p in inspect.signature(cgpt.Model.generate).parameters.items() if p.kind is p.KEYWORD_ONLY
+    ]
+    assert len(options) == 16
     for name in options:
-        assert name in generate.__doc__
+        assert name in cgpt.Model.generate.__doc__ and (name == "prefix_cache" or name in SamplingParams.__doc__)
 
 
 def test_special_tokens_in_a_prompt_are_text(gpt2):

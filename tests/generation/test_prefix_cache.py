@@ -6,10 +6,10 @@ import pytest
 import cgpt
 from cgpt.errors import InputError
 from cgpt.generation import prefix_cache
-from cgpt.generation.generate import Request, Scheduler
-from cgpt.generation.prefix_cache import EVERY
+from cgpt.generation.prefix_cache import SNAPSHOT_INTERVAL
 
 from golden import case
+from support.request_cases import make_request, make_scheduler
 
 NAMES = ["demo-gpt2", "demo-gpt-oss"]  # no windows; windows of 128 in half of the layers
 
@@ -46,7 +46,7 @@ def test_a_conversation_goes_on(models, name, length):
         cached = 0 if turn == 0 else len(ids) - 7  # what was said, but for the last new id, which no step has read
         ids += check(model, ids, cache, cached).ids + random_ids(model, 6, seed=turn)
     assert len(cache) == 1  # the later turns hold the earlier ones
-    assert cache.reused + cache.computed == asked and cache.computed == length + 7 + 7
+    assert cache.num_reused + cache.num_computed == asked and cache.num_computed == length + 7 + 7
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,18 +63,18 @@ def test_branches_begin_at_the_last_snapshot_before_them(models):
     model = models["demo-gpt-oss"]
     cache, ids = cgpt.PrefixCache(model), random_ids(model, 1200)
     run(model, ids, cache)  # read by chunks: snapshots at 512, 1024, 1199, and one at its end
-    assert EVERY < model.PREFILL_CHUNK == 512
+    assert SNAPSHOT_INTERVAL < model.transformer.PREFILL_CHUNK == 512
     for same, cached in ((511, 0), (512, 512), (1023, 512), (1100, 1024), (1199, 1199)):
         check(model, ids[:same] + random_ids(model, 9, seed=same), PrefixCacheView(cache), cached)
 
 
-class PrefixCacheView:
+class PrefixCacheView(cgpt.PrefixCache):
     """A cache that takes nothing in, so that each branch meets the same one."""
 
     def __init__(self, cache):
-        self.begin, self.saw = cache.begin, cache.saw
+        self.__dict__ = cache.__dict__
 
-    def keep(self, sequence, ids):
+    def insert(self, cache, ids):
         pass
 
 
@@ -91,7 +91,7 @@ def test_while_decoding_snapshots_are_taken_too(models):
     model = models["demo-gpt-oss"]
     cache, ids = cgpt.PrefixCache(model), random_ids(model, 10)
     answer = run(model, ids, cache, tokens=600).ids
-    for same, cached in ((200, 9), (300, 9 + EVERY), (590, 9 + 2 * EVERY)):
+    for same, cached in ((200, 9), (300, 9 + SNAPSHOT_INTERVAL), (590, 9 + 2 * SNAPSHOT_INTERVAL)):
         check(model, (ids + answer)[:same] + [1, 2, 3], PrefixCacheView(cache), cached)
 
 
@@ -126,7 +126,7 @@ def test_the_least_recently_used_goes_first(models):
 
 def test_they_are_not_too_many(models, monkeypatch):
     """A small model's would be thousands, and each prompt is compared with every one."""
-    monkeypatch.setattr(prefix_cache, "MOST", 3)
+    monkeypatch.setattr(prefix_cache, "MAX_ENTRIES", 3)
     model = models["demo-gpt2"]
     cache = cgpt.PrefixCache(model)
     for seed in (0, 1, 2, 0, 3):
@@ -152,41 +152,41 @@ def test_what_was_cancelled_is_kept_and_what_was_interrupted_is_not(models, monk
     assert len(cache) == 1
     check(model, ids, cache, 29)
 
-    scheduler = Scheduler(model, [Request(model, random_ids(model, 30, seed=9))], cache)
-    request, kept = scheduler.requests[0], len(cache)
+    scheduler = make_scheduler(model, [make_request(model, random_ids(model, 30, seed=9))], cache)
+    request, kept = scheduler.waiting[0], len(cache)
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(model), "final_norm", interrupted)
+    monkeypatch.setattr(type(model.transformer), "final_norm", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scheduler.step()
     scheduler.cancel(request)
-    assert len(cache) == kept and not scheduler.requests and request.sequence is None
+    assert len(cache) == kept and not scheduler.has_unfinished and request.cache is None
 
 
 def test_rings_of_different_sizes(models):
     """A snapshot of one slack resumes in a sequence of another, whose ring turns at another position."""
     model = models["demo-gpt-oss"]
     ids = np.array(random_ids(model, 430))
-    source = model.new_sequence(430, slack=70)
-    model.step([(source, ids[:400])])
+    source = model.transformer.new_cache(430, slack=70)
+    model.transformer.step([(source, ids[:400])])
     for slack in (0, 5, 200):
         for back in (0, 1, 70):
-            copy = model.new_sequence(500, slack)
+            copy = model.transformer.new_cache(500, slack)
             copy.resume(source, source.snapshot(400 - back))
-            got = model.step([(copy, ids[400 - back :])], rows="all")
+            got = model.transformer.step([(copy, ids[400 - back :])], rows="all")
             assert np.array_equal(got, model.logits(ids)[400 - back :])
 
 
 def test_what_cannot_be_resumed_is_refused(models):
     model = models["demo-gpt-oss"]
     ids = random_ids(model, 200)
-    source = model.new_sequence(300, slack=3)
-    model.step([(source, ids)])
+    source = model.transformer.new_cache(300, slack=3)
+    model.transformer.step([(source, ids)])
     with pytest.raises(InputError, match="cannot be cut to 196"):
         source.snapshot(196)
-    place, copy = source.snapshot(), model.new_sequence(300, slack=3)
+    place, copy = source.snapshot(), model.transformer.new_cache(300, slack=3)
     source.truncate(198)
     with pytest.raises(InputError, match="cannot resume at 200 of 198"):
         copy.resume(source, place)
@@ -196,4 +196,4 @@ def test_what_cannot_be_resumed_is_refused(models):
     with pytest.raises(InputError, match="cannot be cut to 197"):
         copy.truncate(197)
     with pytest.raises(InputError, match="exceed the 100 positions"):
-        model.new_sequence(100).resume(source, source.snapshot())
+        model.transformer.new_cache(100).resume(source, source.snapshot())

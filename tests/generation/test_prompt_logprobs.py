@@ -5,10 +5,10 @@ import pytest
 
 import cgpt
 from cgpt.errors import InputError
-from cgpt.generation.generate import Request
 from cgpt.generation.prefix_cache import PrefixCache
-from cgpt.generation.sampling import likeliest, log_probabilities
-from cgpt.generation.scheduler import Scheduler
+from cgpt.models.logprobs import likeliest, log_probabilities
+
+from support.request_cases import make_request, make_scheduler
 
 
 @pytest.fixture(scope="module", params=["demo-gpt2", "demo-gpt-oss"])
@@ -33,14 +33,14 @@ def test_in_chunks_beside_others_and_with_a_cache(model):
     cache = PrefixCache(model)
     alone = [model.generate(p, max_new_tokens=9, prefix_cache=cache) for p in (ids, ids[:50])]
     requests = [
-        Request(model, ids, max_new_tokens=9),
-        Request(model, ids, max_new_tokens=4, prompt_logprobs=True),
-        Request(model, ids[:50], max_new_tokens=9, prompt_lookup_num_tokens=3),
-        Request(model, ids[10:90], max_new_tokens=1, prompt_logprobs=1),
+        make_request(model, ids, max_new_tokens=9),
+        make_request(model, ids, max_new_tokens=4, prompt_logprobs=True),
+        make_request(model, ids[:50], max_new_tokens=9, prompt_lookup_num_tokens=3),
+        make_request(model, ids[10:90], max_new_tokens=1, prompt_logprobs=1),
     ]
-    scheduler = Scheduler(model, requests, cache)
-    while scheduler.requests:
-        scheduler.step(chunk=30)
+    scheduler = make_scheduler(model, requests, cache)
+    while scheduler.has_unfinished:
+        scheduler.step(max_prompt_tokens=30)
     plain, scored, lookup, short = (request.completion() for request in requests)
     assert np.array_equal(scored.prompt_logprobs, model.score(ids)) and scored.num_cached_tokens == 0
     assert np.array_equal(short.prompt_logprobs, model.score(ids[10:90]))

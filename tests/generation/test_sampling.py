@@ -1,4 +1,4 @@
-"""Sampling against a plain reference, and against the distribution that it promises."""
+"""SamplingParams against a plain reference, and against the distribution that it promises."""
 
 import math
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cgpt.errors import InputError, NumericsError, TokenIdError
-from cgpt.generation.sampling import Sampler, Sampling, candidates, likeliest, log_probabilities, penalized
+from cgpt.generation.sampling import Sampler, SamplingParams, candidates, penalized
+from cgpt.models.logprobs import likeliest, log_probabilities
 
 SETTINGS = [
     dict(),
@@ -52,14 +53,14 @@ def reference(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
 
 def distribution(logits, settings):
     """{id: probability} as the sampler sees it."""
-    ids, weights = candidates(logits, float(logits.max()), Sampling(**{"temperature": 1.0} | settings))
+    ids, weights = candidates(logits, float(logits.max()), SamplingParams(**{"temperature": 1.0} | settings))
     ids = np.arange(len(logits)) if ids is None else ids
     assert np.all(np.diff(ids) > 0) and len(ids) == len(weights) and weights.max() == 1
     return {int(i): w / weights.sum() for i, w in zip(ids, weights, strict=True) if w > 0}
 
 
 def draws(n, logits, seed=0, **settings):
-    sampler = Sampler(Sampling(**{"temperature": 1.0} | settings), len(logits), seed=seed)
+    sampler = Sampler(SamplingParams(**{"temperature": 1.0, "seed": seed} | settings), len(logits))
     return [sampler.choose(logits) for _ in range(n)]
 
 
@@ -90,7 +91,7 @@ def test_filters_keep_what_the_reference_keeps(kind, settings):
 def test_nucleus_of_a_large_vocabulary(scale, top_p):
     """At the size of gpt-oss's, from flat to peaked, against a full sort."""
     logits = some_logits(201_088, scale=scale)
-    ids, _ = candidates(logits, float(logits.max()), Sampling(1.0, top_p=top_p))
+    ids, _ = candidates(logits, float(logits.max()), SamplingParams(temperature=1.0, top_p=top_p))
     p = np.exp(log_probabilities(logits))
     order = np.argsort(-p, kind="stable")
     mass = p[order].cumsum()
@@ -161,7 +162,7 @@ def test_probability_zero_is_never_drawn():
         def random(self):
             return 0.0
 
-    sampler = Sampler(Sampling(1.0), 100)
+    sampler = Sampler(SamplingParams(temperature=1.0), 100)
     sampler._random = Zero()
     assert sampler.choose(logits) == 40
 
@@ -170,22 +171,22 @@ def test_probability_zero_is_never_drawn():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_without_a_choice_are_refused(bad, temperature):
     with pytest.raises(NumericsError, match="logits"):
-        Sampler(Sampling(temperature), 2).choose(np.array(bad, np.float32))
+        Sampler(SamplingParams(temperature=temperature), 2).choose(np.array(bad, np.float32))
 
 
 def test_repetition_penalty():
     logits = np.array([2, -2, 1, -1, 0, -np.inf], np.float32)
     assert penalized(logits, np.array([0, 1, 4, 5]), 4.0).tolist() == [0.5, -8, 1, -1, 0, -np.inf]
-    sampler = Sampler(Sampling(repetition_penalty=4.0), 6, prompt_ids=[2, 2])
+    sampler = Sampler(SamplingParams(repetition_penalty=4.0), 6, prompt_ids=[2, 2])
     assert [sampler.choose(logits) for _ in range(3)] == [0, 0, 0]  # 2, then 0.5 against the prompt's 0.25
-    sampler = Sampler(Sampling(repetition_penalty=4.0), 6)
+    sampler = Sampler(SamplingParams(repetition_penalty=4.0), 6)
     assert [sampler.choose(logits) for _ in range(4)] == [0, 2, 0, 0]
     assert logits.tolist() == [2, -2, 1, -1, 0, -np.inf]
 
 
 def test_penalty_comes_before_the_filters():
     logits = np.array([3, 2, 1], np.float32)
-    sampler = Sampler(Sampling(1.0, top_k=1, repetition_penalty=10.0), 3, prompt_ids=[0])
+    sampler = Sampler(SamplingParams(temperature=1.0, top_k=1, repetition_penalty=10.0), 3, prompt_ids=[0])
     assert sampler.choose(logits) == 1
 
 
@@ -230,24 +231,26 @@ def test_log_probabilities():
 def test_settings_without_sense_are_refused(settings):
     (name,) = settings
     with pytest.raises(InputError, match=f"^{name} must be "):
-        Sampling(**settings)
+        SamplingParams(**settings)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "1", True, [1]])
 def test_seeds_that_are_no_seeds_are_refused(seed):
     with pytest.raises(InputError, match="^seed must be "):
-        Sampler(Sampling(), 10, seed=seed)
+        Sampler(SamplingParams(seed=seed), 10)
 
 
 def test_numpy_numbers_are_numbers():
-    settings = Sampling(np.float32(0.5), top_k=np.int64(5), top_p=np.float64(0.9), min_p=np.float32(0.1))
-    assert 0 <= Sampler(settings, 100, seed=np.uint8(3)).choose(some_logits(100)) < 100
+    settings = SamplingParams(
+        seed=np.uint8(3), temperature=np.float32(0.5), top_k=np.int64(5), top_p=np.float64(0.9), min_p=np.float32(0.1)
+    )
+    assert 0 <= Sampler(settings, 100).choose(some_logits(100)) < 100
 
 
 @pytest.mark.parametrize("presence, frequency", [(1.5, None), (None, 0.75), (2, -1.0), (-2.0, 0.5)])
 def test_presence_and_frequency_penalties_count_the_new_tokens(rng, presence, frequency):
     """As OpenAI defines them: logit - count * frequency - (count > 0) * presence; the prompt does not count."""
-    sampler = Sampler(Sampling(presence_penalty=presence, frequency_penalty=frequency), 50, prompt_ids=[1, 2, 3])
+    sampler = Sampler(SamplingParams(presence_penalty=presence, frequency_penalty=frequency), 50, prompt_ids=[1, 2, 3])
     counts = np.zeros(50)
     for _ in range(200):
         logits = rng.normal(size=50).astype(np.float32)
@@ -261,9 +264,12 @@ def test_presence_and_frequency_penalties_count_the_new_tokens(rng, presence, fr
 def test_logit_bias(rng):
     logits = rng.normal(size=50).astype(np.float32)
     best, other = int(logits.argmax()), int(logits.argmin())
-    assert Sampler(Sampling(logit_bias={other: 100}), 50).choose(logits) == other
-    assert Sampler(Sampling(logit_bias={best: -100.0}), 50).choose(logits) == np.argsort(logits)[-2]
-    drawn = [Sampler(Sampling(1.0, logit_bias={7: 2.0}), 50, seed=seed).choose(logits) for seed in range(2000)]
+    assert Sampler(SamplingParams(logit_bias={other: 100}), 50).choose(logits) == other
+    assert Sampler(SamplingParams(logit_bias={best: -100.0}), 50).choose(logits) == np.argsort(logits)[-2]
+    drawn = [
+        Sampler(SamplingParams(temperature=1.0, logit_bias={7: 2.0}, seed=seed), 50).choose(logits)
+        for seed in range(2000)
+    ]
     weights = np.exp(logits.astype(np.float64) + 2.0 * (np.arange(50) == 7))
     assert abs(np.mean(np.array(drawn) == 7) - weights[7] / weights.sum()) < 0.04
 
@@ -279,9 +285,9 @@ def test_logit_bias(rng):
 )
 def test_what_penalties_and_biases_cannot_be(settings, message):
     with pytest.raises(InputError, match=message):
-        Sampling(**settings)
+        SamplingParams(**settings)
 
 
 def test_a_bias_beyond_the_vocabulary():
     with pytest.raises(TokenIdError, match="logit_bias holds the id 50; the vocabulary has 0 to 49"):
-        Sampler(Sampling(logit_bias={3: 1, 50: 1}), 50)
+        Sampler(SamplingParams(logit_bias={3: 1, 50: 1}), 50)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt.generation.generate import Request, generate
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.scheduler import Scheduler
 
 from support.fake_model import FakeModel
+from support.request_cases import make_request, make_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +19,10 @@ def fake():
 
 def test_prompts_are_read_in_chunks_and_mixed(fake):
     prompts = [list(range(1, n + 1)) for n in (20, 3, 4, 1)]
-    expected = [generate(fake(), prompt, max_new_tokens=3).ids for prompt in prompts]
+    expected = [fake().generate(prompt, max_new_tokens=3).ids for prompt in prompts]
     model = fake()
-    model.PREFILL_CHUNK = 8
-    assert [done.ids for done in generate(model, prompts, max_new_tokens=3)] == expected
+    model.transformer.PREFILL_CHUNK = 8
+    assert [done.ids for done in model.generate(prompts, max_new_tokens=3)] == expected
     assert model.steps == [
         ([2, 2, 2, 1], True),  # even shares; the last prompt has its first id
         ([2, 1, 2, 1], True),
@@ -36,28 +36,28 @@ def test_prompts_are_read_in_chunks_and_mixed(fake):
 
 def test_more_prompts_than_may_run_at_once_wait_their_turn(fake):
     prompts = [[1 + i % 7, i] for i in range(2 * Scheduler.MAX_RUNNING + 5)]
-    expected = [generate(fake(), prompt, max_new_tokens=1 + i % 4).ids for i, prompt in enumerate(prompts)]
+    expected = [fake().generate(prompt, max_new_tokens=1 + i % 4).ids for i, prompt in enumerate(prompts)]
     model = fake()
-    requests = [Request(model, prompt, max_new_tokens=1 + i % 4) for i, prompt in enumerate(prompts)]
-    scheduler = Scheduler(model, requests)
+    requests = [make_request(model, prompt, max_new_tokens=1 + i % 4) for i, prompt in enumerate(prompts)]
+    scheduler = make_scheduler(model, requests)
     finished = []
-    while scheduler.requests:
+    while scheduler.has_unfinished:
         finished += [request for request, _ in scheduler.step() if request.finish_reason]
-        assert sum(request.sequence is not None for request in requests) <= Scheduler.MAX_RUNNING
+        assert sum(request.cache is not None for request in requests) <= Scheduler.MAX_RUNNING
     assert max(len(sizes) for sizes, _ in model.steps) == Scheduler.MAX_RUNNING
     assert [request.ids for request in requests] == expected
     assert sorted(map(id, finished)) == sorted(map(id, requests))
 
 
 def test_a_request_may_join_while_others_run(fake):
-    alone = [generate(fake(), prompt, max_new_tokens=6).ids for prompt in ([1, 2], [3, 4])]
+    alone = [fake().generate(prompt, max_new_tokens=6).ids for prompt in ([1, 2], [3, 4])]
     model = fake()
-    first, second = (Request(model, prompt, max_new_tokens=6) for prompt in ([1, 2], [3, 4]))
-    scheduler = Scheduler(model, [first])
+    first, second = (make_request(model, prompt, max_new_tokens=6) for prompt in ([1, 2], [3, 4]))
+    scheduler = make_scheduler(model, [first])
     scheduler.step()
     scheduler.step()
-    scheduler.requests.append(second)
-    while scheduler.requests:
+    scheduler.add(second)
+    while scheduler.has_unfinished:
         scheduler.step()
     assert [first.completion().ids, second.completion().ids] == alone
     assert [sizes for sizes, _ in model.steps] == [[2], [1], [1, 2], [1, 1], [1, 1], [1, 1], [1], [1]]
@@ -65,13 +65,13 @@ def test_a_request_may_join_while_others_run(fake):
 
 def test_prompts_are_read_however_many_decode(fake):
     model = fake()
-    streams = [Request(model, [i, i], max_new_tokens=20) for i in range(1, 11)]
-    scheduler = Scheduler(model, streams)
+    streams = [make_request(model, [i, i], max_new_tokens=20) for i in range(1, 11)]
+    scheduler = make_scheduler(model, streams)
     scheduler.step()
-    late = Request(model, list(range(1, 13)), max_new_tokens=2)
-    scheduler.requests.append(late)
+    late = make_request(model, list(range(1, 13)), max_new_tokens=2)
+    scheduler.add(late)
     for _ in range(3):
-        scheduler.step(chunk=8)
+        scheduler.step(max_prompt_tokens=8)
     assert [sum(sizes) for sizes, _ in model.steps] == [20, 14, 14, 14] and len(late.ids) == 1
     assert {len(request.ids) for request in streams} == {4}
 
@@ -89,13 +89,13 @@ def model(request):
 
 def counted(model, monkeypatch):
     """The ids that the model's steps read, of each step."""
-    step, read = model.step, []
+    step, read = model.transformer.step, []
 
     def counting(batch, **how):
         read.append(sum(len(ids) for _, ids in batch))
         return step(batch, **how)
 
-    monkeypatch.setattr(model, "step", counting)
+    monkeypatch.setattr(model.transformer, "step", counting)
     return read
 
 
@@ -117,12 +117,12 @@ def test_a_prompt_is_read_once_for_all_that_have_it(model, monkeypatch, length, 
     alone = [model.generate(prompt, **options(i)) for i in range(5)]
     cache = None if room is None else PrefixCache(model, room)
     read = counted(model, monkeypatch)
-    requests = [Request(model, prompt, **options(i)) for i in range(5)]
-    scheduler = Scheduler(model, requests, cache)
-    while len(scheduler.requests) == 5:
-        scheduler.step(chunk=50)
+    requests = [make_request(model, prompt, **options(i)) for i in range(5)]
+    scheduler = make_scheduler(model, requests, cache)
+    while len(scheduler.running) + len(scheduler.waiting) == 5:
+        scheduler.step(max_prompt_tokens=50)
     assert sum(read) == length and all(len(request.ids) == 1 for request in requests)
-    while scheduler.requests:
+    while scheduler.has_unfinished:
         scheduler.step()
     assert [result(request.completion()) for request in requests] == [result(one) for one in alone]
     assert [request.num_cached_tokens for request in requests] == [0] + [length] * 4
@@ -136,9 +136,9 @@ def test_a_copy_knows_the_places_to_go_on_from(model):
     prompt, alone = np.random.default_rng(3).integers(0, 256, 200).tolist(), PrefixCache(model)
     model.generate(prompt, max_new_tokens=30, prefix_cache=alone)
     cache = PrefixCache(model, alone.nbytes)
-    requests = [Request(model, prompt, max_new_tokens=n, temperature=1.0, seed=n) for n in (10, 30)]
-    scheduler = Scheduler(model, requests, cache)
-    while scheduler.requests:
+    requests = [make_request(model, prompt, max_new_tokens=n, temperature=1.0, seed=n) for n in (10, 30)]
+    scheduler = make_scheduler(model, requests, cache)
+    while scheduler.has_unfinished:
         scheduler.step()
     assert len(cache) == 1 and requests[0].ids[:3] != requests[1].ids[:3]
     assert model.generate(prompt, max_new_tokens=1, prefix_cache=cache).num_cached_tokens == 199
@@ -151,16 +151,16 @@ def test_a_reader_that_leaves_is_followed_by_another(model, monkeypatch):
     for cache, lost in ((None, 60), (PrefixCache(model), 0)):
         with monkeypatch.context() as patched:
             read = counted(model, patched)
-            requests = [Request(model, prompt, **options(i)) for i in range(4)]
-            scheduler = Scheduler(model, requests, cache)
+            requests = [make_request(model, prompt, **options(i)) for i in range(4)]
+            scheduler = make_scheduler(model, requests, cache)
             for _ in range(2):
-                scheduler.step(chunk=30)
+                scheduler.step(max_prompt_tokens=30)
             scheduler.cancel(requests[0])
             scheduler.cancel(requests[2])
             while not requests[3].ids:
-                scheduler.step(chunk=30)
+                scheduler.step(max_prompt_tokens=30)
             assert sum(read) == 180 + lost
-            while scheduler.requests:
+            while scheduler.has_unfinished:
                 scheduler.step()
         assert [result(requests[i].completion()) for i in (1, 3)] == [result(alone[i]) for i in (1, 3)]
 
@@ -169,13 +169,13 @@ def test_other_prompts_are_read_beside_it(fake):
     """Those that wait for it take no share of the steps; a prompt whose log-probabilities are wanted is another."""
     model = fake()
     long, other = list(range(1, 21)), [7, 8, 9]
-    requests = [Request(model, ids, max_new_tokens=2) for ids in (long, other, long, long)]
-    scheduler = Scheduler(model, requests)
-    while scheduler.requests:
-        scheduler.step(chunk=8)
+    requests = [make_request(model, ids, max_new_tokens=2) for ids in (long, other, long, long)]
+    scheduler = make_scheduler(model, requests)
+    while scheduler.has_unfinished:
+        scheduler.step(max_prompt_tokens=8)
     assert [sizes for sizes, _ in model.steps] == [[4, 3], [7, 1], [8], [1], [1, 1, 1]]
-    assert requests[0].ids == requests[2].ids == requests[3].ids == generate(fake(), long, max_new_tokens=2).ids
-    assert Request(model, long, prompt_logprobs=1).prompt_key != Request(model, long, logprobs=1).prompt_key
+    assert requests[0].ids == requests[2].ids == requests[3].ids == fake().generate(long, max_new_tokens=2).ids
+    assert make_request(model, long, prompt_logprobs=1).prompt_key != make_request(model, long, logprobs=1).prompt_key
 
 
 def test_prompt_logprobs_are_shared(model):

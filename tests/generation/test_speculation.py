@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 import cgpt
 from cgpt.cli import main as cli
 from cgpt.errors import InputError
-from cgpt.generation.generate import Request, Scheduler
-from cgpt.generation.speculation import Account, Lookup, Speculation, continuation
+from cgpt.generation.generate import Scheduler
+from cgpt.generation.prompt_lookup import PromptLookup, continuation
+from cgpt.generation.speculation import Speculation, SpeculationController
 from cgpt.kernels._kernels import PRECISIONS
+
+from support.request_cases import make_request, make_scheduler
 
 NAMES = ["demo-gpt2", "demo-gpt-oss"]
 LOOP = [*range(40, 60)] * 6  # 120 ids that repeat themselves
@@ -41,8 +44,8 @@ def same(done):
 
 def always(monkeypatch):
     """Guesses at every step, whatever it costs."""
-    monkeypatch.setattr(Account, "open", lambda self, requests: True)
-    monkeypatch.setattr(Account, "guessed", lambda *args: None)
+    monkeypatch.setattr(SpeculationController, "may_draft", lambda self, requests: True)
+    monkeypatch.setattr(SpeculationController, "record_drafted", lambda *args: None)
 
 
 def foresee(model, monkeypatch, prompt):
@@ -53,27 +56,29 @@ def foresee(model, monkeypatch, prompt):
     def propose(self, prompt_ids, ids, most):
         return truth[len(ids) : len(ids) + min(self.num_tokens, most)]
 
-    monkeypatch.setattr(Lookup, "propose", propose)
+    monkeypatch.setattr(PromptLookup, "propose", propose)
 
 
 class Counted:
-    """The model of a scheduler, which notes the sizes of its steps."""
+    """The transformer of a scheduler, which notes the sizes of its steps."""
 
-    def __init__(self, model):
-        self.model, self.sizes = model, []
+    def __init__(self, transformer):
+        self.transformer, self.sizes = transformer, []
 
     def __getattr__(self, name):
-        return getattr(self.model, name)
+        return getattr(self.transformer, name)
 
     def step(self, batch, **how):
         self.sizes.append([len(ids) for _, ids in batch])
-        return self.model.step(batch, **how)
+        return self.transformer.step(batch, **how)
 
 
 def run(model, requests):
-    counted = Counted(model)
-    scheduler = Scheduler(counted, requests)
-    while scheduler.requests:
+    counted = Counted(model.transformer)
+    scheduler = Scheduler(counted)
+    for request in requests:
+        scheduler.add(request)
+    while scheduler.has_unfinished:
         scheduler.step()
     return counted.sizes
 
@@ -133,7 +138,7 @@ def test_fewer_steps(model, monkeypatch):
     always(monkeypatch)
     counts = []
     for guesses in (None, 5):
-        requests = [Request(model, LOOP, max_new_tokens=60, ignore_eos=True, prompt_lookup_num_tokens=guesses)]
+        requests = [make_request(model, LOOP, max_new_tokens=60, ignore_eos=True, prompt_lookup_num_tokens=guesses)]
         sizes = run(model, requests)
         counts.append((len(sizes), requests[0].completion()))
     (plain_steps, plain), (steps, done) = counts
@@ -145,7 +150,7 @@ def test_fewer_steps(model, monkeypatch):
 def test_no_more_steps_than_right_guesses_need(model, monkeypatch):
     foresee(model, monkeypatch, LOOP)
     for guesses, steps in ((1, 31), (4, 13), (100, 2)):  # the prompt's, then 59 ids in steps of 1 + guesses
-        request = Request(model, LOOP, max_new_tokens=60, ignore_eos=True, prompt_lookup_num_tokens=guesses)
+        request = make_request(model, LOOP, max_new_tokens=60, ignore_eos=True, prompt_lookup_num_tokens=guesses)
         sizes = run(model, [request])
         done = request.completion()
         assert len(sizes) == steps and done.num_accepted_tokens == done.num_draft_tokens == 60 - steps
@@ -167,7 +172,7 @@ def test_an_end_among_accepted_guesses(model, end, monkeypatch):
             options["max_new_tokens"] = n
         else:
             options["ignore_eos"] = False
-            monkeypatch.setattr(model, "eos_token_ids", (ids[n],))
+            monkeypatch.setattr(model.transformer, "eos_token_ids", (ids[n],))
         done = model.generate(LOOP, prompt_lookup_num_tokens=9, **options)
         assert same(done) == same(model.generate(LOOP, **options))
         after_prompt = len(done.ids) - 1  # in steps of ten, nine of which were guessed
@@ -178,6 +183,7 @@ def test_an_end_among_accepted_guesses(model, end, monkeypatch):
 def test_a_stream_has_the_same_pieces(model, choice, monkeypatch):
     always(monkeypatch)
     options = dict(max_new_tokens=60, ignore_eos=True, stop=["zzz"]) | CHOICES[choice]
+    options.pop("logprobs", None)
     prompt = model.tokenizer.decode(LOOP)
     assert list(model.stream(prompt, prompt_lookup_num_tokens=4, **options)) == list(model.stream(prompt, **options))
 
@@ -199,7 +205,7 @@ def requests_of(model, guesses):
     random = np.random.default_rng(0)
     prompts = [LOOP, random.integers(0, 500, 30), LOOP[:45], [7], random.integers(0, 500, 300) % 300, *[LOOP[3:60]] * 3]
     return [
-        Request(
+        make_request(
             model,
             prompt[: model.context_length - 30],
             max_new_tokens=8 + 6 * i,
@@ -236,18 +242,18 @@ def test_a_batch(level, name, precision, monkeypatch):
     assert [same(r.completion()) for r in guessing] == [same(r.completion()) for r in plain]
     assert sum(r.completion().num_accepted_tokens for r in guessing) >= 10 and len(sizes) < len(plain_sizes)
     guessed = [size for size in sizes if len(size) < sum(size) <= 64]
-    assert guessed and max(map(sum, guessed)) <= model.uniform_tokens(Scheduler.MAX_RUNNING)
+    assert guessed and max(map(sum, guessed)) <= model.transformer.uniform_tokens(Scheduler.MAX_RUNNING)
 
 
 def test_a_request_that_joins(model, monkeypatch):
     always(monkeypatch)
     options = dict(max_new_tokens=40, ignore_eos=True, prompt_lookup_num_tokens=4)
-    first, second = Request(model, LOOP, **options), Request(model, LOOP[5:90], **options)
-    scheduler = Scheduler(model, [first])
+    first, second = make_request(model, LOOP, **options), make_request(model, LOOP[5:90], **options)
+    scheduler = make_scheduler(model, [first])
     for _ in range(4):
         scheduler.step()
-    scheduler.requests.append(second)
-    while scheduler.requests:
+    scheduler.add(second)
+    while scheduler.has_unfinished:
         scheduler.step()
     for request in (first, second):
         alone = model.generate(request.prompt_ids, max_new_tokens=40, ignore_eos=True)
@@ -259,13 +265,13 @@ def test_a_request_that_joins(model, monkeypatch):
 
 def played(steps, cost, accepted, guesses=4):
     """Times (in plain steps, of 1 s) and kinds of so many steps; a longer one takes `cost` and gives 1 + accepted."""
-    account, kinds, saved = Account(), "", 0.0
+    account, kinds, saved = SpeculationController(), "", 0.0
     for _ in range(steps):
-        if account.open(1):
-            account.guessed(1 + guesses, 1 + accepted, cost)
+        if account.may_draft(1):
+            account.record_drafted(1 + guesses, 1 + accepted, cost)
             kinds, saved = kinds + "g", saved + 1 + accepted - cost
         else:
-            account.plain(1.0)
+            account.record_plain(1.0)
             kinds += "p"
     return kinds, saved
 
@@ -278,63 +284,63 @@ def test_what_pays_goes_on():
 def test_what_does_not_pay_costs_little():
     for cost in (1.1, 2.0, 5.0):
         kinds, saved = played(1000, cost, accepted=0)
-        assert 0 > saved > -6 * (Account.CREDIT + cost)
+        assert 0 > saved > -6 * (SpeculationController.CREDIT + cost)
     tries = kinds.strip("p").split("p")
     pauses = [len(pause) for pause in kinds.strip("p").split("g") if pause]
     assert kinds.endswith("p") and len("".join(tries)) < 12 and pauses == [64, 128, 256, 512]
 
 
 def test_it_tries_again_when_guesses_come_true_later():
-    account = Account()
+    account = SpeculationController()
     for accepted in [0] * 200 + [3] * 400:
-        if account.open(1):
-            account.guessed(4, 1 + accepted, 1.2)
+        if account.may_draft(1):
+            account.record_drafted(4, 1 + accepted, 1.2)
             last = "g"
         else:
-            account.plain(1.0)
+            account.record_plain(1.0)
             last = "p"
     assert last == "g"
 
 
 def test_old_profits_do_not_pay_for_new_losses():
-    account, guessed = Account(), 0
+    account, guessed = SpeculationController(), 0
     for accepted in [3] * 300 + [0] * 30:
-        if account.open(1):
-            account.guessed(4, 1 + accepted, 2.0)
+        if account.may_draft(1):
+            account.record_drafted(4, 1 + accepted, 2.0)
             guessed = guessed + 1 if not accepted else 0
         else:
-            account.plain(1.0)
+            account.record_plain(1.0)
     assert 4 <= guessed <= 6
 
 
 def test_a_plain_step_that_was_slow_is_not_the_measure_forever():
     """Guessing costs two steps and gains nothing, but the first plain steps were timed while others used the CPU."""
-    account, guessed = Account(), 0
+    account, guessed = SpeculationController(), 0
     for i in range(400):
-        if account.open(1):
-            account.guessed(5, 1, 2.0)
+        if account.may_draft(1):
+            account.record_drafted(5, 1, 2.0)
             guessed += 1
         else:
-            account.plain(3.0 if i < 3 else 1.0)
+            account.record_plain(3.0 if i < 3 else 1.0)
     assert guessed < 220  # of 390: three steps of 1 s must be among the last five
 
 
 def test_another_process_does_not_end_it():
-    account = Account()
+    account = SpeculationController()
     for i in range(40):
-        if account.open(1):
-            account.guessed(4, 4, 1000.0 if i == 20 else 1.2)
+        if account.may_draft(1):
+            account.record_drafted(4, 4, 1000.0 if i == 20 else 1.2)
         else:
-            account.plain(1000.0 if i == 1 else 1.0)
-    assert account.open(1)
+            account.record_plain(1000.0 if i == 1 else 1.0)
+    assert account.may_draft(1)
 
 
 def test_requests_that_come_and_go_are_timed_anew():
-    account = Account()
+    account = SpeculationController()
     for _ in range(3):
-        account.open(2)
-        account.plain(2.0)
-    assert account.open(2) and not account.open(1)
+        account.may_draft(2)
+        account.record_plain(2.0)
+    assert account.may_draft(2) and not account.may_draft(1)
 
 
 class Clock:
@@ -347,13 +353,13 @@ class Clock:
         return self.now
 
     def watch(self, model, monkeypatch):
-        step = model.step
+        step = model.transformer.step
 
         def timed(batch, **how):
             self.now += self.seconds(sum(len(ids) for _, ids in batch))
             return step(batch, **how)
 
-        monkeypatch.setattr(model, "step", timed)
+        monkeypatch.setattr(model.transformer, "step", timed)
 
 
 def test_it_turns_itself_off_where_steps_grow_with_their_tokens(model, monkeypatch):
@@ -361,10 +367,10 @@ def test_it_turns_itself_off_where_steps_grow_with_their_tokens(model, monkeypat
     for seconds in (lambda T: 1.0, lambda T: 10.0 * T):
         clock = Clock(seconds)
         clock.watch(model, monkeypatch)
-        request = Request(model, LOOP, max_new_tokens=130, ignore_eos=True, prompt_lookup_num_tokens=6)
-        scheduler = Scheduler(model, [request])
-        scheduler.speculation = Speculation(model, Scheduler.MAX_RUNNING, clock)
-        while scheduler.requests:
+        request = make_request(model, LOOP, max_new_tokens=130, ignore_eos=True, prompt_lookup_num_tokens=6)
+        scheduler = make_scheduler(model, [request])
+        scheduler.speculation = Speculation(model.transformer, Scheduler.MAX_RUNNING, clock)
+        while scheduler.has_unfinished:
             scheduler.step()
         monkeypatch.undo()
         drafts.append(request.completion().num_draft_tokens)

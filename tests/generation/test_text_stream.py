@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgpt.generation.generate import TextStream
+from cgpt.generation.text_stream import TextStream
 
 
 class Pieces:

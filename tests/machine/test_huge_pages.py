@@ -77,14 +77,14 @@ def mapped(checkpoint, array):
 @pytest.mark.parametrize("name", cgpt.demo_models())
 def test_the_same_logits_from_copies(name, dense, offered, monkeypatch):
     checkpoints = []
-    monkeypatch.setattr(cgpt, "Checkpoint", lambda d: checkpoints.append(Checkpoint(d)) or checkpoints[-1])
+    monkeypatch.setattr(cgpt.api, "Checkpoint", lambda d: checkpoints.append(Checkpoint(d)) or checkpoints[-1])
     plain, huge = cgpt.load(name, dense=dense), cgpt.load(name, dense=dense, huge_pages=True)
     ids = np.arange(20)
     assert_same_bits(huge.logits(ids), plain.logits(ids), "where the weights lie")
-    for (part, kept), (_, copied) in zip(plain.matrices(), huge.matrices(), strict=True):
+    for (part, kept), (_, copied) in zip(plain.transformer.matrices(), huge.transformer.matrices(), strict=True):
         assert not any(mapped(checkpoints[1], array) for array in copied.arrays), part
         assert matrix_bytes(copied) == matrix_bytes(kept)
-    stays = any(mapped(checkpoints[0], array) for _, m in plain.matrices() for array in m.arrays)
+    stays = any(mapped(checkpoints[0], array) for _, m in plain.transformer.matrices() for array in m.arrays)
     assert stays == (dense != "int8" or name == "demo-gpt-oss")
 
 

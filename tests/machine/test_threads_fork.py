@@ -67,7 +67,7 @@ def test_steps_that_run_at_once_share_no_memory():
     """Steps of other sizes in other threads, in the middle of each block of a step."""
     model = cgpt.load("demo-gpt2", threads=1, precision="exact")
     ids = list(range(100, 120))
-    expected, blocks = model.logits(ids), model.blocks
+    expected, blocks = model.logits(ids), model.transformer.blocks
     depth = threading.local()
 
     def interrupted(block):
@@ -84,7 +84,7 @@ def test_steps_that_run_at_once_share_no_memory():
         depth.inner = True
         model.logits(list(range(200, 240)))
 
-    model.blocks = [interrupted(block) for block in blocks]
+    model.transformer.blocks = [interrupted(block) for block in blocks]
     assert np.array_equal(model.logits(ids), expected)
 
 
@@ -182,7 +182,7 @@ def test_ctrl_c_stops_within_a_token(sigint):
     model = cgpt.load("demo-gpt-oss", threads=2, precision="exact")
     expected = generate(model)
     begun, at_signal = [0], []
-    step = model.step
+    step = model.transformer.step
 
     def counted(*args, **how):
         begun[0] += 1
@@ -194,7 +194,7 @@ def test_ctrl_c_stops_within_a_token(sigint):
         at_signal.append(begun[0])
         os.kill(os.getpid(), signal.SIGINT)
 
-    model.step = counted
+    model.transformer.step = counted
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
@@ -221,17 +221,17 @@ def test_ctrl_c_in_a_stream_leaves_what_came(sigint):
 def test_a_step_cut_short_spoils_its_sequence_only(name, sigint):
     model = cgpt.load(name, threads=2, precision="exact")
     expected = model.logits([1, 2, 3])
-    spoilt, other = model.new_sequence(), model.new_sequence()
-    model.step([(spoilt, [1, 2])])
-    model.step([(other, [1, 2])])
-    blocks = model.blocks
-    model.blocks = [blocks[0], lambda *args: os.kill(os.getpid(), signal.SIGINT), *blocks[1:]]
+    spoilt, other = model.transformer.new_cache(), model.transformer.new_cache()
+    model.transformer.step([(spoilt, [1, 2])])
+    model.transformer.step([(other, [1, 2])])
+    blocks = model.transformer.blocks
+    model.transformer.blocks = [blocks[0], lambda *args: os.kill(os.getpid(), signal.SIGINT), *blocks[1:]]
     with pytest.raises(KeyboardInterrupt):
-        model.step([(spoilt, [3])])
-    model.blocks = blocks
+        model.transformer.step([(spoilt, [3])])
+    model.transformer.blocks = blocks
     with pytest.raises(InputError, match="interrupted"):
-        model.step([(spoilt, [3])])
-    assert np.array_equal(model.step([(other, [3])])[0], expected[-1])
+        model.transformer.step([(spoilt, [3])])
+    assert np.array_equal(model.transformer.step([(other, [3])])[0], expected[-1])
     assert np.array_equal(model.logits([1, 2, 3]), expected)
 
 

@@ -37,10 +37,10 @@ def test_flops_of_gpt_oss(tmp_path):
 @pytest.mark.parametrize("name", cgpt.demo_models())
 def test_flops_are_those_of_the_kernels_that_a_step_calls(name):
     model, found = cgpt.load(name, threads=1), look_up(name)
-    sequence = model.new_sequence(200)
-    model.step([(sequence, [1] * 150)])  # beyond the window
-    with Trace(model) as trace:
-        model.step([(sequence, [2])])
+    sequence = model.transformer.new_cache(200)
+    model.transformer.step([(sequence, [1] * 150)])  # beyond the window
+    with Trace(model.transformer) as trace:
+        model.transformer.step([(sequence, [2])])
     assert trace.flops == sum(flops(found.config, found.tensors, 151).values())
 
 

@@ -1,4 +1,4 @@
-"""model.step: however a text is cut into steps, mixed with others and spread over threads, it is the same model."""
+"""Transformer.step: however a text is cut into steps, mixed with others, spread over threads, it is one model."""
 
 import os
 import subprocess
@@ -30,9 +30,9 @@ def prompt_of(model, length=90):
 
 def in_steps(model, ids, sizes):
     """Logits of every position when the ids arrive in chunks of these sizes."""
-    sequence, out, at = model.new_sequence(), [], 0
+    sequence, out, at = model.transformer.new_cache(), [], 0
     for size in sizes:
-        out.append(model.step([(sequence, ids[at : at + size])], rows="all"))
+        out.append(model.transformer.step([(sequence, ids[at : at + size])], rows="all"))
         at += size
     assert at == len(ids) == sequence.position
     return np.concatenate(out)
@@ -71,12 +71,12 @@ def test_exact_bits_do_not_depend_on_companions(level, name):
     model = load(name, precision="exact")
     rng, ids = np.random.default_rng(5), prompt_of(model, 60)
     alone = in_steps(model, ids, [20, 1, 1, 38])
-    mine, others, out = model.new_sequence(), [model.new_sequence() for _ in range(3)], []
+    mine, others, out = model.transformer.new_cache(), [model.transformer.new_cache() for _ in range(3)], []
     for begin, end, lengths in [(0, 20, (1, 7, 30)), (20, 21, (1, 1, 1)), (21, 22, (9, 1, 2)), (22, 60, (1, 2, 3))]:
         batch = [(o, rng.integers(0, model.vocab_size, n)) for o, n in zip(others, lengths, strict=True)]
         batch.insert(1, (mine, ids[begin:end]))
         row = len(batch[0][1])
-        out.append(model.step(batch, rows="all")[row : row + end - begin])
+        out.append(model.transformer.step(batch, rows="all")[row : row + end - begin])
     assert np.array_equal(np.concatenate(out), alone)
 
 
@@ -94,7 +94,7 @@ def test_bits_do_not_depend_on_threads(level, name, precision):
 def test_last_rows_are_the_last_of_all_rows():
     model = load("gptoss_basic/hf_mxfp4", precision="exact")
     a, b = prompt_of(model, 20), prompt_of(model, 7)
-    last = model.step([(model.new_sequence(), a), (model.new_sequence(), b)])
+    last = model.transformer.step([(model.transformer.new_cache(), a), (model.transformer.new_cache(), b)])
     assert np.array_equal(last, np.stack([model.logits(a)[-1], model.logits(b)[-1]]))
 
 
@@ -123,11 +123,11 @@ def test_bad_ids_are_refused_before_anything_runs(ids, error):
     for call in (model.logits, model.hidden, model.score):
         with pytest.raises(error):
             call(ids)
-    sequence = model.new_sequence(64)
+    sequence = model.transformer.new_cache(64)
     with pytest.raises(error):
-        model.step([(sequence, ids)])
+        model.transformer.step([(sequence, ids)])
     assert sequence.position == 0
-    model.step([(sequence, [1, 2, 3])])  # and the sequence still works
+    model.transformer.step([(sequence, [1, 2, 3])])  # and the sequence still works
 
 
 def test_a_stored_head_that_differs_is_used_even_if_tied(tmp_path):
@@ -149,11 +149,11 @@ def test_a_stored_head_that_differs_is_used_even_if_tied(tmp_path):
 
 def test_a_sequence_stands_once_in_a_step():
     model = load("gpt2_odd_bf16")
-    sequence = model.new_sequence()
+    sequence = model.transformer.new_cache()
     with pytest.raises(errors.InputError, match="twice"):
-        model.step([(sequence, [1]), (sequence, [2])])
+        model.transformer.step([(sequence, [1]), (sequence, [2])])
     with pytest.raises(errors.EmptyPromptError):
-        model.step([])
+        model.transformer.step([])
 
 
 def test_nan_is_an_error_that_names_the_layer(tmp_path):
@@ -170,11 +170,11 @@ def test_nan_is_an_error_that_names_the_layer(tmp_path):
     model = cgpt.load(tmp_path)
     with pytest.raises(errors.NumericsError, match="layer 1"):
         model.logits([1, 2, 3])
-    sequence = model.new_sequence()
+    sequence = model.transformer.new_cache()
     with pytest.raises(errors.NumericsError):
-        model.step([(sequence, [1])])
+        model.transformer.step([(sequence, [1])])
     with pytest.raises(errors.InputError, match="interrupted"):
-        model.step([(sequence, [1])])
+        model.transformer.step([(sequence, [1])])
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["f16", "bf16"])
@@ -183,7 +183,7 @@ def test_caches_of_halves(level, name, kv_cache_dtype):
     """Half the bytes, near the f32 cache's logits, and the same bits for any chunks and threads."""
     model = load(name, precision="exact", kv_cache_dtype=kv_cache_dtype)
     full = load(name, precision="exact")
-    bytes_of = [sum(a.nbytes for pair in m.new_sequence().arrays for a in pair) for m in (full, model)]
+    bytes_of = [sum(a.nbytes for pair in m.transformer.new_cache().arrays for a in pair) for m in (full, model)]
     assert bytes_of[0] == 2 * bytes_of[1]
     ids = prompt_of(model)
     whole, expected = model.logits(ids), full.logits(ids)
@@ -198,7 +198,7 @@ def test_caches_of_halves(level, name, kv_cache_dtype):
 def test_values_beyond_f16_are_an_error_that_says_so():
     models = {dtype: load("gpt2_plain_f32", kv_cache_dtype=dtype) for dtype in ("f16", "bf16", "f32")}
     for model in models.values():
-        values_bias = model.blocks[1].c_attn.arrays[-1][2 * model.width :]
+        values_bias = model.transformer.blocks[1].c_attn.arrays[-1][2 * model.transformer.width :]
         values_bias[:] = 70_000
     for dtype in ("bf16", "f32"):
         assert np.isfinite(models[dtype].logits([1, 2, 3])).all()
@@ -214,7 +214,7 @@ def test_other_kv_cache_dtypes_are_refused(wrong):
 
 def test_a_ring_is_no_longer_than_its_window():
     model = load("gptoss_basic/hf_mxfp4")  # windows of 16 in layers 0 and 2
-    sliding, full = model.new_sequence().arrays[0][0], model.new_sequence().arrays[1][0]
+    sliding, full = model.transformer.new_cache().arrays[0][0], model.transformer.new_cache().arrays[1][0]
     assert sliding.shape[1] == 1 and full.shape[1] == -(-model.context_length // 32)
 
 
@@ -222,7 +222,7 @@ def test_a_ring_is_no_longer_than_its_window():
 PEAK = """
 import re, sys, cgpt
 model = cgpt.load(sys.argv[1])
-model.step([(model.new_sequence(64), list(range(32)))])
+model.transformer.step([(model.transformer.new_cache(64), list(range(32)))])
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
 """
 

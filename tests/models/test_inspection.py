@@ -11,8 +11,8 @@ import pytest
 import cgpt
 from cgpt import errors
 from cgpt.bench.trace import Trace
-from cgpt.generation.sampling import log_probabilities
 from cgpt.kernels import _kernels as k
+from cgpt.models.logprobs import log_probabilities
 
 import reference
 from golden import case, deviation
@@ -40,7 +40,7 @@ def prompt_of(model, T):
 def expected_masses(name, ids, window, monkeypatch):
     """float64 [3, L, H, T], of the queries and keys that the reference hands to its attention."""
     model, found = reference.load(directory(name)), []
-    module = {"GPT2": reference.gpt2, "GptOss": reference.gpt_oss}[type(load(name)).__name__]
+    module = {"GPT2": reference.gpt2, "GptOss": reference.gpt_oss}[type(load(name).transformer).__name__]
     attention = module.attention
 
     def watched(q, keys, v, scale, positions=None, sees=None, sinks=None):
@@ -63,10 +63,10 @@ def expected_masses(name, ids, window, monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_masses(name, window, monkeypatch):
     model = load(name)
-    model.PREFILL_CHUNK = 70
+    model.transformer.PREFILL_CHUNK = 70
     ids = prompt_of(model, CASES[name])
     seen = model.inspect(ids, [n for n in MASSES if n != "sink_mass" or "oss" in name], window=window)
-    default = max(model.windows) or 128
+    default = max(model.transformer.windows) or 128
     expected = dict(zip(MASSES, expected_masses(name, ids, window or default, monkeypatch), strict=True))
     for mass in seen:
         assert np.abs(seen[mass] - expected[mass]).max() <= MASS_GATE, mass
@@ -120,9 +120,9 @@ def test_the_end_is_the_model_to_the_bit(name):
     model = load(name)
     ids = prompt_of(model, 60)
     seen = model.inspect(ids, top=model.vocab_size)
-    with model._workspace() as ws:
-        normed = k.Tensor(np.empty((60, model.width), np.float32))
-        model.final_norm(ws, normed, k.Tensor(seen["hidden"][-1]), 60)
+    with model.transformer._workspace() as ws:
+        normed = k.Tensor(np.empty((60, model.transformer.width), np.float32))
+        model.transformer.final_norm(ws, normed, k.Tensor(seen["hidden"][-1]), 60)
     assert np.array_equal(normed.array, model.hidden(ids))
     logprobs = log_probabilities(model.logits(ids)).astype(np.float32)
     assert np.array_equal(seen["lens_logprobs"][-1], -np.sort(-logprobs, -1))
@@ -137,7 +137,7 @@ def test_exact_bits_do_not_depend_on_chunks_or_threads(name):
     whole = model.inspect(ids, window=9)
     for chunk, threads in ((64, 1), (64, 4), (1, 1), (17, 2)):
         other = load(name, threads=threads)
-        other.PREFILL_CHUNK = chunk
+        other.transformer.PREFILL_CHUNK = chunk
         seen = other.inspect(ids, window=9)
         assert seen.keys() == whole.keys() and all(np.array_equal(seen[n], whole[n]) for n in whole), (chunk, threads)
 
@@ -148,7 +148,7 @@ def test_what_is_not_asked_for_is_not_computed(name):
     ids = prompt_of(model, 50)
 
     def calls(run):
-        with Trace(model) as trace:
+        with Trace(model.transformer) as trace:
             run()
         return {op: found.calls for op, found in trace.ops.items()}
 
@@ -156,7 +156,7 @@ def test_what_is_not_asked_for_is_not_computed(name):
     assert calls(lambda: model.inspect(ids, "hidden")) == plain
     assert model.inspect(ids, "hidden").keys() == {"hidden"}
     lens = calls(lambda: model.inspect(ids, "lens_ids"))
-    assert lens.pop("linear head") == 2 * (len(model.blocks) + 1)  # 50 tokens, 32 at a time
+    assert lens.pop("linear head") == 2 * (len(model.transformer.blocks) + 1)  # 50 tokens, 32 at a time
     assert lens["attention"] == plain["attention"] and "linear head" not in plain
     masses = calls(lambda: model.inspect(ids, "window_mass", window=9))
     assert masses.pop("attention") > plain.pop("attention") and masses == plain
@@ -205,7 +205,7 @@ def test_bad_prompts(ids, error):
 
 def test_nan_is_the_same_error_as_elsewhere():
     model = load("gpt2_plain_f32")
-    model.blocks[0].c_fc.arrays[-1][3] = np.nan
+    model.transformer.blocks[0].c_fc.arrays[-1][3] = np.nan
     with warnings.catch_warnings(), pytest.raises(errors.NumericsError, match="layer 1"):
         warnings.simplefilter("error")
         model.inspect([1, 2, 3])

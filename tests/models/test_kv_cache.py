@@ -24,12 +24,12 @@ def random_ids(model, length, seed=0):
 
 def with_wrong_guesses(model, ids, slack, seed=1):
     """Logits after each of the ids, read in steps of some right ones and some wrong ones, which are taken back."""
-    random, sequence, rows = np.random.default_rng(seed), model.new_sequence(len(ids), slack), []
+    random, sequence, rows = np.random.default_rng(seed), model.transformer.new_cache(len(ids), slack), []
     while (at := sequence.position) < len(ids):
         right = int(random.integers(1, 1 + min(slack + 1, len(ids) - at)))
         wrong = int(random.integers(0, 1 + min(slack + 1, len(ids) - at) - right))
         guess = np.concatenate([ids[at : at + right], random.integers(0, model.vocab_size, wrong)])
-        rows.append(model.step([(sequence, guess)], rows="all")[:right])
+        rows.append(model.transformer.step([(sequence, guess)], rows="all")[:right])
         sequence.truncate(at + right)
     return np.concatenate(rows)
 
@@ -56,48 +56,48 @@ def test_at_every_level(level, name):
 def test_uniform_steps_have_the_bits_of_single_tokens(level, name, precision, dense):
     """Whatever kernels a precision takes for a few tokens."""
     model = cgpt.load(directory(name), precision=precision, dense=dense)
-    most = model.uniform_tokens(12)
+    most = model.transformer.uniform_tokens(12)
     assert 2 <= most <= 12 and (precision == "auto" or most == 12)
-    sequence, ids = model.new_sequence(), random_ids(model, 150 if name in NAMES else 40)
-    alone = np.concatenate([model.step([(sequence, [i])]) for i in ids])
+    sequence, ids = model.transformer.new_cache(), random_ids(model, 150 if name in NAMES else 40)
+    alone = np.concatenate([model.transformer.step([(sequence, [i])]) for i in ids])
     assert np.array_equal(with_wrong_guesses(model, ids, slack=most - 1), alone)
 
 
 def test_what_a_ring_has_lost_cannot_come_back():
     model = cgpt.load("demo-gpt-oss")
-    sequence, ids = model.new_sequence(300, slack=4), random_ids(model, 200)
-    model.step([(sequence, ids)])
+    sequence, ids = model.transformer.new_cache(300, slack=4), random_ids(model, 200)
+    model.transformer.step([(sequence, ids)])
     for position in (195, 201, -1):
         with pytest.raises(InputError, match=f"cannot be cut to {position}"):
             sequence.truncate(position)
     sequence.truncate(198)
     sequence.truncate(196)
-    model.step([(sequence, ids[:2])])
+    model.transformer.step([(sequence, ids[:2])])
     with pytest.raises(InputError, match="holds 198 tokens and has held 200"):
         sequence.truncate(195)
     assert sequence.position == 198
     with pytest.raises(InputError, match="more slack than 0"):
-        sequence = model.new_sequence()
-        model.step([(sequence, ids)])
+        sequence = model.transformer.new_cache()
+        model.transformer.step([(sequence, ids)])
         sequence.truncate(199)
 
 
 def test_without_windows_nothing_is_lost():
     model = cgpt.load("demo-gpt2", precision="exact")
-    sequence, ids = model.new_sequence(), random_ids(model, 200)
-    model.step([(sequence, ids)])
+    sequence, ids = model.transformer.new_cache(), random_ids(model, 200)
+    model.transformer.step([(sequence, ids)])
     sequence.truncate(0)
-    assert np.array_equal(model.step([(sequence, ids[:70])], rows="all"), model.logits(ids[:70]))
+    assert np.array_equal(model.transformer.step([(sequence, ids[:70])], rows="all"), model.logits(ids[:70]))
 
 
 def test_slack_rounds_up_to_a_block():
     model = cgpt.load("demo-gpt-oss")
     for slack, blocks in ((0, 4), (1, 5), (32, 5), (33, 6), (500, 10)):  # of 32; the context is 300
-        assert [k.shape[1] for k, v in model.new_sequence(300, slack).arrays[:2]] == [blocks, 10]
+        assert [k.shape[1] for k, v in model.transformer.new_cache(300, slack).arrays[:2]] == [blocks, 10]
 
 
 def test_a_child_process_has_its_own_cache():
-    sequence = cgpt.load("demo-gpt2", threads=1).new_sequence(40)
+    sequence = cgpt.load("demo-gpt2", threads=1).transformer.new_cache(40)
     child = os.fork()
     if not child:
         sequence.arrays[0][0][:] = 1

@@ -170,7 +170,7 @@ def test_n_and_best_of(client, model):
 
 @pytest.mark.parametrize("options", [{"n": 4}, {"n": 2, "best_of": 4}, {"n": 3, "echo": True, "logprobs": 2}])
 def test_n_reads_its_prompt_once(model, monkeypatch, options):
-    step, read, encode, encoded = model.step, [], model.tokenizer.encode, []
+    step, read, encode, encoded = model.transformer.step, [], model.tokenizer.encode, []
 
     def counting(batch, **how):
         read.append(sum(len(ids) for _, ids in batch))
@@ -180,7 +180,7 @@ def test_n_reads_its_prompt_once(model, monkeypatch, options):
         encoded.append(text)
         return encode(text)
 
-    monkeypatch.setattr(model, "step", counting)
+    monkeypatch.setattr(model.transformer, "step", counting)
     monkeypatch.setattr(model.tokenizer, "encode", encoding)
     made, prompt = options.get("best_of", options["n"]), "Enter the king and his men. " * 6
     for cache in (0, None):
@@ -192,7 +192,7 @@ def test_n_reads_its_prompt_once(model, monkeypatch, options):
         tokens = done.usage.prompt_tokens
         assert sum(read) == tokens + 4 * made and done.usage.prompt_tokens_details.cached_tokens == 0
         assert done.usage.completion_tokens == 5 * made
-        assert served.engine.counts.prompt - served.engine.counts.cached == tokens
+        assert served.engine.stats.prompt - served.engine.stats.cached == tokens
     if "best_of" not in options:
         alone = [model.generate(prompt, max_new_tokens=5, temperature=1.0, seed=3 + i).text for i in range(made)]
         assert [choice.text.removeprefix(prompt) for choice in done.choices] == alone
@@ -328,13 +328,13 @@ def test_many_at_once_get_what_they_would_get_alone(client, model):
 @pytest.fixture
 def slow(model, monkeypatch):
     """Steps of 20 ms, so that a text of 200 tokens takes four seconds."""
-    step, pause = model.step, threading.Event()
+    step, pause = model.transformer.step, threading.Event()
 
     def slower(*args, **how):
         pause.wait(0.02)
         return step(*args, **how)
 
-    monkeypatch.setattr(model, "step", slower)
+    monkeypatch.setattr(model.transformer, "step", slower)
     return model
 
 
@@ -349,7 +349,7 @@ def test_a_client_that_leaves_frees_its_place(slow):
         with pytest.raises(openai.APITimeoutError):
             complete(client, max_tokens=200, timeout=0.2)
         wait_for(lambda: engine.running == 0, 2)
-        assert engine.counts.finished["cancelled"] == 2 and engine.counts.generated < 100
+        assert engine.stats.finished["cancelled"] == 2 and engine.stats.generated < 100
         assert complete(client, max_tokens=2).choices[0].finish_reason == "length"
 
 
@@ -370,12 +370,12 @@ def test_a_full_queue_is_429(slow):
 
 def test_a_step_that_fails_is_told_and_survived(model, monkeypatch):
     with serving(model) as served:
-        client, step = served.client(), model.step
+        client, step = served.client(), model.transformer.step
 
         def fails(*args, **how):
             raise NumericsError("NaN or infinity in the model's output")
 
-        monkeypatch.setattr(model, "step", fails)
+        monkeypatch.setattr(model.transformer, "step", fails)
         with pytest.raises(openai.InternalServerError, match="NumericsError: NaN or infinity"):
             complete(client, stream=True)
         calls = []
@@ -384,12 +384,12 @@ def test_a_step_that_fails_is_told_and_survived(model, monkeypatch):
             calls.append(1)
             return (step if len(calls) < 4 else fails)(*args, **how)
 
-        monkeypatch.setattr(model, "step", fails_later)
+        monkeypatch.setattr(model.transformer, "step", fails_later)
         stream = complete(client, max_tokens=20, stream=True)
         with pytest.raises(openai.APIError, match="NumericsError"):
             for _ in stream:
                 pass
-        monkeypatch.setattr(model, "step", step)
+        monkeypatch.setattr(model.transformer, "step", step)
         assert complete(client, max_tokens=3).usage.completion_tokens == 3
 
 

@@ -76,14 +76,14 @@ def test_completions_in_a_browser(model, tmp_path, monkeypatch):
         done()
         assert "max_tokens must be an integer from 0 to" in shown("#problem")
 
-        step = model.step
-        monkeypatch.setattr(model, "step", lambda *a, **h: time.sleep(0.02) or step(*a, **h))
+        step = model.transformer.step
+        monkeypatch.setattr(model.transformer, "step", lambda *a, **h: time.sleep(0.02) or step(*a, **h))
         ask("a", 250)
         page.wait("document.querySelector('.text').textContent.length > 5")
         page.run("document.querySelector('#stop').click()")
         wait_for(lambda: served.engine.running == 0, 3)
         done()
-        assert served.engine.counts.finished["cancelled"] == 1 and shown("#problem") == ""
+        assert served.engine.stats.finished["cancelled"] == 1 and shown("#problem") == ""
         assert all(url.startswith(served.url) for url in page.requests)
         assert [one for one in page.problems if "400" not in one] == []
 

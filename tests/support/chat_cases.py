@@ -11,7 +11,7 @@ def get_weather(city: str):
 def scripted(monkeypatch, model, *texts):
     """Lets the model say these texts, spelled with special tokens, one for each request; returns the prompts."""
     texts, prompts = list(texts), []
-    original = cgpt.generation.generate.Request.start
+    original = cgpt.generation.request.Request.start
 
     def start(request, *how):
         prompts.append(model.tokenizer.decode(request.prompt_ids))
@@ -19,7 +19,7 @@ def scripted(monkeypatch, model, *texts):
         monkeypatch.setattr(request.sampler, "choose", lambda logits: next(ids))
         original(request, *how)
 
-    monkeypatch.setattr(cgpt.generation.generate.Request, "start", start)
+    monkeypatch.setattr(cgpt.generation.request.Request, "start", start)
     return prompts
 
 

@@ -251,7 +251,7 @@ def refuse(event, args):
     if event.startswith(("socket.", "urllib.", "http.")):
         raise RuntimeError(event)
 sys.addaudithook(refuse)
-from cgpt.tokenizer import Tokenizer
+from cgpt.tokenizer.tokenizer import Tokenizer
 for tokenizer in (
     Tokenizer.packaged("gpt2"),
     Tokenizer.packaged("o200k_harmony"),

@@ -108,7 +108,7 @@ async def _read(request: Request, most: int) -> bytes:
 
 
 def read_sampling(body: Body, limits: Limits, vocab_size: int) -> dict[str, Any]:
-    """The options of cgpt.generation.generate.Request that all endpoints share; the defaults are OpenAI's."""
+    """The options of SamplingParams that all endpoints share; the defaults are OpenAI's."""
     seed = body.integer("seed", None, low=-(2**63), high=2**63 - 1)
     return {
         "temperature": body.number("temperature", 1.0, low=0, high=2),

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from cgpt.generation.engine import Job
-from cgpt.generation.generate import Request
+from cgpt.generation.request import Request
 from cgpt.serve.errors import Json
 from cgpt.serve.openai.body import IGNORED, SAMPLING, Body, read_body, read_sampling
 from cgpt.serve.openai.completions import read_include_usage, usage

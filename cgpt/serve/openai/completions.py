@@ -11,7 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from cgpt.generation.engine import Event, Job
-from cgpt.generation.generate import Request
+from cgpt.generation.request import Request
+from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import Json
 from cgpt.serve.openai.body import IGNORED, SAMPLING, Body, read_body, read_sampling
 from cgpt.serve.openai.logprobs import TokenLog
@@ -30,7 +31,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 @dataclass
 class Asked:
-    """A request for completions, read. options: of cgpt.generation.generate.Request, but the seed."""
+    """A request for completions, read. options: of SamplingParams, but the seed."""
 
     prompts: list[str] | list[list[int]]
     n: int
@@ -49,7 +50,7 @@ class Asked:
         for prompt in self.prompts:
             for i in range(self.best_of):
                 seed = None if self.seed is None else self.seed + i
-                made.append(Request(service.model, prompt, seed=seed, **self.options))
+                made.append(Request(service.model, prompt, SamplingParams(seed=seed, **self.options)))
                 prompt = made[-1].prompt_ids  # a text is encoded once
         return made
 
@@ -123,7 +124,7 @@ class Choice:
 
     def advance(self, event: Event) -> dict[str, Any]:
         """What the event adds to the choice, as a choice of its own."""
-        piece, num_ids, self.finish_reason = event.piece, event.num_ids, event.finish_reason
+        piece, num_ids, self.finish_reason = event.delta, event.num_ids, event.finish_reason
         if not self._asked.max_tokens:
             piece, num_ids, self.finish_reason = "", 0, "length"
         piece, self._echoed = self._echoed + piece, ""

@@ -10,7 +10,8 @@ from cgpt.chat.grammar import Beginning, Guide
 from cgpt.chat.messages import CONSTRAIN, EFFORTS, Developer, Message, ResponseFormat, SpecialTokens, System, Tool
 from cgpt.chat.render import render_conversation
 from cgpt.fields import shown
-from cgpt.generation.generate import Request
+from cgpt.generation.request import Request
+from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
 from cgpt.serve.openai.body import Body, is_deeper
@@ -25,7 +26,7 @@ CALLS = 128  # the most of one message, and of the tools that a choice allows
 
 @dataclass
 class Dialog:
-    """A conversation, and what is asked of the next turn. options: of cgpt.generation.generate.Request, but the stops.
+    """A conversation, and what is asked of the next turn. options: of SamplingParams, but the stops.
 
     forced: the functions of which one must be called. strict: the schemas that arguments are kept to, by function.
     answer_schema: what the final text is kept to. calls: the functions of earlier calls by their ids
@@ -93,17 +94,15 @@ class Dialog:
             calls = {name: service.grammars.compile(schema) for name, schema in self.strict.items()}
         made = []
         for i in range(n):
-            request = Request(
-                service.model,
-                ids + self.seed,
-                seed=None if seed is None else seed + i,
-                stop=list(special.stops),
-                **self.options,
-            )
-            request.guide = Guide(service.grammars, answer, calls, self.seed) if answer or calls else None
+            constraint: Guide | Beginning | None = None
+            if answer or calls:
+                constraint = Guide(service.grammars, answer, calls, self.seed)
             if len(self.forced) > 1:
-                request.guide = Beginning(start.beginnings, request.guide)
-            made.append(request)
+                constraint = Beginning(start.beginnings, constraint)
+            params = SamplingParams(
+                seed=None if seed is None else seed + i, stop=special.stops, detokenize=False, **self.options
+            )
+            made.append(Request(service.model, ids + self.seed, params, constraint=constraint))
         return made
 
     def add_tool(self, body: Body, limits: Limits) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cgpt.generation.generate import Request
+from cgpt.generation.request import Request
 from cgpt.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -24,7 +24,7 @@ def token_entry(tokenizer: Tokenizer, request: Request, place: int) -> dict[str,
         text, raw = token_text(tokenizer, token_id), tokenizer.token_bytes(token_id)
         return {"token": text, "logprob": logprob, "bytes": list(raw)}
 
-    top = request.top_logprobs[place].items() if request.alternatives else ()
+    top = request.top_logprobs[place].items() if request.num_logprobs else ()
     return entry(request.ids[place], request.logprobs[place]) | {"top_logprobs": [entry(*one) for one in top]}
 
 

@@ -160,7 +160,7 @@ class Answer:
 
     def _logprobs(self, delta: Delta) -> list[dict[str, Any]]:
         request = self._turn.request
-        if request.alternatives is None:
+        if request.num_logprobs is None:
             return []
         return [token_entry(self._tokenizer, request, place) for place in delta.ids]
 
