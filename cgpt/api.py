@@ -148,7 +148,7 @@ class Model:
         what: a name or several, None for all. window: of the shares of attention, in tokens; None takes the model's
         own, or 128. top: how many tokens the lens gives. Raises InputError for a name that the model does not have.
         """
-        return inspection.inspect(self.transformer, self.encode_prompt(prompt), what, window=window, top=top)
+        return inspection.inspect(self.transformer, np.array(self.encode_prompt(prompt)), what, window=window, top=top)
 
     # ------------------------------------------------------------------------------------------------ writing
 

@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cgpt.errors import CgptError, EngineClosed, InputError, KernelError, OutOfMemoryError, QueueFull
@@ -329,7 +329,7 @@ class Engine:
         self.stats.finished["error"] += len(requests)
         self._send(dict.fromkeys(requests, error))
 
-    def _send(self, news: dict[Request, tuple[str, int, str | None] | CgptError] | dict[Request, CgptError]) -> None:
+    def _send(self, news: Mapping[Request, tuple[str, int, str | None] | CgptError]) -> None:
         """Hands each request's news to its job; one call into an asyncio loop for all that it gets."""
         calls: dict[asyncio.AbstractEventLoop | None, list[tuple[Job, Event | CgptError]]] = {}
         with self._changed:

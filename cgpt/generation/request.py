@@ -135,6 +135,11 @@ class Request:
         return self._stream is not None
 
     @property
+    def hit_stop_text(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self._stream is not None and self._stream.stopped
+
+    @property
     def text(self) -> str:
         """The new text that is certain so far; "" where it has none."""
         return "".join(self._deltas)

@@ -8,6 +8,7 @@ go sequence by sequence.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,8 +102,14 @@ class Transformer:
         self.vocab_size: int = config.vocab_size
         self.eos_token_ids: tuple[int, ...] = config.eos_token_ids
         self.closed = False
+        self._begin()
+        self._without_weights = {"_without_weights", *vars(self)}
+
+    def _begin(self) -> None:
+        """Starts with no step running."""
         self._idle: list[Workspace] = []
-        self._without_weights = frozenset(vars(self))
+        self._lock = threading.Lock()  # guards what follows
+        self._running = 0
 
     @property
     def context_length(self) -> int:
@@ -121,16 +128,22 @@ class Transformer:
         """The same weights, with no copy of them, at another precision and with its default cache."""
         self._require_open()
         twin = copy.copy(self)
-        twin.precision, twin.kv_cache_dtype, twin._idle = precision, DEFAULT_KV_DTYPE[precision], []
+        twin.precision, twin.kv_cache_dtype = precision, DEFAULT_KV_DTYPE[precision]
+        twin._begin()
         return twin
 
     def close(self) -> None:
-        """Gives weights and scratch back, unless a step that is running or a twin of at_precision() still reads them.
-        Every later call raises ModelClosed."""
-        self.closed = True
-        for name in vars(self).keys() - self._without_weights:
-            delattr(self, name)
-        self._idle.clear()
+        """Gives weights and scratch back: at once, or when the steps that are running have ended. A twin of
+        at_precision() keeps the weights until it is closed too. Every later call raises ModelClosed."""
+        with self._lock:
+            self.closed = True
+            self._release()
+
+    def _release(self) -> None:
+        if self.closed and not self._running:
+            for name in vars(self).keys() - self._without_weights:
+                delattr(self, name)
+            self._idle.clear()
 
     def _require_open(self) -> None:
         if self.closed:
@@ -211,7 +224,7 @@ class Transformer:
         """Raises NumericsError where `out`, a row for each slice or all of their rows, holds NaN or infinity."""
         if np.isfinite(out).all():
             return
-        good = np.isfinite(out).all(axis=1)
+        good: npt.NDArray[np.bool_] = np.asarray(np.isfinite(out).all(axis=1))
         if len(good) != len(slices):
             good = np.array([good[part.row : part.row + part.T].all() for part in slices])
         wrong = tuple(part.cache for part, fine in zip(slices, good, strict=True) if not fine)
@@ -249,19 +262,23 @@ class Transformer:
 
     @contextmanager
     def _workspace(self) -> Iterator[Workspace]:
-        """A workspace of its own for each step that runs at the same time; list operations are atomic."""
+        """A workspace of its own for each step that runs at the same time; one whose step failed is dropped."""
+        with self._lock:
+            self._require_open()
+            self._running += 1
+            idle = self._idle.pop() if self._idle else None
         try:
-            ws = self._idle.pop()
-        except IndexError:
-            ws = Workspace(self.threads, self.precision)
-        try:
+            ws = idle or Workspace(self.threads, self.precision)
             yield ws
-        except MemoryError as problem:  # the workspace is dropped, and what it held is free again
+            self._idle.append(ws)
+        except MemoryError as problem:
             if isinstance(problem, OutOfMemoryError):
                 raise
             raise OutOfMemoryError(f"no memory for a step ({problem}); use shorter prompts or fewer at once") from None
-        if not self.closed:
-            self._idle.append(ws)
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._release()
 
     # --------------------------------------------------------------------------------------------- whole prompts
 

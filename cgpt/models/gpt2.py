@@ -4,6 +4,8 @@ Radford et al., "Language Models are Unsupervised Multitask Learners" (2019); tr
 Read it beside gpt_oss.py: the sections have the same order.
 """
 
+from collections.abc import Collection
+
 from cgpt.checkpoint.config import GPT2Config
 from cgpt.checkpoint.loader import FLOATS, Loader
 from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
@@ -15,7 +17,7 @@ from cgpt.models.base import BatchSlice, Ids, Precision, Transformer, Workspace,
 MASK_BUFFERS = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)  # constants that old files carry along
 
 
-def name_prefix(tensors) -> str:
+def name_prefix(tensors: Collection[str]) -> str:
     """Checkpoints saved with the language-model head carry `transformer.` before every name but the head's."""
     return "transformer." if "transformer.wte.weight" in tensors else ""
 

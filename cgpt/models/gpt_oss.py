@@ -5,6 +5,7 @@ Read it beside gpt2.py: the sections have the same order.
 """
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -51,7 +52,7 @@ HF_NAMES = {
 }
 
 
-def layout_of(tensors) -> str:
+def layout_of(tensors: Collection[str]) -> str:
     """Which layout these tensor names follow."""
     if "embedding.weight" in tensors:
         return "original"
@@ -71,7 +72,9 @@ def tensor_specs(config: GptOssConfig, layout: str) -> dict[str, TensorSpec]:
     projections["out"] = (C, q)
     for n in range(config.num_hidden_layers):
 
-        def add(part: str, shape: tuple[int, ...], suffix: str = "", dtypes: tuple[str, ...] = FLOATS, n=n) -> None:
+        def add(
+            part: str, shape: tuple[int, ...], suffix: str = "", dtypes: tuple[str, ...] = FLOATS, n: int = n
+        ) -> None:
             specs[names[part].format(n) + suffix] = TensorSpec(shape, dtypes)
 
         add("attn_norm", (C,))
@@ -189,7 +192,7 @@ class GptOss(Transformer):
         checkpoint.check(tensor_specs(config, layout), ignore=tied_head)
         self.width, self.head_dim = config.hidden_size, config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.windows = [config.sliding_window if kind == SLIDING else 0 for kind in config.layer_types]
+        self.windows = [(config.sliding_window or 0) if kind == SLIDING else 0 for kind in config.layer_types]
         rope = RopeTables(config)
         self.embedding = load.embedding(names["embed"])
         self.blocks = [Block(config, n, load, layout, rope) for n in range(config.num_hidden_layers)]

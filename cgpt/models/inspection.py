@@ -80,9 +80,10 @@ def inspect(
 
 def _check(model: Transformer, what: str | Iterable[str] | None) -> list[str]:
     known = names_of(model)
-    names = list(known) if what is None else [what] if isinstance(what, str) else list(what)
+    listed = isinstance(what, Iterable) and not isinstance(what, (str, bytes))
+    names = list(known) if what is None else list(what) if listed else [what]
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise InputError(f"{type(model).__name__} has no {shown(name)} to inspect; it has {', '.join(known)}")
     return names
 
@@ -93,7 +94,7 @@ class _Inspector:
     def __init__(self, model: Transformer, cache: KVCache, names: list[str], window: int, top: int) -> None:
         self.model, self.cache, self.window, self.top = model, cache, window, top
         L, T, H = len(model.blocks), cache.context, model.heads
-        shapes = {"hidden": (L + 1, T, model.width)}
+        shapes: dict[str, tuple[int, ...]] = {"hidden": (L + 1, T, model.width)}
         shapes |= dict.fromkeys(LENS, (L + 1, T, top)) | dict.fromkeys(SINKS + MASSES, (L, H, T))
         if "expert_load" in names_of(model):
             chosen, experts = model.config.experts_per_token, model.config.num_experts
@@ -101,7 +102,7 @@ class _Inspector:
         dtypes = {"lens_ids": np.int32, "router_choices": np.int32, "expert_load": np.int64}
         self.out = {name: np.zeros(shapes[name], dtypes.get(name, np.float32)) for name in names}
         self.dtype = KV_DTYPES[model.kv_cache_dtype]
-        self.ones, self.marks = None, None  # values that take the place of a layer's
+        self.ones = self.marks = np.empty(0)  # values that take the place of a layer's, once they are needed
 
     def __call__(self, blocks: int, ws: Workspace, x: k.Tensor, slices: list[BatchSlice]) -> None:
         (part,), out = slices, self.out
@@ -150,7 +151,7 @@ class _Inspector:
         qkv, attended = ws.tensor("qkv", T, (H + 2 * G) * D), ws.tensor("attended", T, H * D)
         keys, values = self.cache.arrays[block.layer]
         sinks, sees = getattr(block, "sinks", None), getattr(block, "window", 0)
-        if self.ones is None:
+        if not self.ones.size:
             self.ones, self.marks = np.zeros_like(values), np.zeros_like(values)
 
         def attend(values: np.ndarray, new: float, row: int, n: int) -> np.ndarray:

@@ -2,12 +2,15 @@
 
 import mmap
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cgpt.errors import ContextLengthError, InputError, OutOfMemoryError
 from cgpt.kernels._kernels import KV_BLOCK, KV_PANEL, NUMPY_DTYPES, LayerCache, kv_shapes
 
+Array = npt.NDArray[Any]
 KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}  # as load() names them, and the kernels
 KEY_AT, VALUE_AT = np.arange(KV_BLOCK).reshape(-1, 1, KV_PANEL), np.arange(KV_BLOCK).reshape(-1, 1)  # within a block
 DEFAULT_KV_DTYPE = {"exact": "f32", "auto": "f16", "int8": "f16"}  # f16 rounds eight times finer than bf16
@@ -22,19 +25,22 @@ class Snapshot:
     """
 
     position: int
-    rings: list[tuple[np.ndarray, np.ndarray] | None]
+    rings: list[tuple[Array, Array] | None]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the copies."""
         return sum(array.nbytes for ring in self.rings if ring for array in ring)
 
 
 class KVCache:
-    """One sequence of tokens inside a model, with a cache of its own: what `model.step` extends.
+    """The keys and values of one sequence in every layer, which Transformer.step extends.
 
-    A full layer's cache has address space for `context` positions, which becomes memory as it is touched; a sliding
-    layer's is a ring of its window and of `slack` more, for truncate(). Made by `model.new_sequence()`; used by one
-    step at a time.
+    A full layer has address space for `context` positions, which becomes memory as it is touched; a sliding layer has a
+    ring of its window and of `slack` more, for truncate(). Made by Transformer.new_cache(); used by one step at a time.
+
+    position: how many tokens it holds. intact: False within a step, and after one that was interrupted. arrays: keys
+    and values of each layer, see kernels.kv_shapes
     """
 
     def __init__(self, windows: list[int], G: int, D: int, context: int, slack: int = 0, dtype: str = "F32") -> None:
@@ -76,12 +82,12 @@ class KVCache:
             )
 
     def begin_step(self, tokens: int) -> None:
-        """Called before a step of so many tokens: until end(), the cache is not what `position` says."""
+        """Begins a step of so many tokens; until end_step() the cache is not what `position` says."""
         self._before = self.snapshot() if tokens > self._slack + 1 else None
         self._begun, self.intact = tokens, False
 
     def rollback(self) -> None:
-        """Makes a sequence whose step was interrupted what it was before it."""
+        """Takes a sequence whose step was interrupted back to where it was before."""
         if self.intact:
             return
         if self._before is None:
@@ -94,7 +100,7 @@ class KVCache:
         self._before, self.intact = None, True
 
     def end_step(self, tokens: int) -> None:
-        """Called when the step is complete."""
+        """Ends a step of so many tokens."""
         self.position += tokens
         self._written = max(self._written, self.position)
         self._before, self.intact = None, True
@@ -110,7 +116,7 @@ class KVCache:
         if not max(self._oldest, self._written - self._slack) <= position <= self.position:
             raise InputError(
                 f"a sequence that holds {self.position} tokens and has held {self._written} cannot be cut to "
-                f"{position}; give model.new_sequence() more slack than {self._slack}"
+                f"{position}; give Transformer.new_cache() more slack than {self._slack}"
             )
 
     def snapshot(self, position: int | None = None) -> Snapshot:
@@ -119,8 +125,8 @@ class KVCache:
         position = self.position if position is None else position
         self._require_held(position)
         rings = [
-            tuple(array[:, _blocks(position, window, array)] for array in arrays) if window else None
-            for window, arrays in zip(self._windows, self.arrays, strict=True)
+            (k[:, _blocks(position, window, k)], v[:, _blocks(position, window, v)]) if window else None
+            for window, (k, v) in zip(self._windows, self.arrays, strict=True)
         ]
         return Snapshot(position, rings)
 
@@ -137,7 +143,7 @@ class KVCache:
         p = snapshot.position
         for window, ring, mine, theirs in zip(self._windows, snapshot.rings, self.arrays, source.arrays, strict=True):
             for i, at in enumerate((KEY_AT, VALUE_AT)):
-                if not window:
+                if ring is None:
                     mine[i][:, : -(-p // KV_BLOCK)] = theirs[i][:, : -(-p // KV_BLOCK)]
                 elif blocks := _blocks(p, window, mine[i]):
                     mine[i][:, blocks[:-1]] = ring[i][:, :-1]
@@ -148,7 +154,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of what is kept, without what is only reserved."""
+        """Bytes of what is kept, without what is only reserved."""
         blocks = -(-self.position // KV_BLOCK)
         return sum(array[:, :blocks].nbytes for arrays in self.arrays for array in arrays)
 
@@ -161,13 +167,14 @@ class KVCache:
         return None
 
 
-def _blocks(position: int, window: int, ring: np.ndarray) -> list[int]:
-    """Where a ring has what a token at `position` sees of those before it."""
+def _blocks(position: int, window: int, ring: Array) -> list[int]:
+    """The blocks of a ring that a token at `position` sees, the oldest first."""
     first, end = max(0, position - window) // KV_BLOCK, -(-position // KV_BLOCK)
     return [block % ring.shape[1] for block in range(first, end)]
 
 
-def _finite(kept: np.ndarray) -> bool:
+def _finite(kept: Array) -> bool:
+    """Whether no element is NaN or infinite."""
     if kept.dtype == np.uint16:  # bf16: all bits of the exponent are set
         return bool(((kept & 0x7F80) != 0x7F80).all())
     return bool(np.isfinite(kept).all())

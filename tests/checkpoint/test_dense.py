@@ -92,7 +92,9 @@ def test_precision_int8_rounds_prompts_alone(level, name):
     assert 0 < off < 0.1 if differs else off == 0
     one, other = auto.transformer.new_cache(3), model.transformer.new_cache(3)
     for i in (7, 8, 9):
-        assert_same_bits(model.transformer.step([(other, [i])]), auto.transformer.step([(one, [i])]), f"token {i} alone")
+        assert_same_bits(
+            model.transformer.step([(other, [i])]), auto.transformer.step([(one, [i])]), f"token {i} alone"
+        )
 
 
 def test_bf16_rounds_every_matrix(tmp_path):

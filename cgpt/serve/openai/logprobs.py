@@ -58,7 +58,7 @@ class TokenLog:
             self._offsets.append(self._length)
             self._length += len(self._decoder.push(token_id))
         end = self._given
-        everything = last and not self._request.text.stopped
+        everything = last and not self._request.hit_stop_text
         while end < len(self._offsets) and (everything or self._offsets[end] < length):
             end += 1
         request, found = self._request, _empty()
