@@ -19,6 +19,11 @@ FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibi
 SWITCHES = [name for name in ("CGPT_REF_ONLY", "CGPT_EMULATE") if os.environ.get(name) == "1"]
 
 
+# Threads may have small stacks: a frame above 64 KB is an error, as GCC says it and as Clang does.
+FRAMES = [["-Werror=frame-larger-than=65536"], ["-Wframe-larger-than=65536", "-Werror=frame-larger-than="]]
+OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
 class BuildExt(build_ext):
     def build_extensions(self):
         for extension in self.extensions:
@@ -32,20 +37,24 @@ class BuildExt(build_ext):
                 ]
                 extension.extra_compile_args += sanitize
                 extension.extra_link_args += sanitize[:1]
-            if self.has_openmp():
+            elif "CGPT_EMULATE" not in SWITCHES:
+                main = "int main(void) { return 0; }\n"
+                extension.extra_compile_args += next((f for f in FRAMES if self.accepts(main, "-Werror", *f)), [])
+            if self.accepts(OPENMP, "-fopenmp"):
                 extension.extra_compile_args.append("-fopenmp")
                 extension.extra_link_args.append("-fopenmp")
             else:
                 print("cgpt: this compiler has no OpenMP; building a serial version", file=sys.stderr)
         super().build_extensions()
 
-    def has_openmp(self):
+    def accepts(self, program, *flags):
+        """Whether the compiler makes an executable of the program with these flags."""
         with tempfile.TemporaryDirectory() as directory:
-            source = Path(directory, "openmp.c")
-            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            source = Path(directory, "program.c")
+            source.write_text(program)
             try:
-                objects = self.compiler.compile([str(source)], output_dir=directory, extra_postargs=["-fopenmp"])
-                self.compiler.link_executable(objects, str(Path(directory, "openmp")), extra_postargs=["-fopenmp"])
+                objects = self.compiler.compile([str(source)], output_dir=directory, extra_postargs=list(flags))
+                self.compiler.link_executable(objects, str(Path(directory, "program")), extra_postargs=list(flags))
             except Exception:  # whatever the compiler's wrapper raises, the answer is no
                 return False
         return True

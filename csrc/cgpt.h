@@ -4,7 +4,7 @@
      T tokens   C model width   N outputs   K inputs   H query heads   G key/value heads   D head dimension
      E experts  V vocabulary
    Activations are f32, row-major; a *_stride counts elements of its array unless it ends in _bytes.
-   Kernels do not allocate, print, exit or keep state. Every float result depends on its own row alone, never on the
+   Kernels do not allocate, print, exit or keep state, and their frames are below 64 KB: threads may have small stacks. Every float result depends on its own row alone, never on the
    number of threads; the functions called *_tile also let the order of a sum depend on the number of tokens, and those
    for bf16 products round activations, as do *_fixed and *_a8.
 
@@ -66,6 +66,7 @@ typedef struct {
     int64_t y_stride;
     int64_t T, K;
     int add;
+    void *work; /* cg_work_bytes(), 64-byte aligned, which no other call uses meanwhile */
 } cg_product;
 
 /* Rows of activations: row t begins at data + index[t] * stride (index NULL: t). */
@@ -90,7 +91,12 @@ typedef const struct {
     int64_t most_tokens;
     /* Fewer tokens are faster by another kernel. */
     int64_t least_tokens;
+    /* Bytes of memory that panel() works in: some, and some for each input. */
+    int64_t work_bytes, work_bytes_per_input;
 } cg_linear;
+static inline int64_t cg_work_bytes(cg_linear *kernel, int64_t K) {
+    return cg_round_up(kernel->work_bytes + kernel->work_bytes_per_input * cg_round_up(K, CG_INT8_GROUP), 64);
+}
 
 /* --------------------------------------------------------------------------------------------------- attention */
 
@@ -133,17 +139,23 @@ typedef struct {
 /* (token, head) rows of one key/value head are numbered t * H/G + h; a share is up to cg_attention_rows(D) of them. */
 enum {
     CG_ATTENTION_ROWS = 32,
-    CG_ATTENTION_FLOATS = 4096,                                                    /* rows * D */
+    CG_ATTENTION_FLOATS = CG_MAX_HEAD_DIM,                                         /* rows * D */
     CG_ATTENTION_STATE = CG_ATTENTION_FLOATS + 3 * CG_V_ALIGN * CG_ATTENTION_ROWS, /* floats of a share's state */
 };
 static inline int64_t cg_attention_rows(int64_t D) { return cg_min(CG_ATTENTION_ROWS, CG_ATTENTION_FLOATS / D); }
 static inline int64_t cg_attention_stride(int64_t D) { return cg_round_up(D, CG_V_ALIGN) + 2 * CG_V_ALIGN; }
 
+/* Floats of memory that the attention of a share works in: its queries, a state, a block's keys and values. */
+static inline int64_t cg_attention_work(int64_t D) {
+    return CG_ATTENTION_FLOATS + CG_ATTENTION_STATE + CG_KV_BLOCK * (D + cg_round_up(D, CG_V_ALIGN));
+}
+
 /* What is known of the rows after the spans span0 .. span1-1 (of CG_KV_SPAN positions each). A row of `state` has
    cg_attention_stride(D) floats: [Dv] the sum over p of e^(score - top) v[p], [16] that of e^(score - top) in any number
-   of lanes, and `top`, the largest score. */
+   of lanes, and `top`, the largest score. work: cg_attention_work(D) floats, 64-byte aligned, which no other call uses
+   meanwhile. */
 typedef void cg_attention_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1, int64_t span0, int64_t span1,
-                             float *state);
+                             float *state, float *work);
 /* Writes the rows of out from n such states [n, rows, stride], in the order of their spans; overwrites the first. */
 typedef void cg_attention_merge_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1, int64_t n,
                                    float *states);
@@ -212,18 +224,19 @@ typedef struct {
 } cg_matrix;
 
 int cg_has_openmp(void);
+/* Where the system has started fewer threads than `wanted` (the last time that happened): how many; else 0. */
+int cg_threads_short(int *wanted);
 /* Writes the CPUs of the places that OpenMP binds threads to, at most `most`, and returns how many; 0: it binds none. */
 int cg_openmp_places(int *cpus, int most);
 
-/* Bytes of packed activations that T tokens need at most, whichever kernel is picked, for all or a part: the scratch of
-   linear. */
-int64_t cg_packed_most(const cg_matrix *w, int64_t T);
+/* Bytes of scratch that linear needs for T tokens: packed activations, and memory for each thread to work in. */
+int64_t cg_linear_scratch(const cg_context *ctx, const cg_matrix *w, int64_t T);
 /* The most tokens, `most` at the highest, that a product may have for every one to get the bits it gets alone. */
 int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, cg_precision precision);
 cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t T,
                         const cg_matrix *w, int add);
 
-int64_t cg_moe_scratch(const cg_matrix *gate_up, const cg_matrix *down, int64_t T, int64_t k);
+int64_t cg_moe_scratch(const cg_context *ctx, const cg_matrix *gate_up, const cg_matrix *down, int64_t T, int64_t k);
 /* out[t] += sum over the k chosen experts of weight * (down(swiglu(gate_up(x[t])))). index, weight [T, k]. */
 cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
                      const int32_t *index, const float *weight, int64_t k, const cg_matrix *gate_up,

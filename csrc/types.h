@@ -16,15 +16,14 @@ enum {
     CG_MXFP4_GROUP = 32,       /* weights that share a scale */
     CG_MXFP4_GROUP_BYTES = 16, /* their nibbles, element 2j in the low half of byte j */
     CG_INT8_GROUP = 64,
-    CG_MXFP4_MAX_K = 16384, /* inputs of an MXFP4 row: what kernels keep of it on their stacks */
-    CG_TILE_MAX_K = 16384,  /* inputs beyond which the tile kernels, which keep rows on their stacks, are not used */
-    CG_KV_BLOCK = 32,       /* keys per block of the cache, see attention/kv_append.c */
-    CG_KV_SPAN = 512,       /* keys whose sum is finished by itself, see cg_attention; a multiple of CG_KV_BLOCK */
-    CG_KV_PANEL = 16,       /* its columns that lie together: keys, or dimensions of values */
-    CG_V_ALIGN = 16,        /* value rows are padded to a multiple of this many floats */
-    CG_MAX_HEAD_DIM = 512,
+    CG_KV_BLOCK = 32, /* keys per block of the cache, see attention/kv_append.c */
+    CG_KV_SPAN = 512, /* keys whose sum is finished by itself, see cg_attention; a multiple of CG_KV_BLOCK */
+    CG_KV_PANEL = 16, /* its columns that lie together: keys, or dimensions of values */
+    CG_V_ALIGN = 16,  /* value rows are padded to a multiple of this many floats */
+    CG_MAX_HEAD_DIM = 4096,
     CG_MAX_EXPERTS = 1024,
     CG_MAX_TOP_K = 64,
+    CG_MAX_THREADS = 1024, /* that work at one job; who asks for more gets so many */
 };
 
 /* E2M1 in the order of its codes (OCP Microscaling Formats v1.0, section 5.3.3). */
@@ -32,6 +31,8 @@ enum {
 
 /* Constant arguments become constants of the code. */
 #define CG_INLINE static inline __attribute__((always_inline))
+/* A parameter that an interface has and this function does not need. */
+#define CG_UNUSED __attribute__((unused))
 
 static inline int64_t cg_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cg_max(int64_t a, int64_t b) { return a > b ? a : b; }

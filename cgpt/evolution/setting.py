@@ -23,7 +23,7 @@ D, TOP_K, EPS = GPT_OSS.head_dim, GPT_OSS.experts_per_token, GPT_OSS.rms_norm_ep
 SWIGLU = GPT_OSS.swiglu_alpha, GPT_OSS.swiglu_limit
 WINDOW = GPT_OSS.sliding_window
 FEW, MANY = SIZES["gpt-oss-20b"].num_experts, SIZES["gpt-oss-120b"].num_experts
-MOST_WIDTH = k.MXFP4_MAX_K // TOP_K  # the dense layer of as many active weights has TOP_K times as many inputs
+MOST_WIDTH = 4096  # the dense layer of as many active weights has TOP_K times as many inputs
 KEPT = KV_DTYPES[DEFAULT_KV_DTYPE["auto"]]
 CACHES = 256  # copies of one layer's cache at most
 

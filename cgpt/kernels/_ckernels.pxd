@@ -16,7 +16,7 @@ cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_activation:
         CG_GELU_TANH
     enum:
-        CG_INT8_GROUP, CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN
+        CG_INT8_GROUP, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN
         CG_KERNEL_COUNT, CG_ATTENTION_MOST
 
     ctypedef enum cg_precision:
@@ -77,12 +77,13 @@ cdef extern from "cgpt.h" nogil:
     const char *cg_kernel_name(int)
     const char *cg_kernel_variant(int)
     int cg_has_openmp()
+    int cg_threads_short(int *)
     int cg_openmp_places(int *, int)
 
     int64_t cg_uniform_tokens(const cg_matrix *, int64_t, cg_precision)
-    int64_t cg_packed_most(const cg_matrix *, int64_t)
+    int64_t cg_linear_scratch(const cg_context *, const cg_matrix *, int64_t)
     cg_status cg_run_linear(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const cg_matrix *, int)
-    int64_t cg_moe_scratch(const cg_matrix *, const cg_matrix *, int64_t, int64_t)
+    int64_t cg_moe_scratch(const cg_context *, const cg_matrix *, const cg_matrix *, int64_t, int64_t)
     cg_status cg_run_moe(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const int32_t *,
                          const float *, int64_t, const cg_matrix *, const cg_matrix *, float, float)
     int64_t cg_attention_scratch(const cg_context *, const cg_attention *, int64_t)

@@ -11,6 +11,9 @@ from posix.stdlib cimport posix_memalign
 
 from cgpt.kernels._ckernels cimport *
 
+import math
+import warnings
+
 import numpy as np
 
 from cgpt.errors import KernelError, OutOfMemoryError, TokenIdError
@@ -19,7 +22,7 @@ DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT
 PRECISIONS = ("auto", "exact", "int8")  # cg_precision
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
 NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
-MXFP4_MAX_K, MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MXFP4_MAX_K, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
+MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
 KV_BLOCK, KV_PANEL, KV_SPAN, INT8_GROUP = CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN, CG_INT8_GROUP
 cdef int64_t ANY = -(2**62)  # as a number of columns
 
@@ -224,12 +227,34 @@ def kv_shapes(int64_t blocks, int64_t G, int64_t D):
             (G, blocks, -(-D // CG_KV_PANEL), CG_KV_BLOCK, CG_KV_PANEL))
 
 
+cdef bint warned = False
+
+cdef int warn_of_threads() except -1:
+    """Says once that the system has fewer threads than were asked for."""
+    global warned
+    cdef int wanted, had = cg_threads_short(&wanted)
+    if had and not warned:
+        warned = True
+        warnings.warn(f"the system starts only {had} of {wanted} threads, so no more are used; what limits them is "
+                      "ulimit -u, a container's limit of processes, or memory", RuntimeWarning, stacklevel=2)
+    return 0
+
+
 cdef int check(cg_status status, str op, object details) except -1:
+    warn_of_threads()
     if status == CG_OK:
         return 0
     why = {CG_BAD_SHAPE: "shapes do not fit", CG_BAD_DTYPE: "no kernel for this dtype",
            CG_NO_MEMORY: "scratch is too small", CG_BAD_VALUE: "an index is out of range"}[status]
     raise KernelError(f"{op}: {why}: {details}")
+
+
+cdef allocate(empty, tuple shape, dtype, str op):
+    """empty(shape, dtype), or OutOfMemoryError."""
+    try:
+        return empty(shape, dtype)
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{op}: no memory for {math.prod(shape) * np.dtype(dtype).itemsize:,} bytes") from error
 
 
 # ----------------------------------------------------------------------------------------------- row-wise kernels
@@ -353,7 +378,7 @@ def mxfp4_dequantize(blocks, scales):
     if blocks.dtype != np.uint8 or scales.dtype != np.uint8 or blocks.shape != (*scales.shape, 16) or scales.ndim < 1:
         raise KernelError(f"mxfp4_dequantize: found {blocks.dtype} {blocks.shape} and {scales.dtype} {scales.shape}, "
                           "expected uint8 [.., G, 16] and uint8 [.., G]")
-    out = np.empty((*scales.shape[:-1], scales.shape[-1] * 32), np.float32)
+    out = allocate(np.empty, (*scales.shape[:-1], scales.shape[-1] * 32), np.float32, "mxfp4_dequantize")
     cdef Tensor to = Tensor(out.reshape(-1)), b = Tensor(blocks.reshape(-1), "U8"), s = Tensor(scales.reshape(-1), "U8")
     cdef int64_t groups = scales.size
     with nogil:
@@ -369,7 +394,8 @@ def quantize_int8(array, str dtype, int threads, empty=np.empty, bint turned=Fal
     if array.ndim != 2:
         raise KernelError(f"quantize_int8: found {array.shape}, expected two dimensions")
     cdef int64_t N = x.cols if turned else x.rows, K = x.rows if turned else x.cols, groups = -(-K // CG_INT8_GROUP)
-    q, scales = empty((N, groups * CG_INT8_GROUP), np.int8), empty((N, groups), np.uint16)
+    q = allocate(empty, (N, groups * CG_INT8_GROUP), np.int8, "quantize_int8")
+    scales = allocate(empty, (N, groups), np.uint16, "quantize_int8")
     cdef Tensor out = Tensor(q.view(np.uint8), "U8"), to = Tensor(scales, "BF16")
     cdef cg_status status
     with nogil:
@@ -388,7 +414,7 @@ def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t colu
     cdef cg_status status
     if column < 0 or column > y.cols - w.c.N or w.c.E != 1 or not w.aligned:
         raise KernelError(f"linear: weights {w.shape} do not fit columns {column} .. of {y.cols}, or are embed's alone")
-    ctx.reserve(cg_packed_most(&w.c, T))
+    ctx.reserve(cg_linear_scratch(&ctx.c, &w.c, T))
     with nogil:
         status = cg_run_linear(&ctx.c, to, y.cols, from_, x.cols, T, &w.c, add)
     check(status, "linear", (w.dtype, w.shape, T))
@@ -409,7 +435,7 @@ def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor w
     cdef cg_status status
     if index.shape[0] < T or T < 1:
         raise KernelError(f"moe: {index.shape[0]} rows of choices for {T} tokens")
-    ctx.reserve(cg_moe_scratch(&gate_up.c, &down.c, T, k))
+    ctx.reserve(cg_moe_scratch(&ctx.c, &gate_up.c, &down.c, T, k))
     with nogil:
         status = cg_run_moe(&ctx.c, to, out.cols, from_, x.cols, T, &index[0, 0], weights, k, &gate_up.c, &down.c, alpha,
                             limit)

@@ -1,17 +1,71 @@
-/* Threads: OpenMP's, with care for fork. */
+/* Threads: OpenMP's, with care for fork and for systems that start no more threads. */
 #include "core/parallel.h"
 
 #ifdef _OPENMP
 #include <omp.h>
 #include <pthread.h>
+#include <time.h>
+
+static int forks = 1;  /* and one */
+static int asked, had; /* by the last one who got fewer threads than it asked for; 0: nobody did */
 
 /* A child of fork() has none of its parent's threads, and libgomp waits for them for ever. So the pool is given back
    before a fork; both sides start new threads when they next need them. */
-static void give_back_threads(void) { omp_pause_resource_all(omp_pause_soft); }
+static void give_back_threads(void) {
+    omp_pause_resource_all(omp_pause_soft);
+    __atomic_add_fetch(&forks, 1, __ATOMIC_RELAXED);
+}
 
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(give_back_threads, NULL, NULL); }
 
+static void *pass(void *gate) {
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* How many of so many threads, the calling one included, the system has: they are started, all at once, and ended. */
+static int try_threads(int threads) {
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    pthread_t ids[CG_MAX_THREADS];
+    int others = 0;
+    pthread_mutex_lock(&gate);
+    while (others < threads - 1 && !pthread_create(&ids[others], NULL, pass, &gate)) others++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < others; i++) pthread_join(ids[i], NULL);
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); /* the system counts them a little longer */
+    return others + 1;
+}
+
+/* At most as many threads as the system starts. libgomp ends the process when it cannot start one, and keeps a pool for
+   each thread that calls it: so each tries, once, and when it wants more than it tried. */
+static int startable(int threads, int wanted) {
+    static __thread struct {
+        int forks, tried, had;
+    } mine;
+    int now = __atomic_load_n(&forks, __ATOMIC_RELAXED);
+    if (mine.forks != now) {
+        mine.forks = now;
+        mine.tried = mine.had = 1;
+    }
+    if (threads > mine.tried) {
+        int found = try_threads(wanted);
+        if (found < wanted) {
+            __atomic_store_n(&asked, wanted, __ATOMIC_RELAXED);
+            __atomic_store_n(&had, found, __ATOMIC_RELAXED);
+        }
+        mine.tried = wanted;
+        mine.had = (int)cg_max(found, mine.had);
+    }
+    return (int)cg_min(threads, mine.had);
+}
+
 int cg_has_openmp(void) { return 1; }
+
+int cg_threads_short(int *wanted) {
+    *wanted = __atomic_load_n(&asked, __ATOMIC_RELAXED);
+    return __atomic_load_n(&had, __ATOMIC_RELAXED);
+}
 
 int cg_openmp_places(int *cpus, int most) {
     int found = 0;
@@ -23,25 +77,23 @@ int cg_openmp_places(int *cpus, int most) {
 }
 
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
-    if (threads > tasks) threads = (int)tasks;
-    if (threads <= 1) {
-        for (int64_t i = 0; i < tasks; i++) fn(job, i);
+    int team = cg_team(threads, tasks);
+    if (team > 1) team = startable(team, cg_team(threads, cg_max(tasks, 64)));
+    if (team == 1) {
+        for (int64_t i = 0; i < tasks; i++) fn(job, i, 0);
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t i = 0; i < tasks; i++) fn(job, i);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+    for (int64_t i = 0; i < tasks; i++) fn(job, i, omp_get_thread_num());
 }
 #else
 int cg_has_openmp(void) { return 0; }
 
-int cg_openmp_places(int *cpus, int most) {
-    (void)cpus;
-    (void)most;
-    return 0;
-}
+int cg_threads_short(int *wanted) { return *wanted = 0; }
 
-void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
-    (void)threads;
-    for (int64_t i = 0; i < tasks; i++) fn(job, i);
+int cg_openmp_places(CG_UNUSED int *cpus, CG_UNUSED int most) { return 0; }
+
+void cg_parallel(CG_UNUSED int threads, int64_t tasks, cg_task_fn *fn, void *job) {
+    for (int64_t i = 0; i < tasks; i++) fn(job, i, 0);
 }
 #endif

@@ -4,9 +4,15 @@
 
 #include "cgpt.h"
 
-typedef void cg_task_fn(void *job, int64_t task);
+/* The threads that work at so many tasks. */
+static inline int cg_team(int threads, int64_t tasks) {
+    return (int)cg_max(1, cg_min(cg_min(threads, CG_MAX_THREADS), tasks));
+}
 
-/* Calls fn(job, 0 .. tasks-1), each once, in any order, on up to `threads` threads. */
+/* thread: 0 .. cg_team()-1, a number that no other task has meanwhile. */
+typedef void cg_task_fn(void *job, int64_t task, int thread);
+
+/* Calls fn(job, 0 .. tasks-1, thread), each task once, in any order, on up to `threads` threads. */
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job);
 
 #endif

@@ -17,6 +17,7 @@ typedef struct {
 typedef struct {
     const cg_attention *a;
     part parts[CG_ATTENTION_MOST];
+    float *work; /* [threads, work_floats(D)] */
 } job;
 
 /* ------------------------------------------------------------------------------------------------------- appending */
@@ -32,7 +33,7 @@ static void append(const cg_attention *a, const cg_kv *to, int64_t g, int64_t sk
 /* Where one share sees to a head, as in decoding, it brings in what is new there: the processor has it in its cache then. */
 static int appends_itself(const part *p) { return p->shares == 1 && !p->states && goes_direct(p->a); }
 
-static void append_task(void *data, int64_t i) {
+static void append_task(void *data, int64_t i, CG_UNUSED int thread) {
     const part *p = ((job *)data)->parts + i / ((job *)data)->a->G;
     const cg_attention *a = p->a;
     if (appends_itself(p)) return;
@@ -41,7 +42,7 @@ static void append_task(void *data, int64_t i) {
 }
 
 /* What waited in scratch, as much of it as the cache keeps. */
-static void keep_task(void *data, int64_t i) {
+static void keep_task(void *data, int64_t i, CG_UNUSED int thread) {
     const cg_attention *a = ((job *)data)->a + i / ((job *)data)->a->G;
     int64_t skip = cg_max(0, a->T - a->past.blocks * CG_KV_BLOCK);
     if (!goes_direct(a)) append(a, &a->past, i % a->G, skip, a->start + skip);
@@ -73,37 +74,41 @@ static void lay_out_fresh(cg_attention *a, char *scratch) {
 
 /* --------------------------------------------------------------------------------------------------------- sharing */
 
+/* Of a thread: a share's state, and what its attention works in. */
+static int64_t work_floats(int64_t D) { return CG_ATTENTION_STATE + cg_attention_work(D); }
+
 /* The long shares first. */
-static void rows_task(const part *p, int64_t i) {
+static void rows_task(const part *p, int64_t i, float *state) {
     const cg_attention *a = p->a;
-    float state[CG_ATTENTION_STATE];
     int64_t rep = a->H / a->G, g = i % a->G, row0 = (p->shares - 1 - i / a->G) * p->share;
     int64_t row1 = cg_min(row0 + p->share, p->rows), first = a->start + row0 / rep, last = a->start + (row1 - 1) / rep;
     first = a->window ? cg_max(0, first - a->window + 1) : 0;
     if (appends_itself(p)) append(a, &a->past, g, 0, a->start);
-    cg_active->attention(a, g, row0, row1, first / CG_KV_SPAN, last / CG_KV_SPAN + 1, state);
+    cg_active->attention(a, g, row0, row1, first / CG_KV_SPAN, last / CG_KV_SPAN + 1, state,
+                         state + CG_ATTENTION_STATE);
     cg_active->attention_merge(a, g, row0, row1, 1, state);
 }
 
 /* One span; who finishes a head's last one puts them together, in their order. */
-static void span_task(const part *p, int64_t i) {
+static void span_task(const part *p, int64_t i, float *work) {
     int64_t g = i / p->spans, size = p->rows * cg_attention_stride(p->a->D), span = p->span + i % p->spans;
-    cg_active->attention(p->a, g, 0, p->rows, span, span + 1, p->states + i * size);
+    cg_active->attention(p->a, g, 0, p->rows, span, span + 1, p->states + i * size, work);
     if (__atomic_add_fetch(&p->done[g], 1, __ATOMIC_ACQ_REL) == p->spans)
         cg_active->attention_merge(p->a, g, 0, p->rows, p->spans, p->states + g * p->spans * size);
 }
 
-static void share_task(void *data, int64_t i) {
+static void share_task(void *data, int64_t i, int thread) {
     const part *p = ((job *)data)->parts;
+    float *work = ((job *)data)->work + thread * work_floats(p->a->D);
     while (i >= p->tasks) i -= p++->tasks;
-    if (p->states) span_task(p, i);
-    else rows_task(p, i);
+    if (p->states) span_task(p, i, work);
+    else rows_task(p, i, work);
 }
 
 static part share_out(int threads, const cg_attention *a) {
     int64_t end = a->start + a->T, first = a->window ? cg_max(0, a->start - a->window + 1) : 0;
     part p = {.a = a, .rows = a->T * (a->H / a->G), .share = cg_attention_rows(a->D)};
-    while (p.share > 8 && (p.rows + p.share - 1) / p.share * a->G < 4 * threads) p.share /= 2;
+    while (p.share > 8 && (p.rows + p.share - 1) / p.share * a->G < 4 * (int64_t)threads) p.share /= 2;
     p.shares = (p.rows + p.share - 1) / p.share;
     p.span = first / CG_KV_SPAN;
     p.spans = (end - 1) / CG_KV_SPAN + 1 - p.span;
@@ -134,14 +139,24 @@ static int all_fit(const cg_attention *a, int64_t n) {
     return good;
 }
 
+/* Bytes that the threads work in, before what the parts need. */
+static int64_t work_bytes(int threads, const cg_attention *a, int64_t n) {
+    int64_t tasks = 0;
+    for (int64_t i = 0; i < n; i++) {
+        part p = share_out(threads, a + i);
+        tasks += p.tasks * p.spans;
+    }
+    return cg_team(threads, tasks) * work_floats(a->D) * 4;
+}
+
 static int64_t part_bytes(int threads, const cg_attention *a) {
     part p = share_out(threads, a);
     return goes_direct(a) ? state_bytes(threads, &p) : cg_round_up(fresh_bytes(a), 64);
 }
 
 int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n) {
-    int64_t bytes = 0;
     if (!all_fit(a, n)) return 0;
+    int64_t bytes = work_bytes(ctx->threads, a, n);
     for (int64_t i = 0; i < n; i++) bytes += part_bytes(ctx->threads, a + i);
     return bytes;
 }
@@ -149,7 +164,6 @@ int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64
 cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n) {
     job j = {.a = a};
     int64_t work = 0, new = 0, tasks = 0, waiting = 0;
-    char *scratch = ctx->scratch;
     if (!all_fit(a, n)) return CG_BAD_SHAPE;
     if (ctx->scratch_bytes < cg_attention_scratch(ctx, a, n)) return CG_NO_MEMORY;
     for (int64_t i = 0; i < n; i++) {
@@ -157,6 +171,8 @@ cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n) {
         work += a[i].T * a[i].H * visible * a[i].D;
     }
     int threads = work < FORK ? 1 : ctx->threads;
+    char *scratch = (char *)ctx->scratch + work_bytes(ctx->threads, a, n);
+    j.work = ctx->scratch;
     for (int64_t i = 0; i < n; i++) {
         part *p = j.parts + i;
         *p = share_out(threads, a + i);

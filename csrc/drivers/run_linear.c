@@ -7,6 +7,18 @@ enum {
     PANEL_BYTES = 512 * 1024,
 };
 
+/* With the activations as they are. */
+static cg_linear *exact_of(cg_dtype dtype) {
+    switch (dtype) {
+    case CG_F32: return cg_active->linear_f32;
+    case CG_F16: return cg_active->linear_f16;
+    case CG_BF16: return cg_active->linear_bf16;
+    case CG_MXFP4: return cg_active->linear_mxfp4;
+    case CG_INT8: return cg_active->linear_int8;
+    default: return NULL;
+    }
+}
+
 static cg_linear *tile_of(cg_dtype dtype) {
     switch (dtype) {
     case CG_F32: return cg_active->linear_f32_tile;
@@ -18,37 +30,47 @@ static cg_linear *tile_of(cg_dtype dtype) {
     }
 }
 
-static cg_linear *a8_of(cg_dtype dtype, int64_t T) {
-    const cg_kernels *k = cg_active;
-    if (dtype == CG_MXFP4) return k->linear_mxfp4_a8;
-    if (dtype != CG_INT8) return NULL;
-    return k->linear_int8_a8_few && T <= k->linear_int8_a8_few->most_tokens ? k->linear_int8_a8_few : k->linear_int8_a8;
+static cg_linear *fixed_of(cg_dtype dtype) {
+    return dtype == CG_MXFP4 ? cg_active->linear_mxfp4_fixed : dtype == CG_INT8 ? cg_active->linear_int8_fixed : NULL;
+}
+
+static cg_linear *a8_of(cg_dtype dtype) {
+    return dtype == CG_MXFP4 ? cg_active->linear_mxfp4_a8 : dtype == CG_INT8 ? cg_active->linear_int8_a8 : NULL;
+}
+
+static cg_linear *a8_few_of(cg_dtype dtype) { return dtype == CG_INT8 ? cg_active->linear_int8_a8_few : NULL; }
+
+/* There is such a kernel, and it is meant for T tokens. */
+static int suits(cg_linear *kernel, int64_t T) {
+    return kernel && T >= kernel->least_tokens && (!kernel->most_tokens || T <= kernel->most_tokens);
 }
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision) {
-    const cg_kernels *k = cg_active;
-    cg_linear *tile = tile_of(w->dtype), *a8 = a8_of(w->dtype, T);
-    int exact = precision == CG_PRECISION_EXACT;
-    if (precision == CG_PRECISION_INT8 && a8 && T >= a8->least_tokens && w->K <= CG_TILE_MAX_K) return a8;
-    if (!exact && tile && T >= tile->least_tokens && w->K <= CG_TILE_MAX_K) return tile;
-    if (!exact && w->dtype == CG_INT8) return k->linear_int8_fixed;
-    if (!exact && w->dtype == CG_MXFP4 && k->linear_mxfp4_fixed) {
-        int64_t most = k->linear_mxfp4_fixed->most_tokens;
-        if (!most || T <= most) return k->linear_mxfp4_fixed;
+    if (precision == CG_PRECISION_INT8) {
+        if (suits(a8_few_of(w->dtype), T)) return a8_few_of(w->dtype);
+        if (suits(a8_of(w->dtype), T)) return a8_of(w->dtype);
     }
-    switch (w->dtype) {
-    case CG_F32: return k->linear_f32;
-    case CG_F16: return k->linear_f16;
-    case CG_BF16: return k->linear_bf16;
-    case CG_MXFP4: return k->linear_mxfp4;
-    case CG_INT8: return k->linear_int8;
-    default: return NULL;
+    if (precision != CG_PRECISION_EXACT) {
+        if (suits(tile_of(w->dtype), T)) return tile_of(w->dtype);
+        if (suits(fixed_of(w->dtype), T)) return fixed_of(w->dtype);
+    }
+    return exact_of(w->dtype);
+}
+
+void cg_product_bytes(const cg_matrix *w, int64_t T, int64_t *packed, int64_t *work) {
+    cg_linear *kernels[] = {exact_of(w->dtype), tile_of(w->dtype), fixed_of(w->dtype), a8_of(w->dtype),
+                            a8_few_of(w->dtype)};
+    *packed = *work = 0;
+    for (int i = 0; i < 5; i++) {
+        if (!kernels[i]) continue;
+        *packed = cg_max(*packed, kernels[i]->packed_bytes(T, w->K));
+        *work = cg_max(*work, cg_work_bytes(kernels[i], w->K));
     }
 }
 
 cg_status cg_check_matrix(const cg_matrix *w) {
     if (w->E < 1 || w->N < 1 || w->K < 1) return CG_BAD_SHAPE;
-    if (w->dtype == CG_MXFP4 && (w->K % CG_MXFP4_GROUP || w->K > CG_MXFP4_MAX_K)) return CG_BAD_SHAPE;
+    if (w->dtype == CG_MXFP4 && w->K % CG_MXFP4_GROUP) return CG_BAD_SHAPE;
     if ((w->dtype == CG_MXFP4 || w->dtype == CG_INT8) && !w->scales) return CG_BAD_SHAPE;
     return w->dtype == CG_U8 ? CG_BAD_DTYPE : CG_OK;
 }
@@ -64,18 +86,21 @@ cg_product cg_product_of(const cg_matrix *w, int64_t expert) {
 }
 
 int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads) {
-    int64_t rows = cg_round_up(w->N / (threads * 8) + 1, 16), most = PANEL_ROWS;
+    int64_t rows = cg_round_up(w->N / ((int64_t)threads * 8) + 1, 16), most = PANEL_ROWS;
     if (T <= PANEL_FEW) most = cg_max(most, PANEL_BYTES / cg_row_bytes(w->dtype, w->K) / 16 * 16);
     return cg_max(16, cg_min(rows, most));
 }
 
-int64_t cg_packed_most(const cg_matrix *w, int64_t T) {
-    cg_linear *kernels[] = {cg_pick_linear(w, T, CG_PRECISION_EXACT), cg_pick_linear(w, T, CG_PRECISION_AUTO),
-                            cg_pick_linear(w, T, CG_PRECISION_INT8), cg_pick_linear(w, 1, CG_PRECISION_AUTO)};
-    int64_t most = 0;
-    for (int i = 0; i < 4; i++)
-        if (kernels[i]) most = cg_max(most, kernels[i]->packed_bytes(T, w->K));
-    return most;
+int64_t cg_panels(const cg_matrix *w, int64_t T, int threads) {
+    int64_t rows = cg_panel_rows(w, T, threads);
+    return (w->N + rows - 1) / rows;
+}
+
+int64_t cg_linear_scratch(const cg_context *ctx, const cg_matrix *w, int64_t T) {
+    cg_linear *kernel = cg_pick_linear(w, T, ctx->precision);
+    if (!kernel) return 0;
+    int team = cg_team(ctx->threads, cg_panels(w, T, ctx->threads));
+    return kernel->packed_bytes(T, w->K) + team * cg_work_bytes(kernel, w->K);
 }
 
 /* One kernel gives a row the same bits among any number of rows; the *_tile ones do not, but none is for one token. */
@@ -90,17 +115,20 @@ typedef struct {
     cg_product p;
     cg_rows x;
     int64_t N, rows;
-    void *packed;
+    char *packed, *work;
+    int64_t work_bytes;
 } linear_job;
 
-static void pack_task(void *job, int64_t i) {
+static void pack_task(void *job, int64_t i, CG_UNUSED int thread) {
     linear_job *j = job;
     j->kernel->pack(j->packed, &j->x, j->p.T, j->p.K, i * 16, cg_min(i * 16 + 16, j->p.T));
 }
 
-static void panel_task(void *job, int64_t i) {
+static void panel_task(void *job, int64_t i, int thread) {
     linear_job *j = job;
-    j->kernel->panel(&j->p, i * j->rows, cg_min((i + 1) * j->rows, j->N));
+    cg_product p = j->p;
+    p.work = j->work + thread * j->work_bytes;
+    j->kernel->panel(&p, i * j->rows, cg_min((i + 1) * j->rows, j->N));
 }
 
 cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t T,
@@ -112,7 +140,9 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
                       .x = {x, x_stride, NULL},
                       .N = w->N,
                       .packed = ctx->scratch};
-    if (job.kernel->packed_bytes(T, w->K) > ctx->scratch_bytes) return CG_NO_MEMORY;
+    if (cg_linear_scratch(ctx, w, T) > ctx->scratch_bytes) return CG_NO_MEMORY;
+    job.work = job.packed + job.kernel->packed_bytes(T, w->K);
+    job.work_bytes = cg_work_bytes(job.kernel, w->K);
     job.p.y = y;
     job.p.y_stride = y_stride;
     job.p.T = T;
@@ -120,6 +150,6 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
     job.p.x = ctx->scratch;
     job.rows = cg_panel_rows(w, T, ctx->threads);
     cg_parallel(ctx->threads, (T + 15) / 16, pack_task, &job);
-    cg_parallel(ctx->threads, (w->N + job.rows - 1) / job.rows, panel_task, &job);
+    cg_parallel(ctx->threads, cg_panels(w, T, ctx->threads), panel_task, &job);
     return CG_OK;
 }

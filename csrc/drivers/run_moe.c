@@ -12,11 +12,12 @@ typedef struct {
 
 typedef struct {
     const cg_matrix *matrix[2];
-    moe_group groups[CG_MAX_EXPERTS];
+    moe_group *groups;
     int64_t group_count, rows[2], panels[2];
     int32_t *token_of, *slot_of;  /* [slots]; [T, k] */
     float *hidden, *act, *result; /* [slots, 2I], [slots, I], [slots, C] */
-    char *packed[2];
+    char *packed[2], *work;
+    int64_t work_bytes;
     const float *x, *weight;
     int64_t x_stride, k;
     float *out;
@@ -24,25 +25,39 @@ typedef struct {
     float alpha, limit;
 } moe_job;
 
-/* Scratch: token_of, slot_of, hidden, act, result, and the packed activations of both products. */
-static int64_t lay_out(moe_job *job, char *base, int64_t T, int64_t k) {
+/* Scratch: groups, token_of, slot_of, hidden, act, result, the packed activations of both products, and what each thread
+   works in. */
+static int64_t lay_out(moe_job *job, char *base, int threads, int64_t T, int64_t k) {
     const cg_matrix *up = job->matrix[0], *down = job->matrix[1];
     int64_t S = T * k, at = 0, groups = cg_min(S, up->E);
-    int64_t sizes[7] = {S * 4, S * 4, S * up->N * 4, S * down->K * 4, S * down->N * 4,
-                        /* packing may round each group's tokens up, to 16 at most */
-                        cg_packed_most(up, S + 16 * groups), cg_packed_most(down, S + 16 * groups)};
-    void **places[7] = {(void **)&job->token_of, (void **)&job->slot_of,   (void **)&job->hidden,   (void **)&job->act,
-                        (void **)&job->result,   (void **)&job->packed[0], (void **)&job->packed[1]};
-    for (int i = 0; i < 7; i++) {
+    int64_t packed[2], work[2];
+    /* packing may round each group's tokens up, to 16 at most */
+    cg_product_bytes(up, S + 16 * groups, &packed[0], &work[0]);
+    cg_product_bytes(down, S + 16 * groups, &packed[1], &work[1]);
+    job->work_bytes = cg_max(work[0], work[1]);
+    int team = cg_team(threads, groups * cg_max(cg_panels(up, T, threads), cg_panels(down, T, threads)));
+    int64_t sizes[9] = {groups * (int64_t)sizeof *job->groups,
+                        S * 4,
+                        S * 4,
+                        S * up->N * 4,
+                        S * down->K * 4,
+                        S * down->N * 4,
+                        packed[0],
+                        packed[1],
+                        team * job->work_bytes};
+    void **places[9] = {(void **)&job->groups,    (void **)&job->token_of,  (void **)&job->slot_of,
+                        (void **)&job->hidden,    (void **)&job->act,       (void **)&job->result,
+                        (void **)&job->packed[0], (void **)&job->packed[1], (void **)&job->work};
+    for (int i = 0; i < 9; i++) {
         if (base) *places[i] = base + at;
         at += cg_round_up(sizes[i], 64);
     }
     return at;
 }
 
-int64_t cg_moe_scratch(const cg_matrix *gate_up, const cg_matrix *down, int64_t T, int64_t k) {
+int64_t cg_moe_scratch(const cg_context *ctx, const cg_matrix *gate_up, const cg_matrix *down, int64_t T, int64_t k) {
     moe_job job = {.matrix = {gate_up, down}};
-    return lay_out(&job, NULL, T, k);
+    return lay_out(&job, NULL, ctx->threads, T, k);
 }
 
 /* Counting sort of the T x k choices by expert; every packed group starts at a multiple of 64 bytes. */
@@ -81,9 +96,9 @@ static void pack_group(moe_job *job, const moe_group *g, int m) {
                        g->count);
 }
 
-static void pack_task(void *job, int64_t i) { pack_group(job, &((moe_job *)job)->groups[i], 0); }
+static void pack_task(void *job, int64_t i, CG_UNUSED int thread) { pack_group(job, &((moe_job *)job)->groups[i], 0); }
 
-static void product_task(moe_job *job, int64_t task, int m) {
+static void product_task(const moe_job *job, int64_t task, int m, int thread) {
     const moe_group *g = &job->groups[task / job->panels[m]];
     const cg_matrix *w = job->matrix[m];
     int64_t n0 = task % job->panels[m] * job->rows[m];
@@ -92,13 +107,14 @@ static void product_task(moe_job *job, int64_t task, int m) {
     p.y = (m ? job->result : job->hidden) + g->first * w->N;
     p.y_stride = w->N;
     p.x = job->packed[m] + g->packed[m];
+    p.work = job->work + thread * job->work_bytes;
     g->kernel[m]->panel(&p, n0, cg_min(n0 + job->rows[m], w->N));
 }
 
-static void gate_up_task(void *job, int64_t i) { product_task(job, i, 0); }
-static void down_task(void *job, int64_t i) { product_task(job, i, 1); }
+static void gate_up_task(void *job, int64_t i, int thread) { product_task(job, i, 0, thread); }
+static void down_task(void *job, int64_t i, int thread) { product_task(job, i, 1, thread); }
 
-static void swiglu_task(void *data, int64_t i) {
+static void swiglu_task(void *data, int64_t i, CG_UNUSED int thread) {
     moe_job *job = data;
     const moe_group *g = &job->groups[i];
     int64_t I = job->matrix[1]->K;
@@ -107,7 +123,7 @@ static void swiglu_task(void *data, int64_t i) {
     pack_group(job, g, 1);
 }
 
-static void combine_task(void *data, int64_t t) {
+static void combine_task(void *data, int64_t t, CG_UNUSED int thread) {
     moe_job *job = data;
     cg_active->combine(job->out + t * job->out_stride, job->result, job->matrix[1]->N, job->slot_of + t * job->k,
                        job->weight + t * job->k, job->k, job->matrix[1]->N);
@@ -119,7 +135,7 @@ cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, cons
     if (cg_check_matrix(gate_up) || cg_check_matrix(down) || gate_up->E != down->E || gate_up->N != 2 * down->K ||
         gate_up->E > CG_MAX_EXPERTS || k < 1 || k > CG_MAX_TOP_K || k > gate_up->E)
         return CG_BAD_SHAPE;
-    if (cg_moe_scratch(gate_up, down, T, k) > ctx->scratch_bytes) return CG_NO_MEMORY;
+    if (cg_moe_scratch(ctx, gate_up, down, T, k) > ctx->scratch_bytes) return CG_NO_MEMORY;
     moe_job job = {.matrix = {gate_up, down},
                    .x = x,
                    .weight = weight,
@@ -129,12 +145,12 @@ cg_status cg_run_moe(const cg_context *ctx, float *out, int64_t out_stride, cons
                    .out_stride = out_stride,
                    .alpha = alpha,
                    .limit = limit};
-    lay_out(&job, ctx->scratch, T, k);
+    lay_out(&job, ctx->scratch, ctx->threads, T, k);
     cg_status bad = group_slots(&job, index, T, ctx->precision);
     if (bad) return bad;
     for (int m = 0; m < 2; m++) {
         job.rows[m] = cg_panel_rows(job.matrix[m], T, ctx->threads);
-        job.panels[m] = (job.matrix[m]->N + job.rows[m] - 1) / job.rows[m];
+        job.panels[m] = cg_panels(job.matrix[m], T, ctx->threads);
     }
     int64_t groups = job.group_count;
     cg_parallel(T == 1 ? 1 : ctx->threads, groups, pack_task, &job);

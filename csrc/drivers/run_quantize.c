@@ -30,7 +30,7 @@ CG_INLINE void turn(const quantize_job *j, char *tile, int64_t k0, int64_t n0, i
 }
 
 /* A group of every row of the result. */
-static void columns_task(void *data, int64_t group) {
+static void columns_task(void *data, int64_t group, CG_UNUSED int thread) {
     const quantize_job *j = data;
     char tile[QUANTIZE_COLUMNS * CG_INT8_GROUP * 4];
     int64_t k = group * CG_INT8_GROUP, rows = cg_min(CG_INT8_GROUP, j->K - k);

@@ -9,7 +9,7 @@ typedef struct {
     int64_t rows, block;
 } rows_job;
 
-static void rows_task(void *data, int64_t i) {
+static void rows_task(void *data, int64_t i, CG_UNUSED int thread) {
     rows_job *job = data;
     for (int64_t r = i * job->block; r < cg_min((i + 1) * job->block, job->rows); r++) job->fn(job->job, r);
 }

@@ -65,7 +65,7 @@ CG_INLINE void run(const transpose_job *j, int64_t begin, const cg_dtype from, c
     }
 }
 
-static void transpose_task(void *data, int64_t i) {
+static void transpose_task(void *data, int64_t i, CG_UNUSED int thread) {
     const transpose_job *j = data;
 #define CASE(from, to) \
     if (j->src_dtype == from && j->dst_dtype == to) { \

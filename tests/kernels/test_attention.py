@@ -105,6 +105,15 @@ def test_values(level, window, D):
             assert_close(out, *expected, f"H = {H}, G = {G}, sinks {with_sinks}")
 
 
+@pytest.mark.parametrize("D", [520, 1001, _kernels.MAX_HEAD_DIM])
+def test_wide_heads(level, D):
+    """Of which a tile has few rows, or one."""
+    qkv, sinks, expected = case(2, 1, D, 31, True)
+    whole = attention(qkv, 2, 1, window=31, sinks=sinks)
+    assert_close(whole, *expected, f"D = {D}")
+    assert_same_bits(attention(qkv, 2, 1, CHUNKS[0], 31, sinks, threads=2), whole, f"D = {D}, in chunks")
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("H, G, D", [(1, 1, 20), (4, 2, 64), (16, 2, 8)])
 def test_chunks_change_no_bit(level, window, H, G, D):

@@ -104,7 +104,17 @@ def test_tile(level, dtype):
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 def test_more_than_one_block_of_everything(level, dtype, exact):
     """More tokens than share a decoding of rows, more rows than a panel, more inputs than a slice."""
-    T, N, K = 401, 83, 1120
+    check_product(level, dtype, exact, 401, 83, 1120)
+
+
+@pytest.mark.parametrize("dtype", SLOTS)
+@pytest.mark.parametrize("exact", [True, False, "int8"], ids=["exact", "auto", "int8"])
+def test_wide_rows(level, dtype, exact):
+    for T in (1, 60):
+        check_product(level, dtype, exact, T, 35, 32800)
+
+
+def check_product(level, dtype, exact, T, N, K):
     x, w = activations(T, K), Weights(dtype, (N, K))
     how = rounding(level, dtype, T, exact)
     rounded, off = operand(x, how)

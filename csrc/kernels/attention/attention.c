@@ -61,7 +61,7 @@ static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int
     att_locate(a, cg_min(block + 1, end - 1), g, &next_k, &next_v);
     if (N > 1 && N != ATT_ROWS) {
         k = att_floats(dtype, k, D * CG_KV_BLOCK, wide);
-        v = att_floats(dtype, v, Dv * CG_KV_BLOCK, wide + CG_MAX_HEAD_DIM * CG_KV_BLOCK);
+        v = att_floats(dtype, v, Dv * CG_KV_BLOCK, wide + D * CG_KV_BLOCK);
         dtype = CG_F32;
     }
     for (int64_t m = 0; m < N; tile++) {
@@ -105,8 +105,8 @@ static inline void att_queries(const cg_attention *a, int64_t g, int64_t row0, i
 }
 
 static void CG_NAME(attention)(const cg_attention *a, int64_t g, int64_t row0, int64_t row1, int64_t span0,
-                               int64_t span1, float *state) {
-    float q[CG_ATTENTION_FLOATS], part[CG_ATTENTION_STATE], wide[2 * CG_MAX_HEAD_DIM * CG_KV_BLOCK];
+                               int64_t span1, float *state, float *work) {
+    float *q = work, *part = q + CG_ATTENTION_FLOATS, *wide = part + CG_ATTENTION_STATE;
     att_row row[CG_ATTENTION_ROWS];
     int64_t rep = a->H / a->G, D = a->D, Dv = cg_round_up(D, CG_V_ALIGN), N = row1 - row0;
     int64_t stride = cg_attention_stride(D);

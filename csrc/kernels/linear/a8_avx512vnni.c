@@ -17,9 +17,9 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
                         int64_t x_vectors, const a8_head *heads, int64_t n0, int64_t r0, int64_t t, int64_t at) {
     vf sum[A8_ROWS_ALONE][TILE_VECTORS];
     int64_t groups = x_vectors / group;
-    const uint32_t *w = j->rows[r0];
+    const uint32_t *w = j->work->rows[r0];
     for (int r = 0; r < R; r++)
-        for (int m = 0; m < M; m++) sum[r][m] = j->first ? vf_set(0.f) : j->sums[at + m][r0 + r];
+        for (int m = 0; m < M; m++) sum[r][m] = j->first ? vf_set(0.f) : j->work->sums[at + m][r0 + r];
     if (!at) tile_fetch(R, j, r0);
     for (int64_t g = 0; g < j->steps / group; g++, w += group, x += group) {
         vi dot[A8_ROWS_ALONE][TILE_VECTORS];
@@ -37,7 +37,7 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
         }
         for (int r = 0; r < R; r++) {
             float scale;
-            memcpy(&scale, j->rows[r0 + r] + A8_STEPS + g, 4);
+            memcpy(&scale, j->work->rows[r0 + r] + A8_STEPS + g, 4);
             for (int m = 0; m < M; m++)
                 sum[r][m] = vf_fma(__builtin_convertvector(dot[r][m], vf), vf_load(heads[m * groups + g].step) * scale,
                                    sum[r][m]);
@@ -47,7 +47,7 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
         vf column[A8_ROWS_ALONE];
         for (int r = 0; r < R; r++) column[r] = sum[r][m];
         if (!j->last)
-            for (int r = 0; r < R; r++) j->sums[at + m][r0 + r] = column[r];
+            for (int r = 0; r < R; r++) j->work->sums[at + m][r0 + r] = column[r];
         else if (R == 1) tile_finish_row(p, t + m * CG_LANES, n0 + r0, column[0]);
         else
             for (int r = 0; r < R; r += 4) tile_finish(p, t + m * CG_LANES, n0 + r0 + r, column + r);
@@ -105,7 +105,7 @@ CG_INLINE void a8_decode_mxfp4(void *out, const cg_product *p, int64_t n, int64_
         tile_many(a8_steps(group, p->K), 4, A8_STEPS, dtype, a8_decode_##name, a8_rows_##name, p, n0, n1); \
     } \
     static cg_linear CG_NAME(linear_##name##_a8) = {a8_packed_bytes_##name, a8_pack_##name, a8_panel_##name, \
-                                                    .least_tokens = A8_LEAST};
+                                                    .least_tokens = A8_LEAST, .work_bytes = sizeof(tile_work)};
 A8(int8, CG_INT8, A8_INT8_STEPS, A8_INT8)
 A8(mxfp4, CG_MXFP4, A8_MXFP4_STEPS, A8_MXFP4)
 #undef A8

@@ -32,7 +32,8 @@ CG_INLINE void dense_panel(const cg_dtype dtype, dot_decode *decode, const cg_pr
     static void CG_NAME(panel_##name)(const cg_product *p, int64_t n0, int64_t n1) { \
         dense_panel(dtype, decode_##name, p, n0, n1); \
     } \
-    static cg_linear CG_NAME(linear_##name) = {CG_NAME(dense_packed_bytes), CG_NAME(dense_pack), CG_NAME(panel_##name)};
+    static cg_linear CG_NAME(linear_##name) = {CG_NAME(dense_packed_bytes), CG_NAME(dense_pack), \
+                                               CG_NAME(panel_##name), .work_bytes = sizeof(dot_work)};
 DENSE(f32, CG_F32)
 DENSE(f16, CG_F16)
 DENSE(bf16, CG_BF16)

@@ -186,9 +186,13 @@ CG_INLINE void dot_few(const dot_sums how, const cg_dtype dtype, const cg_produc
 typedef void dot_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1);
 
 typedef struct {
-    const cg_product *p;
     vf pieces[DOT_PANEL * DOT_PIECE];
     vf state[DOT_MOST_TOKENS][DOT_PANEL];
+} dot_work;
+
+typedef struct {
+    const cg_product *p;
+    dot_work *work;
     int64_t vectors; /* in the pieces at hand */
     int first, last; /* whether these are the first, the last of their rows */
 } dot_job;
@@ -196,10 +200,10 @@ typedef struct {
 /* Rows n0 + r .. of the panel and tokens t .. of a block: x are the tokens' pieces, `at` the first token's state. */
 CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job *j, const vf *x, int64_t n0, int64_t r0,
                           int64_t t, int64_t at) {
-    const vf *w = j->pieces + r0 * DOT_PIECE;
+    const vf *w = j->work->pieces + r0 * DOT_PIECE;
     vf sum[DOT_ROWS][DOT_TOKENS];
     for (int r = 0; r < R; r++)
-        for (int m = 0; m < M; m++) sum[r][m] = j->first ? vf_set(0.f) : j->state[at + m][r0 + r];
+        for (int m = 0; m < M; m++) sum[r][m] = j->first ? vf_set(0.f) : j->work->state[at + m][r0 + r];
     for (int64_t v = 0; v < j->vectors; v += DOT_GROUP) {
         vf part[DOT_ROWS][DOT_TOKENS];
 #pragma GCC unroll 8
@@ -224,7 +228,7 @@ CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job 
         for (int r = 0; r < R; r++) column[r] = sum[r][m];
         if (j->last) dot_finish(R, j->p, t + m, n0 + r0, column);
         else
-            for (int r = 0; r < R; r++) j->state[at + m][r0 + r] = column[r];
+            for (int r = 0; r < R; r++) j->work->state[at + m][r0 + r] = column[r];
     }
 }
 
@@ -240,14 +244,13 @@ CG_INLINE void dot_rows(const int R, const dot_sums how, dot_job *j, const vf *x
 /* Outputs n0 .. n1-1 for all tokens. */
 CG_INLINE void dot_many(const dot_sums how, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
     const int R = how == DOT_GROUPED ? 4 : DOT_ROWS; /* grouped sums take two registers each */
-    dot_job j;
+    dot_job j = {.p = p, .work = p->work};
     int64_t pieces = dot_pieces(p->K);
-    j.p = p;
     for (int64_t t0 = 0; t0 < p->T; t0 += DOT_MOST_TOKENS)
         for (int64_t n = n0; n < n1; n += DOT_PANEL)
             for (int64_t s = 0; s < pieces; s++) {
                 int64_t rows = cg_min(DOT_PANEL, n1 - n), k0 = s * DOT_SPAN, k1 = cg_min(k0 + DOT_SPAN, p->K);
-                for (int64_t r = 0; r < rows; r++) decode(j.pieces + r * DOT_PIECE, p, n + r, k0, k1);
+                for (int64_t r = 0; r < rows; r++) decode(j.work->pieces + r * DOT_PIECE, p, n + r, k0, k1);
                 j.vectors = cg_round_up((k1 - k0 + CG_LANES - 1) / CG_LANES, DOT_GROUP);
                 j.first = s == 0;
                 j.last = s == pieces - 1;

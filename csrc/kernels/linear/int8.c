@@ -14,4 +14,5 @@ static void CG_NAME(int8_panel)(const cg_product *p, int64_t n0, int64_t n1) {
     dot_many(DOT_F32, int8_decode, p, n0, n1);
 }
 
-static cg_linear CG_NAME(linear_int8) = {CG_NAME(decoded_packed_bytes), CG_NAME(decoded_pack), CG_NAME(int8_panel)};
+static cg_linear CG_NAME(linear_int8) = {CG_NAME(decoded_packed_bytes), CG_NAME(decoded_pack), CG_NAME(int8_panel),
+                                         .work_bytes = sizeof(dot_work)};

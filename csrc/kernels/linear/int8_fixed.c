@@ -110,5 +110,6 @@ static void CG_NAME(int8_fixed_panel)(const cg_product *p, int64_t n0, int64_t n
     }
 }
 
-static cg_linear CG_NAME(linear_int8_fixed) = {CG_NAME(int8_fixed_packed_bytes), CG_NAME(int8_fixed_pack),
-                                               CG_NAME(int8_fixed_panel)};
+static cg_linear CG_NAME(linear_int8_fixed) = {.packed_bytes = CG_NAME(int8_fixed_packed_bytes),
+                                               .pack = CG_NAME(int8_fixed_pack),
+                                               .panel = CG_NAME(int8_fixed_panel)};

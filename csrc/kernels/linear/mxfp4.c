@@ -22,4 +22,5 @@ static void CG_NAME(mxfp4_panel)(const cg_product *p, int64_t n0, int64_t n1) {
     dot_many(DOT_F32, mxfp4_decode, p, n0, n1);
 }
 
-static cg_linear CG_NAME(linear_mxfp4) = {CG_NAME(decoded_packed_bytes), CG_NAME(decoded_pack), CG_NAME(mxfp4_panel)};
+static cg_linear CG_NAME(linear_mxfp4) = {CG_NAME(decoded_packed_bytes), CG_NAME(decoded_pack), CG_NAME(mxfp4_panel),
+                                          .work_bytes = sizeof(dot_work)};

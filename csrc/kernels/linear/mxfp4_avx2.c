@@ -115,4 +115,5 @@ static void mx_panel__avx2(const cg_product *p, int64_t n0, int64_t n1) {
     }
 }
 
-static cg_linear mx_linear__avx2 = {mx_packed_bytes__avx2, mx_pack__avx2, mx_panel__avx2};
+static cg_linear mx_linear__avx2 = {mx_packed_bytes__avx2, mx_pack__avx2, mx_panel__avx2,
+                                    .work_bytes = sizeof(dot_work)};

@@ -88,4 +88,5 @@ static void mx_panel__avx512(const cg_product *p, int64_t n0, int64_t n1) {
     }
 }
 
-static cg_linear mx_linear__avx512 = {mx_packed_bytes__avx512, mx_pack__avx512, mx_panel__avx512};
+static cg_linear mx_linear__avx512 = {mx_packed_bytes__avx512, mx_pack__avx512, mx_panel__avx512,
+                                      .work_bytes = sizeof(dot_work)};

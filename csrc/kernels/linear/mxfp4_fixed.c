@@ -64,4 +64,4 @@ static void CG_NAME(fixed_panel)(const cg_product *p, int64_t n0, int64_t n1) {
 }
 
 static cg_linear CG_NAME(linear_mxfp4_fixed) = {CG_NAME(fixed_packed_bytes), CG_NAME(fixed_pack), CG_NAME(fixed_panel),
-                                                FIXED_REF_TOKENS};
+                                                .most_tokens = FIXED_REF_TOKENS};

@@ -162,5 +162,6 @@ static void CG_NAME(fixed_panel_hand)(const cg_product *p, int64_t n0, int64_t n
             }
 }
 
-static cg_linear CG_NAME(fixed_linear_hand) = {CG_NAME(fixed_packed_bytes_hand), CG_NAME(fixed_pack_hand),
-                                               CG_NAME(fixed_panel_hand)};
+static cg_linear CG_NAME(fixed_linear_hand) = {.packed_bytes = CG_NAME(fixed_packed_bytes_hand),
+                                               .pack = CG_NAME(fixed_pack_hand),
+                                               .panel = CG_NAME(fixed_panel_hand)};

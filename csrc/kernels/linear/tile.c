@@ -33,7 +33,8 @@ CG_INLINE void tile_floats(const cg_dtype dtype, float *out, const cg_product *p
         tile_many(p->K, 1, TILE_STEPS, dtype, tile_floats_##name, tile_rows_f32, p, n0, n1); \
     } \
     static cg_linear CG_NAME(linear_##name##_tile) = {CG_NAME(tile_packed_f32), CG_NAME(tile_pack_f32), \
-                                                      CG_NAME(tile_panel_##name), .least_tokens = TILE_LEAST_F32};
+                                                      CG_NAME(tile_panel_##name), .least_tokens = TILE_LEAST_F32, \
+                                                      .work_bytes = sizeof(tile_work)};
 TILE(f32, CG_F32)
 TILE(f16, CG_F16)
 TILE(bf16, CG_BF16)

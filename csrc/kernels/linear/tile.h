@@ -24,10 +24,14 @@ CG_INLINE int64_t tile_packed_bytes(int64_t steps, int64_t T) { return cg_round_
 typedef void tile_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1);
 
 typedef struct {
-    const char *next; /* the stored weights of the slice that follows, each row's every row_bytes */
-    int64_t row_bytes, next_bytes;
     uint32_t rows[TILE_PANEL][TILE_ROW_STEPS];
     vf sums[TILE_MOST_VECTORS][TILE_PANEL];
+} tile_work;
+
+typedef struct {
+    tile_work *work;
+    const char *next; /* the stored weights of the slice that follows, each row's every row_bytes */
+    int64_t row_bytes, next_bytes;
     int64_t from, steps; /* of the slice at hand */
     int first, last;     /* whether it is the first, the last */
 } tile_job;
@@ -72,7 +76,7 @@ CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job
     vf sum[TILE_ROWS][TILE_VECTORS];
     for (int r = 0; r < R; r++)
         for (int m = 0; m < M; m++) sum[r][m] = vf_set(0.f);
-    const uint32_t *w = j->rows[r0];
+    const uint32_t *w = j->work->rows[r0];
     if (!at) tile_fetch(R, j, r0);
 #pragma GCC unroll 4
     for (int64_t s = 0; s < j->steps; s++) {
@@ -86,9 +90,9 @@ CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job
     }
     for (int m = 0; m < M; m++) {
         vf column[TILE_ROWS];
-        for (int r = 0; r < R; r++) column[r] = j->first ? sum[r][m] : j->sums[at + m][r0 + r] + sum[r][m];
+        for (int r = 0; r < R; r++) column[r] = j->first ? sum[r][m] : j->work->sums[at + m][r0 + r] + sum[r][m];
         if (!j->last)
-            for (int r = 0; r < R; r++) j->sums[at + m][r0 + r] = column[r];
+            for (int r = 0; r < R; r++) j->work->sums[at + m][r0 + r] = column[r];
         else if (R == 1) tile_finish_row(p, t + m * CG_LANES, n0 + r0, column[0]);
         else
             for (int r = 0; r < R; r += 4) tile_finish(p, t + m * CG_LANES, n0 + r0 + r, column + r);
@@ -113,7 +117,7 @@ TILE_ROWS_OF(tile_rows_pairs, DOT_PAIRS)
 /* Outputs n0 .. n1-1 for all tokens, whose rows have `steps` of `values` values each, in slices of `most` at most. */
 CG_INLINE void tile_many(int64_t steps, const int64_t values, const int64_t most, const cg_dtype dtype,
                          tile_decode *decode, tile_rows *multiply, const cg_product *p, int64_t n0, int64_t n1) {
-    tile_job j;
+    tile_job j = {.work = p->work};
     int64_t slices = (steps + most - 1) / most, slice = cg_round_up((steps + slices - 1) / slices, TILE_STEPS_ALIGN);
     int64_t vectors = (p->T + CG_LANES - 1) / CG_LANES;
     j.row_bytes = cg_row_bytes(dtype, p->K);
@@ -130,7 +134,7 @@ CG_INLINE void tile_many(int64_t steps, const int64_t values, const int64_t most
                 j.next = (const char *)p->w + (j.last ? (n + TILE_PANEL) * j.row_bytes
                                                       : n * j.row_bytes + cg_row_bytes(dtype, (s + slice) * values));
                 for (int64_t r = 0; r < rows; r++)
-                    decode(j.rows[r], p, n + r, s * values, cg_min((s + slice) * values, p->K));
+                    decode(j.work->rows[r], p, n + r, s * values, cg_min((s + slice) * values, p->K));
                 for (; v + TILE_VECTORS <= end; v += TILE_VECTORS)
                     multiply(TILE_VECTORS, &j, p, x + v * steps, steps, n, rows, v * CG_LANES, v - v0);
                 if (end - v == 2) multiply(2, &j, p, x + v * steps, steps, n, rows, v * CG_LANES, v - v0);

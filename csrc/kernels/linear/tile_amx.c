@@ -83,7 +83,7 @@ static void amx_rows(const cg_product *p, const uint16_t *w, int64_t w_stride, i
 
 static void panel_bf16_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
     int64_t Kp = cg_round_up(p->K, TILE_K);
-    uint16_t copy[AMX_ROWS * CG_TILE_MAX_K];
+    uint16_t *copy = p->work;
     tiles_begin();
     for (int64_t n = n0; n < n1; n += AMX_ROWS) {
         int64_t rows = cg_min(AMX_ROWS, n1 - n);
@@ -103,7 +103,7 @@ static void panel_bf16_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
 typedef void amx_decode(uint16_t *out, const cg_product *p, int64_t n);
 
 CG_INLINE void amx_decoded_panel(amx_decode *decode, int64_t Kw, const cg_product *p, int64_t n0, int64_t n1) {
-    uint16_t decoded[AMX_ROWS * CG_TILE_MAX_K];
+    uint16_t *decoded = p->work;
     tiles_begin();
     for (int64_t n = n0; n < n1; n += AMX_ROWS) {
         int64_t rows = cg_min(AMX_ROWS, n1 - n);
@@ -133,8 +133,8 @@ static void panel_int8_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
 }
 
 static cg_linear linear_bf16_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_bf16_tile__amx,
-                                          .least_tokens = AMX_LEAST};
+                                          .least_tokens = AMX_LEAST, .work_bytes_per_input = AMX_ROWS * 2};
 static cg_linear linear_mxfp4_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_mxfp4_tile__amx,
-                                           .least_tokens = AMX_LEAST};
+                                           .least_tokens = AMX_LEAST, .work_bytes_per_input = AMX_ROWS * 2};
 static cg_linear linear_int8_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_int8_tile__amx,
-                                          .least_tokens = AMX_LEAST};
+                                          .least_tokens = AMX_LEAST, .work_bytes_per_input = AMX_ROWS * 2};

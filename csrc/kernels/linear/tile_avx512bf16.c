@@ -60,8 +60,11 @@ static void panel_int8_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t
 }
 
 static cg_linear linear_bf16_tile__avx512bf16 = {packed_bytes_bf16_tile__avx512bf16, pack_bf16_tile__avx512bf16,
-                                                 panel_bf16_tile__avx512bf16, .least_tokens = TILE_LEAST};
+                                                 panel_bf16_tile__avx512bf16, .least_tokens = TILE_LEAST,
+                                                 .work_bytes = sizeof(tile_work)};
 static cg_linear linear_mxfp4_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
-                                                  panel_mxfp4_tile__avx512bf16, .least_tokens = TILE_LEAST_DECODED};
+                                                  panel_mxfp4_tile__avx512bf16, .least_tokens = TILE_LEAST_DECODED,
+                                                  .work_bytes = sizeof(tile_work)};
 static cg_linear linear_int8_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
-                                                 panel_int8_tile__avx512bf16, .least_tokens = TILE_LEAST_DECODED};
+                                                 panel_int8_tile__avx512bf16, .least_tokens = TILE_LEAST_DECODED,
+                                                 .work_bytes = sizeof(tile_work)};
