@@ -133,8 +133,10 @@ CG_INLINE vf vf_load_f16(const uint16_t *p) {
 #elif CG_LANES == 8
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 #else
+    vh h;
     vf v;
-    for (int i = 0; i < CG_LANES; i++) v[i] = cg_f16_to_f32(p[i]);
+    memcpy(&h, p, sizeof h);
+    for (int i = 0; i < CG_LANES; i++) v[i] = cg_f16_to_f32(h[i]);
     return v;
 #endif
 }
@@ -159,7 +161,9 @@ CG_INLINE void vf_store_as(cg_dtype d, void *row, int64_t k, vf v) {
 #elif CG_LANES == 8
         _mm_storeu_si128((__m128i *)((uint16_t *)row + k), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else
-        for (int i = 0; i < CG_LANES; i++) ((uint16_t *)row)[k + i] = cg_f32_to_f16(v[i]);
+        vh h;
+        for (int i = 0; i < CG_LANES; i++) h[i] = cg_f32_to_f16(v[i]);
+        memcpy((uint16_t *)row + k, &h, sizeof h);
 #endif
     }
 }

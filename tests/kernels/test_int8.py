@@ -54,6 +54,18 @@ def quantize(x, dtype="F32", threads=1, turned=False):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_quantize_from_an_odd_address(level, dtype, rng):
+    """Tensors of a file may begin anywhere. What this reads, the sanitizers see."""
+    x = rng.standard_normal((5, 130), np.float32)
+    x = x.astype(np.float16) if dtype == "F16" else to_bf16(x) if dtype == "BF16" else x
+    odd = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    odd[...] = x
+    for turned in (False, True):
+        found, expected = (_kernels.quantize_int8(a, dtype, 1, turned=turned) for a in (odd, x))
+        assert all((a == b).all() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("K", [1, 63, 64, 130, 768])
 def test_quantize(level, dtype, K, rng):
     """The scale is the smallest bf16 that keeps the largest within 127; each integer is the nearest."""
