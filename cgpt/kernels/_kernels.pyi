@@ -1,0 +1,134 @@
+"""Types of the compiled module; _kernels.pyx has the code, csrc/cgpt.h the contracts. In shapes T are tokens, C the
+model's width, N outputs, K inputs, E experts, H query heads, G key-value heads, D the dimension of a head."""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from typing_extensions import Self, disjoint_base
+
+_Array: TypeAlias = NDArray[Any]
+
+DTYPES: Final[dict[str, int]]
+PRECISIONS: Final[tuple[str, ...]]
+ACTIVATIONS: Final[tuple[str, ...]]
+NUMPY_DTYPES: Final[dict[str, str]]
+FEATURES: Final[tuple[str, ...]]  # that can be masked; the first, "", is none
+MXFP4_MAX_K: Final[int]
+MAX_HEAD_DIM: Final[int]
+MAX_EXPERTS: Final[int]
+MAX_TOP_K: Final[int]
+KV_BLOCK: Final[int]  # positions
+KV_PANEL: Final[int]  # positions of keys, dimensions of values
+KV_SPAN: Final[int]  # positions
+INT8_GROUP: Final[int]  # weights that share a scale
+
+# The level of instructions in use
+
+def use_level(name: str, *, mask: str = "") -> None: ...
+def level() -> str: ...
+def levels() -> dict[str, str | None]: ...
+def kernels() -> dict[str, str]: ...
+def has_openmp() -> bool: ...
+def openmp_places() -> list[int]: ...
+
+# What kernels take
+
+@disjoint_base
+class Context:
+    def __init__(self, threads: int, precision: str) -> None: ...
+
+@disjoint_base
+class Tensor:
+    array: Final[_Array]
+    rows: Final[int]
+    cols: Final[int]
+    def __new__(cls, array: _Array, dtype: str = "F32", aligned: bool = True) -> Self: ...
+
+@disjoint_base
+class Matrix:
+    dtype: Final[str]
+    shape: Final[tuple[int, ...]]  # [N, K] or [E, N, K]
+    arrays: Final[tuple[_Array, ...]]  # data, and the scales and the bias where there are any
+    def __init__(
+        self,
+        dtype: str,
+        data: _Array,
+        scales: _Array | None = None,
+        bias: _Array | None = None,
+        columns: int | None = None,
+        aligned: bool = True,
+    ) -> None: ...
+
+@disjoint_base
+class LayerCache:
+    itemsize: Final[int]  # bytes
+    def __init__(self, k: _Array, v: _Array, dtype: str = "F32") -> None: ...
+
+def kv_shapes(blocks: int, G: int, D: int) -> tuple[tuple[int, ...], tuple[int, ...]]: ...
+
+# Kernels of rows: out, x and qkv are [rows, columns], and T of the rows are worked on
+
+def layernorm(ctx: Context, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, T: int) -> None: ...
+def rmsnorm(ctx: Context, out: Tensor, x: Tensor, weight: Tensor, eps: float, T: int) -> None: ...
+def rope(
+    ctx: Context,
+    x: Tensor,
+    cos: Tensor,  # [positions, D/2]
+    sin: Tensor,
+    row: int,
+    start: int,
+    heads: int,
+    D: int,
+    T: int,
+) -> None: ...
+def activation(ctx: Context, x: Tensor, which: str, T: int) -> None: ...
+def topk(ctx: Context, index: NDArray[np.int32], weight: Tensor, logits: Tensor, T: int) -> None: ...
+def embed(
+    out: Tensor, table: Matrix, ids: NDArray[np.int64], positions: Matrix | None = None, row: int = 0, start: int = 0
+) -> None: ...
+def mxfp4_dequantize(blocks: _Array, scales: _Array) -> NDArray[np.float32]: ...
+def quantize_int8(
+    array: _Array,  # [N, K], or [K, N] where turned
+    dtype: str,
+    threads: int,
+    empty: Callable[[tuple[int, ...], DTypeLike], _Array] = ...,
+    turned: bool = False,
+) -> tuple[NDArray[np.int8], NDArray[np.uint16]]: ...
+
+# Linear, experts, attention
+
+def linear(
+    ctx: Context, y: Tensor, x: Tensor, w: Matrix, T: int, *, column: int = 0, row: int = 0, add: bool = False
+) -> None: ...
+def uniform_tokens(w: Matrix, most: int, precision: str) -> int: ...
+def moe(
+    ctx: Context,
+    out: Tensor,  # [T, C], added to
+    x: Tensor,  # [T, C]
+    index: NDArray[np.int32],  # [T, k]
+    weight: Tensor,  # [T, k]
+    gate_up: Matrix,  # [E, 2 K, C]
+    down: Matrix,  # [E, C, K]
+    alpha: float,
+    limit: float,
+    T: int,
+) -> None: ...
+def attention(
+    ctx: Context,
+    out: Tensor,  # [rows, H D]
+    qkv: Tensor,  # [rows, (H + 2 G) D]
+    spans: list[tuple[LayerCache, int, int, int]],  # (cache, row, start, T)
+    H: int,
+    *,
+    scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,  # [H]
+) -> None: ...
+def transpose(out: _Array, to: str, array: _Array, dtype: str, threads: int) -> None: ...
+
+# What the machine can do
+
+def read(ctx: Context, out: NDArray[np.int32], data: Tensor) -> None: ...
+def peak(ctx: Context, out: Tensor, rounds: int, *, dtype: str = "f32", one: float = 1.0, x: float = 1.0) -> int: ...
