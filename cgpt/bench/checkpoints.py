@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cgpt.analysis.info import describe
 from cgpt.checkpoint.locate import demo_models, locate
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import InputError
 from cgpt.models import synth
+from cgpt.models.accounting import describe
 
 Progress = Callable[[int, int], None]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cgpt.analysis.info import describe
 from cgpt.api import Model
 from cgpt.bench.noise import spread, warnings
 from cgpt.bench.trace import Trace
@@ -18,6 +17,7 @@ from cgpt.bench.workload import Measured
 from cgpt.kernels import isa
 from cgpt.machine import sysfs, topology
 from cgpt.machine.roofline import Roof
+from cgpt.models.accounting import describe
 from cgpt.version import __version__
 
 

@@ -13,13 +13,13 @@ from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from cgpt.analysis import compare, compare_text
+    from cgpt.analysis import compare
 
     facts = compare.compare(args.models, args.context, args.kv_cache_dtype)
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
-        print((compare_text.markdown if args.markdown else compare_text.render)(facts, why=args.why))
+        print((compare.markdown if args.markdown else compare.render)(facts, why=args.why))
 
 
 def add_compare(command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:

@@ -13,12 +13,12 @@ SECONDS = 1.0  # of measuring
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from cgpt.analysis import doctor, doctor_text
+    from cgpt.analysis import doctor
 
     if args.threads is not None and not 1 <= args.threads <= 4096:
         raise InputError(f"--threads is a number from 1 to 4096, not {args.threads}")
     facts = doctor.examine(args.threads, None if args.no_measure else _measure)
-    print(json.dumps(facts, indent=2) if args.json else doctor_text.render(facts))
+    print(json.dumps(facts, indent=2) if args.json else doctor.render(facts))
 
 
 def _measure(threads: int) -> Any:

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from cgpt.analysis.info import describe
 from cgpt.bench.noise import Watch, warnings
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.evolution import verdict
@@ -21,7 +20,7 @@ from cgpt.evolution.steps_attention import VARIANTS
 from cgpt.kernels import isa
 from cgpt.machine import roofline, topology
 from cgpt.machine.roofline import Roof
-from cgpt.models.accounting import cache_bytes
+from cgpt.models.accounting import cache_bytes, describe
 from cgpt.version import __version__
 
 ROOF_SECONDS = 0.4  # for each of the roofs at most

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cgpt.analysis.info import describe
 from cgpt.bench.operands import copies, matrix, tensor
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.evolution.measure import Case, Way, way
@@ -14,6 +13,7 @@ from cgpt.evolution.setting import EPS, GPT_OSS, D, Setting
 from cgpt.evolution.step import Fact
 from cgpt.evolution.steps_mlp import gelu_mlp
 from cgpt.kernels import _kernels as k
+from cgpt.models.accounting import describe
 
 GPT2_XL = SIZES["gpt2-xl"]
 KEEP = 0.9  # GPT-2's dropout leaves nine of ten

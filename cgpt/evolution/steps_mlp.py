@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cgpt.analysis.info import describe
 from cgpt.bench.operands import copies, matrix, tensor
 from cgpt.evolution.measure import Case, Way, way
 from cgpt.evolution.setting import FEW, MANY, SWIGLU, TOP_K, Setting
 from cgpt.evolution.step import Fact, rounded
 from cgpt.kernels import _kernels as k
+from cgpt.models.accounting import describe
 
 SATURATED = 30.0  # activations leave it as it is, so that they can run in place again and again
 BATCH = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from cgpt.checkpoint.config import SLIDING, GPT2Config, GptOssConfig, read_confi
 from cgpt.checkpoint.locate import demo_models, locate
 from cgpt.checkpoint.safetensors import Checkpoint, StoredTensor
 from cgpt.checkpoint.sizes import SIZES, published_config
-from cgpt.errors import ConfigError, InputError
+from cgpt.errors import ConfigError, ContextLengthError, InputError
 from cgpt.fields import read_json_object
 from cgpt.kernels._kernels import INT8_GROUP, KV_BLOCK, KV_PANEL
+from cgpt.machine.memory import available_memory
 from cgpt.models import gpt2, gpt_oss
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.models.synth import SynthTensor, checkpoint_files, file_header
@@ -32,6 +34,8 @@ _PATTERNS = {
     "attention": r"\.(self_)?attn\.",
 }
 PARTS = ("embedding", "attention", "mlp", "norms", "unembedding")
+
+RUNTIME = 300_000_000  # bytes beside weights and cache: the interpreter, libraries, activations of a chunk
 
 Config = GPT2Config | GptOssConfig
 
@@ -216,3 +220,107 @@ def dense_bits(dense: str, K: int) -> float:
 
 def _in_order(parts: Mapping[str, float]) -> dict[str, int]:
     return {part: round(parts[part]) for part in PARTS if part in parts}
+
+
+# ------------------------------------------------------------------------------------------------------- facts
+
+
+def describe(
+    name_or_dir: str | os.PathLike,
+    context: int | None = None,
+    dense: str | None = None,
+    kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"],
+    root: Path = Path("/"),
+) -> dict[str, Any]:
+    """Facts about a checkpoint directory, a model of the package, a published size (no files needed) or a config.json.
+
+    context: positions to have room for; default all the model has. dense: as load() is told, "bf16" or "int8"; bytes
+    are those in memory then. kv_cache_dtype: what keys and values are kept as, "f32", "f16" or "bf16". root: the file
+    system that holds proc and sys. The result, which json can write, holds
+      name, source ("files", "published size" or "config.json"), architecture;
+      shape: layers, width, heads and so on;
+      parameters: total, active (those a token is multiplied with), parts {name: number};
+      bytes: disk (files), weights (in memory), per_token {part: what decoding a token reads, and "cache"};
+      flops: of decoding the token at the end of `context`, {"products", "attention"};
+      memory: bytes needed at `context`, as weights, cache (of kv_cache_dtype), runtime and total;
+      here: available bytes (None: unknown), whether it fits, and max_context that does (0: none).
+
+    Raises CheckpointError, ConfigError, InputError or ContextLengthError.
+    """
+    found = look_up(name_or_dir)
+    config, tensors, limit = found.config, found.tensors, context_limit(found.config)
+    context = checked_context(context, limit, "this model")
+    weights = round(sum(loaded_bytes(config, tensor, dense) for tensor in tensors))
+    cache = cache_bytes(config, context, kv_cache_dtype)
+    needed = weights + cache + RUNTIME
+    available = available_memory(root)
+    room = (available or 0) - weights - RUNTIME
+    return {
+        "name": Path(name_or_dir).name or str(name_or_dir),
+        "source": found.source,
+        "architecture": architecture(config),
+        "shape": _shape(config, limit),
+        "parameters": parameters(config, tensors),
+        "bytes": {
+            "disk": found.disk,
+            "weights": weights,
+            "per_token": bytes_per_token(config, tensors, dense)
+            | {"cache": cache_read(config, context, kv_cache_dtype)},
+        },
+        "flops": flops(config, tensors, context),
+        "memory": {
+            "context": context,
+            "kv_cache_dtype": kv_cache_dtype,
+            "weights": weights,
+            "cache": cache,
+            "runtime": RUNTIME,
+            "total": needed,
+        },
+        "here": {
+            "available": available,
+            "fits": None if available is None else needed <= available,
+            "max_context": None if available is None else _max_context(config, limit, kv_cache_dtype, room),
+        },
+    }
+
+
+def checked_context(context: int | None, limit: int, name: str) -> int:
+    """`context`, or all `limit` positions of the model `name` for None. InputError or ContextLengthError beyond."""
+    if context is None:
+        return limit
+    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
+        raise InputError(f"context must be a number of positions, at least 1, found {context!r}")
+    if context > limit:
+        raise ContextLengthError(f"context {context} is beyond the {limit} positions of {name}")
+    return context
+
+
+def _shape(config: Config, limit: int) -> dict[str, int]:
+    windows, G, D = attention_shape(config)
+    if isinstance(config, GPT2Config):
+        shape = {"width": config.n_embd, "mlp_width": config.n_inner, "heads": config.n_head}
+    else:
+        shape = {
+            "width": config.hidden_size,
+            "mlp_width": config.intermediate_size,
+            "heads": config.num_attention_heads,
+            "experts": config.num_experts,
+            "experts_per_token": config.experts_per_token,
+            "window": config.sliding_window or 0,
+        }
+    sliding = sum(1 for window in windows if window)
+    return {
+        "layers": len(windows),
+        "sliding_layers": sliding,
+        **shape,
+        "kv_heads": G,
+        "head_dim": D,
+        "vocabulary": config.vocab_size,
+        "context": limit,
+    }
+
+
+def _max_context(config: Config, limit: int, kv_cache_dtype: str, room: int) -> int:
+    """The longest context whose cache fits into `room` bytes; 0 where none does."""
+    contexts = range(1, limit + 1)
+    return bisect_right(contexts, room, key=lambda context: cache_bytes(config, context, kv_cache_dtype))

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cgpt.analysis.info import describe
 from cgpt.checkpoint.sizes import SIZES
-from cgpt.models.accounting import cache_read
+from cgpt.models.accounting import cache_read, describe
 
 CONTEXT = 512  # tokens of the prompt, and before the token decoded
 
@@ -30,7 +29,7 @@ def forecast(name: str, dense: str | None, roof: Any = None, root: Path = Path("
 
     roof: what roofline.measure() found, with read_bytes_per_s, flops_per_s and dtype; None leaves the rates out. root:
     the file system that holds proc and sys. The result, which json can write, holds name, dense; weights, bytes;
-    available, fits (at the full context), max_context (0: none) and context (all the model has), as info.describe()
+    available, fits (at the full context), max_context (0: none) and context (all the model has), as describe()
     has them; bytes_per_token, flops_per_token; decode and prompt, tokens a second, {"at_most", "expected"} or None
     where they cannot be told.
     """
@@ -57,7 +56,7 @@ def forecast(name: str, dense: str | None, roof: Any = None, root: Path = Path("
 
 
 def flops_per_token(facts: Mapping[str, Any]) -> int:
-    """The additions and multiplications of one token of a prompt of CONTEXT, from what info.describe() found: those
+    """The additions and multiplications of one token of a prompt of CONTEXT, from what describe() found: those
     of its products without the head, which only the last token meets, and four for each number of a key it sees."""
     shape = facts["shape"]
     products = facts["flops"]["products"] - 2 * shape["vocabulary"] * shape["width"]

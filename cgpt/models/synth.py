@@ -21,6 +21,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.random import SFC64, BitGenerator, SeedSequence  # now: no signal may come during a lazy import
 
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config
 from cgpt.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorSpec
@@ -208,18 +209,18 @@ def _file_data(header: bytes, tensors: Iterable[SynthTensor], seed: int) -> Iter
         values = _mask if re.fullmatch(gpt2.MASK_BUFFERS[0], tensor.name) else _random
         count, step = prod(tensor.shape), CHUNK // _NUMPY_TYPES[tensor.dtype].itemsize
         # A stream for each tensor: its values do not depend on the files and tensors before it.
-        stream = np.random.SFC64(np.random.SeedSequence([seed, *tensor.name.encode()]))
+        stream = SFC64(SeedSequence([seed, *tensor.name.encode()]))
         for begin in range(0, count, step):
             yield values(tensor, stream, begin, min(step, count - begin)).data
 
 
-def _mask(tensor: SynthTensor, stream: np.random.BitGenerator, begin: int, count: int) -> np.ndarray:
+def _mask(tensor: SynthTensor, stream: BitGenerator, begin: int, count: int) -> np.ndarray:
     """`count` elements from `begin` on of the causal mask [1, 1, n, n]: 1 where a query may look."""
     query, key = np.divmod(np.arange(begin, begin + count), tensor.shape[-1])
     return (key <= query).astype("<f4")
 
 
-def _random(tensor: SynthTensor, stream: np.random.BitGenerator, begin: int, count: int) -> np.ndarray:
+def _random(tensor: SynthTensor, stream: BitGenerator, begin: int, count: int) -> np.ndarray:
     """The next `count` values of a tensor. Random bits look values up: several times faster than sampling."""
     if tensor.dtype == "U8":
         data = stream.random_raw(-(-count // 8)).view(np.uint8)[:count]

@@ -6,8 +6,7 @@ import re
 import pytest
 
 import cgpt
-from cgpt.analysis.compare import compare
-from cgpt.analysis.compare_text import SAME, WHY, WIDTH, groups, markdown, render
+from cgpt.analysis.compare import SAME, WHY, WIDTH, compare, groups, markdown, render
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.cli import main as cli
 from cgpt.errors import CheckpointError, ConfigError, ContextLengthError, InputError

@@ -11,16 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from cgpt.analysis.advice import advice
-from cgpt.analysis.doctor import ENVIRONMENT, examine
-from cgpt.analysis.doctor_text import render
-from cgpt.analysis.info import describe
+from cgpt.analysis.doctor import ENVIRONMENT, examine, render
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.cli import doctor
 from cgpt.cli import main as cli
 from cgpt.errors import InputError
 from cgpt.kernels import _kernels, isa
 from cgpt.machine.cpu_time import CpuTime
-from cgpt.models.accounting import cache_read, dense_bits, loaded_bytes
+from cgpt.models.accounting import cache_read, dense_bits, describe, loaded_bytes
 from cgpt.models.forecast import VARIANTS, flops_per_token, forecast
 
 from support.machine_cases import cpus, smt, v1, v2, write

@@ -5,14 +5,14 @@ import json
 import pytest
 
 import cgpt
-import cgpt.analysis.info
 import cgpt.models.synth
-from cgpt.analysis.info import describe, render
+from cgpt.analysis.info import render
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import CheckpointError, ContextLengthError, InputError
 from cgpt.machine.memory import available_memory
-from cgpt.models.accounting import cache_bytes, cache_read
+from cgpt.models import accounting
+from cgpt.models.accounting import cache_bytes, cache_read, describe
 
 from support.machine_cases import CGROUP1, CGROUP2, write
 from support.synth_cases import CONFIGS, GPT2, GPT_OSS, ORIGINAL, PLAIN, stored
@@ -179,7 +179,7 @@ def test_refuses_too_long_a_context():
 
 def test_what_fits(monkeypatch):
     def here(available, context=None):
-        monkeypatch.setattr(cgpt.analysis.info, "available_memory", lambda root: available)
+        monkeypatch.setattr(accounting, "available_memory", lambda root: available)
         return describe("gpt-oss-20b", context)
 
     def needed(context):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt.analysis.info import describe
 from cgpt.bench import workload
 from cgpt.bench.costs import cost
 from cgpt.bench.trace import KERNELS, Trace
@@ -14,6 +13,7 @@ from cgpt.bench.workload import Case, cases, measure, run
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.kernels import _kernels
 from cgpt.models import synth
+from cgpt.models.accounting import describe
 
 from support.kernel_cases import Weights, tensor
 from support.synth_cases import GPT2, GPT_OSS

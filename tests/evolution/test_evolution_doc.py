@@ -5,11 +5,11 @@ import re
 import shlex
 from pathlib import Path
 
-from cgpt.analysis.compare import compare
-from cgpt.analysis.compare_text import WHY, markdown
-from cgpt.analysis.info import count, describe, render, scaled, size
+from cgpt.analysis.compare import WHY, compare, markdown
+from cgpt.analysis.info import count, render, scaled, size
 from cgpt.checkpoint.sizes import published_config
 from cgpt.cli import main as cli
+from cgpt.models.accounting import describe
 
 from support.synth_cases import config_file
 
