@@ -11,14 +11,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cgpt.api import DENSE, load
 from cgpt.chat.chat import Chat, ToolCall, is_call
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import EFFORTS
-from cgpt.cli.options import ProgressBar
+from cgpt.cli.options import (
+    add_command,
+    add_model_options,
+    add_sampling_options,
+    decode,
+    load_model,
+    sampling_options,
+    say,
+)
 from cgpt.cli.tool_file import load_functions
 from cgpt.errors import CgptError, InputError
-from cgpt.kernels._kernels import PRECISIONS
 
 DEFAULT_MODEL = "demo-gpt-oss"
 HELP = """\
@@ -36,11 +42,12 @@ MAX_RESULT = 1000  # characters of a result that are shown; the model gets them 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def add_chat(command: Any, commands: Any) -> None:
-    parser = command(
+def add_parser(commands: Any) -> None:
+    """Adds the command; commands: what add_subparsers() gave."""
+    parser = add_command(
         commands,
         "chat",
-        _chat,
+        run,
         "talk with a gpt-oss model; /help lists what else it understands",
         "  cgpt chat\n"
         "  cgpt chat --model ./gpt-oss-20b --reasoning low --temperature 1 --system 'Answer in one sentence.'\n"
@@ -48,43 +55,30 @@ def add_chat(command: Any, commands: Any) -> None:
         '  echo "What is 17 + 25?" | cgpt chat --date ""      (a line is a message; the answers alone are printed)',
     )
     add = parser.add_argument
-    help = f"a checkpoint directory, or a model of the package (default: {DEFAULT_MODEL})"
-    add("--model", metavar="NAME_OR_DIR", default=DEFAULT_MODEL, help=help)
     add("--system", metavar="TEXT", help="instructions that hold for the whole conversation")
     add("--reasoning", choices=EFFORTS, default="medium", help="how long to think (default: medium)")
     add("--hide-reasoning", action="store_true", help="do not show it; pipes never do")
     add("--date", metavar="DATE", help='what day the model is told it is (default: today; "" for none)')
-    add("--max-new-tokens", type=int, metavar="N", default=4096, help="of an answer with its reasoning (default: 4096)")
 
     add = parser.add_argument_group("tools").add_argument
     help = "a Python file, which is run: the model may call the functions in it that have a docstring; repeatable"
     add("--tools", metavar="FILE.py", action="append", default=[], help=help)
     add("--yes-tools", action="store_true", help="run each call without asking; through pipes nobody can be asked")
-
-    add = parser.add_argument_group("sampling").add_argument
-    add("--temperature", type=float, metavar="T", default=0.0, help="0, the default, takes the likeliest")
-    add("--top-p", type=float, metavar="P", help="draw from the likeliest that have probability P together")
-    add("--seed", type=int, metavar="N", help="the same seed draws the same answers again")
-
-    add = parser.add_argument_group("running").add_argument
-    add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
-    help = "exact: float32 activations everywhere; int8: 8 bits in prompts"
-    add("--precision", choices=PRECISIONS, default="auto", help=help)
-    add("--dense", choices=DENSE, help="round dense matrices to bf16, or quantise them to 8 bits")
+    add_sampling_options(parser, max_new_tokens=4096)  # of an answer with its reasoning
+    add_model_options(parser, DEFAULT_MODEL)
 
 
-def _chat(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Talks until /quit, or the end of what stdin has."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if args.tools and not (interactive or args.yes_tools):
         raise InputError("through pipes nobody can be asked whether a call may run; --yes-tools allows all")
     tools = as_tools(function for path in args.tools for function in load_functions(path))
-    with ProgressBar(f"loading {args.model}") as progress:
-        model = load(args.model, args.threads, args.precision, args.dense, progress=progress)
+    model = load_model(args)
     date = datetime.date.today().isoformat() if args.date is None else args.date or None
     chat = model.chat(system=args.system, tools=tools, reasoning=args.reasoning, date=date)
-    options = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
     shown = interactive and not args.hide_reasoning
-    terminal = Terminal(chat, options, show_reasoning=shown, yes_tools=args.yes_tools)
+    terminal = Terminal(chat, sampling_options(args), show_reasoning=shown, yes_tools=args.yes_tools)
     if interactive:
         terminal.run(args.model)
     else:
@@ -94,10 +88,7 @@ def _chat(args: argparse.Namespace) -> None:
 def _answer_lines(terminal: Terminal) -> None:
     """Each line of stdin is a message. Commands work too; an error or Ctrl-C ends the conversation."""
     for raw in sys.stdin.buffer:
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as problem:
-            raise InputError(f"a message on stdin is not UTF-8: {problem}") from None
+        line = decode(raw, "a message on stdin").strip()
         if line and not terminal.take(line):
             break
 
@@ -148,7 +139,7 @@ class Terminal:
                 if line and not self.take(line):
                     break
             except (CgptError, OSError) as problem:
-                print(f"cgpt: {problem}", file=sys.stderr)
+                say(problem)
 
     def take(self, line: str) -> bool:
         """Does what a line says, a command or a message; False if that is to leave."""

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from typing import Any
 
+from cgpt.analysis import doctor
+from cgpt.cli.options import add_command
 from cgpt.errors import InputError
+from cgpt.machine import roofline
 
 SECONDS = 1.0  # of measuring
 
 
-def _doctor(args: argparse.Namespace) -> None:
-    from cgpt.analysis import doctor
-
-    if args.threads is not None and not 1 <= args.threads <= 4096:
-        raise InputError(f"--threads is a number from 1 to 4096, not {args.threads}")
-    facts = doctor.examine(args.threads, None if args.no_measure else _measure)
-    print(json.dumps(facts, indent=2) if args.json else doctor.render(facts))
-
-
-def _measure(threads: int) -> Any:
-    from cgpt.machine import roofline
-
-    return roofline.measure(threads, seconds=SECONDS)
-
-
-def add_doctor(command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
-    """Adds the command to `commands`; `command` as cgpt.cli._command."""
-    parser = command(
+def add_parser(commands: Any) -> None:
+    """Adds the command; commands: what add_subparsers() gave."""
+    parser = add_command(
         commands,
         "doctor",
-        _doctor,
+        run,
         "say what this machine offers, what stands in the way, and which models it will run how fast",
         "  cgpt doctor\n  cgpt doctor --threads 4\n  cgpt doctor --json --no-measure",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
     parser.add_argument("--no-measure", action="store_true", help="measure nothing, so expect nothing: takes no second")
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints what was found."""
+    if args.threads is not None and not 1 <= args.threads <= 4096:
+        raise InputError(f"--threads is a number from 1 to 4096, not {args.threads}")
+    facts = doctor.examine(args.threads, None if args.no_measure else _measure)
+    print(json.dumps(facts, indent=2) if args.json else doctor.render(facts))
+
+
+def _measure(threads: int) -> roofline.Roof:
+    return roofline.measure(threads, seconds=SECONDS)

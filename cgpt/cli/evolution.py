@@ -1,26 +1,30 @@
-"""The command line of cgpt evolution."""
+"""The command `cgpt evolution`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cgpt.cli.options import add_command, integers, say
 from cgpt.errors import InputError
+from cgpt.evolution import page, report, session
+from cgpt.evolution.setting import Setting
+from cgpt.evolution.steps import chosen
+from cgpt.kernels import _kernels, isa
+from cgpt.machine.threads import default_threads
 
 QUICK = {"width": 960, "contexts": [256, 2048], "prompt": 64, "seconds": 0.05}
 FULL = {"width": 2880, "contexts": [512, 2048, 8192], "prompt": 512, "seconds": 0.6}
 
 
-def add_evolution(command: Callable[..., argparse.ArgumentParser], commands: Any) -> None:
-    """Adds the command to `commands`; `command` as cgpt.cli._command."""
-    parser = command(
+def add_parser(commands: Any) -> None:
+    """Adds the command; commands: what add_subparsers() gave."""
+    parser = add_command(
         commands,
         "evolution",
-        _evolution,
+        run,
         "run every step from GPT-2 to gpt-oss both ways, and say which claims hold on this CPU",
         "  cgpt evolution --quick\n"
         "  cgpt evolution --html evolution.html     (some two minutes; opens in any browser, offline)\n"
@@ -28,30 +32,21 @@ def add_evolution(command: Callable[..., argparse.ArgumentParser], commands: Any
         "  cgpt evolution --step 7 --level ref --json",
     )
     add = parser.add_argument
-    add("--step", type=_numbers, metavar="N", help="only these of the ten (default: all)")
+    add("--step", type=integers, metavar="N", help="only these of the ten (default: all)")
     add("--quick", action="store_true", help="smaller shapes and shorter measurements: some ten seconds")
     add("--width", type=int, metavar="C", help="of the model, and of its experts (default: 2880; quick: 960)")
-    add("--contexts", type=_numbers, metavar="N", help="positions attended (default: 512,2048,8192; quick: 256,2048)")
+    add("--contexts", type=integers, metavar="N", help="positions attended (default: 512,2048,8192; quick: 256,2048)")
     add("--prompt", type=int, metavar="T", help="tokens read at once (default: 512; quick: 64)")
     add("--seconds", type=float, metavar="S", help="at least for each measurement (default: 0.6; quick: 0.05)")
-    add("--threads", type=int, metavar="N", help="default: as for cgpt generate")
+    add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
     add("--level", metavar="NAME", help="instruction set: ref, avx2, avx512, amx (default: the best here)")
     add = parser.add_argument_group("what is shown").add_argument
     add("--json", action="store_true", help="print everything as one JSON object")
     add("--html", metavar="FILE", help="also write a report with plots, one file that needs nothing else")
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
-def _evolution(args: argparse.Namespace) -> None:
-    from cgpt.evolution import page, report, session
-    from cgpt.evolution.setting import Setting
-    from cgpt.evolution.steps import chosen
-    from cgpt.kernels import _kernels, isa
-    from cgpt.machine.threads import default_threads
-
+def run(args: argparse.Namespace) -> None:
+    """Prints what was found, and writes the report."""
     given = {name: getattr(args, name) for name in FULL}
     shapes = (QUICK if args.quick else FULL) | {name: value for name, value in given.items() if value is not None}
     shapes["contexts"] = tuple(sorted(shapes["contexts"]))
@@ -62,15 +57,11 @@ def _evolution(args: argparse.Namespace) -> None:
     if args.level is not None:
         _kernels.use_level(args.level)
     try:
-        result = session.run(setting, steps, _say)
+        result = session.run(setting, steps, say)
     finally:
         if args.level is not None:
             isa.use_best()
     print(json.dumps(result, indent=2) if args.json else report.render(result))
     if args.html:
         Path(args.html).write_text(page.render(result), encoding="utf-8")
-        _say(f"wrote {args.html}")
-
-
-def _say(text: str) -> None:
-    print(f"cgpt: {text}", file=sys.stderr)
+        say(f"wrote {args.html}")

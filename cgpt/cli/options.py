@@ -1,20 +1,116 @@
-"""What the modules of several commands share."""
+"""What several commands share: how one is added, the options of a model and of sampling, loading, and reading text."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from cgpt.api import DENSE, Model, load
+from cgpt.checkpoint.locate import demo_models
+from cgpt.errors import InputError
+from cgpt.kernels._kernels import PRECISIONS
 from cgpt.models.kv_cache import KV_DTYPES
 
 DEFAULT_MODEL = "demo-gpt2"
+_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
-def add_kv_cache_dtype(add: Callable[..., Any], default: str) -> None:
-    """The option --kv-cache-dtype; add: a parser's or a group's add_argument."""
-    add("--kv-cache-dtype", choices=KV_DTYPES, help=f"what keys and values are kept as (default: {default})")
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, examples: str
+) -> argparse.ArgumentParser:
+    """The parser of a new command; run: what the command does. commands: what add_subparsers() gave."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_options(
+    parser: argparse.ArgumentParser,
+    default: str = DEFAULT_MODEL,
+    sizes: Sequence[str] = (),
+    threads: Callable[[str], Any] = int,
+) -> None:
+    """The options that say which model to load and how, as load_model() reads them.
+
+    default: the model. sizes: published ones that the command takes too. threads: reads what --threads is given."""
+    models = ", ".join([*demo_models(), *sizes])
+    help = f"a checkpoint directory, or one of {models} (default: {default})"
+    parser.add_argument("--model", metavar="NAME_OR_DIR", default=default, help=help)
+    add = parser.add_argument_group("loading").add_argument
+    add("-t", "--threads", type=threads, metavar="N", help="default: the physical cores this process may use")
+    precision = "exact: float32 activations; auto (default): bf16 or fixed point where faster; int8: 8 bits in prompts"
+    add("--precision", choices=PRECISIONS, default="auto", help=precision)
+    dense = "round dense matrices to bf16, or quantise them to 8 bits: fewer bytes to read per token"
+    add("--dense", choices=DENSE, help=dense)
+    kept = "what keys and values are kept as (default: f16, or f32 with --precision exact)"
+    add("--kv-cache-dtype", choices=KV_DTYPES, help=kept)
+    huge = "copy mapped weights into huge pages: faster to read, slower to load, and takes the checkpoint's size"
+    add("--huge-pages", action="store_true", help=huge)
+
+
+def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
+    """The model that the options ask for; reference: at precision "exact" with its weights and cache as stored."""
+    precision, dense, kept = ("exact", None, None) if reference else (args.precision, args.dense, args.kv_cache_dtype)
+    with ProgressBar(f"loading {args.model}") as progress:
+        return load(
+            args.model,
+            args.threads,
+            precision,
+            dense,
+            kv_cache_dtype=kept,
+            huge_pages=args.huge_pages,
+            progress=progress,
+        )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """The options that say how tokens are chosen, and how many; as sampling_options() reads them."""
+    add = parser.add_argument_group("sampling").add_argument
+    most = f"stop after N tokens (default: {max_new_tokens})"
+    add("--max-new-tokens", type=int, metavar="N", default=max_new_tokens, help=most)
+    add("--temperature", type=float, metavar="T", default=0.0, help="0, the default, takes the likeliest token")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    add("--top-p", type=float, metavar="P", help="draw from the likeliest that have probability P together")
+    add("--min-p", type=float, metavar="P", help="draw from those at least P times as likely as the first")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens seen before less likely")
+    add("--seed", type=int, metavar="N", help="the same seed draws the same text again")
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What add_sampling_options() added, as arguments of generate(), stream() and Chat.stream()."""
+    return {name: getattr(args, name) for name in _SAMPLING}
+
+
+def integers(text: str) -> list[int]:
+    """The numbers of a list like "0,4096"."""
+    return [int(number) for number in text.split(",")]
+
+
+def read_stdin(what: str) -> str:
+    """All of stdin. InputError, which calls it `what`, where it is not UTF-8."""
+    return decode(sys.stdin.buffer.read(), f"{what} on stdin")
+
+
+def decode(raw: bytes, what: str) -> str:
+    """The text of UTF-8. InputError, which calls it `what`, where it is none."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{what} is not UTF-8: {problem}") from None
+
+
+def say(text: object) -> None:
+    """A line on stderr."""
+    print(f"cgpt: {text}", file=sys.stderr)
 
 
 class ProgressBar:
@@ -41,7 +137,7 @@ class ProgressBar:
     def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._drawn:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

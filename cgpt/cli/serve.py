@@ -5,33 +5,28 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from typing import Any
 
-from cgpt.api import DENSE, load
-from cgpt.checkpoint.locate import demo_models
-from cgpt.cli.options import DEFAULT_MODEL, ProgressBar, add_kv_cache_dtype
+from cgpt.cli.options import add_command, add_model_options, load_model, say
 from cgpt.errors import CgptError, InputError
+from cgpt.generation.engine import Engine
 from cgpt.generation.scheduler import Scheduler
-from cgpt.kernels._kernels import PRECISIONS
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def add_serve(command: Any, commands: Any) -> None:
-    parser = command(
+def add_parser(commands: Any) -> None:
+    """Adds the command; commands: what add_subparsers() gave."""
+    parser = add_command(
         commands,
         "serve",
-        _serve,
+        run,
         "serve a model by HTTP, as clients of OpenAI's API expect it",
         "  cgpt serve\n"
         "  cgpt serve --model ./gpt-oss-20b --dense int8 --port 8080\n"
         "  CGPT_API_KEY=secret cgpt serve --host 0.0.0.0 --allow-host box.example",
     )
     add = parser.add_argument
-    models = ", ".join(demo_models())
-    help = f"a checkpoint directory, or one of {models} (default: {DEFAULT_MODEL})"
-    add("--model", metavar="NAME_OR_DIR", default=DEFAULT_MODEL, help=help)
     add("--name", metavar="NAME", help="what clients call the model (default: the last part of --model)")
 
     add = parser.add_argument_group("who may ask").add_argument
@@ -51,23 +46,17 @@ def add_serve(command: Any, commands: Any) -> None:
     drain = "time that running requests get at shutdown (default: 30)"
     add("--drain", type=int, metavar="SECONDS", default=30, help=drain)
     add("--log-prompts", action="store_true", help="log what was asked too, not only that something was")
-
-    add = parser.add_argument_group("running").add_argument
-    add("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
-    exact = "exact: the same text for any companions, to the bit (default: auto)"
-    add("--precision", choices=PRECISIONS, default="auto", help=exact)
-    add("--dense", choices=DENSE, help="round dense matrices to bf16, or quantise them to 8 bits")
-    add_kv_cache_dtype(add, "f16, or f32 with --precision exact")
+    add_model_options(parser)
 
 
-def _serve(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Serves until a signal ends it."""
     try:
         from cgpt.serve import server
         from cgpt.serve.app import Service, make_app
         from cgpt.serve.limits import Limits
     except ImportError as problem:
         raise CgptError(f"cgpt serve needs the package {problem.name}: pip install 'cgpt[serve]'") from None
-    from cgpt.generation.engine import Engine
 
     for name, low in (("max_running", 1), ("max_waiting", 1), ("max_tokens", 1), ("prefix_cache", 0), ("drain", 0)):
         value = getattr(args, name)
@@ -77,14 +66,11 @@ def _serve(args: argparse.Namespace) -> None:
         raise InputError(f"--port must be 0 to 65535, not {args.port}")
     key = args.api_key or os.environ.get("CGPT_API_KEY") or None
     if args.host not in LOOPBACK and key is None:
-        print("cgpt: warning: anyone who reaches this address may use the model; set CGPT_API_KEY", file=sys.stderr)
+        say("warning: anyone who reaches this address may use the model; set CGPT_API_KEY")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("cgpt.serve").setLevel(logging.INFO)
     listening = server.listen(args.host, args.port)  # before the model is loaded: it may fail
-    with ProgressBar(f"loading {args.model}") as progress:
-        model = load(
-            args.model, args.threads, args.precision, args.dense, kv_cache_dtype=args.kv_cache_dtype, progress=progress
-        )
+    model = load_model(args)
     engine = Engine(
         model,
         max_running=args.max_running,

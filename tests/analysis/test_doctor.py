@@ -344,7 +344,7 @@ def test_refuses_bad_threads(capsys, threads):
     assert cli.main(["doctor", "--threads", threads]) == 2
     assert "from 1 to 4096" in capsys.readouterr().err
     with pytest.raises(InputError):
-        doctor._doctor(SimpleNamespace(threads=int(threads), json=False, no_measure=True))
+        doctor.run(SimpleNamespace(threads=int(threads), json=False, no_measure=True))
 
 
 def test_with_openmp_bound_and_limited():

@@ -213,7 +213,12 @@ def test_json(capsys, gpt2, tmp_path):
         expected = compare(exact, model, text, context=100, decode="--decode" in options)
         assert (status, err) == (0, "") and got.items() >= dataclasses.asdict(expected).items()
         assert got.items() >= setting.items() and got["model"] == "demo-gpt-oss"
-        assert {field.name for field in dataclasses.fields(Quality)} | {"model", *setting, "precision"} == set(got)
+        assert {field.name for field in dataclasses.fields(Quality)} | {
+            "model",
+            "kv_cache_dtype",
+            *setting,
+            "precision",
+        } == set(got)
 
 
 def test_the_table_and_the_text_of_the_package(capsys, gpt2, monkeypatch):

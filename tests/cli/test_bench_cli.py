@@ -84,9 +84,6 @@ def test_kv_cache_dtype(bench):
         (("-r", "0"), "repetitions: 0"),
         (("--json", "--jsonl"), "--json or --jsonl, not both"),
         (("-p", "300"), "pp300 takes more than the 256 positions"),
-        (("--precision", "what"), "precision is"),
-        (("--dense", "what"), "dense is"),
-        (("--kv-cache-dtype", "what"), "kv_cache_dtype is"),
     ],
 )
 def test_errors(bench, args, message):

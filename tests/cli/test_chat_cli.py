@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import cgpt
+from cgpt.chat.chat import Chat
 from cgpt.cli import chat as chat_command
 from cgpt.cli import main as cli
 
@@ -70,18 +71,27 @@ def test_commands(chat, tmp_path):
 
 def test_options_reach_the_model(chat, monkeypatch):
     asked = []
-    stream = cgpt.chat.Chat.stream
+    stream = Chat.stream
 
     def noting(self, text, **options):
         asked.append((self, options))
         return stream(self, text, **options)
 
-    monkeypatch.setattr(cgpt.chat.Chat, "stream", noting)
+    monkeypatch.setattr(Chat, "stream", noting)
     options = ("--system", "Answer briefly.", "--reasoning", "low", "--temperature", "0.5", "--top-p", "0.9",
+               "--top-k", "40", "--min-p", "0.01", "--repetition-penalty", "1.1",
                "--seed", "1", "--max-new-tokens", "60", "--date", "2025-06-28")  # fmt: skip
     assert chat(ADD, options=options)[0] == 0
     made, given = asked[0]
-    assert given == {"max_new_tokens": 60, "temperature": 0.5, "top_p": 0.9, "seed": 1}
+    assert {name: value for name, value in given.items() if value is not None} == {
+        "max_new_tokens": 60,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "seed": 1,
+    }
     assert (made.developer.instructions, made.system.reasoning, made.system.date) == (
         "Answer briefly.",
         "low",

@@ -1,0 +1,73 @@
+"""The command `cgpt generate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from cgpt.cli.options import (
+    add_command,
+    add_model_options,
+    add_sampling_options,
+    load_model,
+    read_stdin,
+    sampling_options,
+)
+from cgpt.generation.request import Completion
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command; commands: what add_subparsers() gave."""
+    parser = add_command(
+        commands,
+        "generate",
+        run,
+        "continue a prompt, as a stream of text",
+        '  cgpt generate "ROMEO:"\n'
+        '  cgpt generate --temperature 0.8 --top-p 0.95 --seed 1 --max-new-tokens 100 "To be"\n'
+        "  cgpt generate --stop $'\\n\\n' --json - < prompt.txt\n"
+        '  cgpt generate --model ./gpt-oss-20b --threads 8 "Roses are red, violets"',
+    )
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
+    add("--stop", action="append", metavar="TEXT", help="stop before this text (may be given several times)")
+    lookup = "guess K tokens at a time where the text repeats itself: the same text, often sooner"
+    add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
+    add("--json", action="store_true", help="print one JSON object: text, ids, finish_reason, timings")
+    add_sampling_options(parser, max_new_tokens=256)
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the text as it comes, or a JSON object at its end."""
+    prompt = read_stdin("the prompt") if args.prompt == "-" else args.prompt
+    options = sampling_options(args)
+    options |= {"stop": args.stop, "prompt_lookup_num_tokens": args.prompt_lookup_num_tokens}
+    model = load_model(args)
+    if args.json:
+        print(json.dumps(_report(model.generate(prompt, **options))))
+        return
+    deltas = model.stream(prompt, **options)
+    try:
+        for delta in deltas:
+            print(delta, end="", flush=True)
+    finally:
+        print(flush=True)
+
+
+def _report(done: Completion) -> dict[str, Any]:
+    def timing(tokens: int, seconds: float) -> dict[str, Any]:
+        rate = tokens / seconds if tokens and seconds else None
+        return {"tokens": tokens, "seconds": seconds, "tokens_per_second": rate}
+
+    return {
+        "text": done.text,
+        "ids": done.ids,
+        "finish_reason": done.finish_reason,
+        "timings": {
+            "prefill": timing(len(done.prompt_ids), done.prefill_seconds),
+            "decode": timing(len(done.ids) - 1, done.decode_seconds),  # prefill gave the first
+        },
+        "prompt_lookup": {"draft_tokens": done.num_draft_tokens, "accepted_tokens": done.num_accepted_tokens},
+    }

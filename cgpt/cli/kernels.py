@@ -1,0 +1,32 @@
+"""The command `cgpt kernels`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cgpt.cli.options import add_command
+from cgpt.kernels import isa
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command; commands: what add_subparsers() gave."""
+    add_command(
+        commands,
+        "kernels",
+        run,
+        "say which instruction set is in use, and which variant of each kernel",
+        "  cgpt kernels\n  CGPT_ISA=avx2 cgpt kernels",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the levels, and the variant of each kernel."""
+    print(f"level   {isa.level()}")
+    for name, missing in isa.levels().items():
+        print(f"        {name:8}{'available' if missing is None else 'needs ' + missing}")
+    slots = isa.kernels()
+    width = max(map(len, slots)) + 2
+    print(f"\n{'kernel':{width}}variant")
+    for slot, variant in slots.items():
+        print(f"{slot:{width}}{variant}")
