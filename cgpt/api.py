@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,14 @@ from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config
 from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.locate import locate
 from cgpt.checkpoint.safetensors import Checkpoint
-from cgpt.errors import InputError, ModelClosed
+from cgpt.errors import InputError, ModelClosed, OutOfMemoryError
 from cgpt.generation import generate as generation
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Completion, Prompt
 from cgpt.generation.sampling import SamplingParams
+from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
-from cgpt.machine.threads import default_threads
+from cgpt.machine.threads import ONE_THREAD, thread_count
 from cgpt.models import inspection
 from cgpt.models.base import Floats, Precision, Transformer
 from cgpt.models.gpt2 import GPT2
@@ -393,20 +395,23 @@ def load(
     require_choice("dense", dense, (None, *DENSE))
     require_choice("kv_cache_dtype", kv_cache_dtype, (None, *KV_DTYPES))
     require_flag("huge_pages", huge_pages)
-    if threads is not None:
-        threads = require_integer("threads", threads, low=1, high=4096)
+    count = thread_count(threads)
+    if threads != 1 and not _kernels.has_openmp():
+        warnings.warn(ONE_THREAD, stacklevel=3)  # of whoever called the checked load()
     if progress is not None and not callable(progress):
         raise InputError(f"progress is a function of two numbers, not a {type(progress).__name__}")
     directory = locate(path_or_name)
     config = read_config(directory)
     checkpoint = Checkpoint(directory)
-    threads = threads or default_threads()
-    loader = Loader(checkpoint, dense, threads, progress, huge_pages)
+    loader = Loader(checkpoint, dense, count, progress, huge_pages)
     transformer: Transformer
-    if isinstance(config, GPT2Config):
-        transformer = GPT2(config, checkpoint, loader, threads, precision)
-    else:
-        transformer = GptOss(config, checkpoint, loader, threads, precision)
+    try:
+        if isinstance(config, GPT2Config):
+            transformer = GPT2(config, checkpoint, loader, count, precision)
+        else:
+            transformer = GptOss(config, checkpoint, loader, count, precision)
+    except MemoryError as problem:
+        raise OutOfMemoryError(f"{directory}: no memory to load {loader.reading}: {problem}") from None
     if kv_cache_dtype:
         transformer.kv_cache_dtype = kv_cache_dtype
     return Model(transformer, directory)

@@ -14,7 +14,7 @@ from cgpt.kernels import _kernels, isa
 from cgpt.machine import huge_pages, sysfs, topology
 from cgpt.machine.cpu_time import CpuTime
 from cgpt.machine.memory import available_memory
-from cgpt.machine.threads import cpu_quota, default_threads
+from cgpt.machine.threads import ONE_THREAD, cpu_quota, default_threads, thread_count
 from cgpt.models.forecast import CONTEXT, REACHED, VARIANTS, forecast
 from cgpt.version import __version__
 
@@ -55,7 +55,7 @@ def examine(
     """
     usable = topology.usable_cpus(root)
     default = default_threads(root)
-    in_use = threads or default
+    in_use = thread_count(default if threads is None else threads)
     before = CpuTime.now(usable, root)
     roof = measure(in_use) if measure else None
     others, stolen = CpuTime.now(usable, root).shares_since(before) if measure else (None, None)
@@ -175,10 +175,12 @@ def _cores_text(cpu: Mapping[str, Any], usable: Mapping[str, Any]) -> str:
 
 
 def _threads_text(threads: Mapping[str, Any]) -> str:
+    if not threads["openmp"]:
+        return ONE_THREAD
     text = f"{threads['default']} by default"
     if threads["in_use"] != threads["default"]:
         text += f", {threads['in_use']} asked for"
-    return text + (", OpenMP" if threads["openmp"] else ", no OpenMP in this build")
+    return text + ", OpenMP"
 
 
 def _settings(environment: Mapping[str, str], *prefixes: str) -> str:

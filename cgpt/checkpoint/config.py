@@ -12,18 +12,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cgpt.checkpoint.rope import RopeConfig, hf_rope, original_rope
 from cgpt.errors import ConfigError
 from cgpt.fields import Fields, read_json_object, shown
+from cgpt.kernels._kernels import MAX_EXPERTS, MAX_HEAD_DIM, MAX_TOP_K, MXFP4_MAX_K
 
 # Sizes beyond these are absurd; within them the bytes of any tensor and of any cache fit in an int64.
 MAX_WIDTH = 1 << 20
 MAX_VOCABULARY = 1 << 24
 MAX_POSITIONS = 1 << 24  # the angles' positions are exact in float32 up to here
 MAX_LAYERS = 4096
-MAX_EXPERTS = 1024  # csrc/types.h
-MAX_TOP_K = 64
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -71,6 +71,8 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         _divides("n_head", self.n_head, "n_embd", self.n_embd)
+        if self.n_embd // self.n_head > MAX_HEAD_DIM:
+            raise ConfigError(f"n_head {self.n_head} makes heads of more than {MAX_HEAD_DIM} of n_embd {self.n_embd}")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class GptOssConfig:
         _divides("num_key_value_heads", self.num_key_value_heads, "num_attention_heads", heads)
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for RoPE, found {self.head_dim}")
+        if self.head_dim > MAX_HEAD_DIM:
+            raise ConfigError(f"head_dim must be at most {MAX_HEAD_DIM}, found {self.head_dim}")
         if heads * self.head_dim > MAX_WIDTH:
             raise ConfigError(f"num_attention_heads * head_dim must be at most {MAX_WIDTH}")
         if self.experts_per_token > self.num_experts:
@@ -192,7 +196,7 @@ def _gpt_oss(fields: Fields, generation: Fields) -> GptOssConfig:
     if quantization is not None:
         if quantization.text("quant_method") != "mxfp4":
             raise quantization.refuse("quant_method", 'must be "mxfp4"')
-        _whole_mxfp4_groups(shape)
+        _check_mxfp4(shape)
     max_positions = fields.integer("max_position_embeddings", 131072, high=MAX_POSITIONS)
     return GptOssConfig(
         **shape,
@@ -213,7 +217,7 @@ def _original_gpt_oss(fields: Fields, generation: Fields) -> GptOssConfig:
     """Defaults and keys: ModelConfig in gpt_oss/torch/model.py, which rejects any other key too."""
     fields.refuse_unknown(_ORIGINAL_KEYS, "OpenAI's gpt-oss config (and there is no model_type)")
     shape = _gpt_oss_shape(fields, num_experts="num_experts")
-    _whole_mxfp4_groups(shape)
+    _check_mxfp4(shape)
     rope = original_rope(fields)
     initial_context = fields.integer("initial_context_length", 4096, high=MAX_POSITIONS)
     max_positions = int(initial_context * rope.factor)
@@ -231,7 +235,7 @@ def _original_gpt_oss(fields: Fields, generation: Fields) -> GptOssConfig:
     )
 
 
-def _gpt_oss_shape(fields: Fields, num_experts: str, aliases: Sequence[str] = ()) -> dict:
+def _gpt_oss_shape(fields: Fields, num_experts: str, aliases: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of GptOssConfig that both dialects write alike, except for one name."""
     hidden_size = fields.integer("hidden_size", 2880, high=MAX_WIDTH)
     heads = fields.integer("num_attention_heads", 64, high=MAX_WIDTH)
@@ -276,7 +280,7 @@ def _epsilon(fields: Fields, key: str) -> float:
     return fields.number(key, 1e-5, low=1e-30, high=1.0)  # smaller ones vanish in float32
 
 
-def _eos_token_ids(fields: Fields, generation: Fields, default: tuple, vocab_size: int) -> tuple:
+def _eos_token_ids(fields: Fields, generation: Fields, default: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
     """generation_config.json's, else config.json's, else the default; ids beyond the vocabulary left out."""
     source = fields if generation.values.get("eos_token_id") is None else generation
     value = source.values.get("eos_token_id", list(default))
@@ -292,7 +296,9 @@ def _divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
         raise ConfigError(f"{divisor_name} {divisor} does not divide {name} {value}")
 
 
-def _whole_mxfp4_groups(shape: dict) -> None:
+def _check_mxfp4(shape: dict[str, Any]) -> None:
+    """The inputs of MXFP4 experts come in groups of 32, and the kernels take so many."""
     for key in ("hidden_size", "intermediate_size"):
-        if shape[key] % 32:
-            raise ConfigError(f"{key} must be a multiple of 32 for MXFP4 experts, found {shape[key]}")
+        if shape[key] % 32 or shape[key] > MXFP4_MAX_K:
+            limits = f"a multiple of 32, at most {MXFP4_MAX_K}"
+            raise ConfigError(f"{key} must be {limits}, for MXFP4 experts, found {shape[key]}")

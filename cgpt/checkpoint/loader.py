@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 
 from cgpt.checkpoint.safetensors import Checkpoint
-from cgpt.errors import OutOfMemoryError
 from cgpt.kernels._kernels import Matrix, Tensor, quantize_int8, transpose
 from cgpt.machine.huge_pages import Arena, require
 
@@ -18,7 +17,9 @@ class Loader:
 
     dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "int8" quantises those that products read
     whole. huge_pages: what would stay mapped is copied, too, but for embeddings of which a token reads one row.
-    progress(done, total) is told the bytes. Raises what hugepages.require raises.
+    progress(done, total) is told the bytes. Raises what machine.huge_pages.require() raises.
+
+    reading: the name of the tensor that was begun last.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Loader:
         huge_pages: bool = False,
     ) -> None:
         self.checkpoint, self.dense, self.threads, self.huge_pages = checkpoint, dense, threads, huge_pages
+        self.reading = ""
         self._progress = progress
         self._memory = Arena()
         self._unread = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
@@ -55,7 +57,7 @@ class Loader:
         if self.dense != "int8":
             return self.table(name, bias)
         array, dtype = self._to_convert(name)
-        return self._quantised(name, array[None], dtype, bias)
+        return self._quantised(name, array, dtype, bias)
 
     def table(self, name: str, bias: str | None = None) -> Matrix:
         """As matrix(), for what int8 leaves alone: the routers, whose choices a rounding may turn."""
@@ -91,17 +93,14 @@ class Loader:
         """A weight stored as [K, N] (GPT-2's Conv1D) or [E, K, N] (unquantised gpt-oss experts)."""
         array, dtype = self._to_convert(name)
         if self.dense == "int8":
-            return self._quantised(name, _matrices(array), dtype, bias, turned=True)
+            return self._quantised(name, array, dtype, bias, transposed=True)
         to = "BF16" if self.dense == "bf16" else dtype
-        try:
-            shape = *array.shape[:-2], *array.shape[:-3:-1]
-            turned = self._memory.empty(shape, np.uint16 if to == "BF16" else array.dtype)
-            for part, out in zip(_matrices(array), _matrices(turned), strict=True):
-                transpose(out, to, part, dtype, self.threads)
-        except MemoryError:
-            raise OutOfMemoryError(f"{name}: no memory to transpose {array.nbytes / 1e9:.1f} GB") from None
+        shape = *array.shape[:-2], *array.shape[:-3:-1]
+        out = self._memory.empty(shape, np.uint16 if to == "BF16" else array.dtype)
+        for part, rows in zip(_matrices(array), _matrices(out), strict=True):
+            transpose(rows, to, part, dtype, self.threads)
         self.checkpoint.release(name)
-        return Matrix(to, turned, bias=self.floats(bias) if bias else None)
+        return Matrix(to, out, bias=self.floats(bias) if bias else None)
 
     def mxfp4(self, blocks: str, scales: str, bias: str) -> Matrix:
         """Experts [E, N, K/32, 16] and [E, N, K/32], as stored."""
@@ -125,15 +124,14 @@ class Loader:
         self.checkpoint.prefetch(name)
         return self.checkpoint.array(name, aligned=False), self.checkpoint.tensors[name].dtype
 
-    def _quantised(self, name: str, parts: np.ndarray, dtype: str, bias: str | None, turned: bool = False) -> Matrix:
-        """The matrices [n, N, K], or [n, K, N] where `turned`, of one tensor as INT8."""
-        try:
-            pairs = [quantize_int8(part, dtype, self.threads, self._memory.empty, turned) for part in parts]
-            q, scales = pairs[0] if len(pairs) == 1 else map(np.stack, zip(*pairs, strict=True))
-        except MemoryError:
-            raise OutOfMemoryError(f"{name}: no memory to quantise it") from None
+    def _quantised(
+        self, name: str, array: np.ndarray, dtype: str, bias: str | None, transposed: bool = False
+    ) -> Matrix:
+        """The matrix [N, K], or the matrices [E, N, K], as INT8; transposed: stored as [.., K, N]."""
+        pairs = [quantize_int8(m, dtype, self.threads, self._memory.empty, transposed) for m in _matrices(array)]
+        q, scales = pairs[0] if array.ndim == 2 else map(np.stack, zip(*pairs, strict=True))
         self.checkpoint.release(name)
-        columns = parts.shape[1 if turned else 2]
+        columns = array.shape[-2 if transposed else -1]
         return Matrix("INT8", q, scales, bias=self.floats(bias) if bias else None, columns=columns)
 
     def _copied(self, name: str, to: str) -> np.ndarray:
@@ -145,6 +143,7 @@ class Loader:
         return copy
 
     def _count(self, name: str) -> None:
+        self.reading = name
         self._done += self._unread.pop(name, 0)  # a tied head is read as the embedding, too
         if self._progress:
             self._progress(self._done, self._total)

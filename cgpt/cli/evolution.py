@@ -13,7 +13,7 @@ from cgpt.evolution import page, report, session
 from cgpt.evolution.setting import Setting
 from cgpt.evolution.steps import chosen
 from cgpt.kernels import _kernels, isa
-from cgpt.machine.threads import default_threads
+from cgpt.machine.threads import thread_count
 
 QUICK = {"width": 960, "contexts": [256, 2048], "prompt": 64, "seconds": 0.05}
 FULL = {"width": 2880, "contexts": [512, 2048, 8192], "prompt": 512, "seconds": 0.6}
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in FULL}
     shapes = (QUICK if args.quick else FULL) | {name: value for name, value in given.items() if value is not None}
     shapes["contexts"] = tuple(sorted(shapes["contexts"]))
-    setting = Setting(default_threads() if args.threads is None else args.threads, **shapes)
+    setting = Setting(thread_count(args.threads), **shapes)
     steps = chosen(args.step)
     if args.html and not Path(args.html).resolve().parent.is_dir():
         raise InputError(f"--html {args.html}: there is no directory {Path(args.html).parent}")

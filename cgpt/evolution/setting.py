@@ -15,6 +15,7 @@ from cgpt.errors import ContextLengthError, InputError
 from cgpt.evolution.measure import Call, Way, way
 from cgpt.kernels import _kernels as k
 from cgpt.machine.memory import available_memory
+from cgpt.machine.threads import thread_count
 from cgpt.models.gpt_oss import RopeTables
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
 
@@ -51,8 +52,7 @@ class Setting:
             raise InputError(f"contexts: {list(self.contexts)} has one twice")
         if not 1 <= self.prompt <= 4096:
             raise InputError(f"prompt: {self.prompt} is not a number of tokens from 1 to 4096")
-        if self.threads < 1:
-            raise InputError(f"threads: {self.threads} is less than one")
+        thread_count(self.threads)
 
     @property
     def heads(self) -> int:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cgpt.arguments import require_integer
+from cgpt.kernels import _kernels
 from cgpt.machine import cgroups, sysfs, topology
+
+ONE_THREAD = "one thread: built without OpenMP"
+MAX_THREADS = 4096
+
+
+def thread_count(threads: int | None) -> int:
+    """The threads to run on: `threads`, or default_threads() for None, but one where the build has no OpenMP.
+    InputError where it is no number from 1 to MAX_THREADS."""
+    count = default_threads() if threads is None else require_integer("threads", threads, low=1, high=MAX_THREADS)
+    return count if _kernels.has_openmp() else 1
 
 
 def default_threads(root: Path = Path("/")) -> int:

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from cgpt.analysis.advice import advice
+import cgpt
 from cgpt.analysis.doctor import ENVIRONMENT, examine, render
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.cli import doctor
 from cgpt.cli import main as cli
-from cgpt.errors import InputError
 from cgpt.kernels import _kernels, isa
 from cgpt.machine.cpu_time import CpuTime
+from cgpt.machine.threads import ONE_THREAD
 from cgpt.models.accounting import cache_read, dense_bits, describe, loaded_bytes
 from cgpt.models.forecast import VARIANTS, flops_per_token, forecast
 
@@ -45,13 +45,22 @@ MACHINE = smt(8) | {
 def facts(tmp_path, monkeypatch):
     """What doctor finds on a healthy machine of 8 cores with SMT and every level, but for what `files` changes."""
 
-    def found(files=MACHINE, threads=None, measure=None, affinity=range(16), level="amx", levels=LEVELS, **environment):
+    def found(
+        files=MACHINE,
+        threads=None,
+        measure=None,
+        affinity=range(16),
+        level="amx",
+        levels=LEVELS,
+        openmp=True,
+        **environment,
+    ):
         for name in ENVIRONMENT:
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(_kernels, "openmp_places", lambda: [])
-        monkeypatch.setattr(_kernels, "has_openmp", lambda: True)
+        monkeypatch.setattr(_kernels, "has_openmp", lambda: openmp)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(affinity), raising=False)
         monkeypatch.setattr(isa, "level", lambda: level)
         monkeypatch.setattr(isa, "levels", lambda: levels)
@@ -237,11 +246,13 @@ def test_advice(facts, change, expected):
     assert text.count("\n! ") == len(expected) and ("nothing stands in the way" in text) == (not expected)
 
 
-def test_no_openmp(facts):
-    found = facts()
-    found["threads"]["openmp"] = False
-    assert ["no OpenMP" in line for line in advice(found)] == [True]
-    assert "no OpenMP in this build" in render(found)
+def test_no_openmp(facts, monkeypatch):
+    found = facts(threads=4, openmp=False)
+    assert (found["threads"]["in_use"], found["threads"]["openmp"]) == (1, False)
+    assert [ONE_THREAD in line for line in found["advice"]] == [True]
+    assert f"threads   {ONE_THREAD}" in render(found)
+    with pytest.warns(UserWarning, match=ONE_THREAD):
+        assert cgpt.load("demo-gpt2", threads=4).threads == 1
 
 
 # ---------------------------------------------------------------------------------------------------- forecast
@@ -343,8 +354,6 @@ def test_no_measure(capsys, monkeypatch):
 def test_refuses_bad_threads(capsys, threads):
     assert cli.main(["doctor", "--threads", threads]) == 2
     assert "from 1 to 4096" in capsys.readouterr().err
-    with pytest.raises(InputError):
-        doctor.run(SimpleNamespace(threads=int(threads), json=False, no_measure=True))
 
 
 def test_with_openmp_bound_and_limited():

@@ -8,11 +8,15 @@ from safetensors.numpy import save_file
 
 import cgpt
 from cgpt.api import DENSE
+from cgpt.checkpoint import loader
 from cgpt.checkpoint.safetensors import Checkpoint
+from cgpt.errors import OutOfMemoryError
 from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
+from cgpt.models import synth
 
 from support.kernel_cases import assert_same_bits, from_bf16, round_bf16
+from support.synth_cases import PLAIN
 
 MODELS = ("demo-gpt2", "demo-gpt-oss")
 TURNED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored [K, N]
@@ -65,6 +69,31 @@ def test_int8_takes_what_products_read_whole(name):
     for (part, found), (_, stored) in zip(model.transformer.matrices(), plain.transformer.matrices(), strict=True):
         kept = part in ("router", "gate_up", "down")
         assert found.dtype == (stored.dtype if kept else "INT8") and found.shape == stored.shape, part
+
+
+@pytest.mark.parametrize("dense", [None, *DENSE])
+def test_one_expert(tmp_path, dense):
+    """Its matrices are [1, N, K], not [N, K]."""
+    synth.write(PLAIN | dict(num_local_experts=1, num_experts_per_tok=1, experts_per_token=1), tmp_path / "model")
+    exact = cgpt.load(tmp_path / "model", precision="exact").logits(np.arange(40))
+    model = cgpt.load(tmp_path / "model", precision="exact", dense=dense)
+    assert {m.shape[0] for name, m in model.matrices() if name in ("gate_up", "down")} == {1}
+    assert np.abs(model.logits(np.arange(40)) - exact).max() <= (0.2 if dense == "int8" else 0) * exact.std()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dense", [None, *DENSE])
+def test_memory_short(monkeypatch, name, dense):
+    """What could not be had is named, whatever wanted it, and the next load finds all as it was."""
+
+    def refuse(self, name):
+        raise MemoryError(f"no {name} here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader.Loader, "floats", refuse)
+        with pytest.raises(OutOfMemoryError, match="no memory to load .*: no .* here"):
+            cgpt.load(name, dense=dense)
+    assert cgpt.load(name, dense=dense).generate([1], max_new_tokens=1).ids
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

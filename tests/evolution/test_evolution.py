@@ -182,7 +182,7 @@ def test_what_the_kernels_show(monkeypatch):
         ({"contexts": (5, 5)}, InputError, "twice"),
         ({"contexts": (131073,)}, ContextLengthError, "131,073"),
         ({"prompt": 0}, InputError, "prompt: 0"),
-        ({"threads": 0}, InputError, "threads: 0"),
+        ({"threads": 0}, InputError, "threads is a number"),
     ],
 )
 def test_settings(change, error, message):
@@ -333,7 +333,7 @@ def test_what_a_page_shows_is_escaped(evolution):
         (("--step", "11"), "step 11: there are steps 1 to 10"),
         (("--level", "sse"), "unknown level 'sse'"),
         (("--html", "no/such/directory/x.html"), "there is no directory no/such/directory"),
-        (("--threads", "0"), "threads: 0 is less than one"),
+        (("--threads", "0"), "threads is a number from 1 to 4096"),
     ],
 )
 def test_errors(evolution, args, message):

@@ -175,7 +175,7 @@ def test_the_environment_lowers(threads, name, text, expected):
 
 
 def test_load_uses_it(monkeypatch):
-    monkeypatch.setattr(cgpt.api, "default_threads", lambda: 3)
+    monkeypatch.setattr(cgpt.machine.threads, "default_threads", lambda: 3)
     assert cgpt.load("demo-gpt2").threads == 3
     assert cgpt.load("demo-gpt2", threads=5).threads == 5
 
