@@ -1,10 +1,10 @@
-"""How fast is each kernel at the models' shapes, level by level, and how far below the roof?
+"""How fast is each kernel at the models' shapes, level by level, and how far below the roofline?
 
     python bench/kernels.py [--only "20b moe"] [--levels avx2 ref | all] [--threads 2] [--tokens 1 8 64 512]
                             [--kv-cache-dtype f16]
 
-Medians of repeated calls on weights and caches that do not fit the processor's caches (a ring of copies). The roof is
-that of the level, measured before its kernels and after them.
+Medians of repeated calls on weights and caches that do not fit the processor's caches (a ring of copies). The roofline
+is that of the level, measured before its kernels and after them.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def main() -> None:
     ctx = k.Context(a.threads, a.precision)
     for level in cgpt.kernels.isa.available() if a.levels == ["all"] else a.levels:
         k.use_level(level)
-        top = say_roof(a.threads, a.precision)
+        top = say_roofline(a.threads, a.precision)
         for T in a.tokens:
             for name, kernel, arguments in calls(T, a.only, a.kv_cache_dtype):
                 s = median_seconds(kernel, ctx, arguments, a.seconds)
@@ -116,13 +116,13 @@ def main() -> None:
                     line += f" {read / s / 1e9:7.1f} GB/s {read / s / top.read_bytes_per_s:5.0%}"
                     line += f" {flops / s / 1e9:8.1f} GFLOP/s {flops / s / top.flops_per_s:5.0%}"
                 print(line, flush=True)
-        say_roof(a.threads, a.precision)
+        say_roofline(a.threads, a.precision)
 
 
-def say_roof(threads: int, precision: str) -> roofline.Roof:
+def say_roofline(threads: int, precision: str) -> roofline.Roofline:
     found = roofline.measure(threads, precision=precision)
     print(
-        f"{found.level:7s} roof of {threads} threads: {found.read_bytes_per_s / 1e9:.1f} GB/s, "
+        f"{found.level:7s} roofline of {threads} threads: {found.read_bytes_per_s / 1e9:.1f} GB/s, "
         f"{found.flops_per_s / 1e9:.1f} GFLOP/s {found.dtype}"
     )
     return found

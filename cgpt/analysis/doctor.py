@@ -6,6 +6,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cgpt.kernels import _kernels, isa
 from cgpt.machine import huge_pages, sysfs, topology
 from cgpt.machine.cpu_time import CpuTime
 from cgpt.machine.memory import available_memory
+from cgpt.machine.roofline import Roofline
 from cgpt.machine.threads import ONE_THREAD, cpu_quota, default_threads, thread_count
 from cgpt.models.forecast import CONTEXT, REACHED, VARIANTS, forecast
 from cgpt.version import __version__
@@ -34,11 +36,11 @@ ENVIRONMENT = (
 
 
 def examine(
-    threads: int | None = None, measure: Callable[[int], Any] | None = None, root: Path = Path("/")
+    threads: int | None = None, measure: Callable[[int], Roofline] | None = None, root: Path = Path("/")
 ) -> dict[str, Any]:
     """Facts about this machine, which json can write. Numbers are bytes, bytes/s, FLOP/s or counts; None: unknown.
 
-    threads: as load() would be told; default its default. measure: takes a number of threads and gives the roof as
+    threads: as load() would be told; default its default. measure: takes a number of threads and gives the roofline as
     machine.roofline.measure does; None measures nothing. root: the root of the file system that holds proc and sys.
     The result holds
       cgpt: the version; environment: the variables set that change what cgpt does;
@@ -49,7 +51,7 @@ def examine(
       memory: available (within the cgroup), total; huge_pages: transparent ("always", "madvise" or "never"), and of
         hugetlb's reserved, free and size;
       load: average (of the last minute, in CPUs), others and stolen (shares of the usable CPUs while measuring);
-      roof: read_bytes_per_s, flops_per_s, level, dtype and threads, or None;
+      roofline: read_bytes_per_s, flops_per_s, level, dtype and threads, or None;
       models: what cgpt.models.forecast says of each, at `context` tokens, with `reached` as shares of at_most;
       advice: sentences, where something stands in the way.
     """
@@ -57,7 +59,7 @@ def examine(
     default = default_threads(root)
     in_use = thread_count(default if threads is None else threads)
     before = CpuTime.now(usable, root)
-    roof = measure(in_use) if measure else None
+    roofline = measure(in_use) if measure else None
     others, stolen = CpuTime.now(usable, root).shares_since(before) if measure else (None, None)
     facts = {
         "cgpt": __version__,
@@ -72,19 +74,11 @@ def examine(
         "threads": {"default": default, "in_use": in_use, "openmp": _kernels.has_openmp()},
         "memory": _memory(root),
         "load": {"average": _load_average(root), "others": others, "stolen": stolen},
-        "roof": None
-        if roof is None
-        else {
-            "read_bytes_per_s": roof.read_bytes_per_s,
-            "flops_per_s": roof.flops_per_s,
-            "level": roof.level,
-            "dtype": roof.dtype,
-            "threads": in_use,
-        },
+        "roofline": None if roofline is None else asdict(roofline),
         "models": {
             "context": CONTEXT,
             "reached": REACHED,
-            "sizes": [forecast(name, dense, roof, root) for name, dense in VARIANTS],
+            "sizes": [forecast(name, dense, roofline, root) for name, dense in VARIANTS],
         },
     }
     return facts | {"advice": advice(facts)}
@@ -145,7 +139,7 @@ def render(facts: Mapping[str, Any]) -> str:
         ("threads", _threads_text(facts["threads"]) + _settings(facts["environment"], "OMP_", "GOMP_")),
         ("memory", _memory_text(facts["memory"])),
         ("load", _load_text(facts["load"])),
-        ("measured", _roofline_text(facts["roof"])),
+        ("measured", _roofline_text(facts["roofline"])),
     ]
     parts = [f"cgpt {facts['cgpt']} on {facts['cpu']['name']}", *(f"  {label:<10}{text}" for label, text in lines)]
     parts += ["", *_table(facts["models"]), "", *_footnote(facts)]
@@ -204,12 +198,12 @@ def _load_text(load: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "unknown"
 
 
-def _roofline_text(roof: Mapping[str, Any] | None) -> str:
-    if roof is None:
+def _roofline_text(roofline: Mapping[str, Any] | None) -> str:
+    if roofline is None:
         return "nothing (--no-measure)"
     return (
-        f"{roof['read_bytes_per_s'] / 1e9:.1f} GB/s read, {_flops(roof['flops_per_s'])} in {roof['dtype']} "
-        f"({roof['level']}), by {_of(roof['threads'], 'thread')}"
+        f"{roofline['read_bytes_per_s'] / 1e9:.1f} GB/s read, {_flops(roofline['flops_per_s'])} in {roofline['dtype']} "
+        f"({roofline['level']}), by {_of(roofline['threads'], 'thread')}"
     )
 
 
@@ -256,7 +250,7 @@ def _figures(number: float) -> str:
 
 
 def _footnote(facts: Mapping[str, Any]) -> list[str]:
-    if facts["roof"] is None:
+    if facts["roofline"] is None:
         return []
     reached, context = facts["models"]["reached"], facts["models"]["context"]
     text = (

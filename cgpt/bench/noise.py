@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from cgpt.machine.cpu_time import OTHERS, STOLEN, CpuTime
-from cgpt.machine.roofline import Roof
+from cgpt.machine.roofline import Roofline
 from cgpt.machine.topology import usable_cpus
 
 SPREAD = 0.10  # between the slowest and the fastest repetition, of the median
@@ -42,7 +42,7 @@ def spread(samples: Sequence[float]) -> float:
 
 
 def warnings(
-    samples: Sequence[float], others: float | None, stolen: float | None, before: Roof, after: Roof, faults: int
+    samples: Sequence[float], others: float | None, stolen: float | None, before: Roofline, after: Roofline, faults: int
 ) -> list[str]:
     """What makes figures doubtful, a few words each."""
     found = []

@@ -1,4 +1,4 @@
-"""Rows as a picture: how far below the roof each case is, and how depth slows it down."""
+"""Rows as a picture: how far below the roofline each case is, and how depth slows it down."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ def _roofline(axes: Any, rows: Sequence[Row]) -> None:
     tests = list(dict.fromkeys(row["test"] for row in rows))
     for n, threads in enumerate(dict.fromkeys(row["n_threads"] for row in rows)):
         mine = [row for row in rows if row["n_threads"] == threads]
-        read, peak = (statistics.median(row[key] for row in mine) for key in ("roof_bytes_per_s", "roof_flops_per_s"))
+        read, peak = (
+            statistics.median(row[key] for row in mine) for key in ("roofline_bytes_per_s", "roofline_flops_per_s")
+        )
         xs = sorted({low, min(max(peak / read, low), high), high})
-        label = f"{_threads(threads)}: {read / 1e9:.1f} GB/s, {peak / 1e9:.0f} GFLOP/s {mine[0]['roof_dtype']}"
+        label = f"{_threads(threads)}: {read / 1e9:.1f} GB/s, {peak / 1e9:.0f} GFLOP/s {mine[0]['roofline_dtype']}"
         axes.plot(xs, [min(peak, read * x) / 1e9 for x in xs], color=f"C{n}", label=label)
         for row in mine:
             share = max(row["bandwidth_share"], row["peak_share"])
@@ -58,7 +60,7 @@ def _roofline(axes: Any, rows: Sequence[Row]) -> None:
                 row["flops_per_s"] / 1e9,
                 "osD^vP*Xpdh<>"[tests.index(row["test"]) % 13],
                 color=f"C{n}",
-                label=f"{row['test']}: {share:.0%} of the roof",
+                label=f"{row['test']}: {share:.0%} of the roofline",
             )
     axes.set(xscale="log", yscale="log", xlabel="operations per byte read", ylabel="GFLOP/s", title="Roofline")
     axes.xaxis.set_major_formatter("{x:g}")

@@ -20,8 +20,8 @@ def heading(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line for each row, then what disturbed them, the roofs, and what loading took."""
-    lines = [_columns(["test", "threads", "tok/s", "spread", "first", "next p50", "p99", "MB/tok", "GB/s", "of roof",
+    """A line for each row, then what disturbed them, the rooflines, and what loading took."""
+    lines = [_columns(["test", "threads", "tok/s", "spread", "first", "next p50", "p99", "MB/tok", "GB/s", "roofline",
                        "GFLOP/s", "of peak", ""])]  # fmt: skip
     notes = []
     for row in rows:
@@ -44,7 +44,7 @@ def table(rows: Sequence[Row]) -> str:
 def profile_table(row: Row) -> str:
     """Where the time of a row's steps went."""
     unit = "a chunk" if row["n_prompt"] else "a step"
-    head = f"  {'':24}{'calls':>6}{'ms':>10}{'time':>7}{'GB/s':>8}{'of roof':>9}{'GFLOP/s':>9}{'of peak':>9}"
+    head = f"  {'':24}{'calls':>6}{'ms':>10}{'time':>7}{'GB/s':>8}{'roofline':>9}{'GFLOP/s':>9}{'of peak':>9}"
     lines = [f"{row['test']}, {row['n_threads']} threads, {unit}:", head]
     for op in row["profile"]:
         line = f"  {op['op']:24}{op['calls']:6.0f}{op['ns'] / 1e6:10.3f}{op['share']:7.1%}"
@@ -57,10 +57,12 @@ def profile_table(row: Row) -> str:
 
 
 def _machine(rows: Sequence[Row]) -> str:
-    """The roofs and the memory of the rows of one number of threads."""
-    reads, peaks = _range(r["roof_bytes_per_s"] for r in rows), _range(r["roof_flops_per_s"] for r in rows)
+    """The rooflines and the memory of the rows of one number of threads."""
+    reads, peaks = _range(r["roofline_bytes_per_s"] for r in rows), _range(r["roofline_flops_per_s"] for r in rows)
     memory = [r["peak_memory_bytes"] for r in rows if r["peak_memory_bytes"] is not None]
-    text = f"{rows[0]['n_threads']} threads: memory {reads} GB/s, {rows[0]['roof_dtype']} products {peaks} GFLOP/s; "
+    text = (
+        f"{rows[0]['n_threads']} threads: memory {reads} GB/s, {rows[0]['roofline_dtype']} products {peaks} GFLOP/s; "
+    )
     text += f"loaded in {rows[0]['load_ns'] / 1e9:.2f} s"
     return text + (f", at most {max(memory) / 1e9:.2f} GB in memory" if memory else "")
 

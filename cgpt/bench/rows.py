@@ -1,4 +1,4 @@
-"""From seconds to figures: one row for each case, beside the roof of the same minute."""
+"""From seconds to figures: one row for each case, beside the roofline of the same minute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Measured
 from cgpt.kernels import isa
 from cgpt.machine import sysfs, topology
-from cgpt.machine.roofline import Roof
+from cgpt.machine.roofline import Roofline
 from cgpt.models.accounting import describe
 from cgpt.version import __version__
 
@@ -45,24 +45,25 @@ def model_facts(model: Model, name: str, dense: str | None, load_seconds: float)
 
 def row(
     measured: Measured,
-    roofs: tuple[Roof, Roof],
+    rooflines: tuple[Roofline, Roofline],
     shares: tuple[float | None, float | None],
     peak_memory: int | None,
     faults: int = 0,
 ) -> dict[str, Any]:
     """The figures of a case. avg_, stddev_ and samples_ are llama-bench's: nanoseconds of a repetition, tokens per
-    second. roofs: before and after; the better one counts. shares: what other processes, and the host, took. faults:
-    pages that came from disk.
+    second. rooflines: before and after; the better one counts. shares: what other processes, and the host, took.
+    faults: pages that came from disk.
 
     bytes_per_token, flops_per_token: what must be read and calculated; bytes_per_s, flops_per_s: that over the median;
-    bandwidth_share, peak_share: those of the roof's. first_token_ns: a prompt and picking what follows; token_ns_p50,
-    token_ns_p99: from one token of a sequence to its next. peak_memory: of loading or the case, whichever took more.
+    bandwidth_share, peak_share: those of the roofline's. first_token_ns: a prompt and picking what follows;
+    token_ns_p50, token_ns_p99: from one token of a sequence to its next. peak_memory: of loading or the case, whichever
+    took more.
     """
     case, seconds = measured.case, measured.seconds
     median = statistics.median(seconds)
     rates = [case.tokens / s for s in seconds]
-    read = max(roof.read_bytes_per_s for roof in roofs)
-    best = max(roofs, key=lambda roof: roof.flops_per_s)
+    read = max(roofline.read_bytes_per_s for roofline in rooflines)
+    best = max(rooflines, key=lambda roofline: roofline.flops_per_s)
     steps = [s for steps in measured.repetitions for s in steps]
     p50, p99 = (round(1e9 * float(np.percentile(steps, q))) for q in (50, 99)) if case.n_gen else (None, None)
     return {
@@ -90,13 +91,13 @@ def row(
         "flops_per_s": measured.flops / median,
         "bandwidth_share": measured.bytes / median / read,
         "peak_share": measured.flops / median / best.flops_per_s,
-        "roof_bytes_per_s": read,
-        "roof_flops_per_s": best.flops_per_s,
-        "roof_dtype": best.dtype,
+        "roofline_bytes_per_s": read,
+        "roofline_flops_per_s": best.flops_per_s,
+        "roofline_dtype": best.dtype,
         "peak_memory_bytes": peak_memory,
         "others_share": shares[0],
         "stolen_share": shares[1],
-        "warnings": warnings(seconds, *shares, *roofs, faults),
+        "warnings": warnings(seconds, *shares, *rooflines, faults),
     }
 
 
@@ -111,8 +112,8 @@ def profile(trace: Trace, total_seconds: float, steps: int, figures: Mapping[str
             "share": op.seconds / total_seconds,
             "bytes_per_s": op.bytes / op.seconds,
             "flops_per_s": op.flops / op.seconds,
-            "bandwidth_share": op.bytes / op.seconds / figures["roof_bytes_per_s"],
-            "peak_share": op.flops / op.seconds / figures["roof_flops_per_s"],
+            "bandwidth_share": op.bytes / op.seconds / figures["roofline_bytes_per_s"],
+            "peak_share": op.flops / op.seconds / figures["roofline_flops_per_s"],
         }
         for name, op in trace.ops.items()
     ]

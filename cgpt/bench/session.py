@@ -1,4 +1,4 @@
-"""One model, measured: every case with every number of threads, beside a roof taken before and after each."""
+"""One model, measured: every case with every number of threads, beside a roofline taken before and after each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cgpt.errors import InputError
 from cgpt.machine import roofline
 from cgpt.models.base import Transformer
 
-ROOF_SECONDS = 0.6  # for each of the roofs
+ROOFLINE_SECONDS = 0.6  # for each of the rooflines
 
 
 def bench(
@@ -57,14 +57,14 @@ def bench(
         fitting, too_long = cases(model.context_length, prompts, gens, depths, parallels)
         for case in too_long:
             say(f"{case} is left out: it takes more than the {model.context_length} positions of this model")
-        rng, before = np.random.default_rng(), roofline.measure(model.threads, ROOF_SECONDS, precision)
+        rng, before = np.random.default_rng(), roofline.measure(model.threads, ROOFLINE_SECONDS, precision)
         for case in fitting:
             say(f"{case}, {model.threads} threads")
             rows.reset_peak_memory()
             watch = Watch()
             measured = measure(model.transformer, case, repetitions, rng)
             shares, faults, memory = watch.shares(), watch.faults(), rows.peak_memory()
-            after = roofline.measure(model.threads, ROOF_SECONDS, precision)
+            after = roofline.measure(model.threads, ROOFLINE_SECONDS, precision)
             memory = None if memory is None else max(memory, loading)
             row = facts | rows.row(measured, (before, after), shares, memory, faults)
             if profile:

@@ -33,5 +33,5 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(facts, indent=2) if args.json else doctor.render(facts))
 
 
-def _measure(threads: int) -> roofline.Roof:
+def _measure(threads: int) -> roofline.Roofline:
     return roofline.measure(threads, seconds=SECONDS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cgpt.bench.costs import cost
 from cgpt.kernels import _kernels as k
-from cgpt.machine.roofline import Roof
+from cgpt.machine.roofline import Roofline
 
 SAMPLE = 0.0005  # seconds that a sample takes at least: short calls are repeated
 PAIRS, FEW = 9, 3  # so many, if they fit into LONG; so many in any case
@@ -69,12 +69,12 @@ def _run(calls: Sequence[Call]) -> Callable[[], None]:
     return run
 
 
-def counted(case: Case, roof: Roof) -> float | None:
-    """How much faster the new way is by its bytes and operations: the ratio of what each takes at the roof. None where
-    that does not bound the times: nothing is counted, or it all lies in caches."""
+def counted(case: Case, roofline: Roofline) -> float | None:
+    """How much faster the new way is by its bytes and operations: the ratio of what each takes at the roofline. None
+    where that does not bound the times: nothing is counted, or it all lies in caches."""
     if case.claim not in ("faster", "free") or case.old.cached or case.new.cached:
         return None
-    old, new = (max(w.bytes / roof.read_bytes_per_s, w.flops / roof.flops_per_s) for w in (case.old, case.new))
+    old, new = (max(w.bytes / roofline.read_bytes_per_s, w.flops / roofline.flops_per_s) for w in (case.old, case.new))
     return old / new if old and new else None
 
 

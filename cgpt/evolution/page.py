@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgpt.evolution import charts
-from cgpt.evolution.report import extremes, fact_text, pair, ratio, roofs
+from cgpt.evolution.report import extremes, fact_text, pair, ratio, rooflines
 from cgpt.evolution.units import shown
 from cgpt.evolution.verdict import CONTRADICTED, HOLDS, NONE, NOTED, PARTLY, UNCLEAR, times
 
@@ -32,12 +32,12 @@ def render(result: Found) -> str:
 
 
 def _machine(result: Found) -> str:
-    s, (reads, peaks) = result["setting"], roofs(result)
+    s, (reads, peaks) = result["setting"], rooflines(result)
     facts = {
         "CPU": result["cpu_info"],
         "level": f"{result['level']}, {result['threads']} thread" + "s" * (result["threads"] > 1),
         "memory read": f"{reads} GB/s",
-        "products": f"{peaks} GFLOP/s {result['roofs'][0]['dtype']}",
+        "products": f"{peaks} GFLOP/s {result['rooflines'][0]['dtype']}",
         "width": f"{s['width']:,}, {s['heads']} query heads on {s['kv_heads']} key/value heads of 64",
         "contexts": ", ".join(f"{n:,}" for n in s["contexts"]) + f"; prompts of {s['prompt']}",
         "measured": result["test_time"].replace("T", " ").replace("Z", " UTC"),
@@ -117,8 +117,8 @@ def _footer(result: Found) -> str:
     return (
         "<footer><p>Times are medians of calls made in turn (A B A B). The bar is the range of the ratio's median with "
         "95 % confidence, as far as the pairs allow; the ring is the ratio that bytes and operations promise at this "
-        "machine's roof. Differences below 3 % count as none. Weights and caches come from memory unless a line says "
-        "otherwise.</p>"
+        "machine's roofline. Differences below 3 % count as none. Weights and caches come from memory unless a line "
+        "says otherwise.</p>"
         f"<p>cgpt {escape(result['cgpt_version'])}, <code>cgpt evolution --html</code></p></footer>"
     )
 

@@ -21,20 +21,20 @@ def render(result: Found) -> str:
 
 def heading(result: Found) -> str:
     """The machine and the shapes."""
-    s, (reads, peaks) = result["setting"], roofs(result)
+    s, (reads, peaks) = result["setting"], rooflines(result)
     threads = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
     return (
         f"{result['cpu_info']}, {result['level']}, {threads}: memory {reads} GB/s, {peaks} GFLOP/s "
-        f"{result['roofs'][0]['dtype']}\nwidth {s['width']:,}, {s['heads']} query heads on {s['kv_heads']} key/value "
-        f"heads; contexts {', '.join(f'{n:,}' for n in s['contexts'])}; prompts of {s['prompt']}"
+        f"{result['rooflines'][0]['dtype']}\nwidth {s['width']:,}, {s['heads']} query heads on {s['kv_heads']} "
+        f"key/value heads; contexts {', '.join(f'{n:,}' for n in s['contexts'])}; prompts of {s['prompt']}"
     )
 
 
-def roofs(result: Found) -> tuple[str, str]:
+def rooflines(result: Found) -> tuple[str, str]:
     """(GB/s, GFLOP/s) that the machine reached, as ranges."""
 
     def span(key: str) -> str:
-        low, *_, high = sorted([roof[key] / 1e9 for roof in result["roofs"]] * 2)
+        low, *_, high = sorted([roofline[key] / 1e9 for roofline in result["rooflines"]] * 2)
         return f"{low:.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f}"
 
     return span("read_bytes_per_s"), span("flops_per_s")

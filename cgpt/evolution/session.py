@@ -19,11 +19,11 @@ from cgpt.evolution.step import Step
 from cgpt.evolution.steps_attention import VARIANTS
 from cgpt.kernels import isa
 from cgpt.machine import roofline, topology
-from cgpt.machine.roofline import Roof
+from cgpt.machine.roofline import Roofline
 from cgpt.models.accounting import cache_bytes, describe
 from cgpt.version import __version__
 
-ROOF_SECONDS = 0.4  # for each of the roofs at most
+ROOFLINE_SECONDS = 0.4  # for each of the rooflines at most
 DISTURBED = 0.2  # of the CPUs' time; beyond it threads wait for others at every barrier, and ratios are of the waiting
 LONG_ENOUGH = 0.25  # seconds for which the system's counters, which count hundredths, say as much
 CONTEXTS = tuple(2**n for n in range(7, 18))  # 128 to 131,072: those of the cache's curves
@@ -31,14 +31,14 @@ CONTEXTS = tuple(2**n for n in range(7, 18))  # 128 to 131,072: those of the cac
 
 def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Everything that is measured and counted at `setting`; say(text) is told what comes next. The result holds
-    cgpt_version, test_time, cpu_info, level, threads, setting; roofs (before each step and at the end), steps (see
+    cgpt_version, test_time, cpu_info, level, threads, setting; rooflines (before each step and at the end), steps (see
     _step), models {published size: parameters and checkpoint} and caches {variant: [[positions, bytes], ..]}.
     """
-    before, found, roofs = _roof(setting), [], []
-    roofs.append(before)
+    before, found, rooflines = _roofline(setting), [], []
+    rooflines.append(before)
     for step in steps:
         say(f"{step.number:2d} {step.title}")
-        found.append(_step(setting, step, roofs, say))
+        found.append(_step(setting, step, rooflines, say))
     return {
         "cgpt_version": __version__,
         "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -53,18 +53,18 @@ def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = la
             "prompt": setting.prompt,
             "seconds": setting.seconds,
         },
-        "roofs": [asdict(top) for top in roofs],
+        "rooflines": [asdict(top) for top in rooflines],
         "steps": found,
         "models": {name: _model(name) for name in SIZES},
         "caches": {name: [[n, cache_bytes(c, n)] for n in CONTEXTS] for name, c in VARIANTS.items()},
     }
 
 
-def _roof(setting: Setting) -> Roof:
-    return roofline.measure(setting.threads, min(ROOF_SECONDS, 2 * setting.seconds))
+def _roofline(setting: Setting) -> Roofline:
+    return roofline.measure(setting.threads, min(ROOFLINE_SECONDS, 2 * setting.seconds))
 
 
-def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], None]) -> dict[str, Any]:
+def _step(setting: Setting, step: Step, rooflines: list[Roofline], say: Callable[[str], None]) -> dict[str, Any]:
     """A step: number, title, claim, note, cases, facts, verdict (one word), line (one sentence), warnings."""
     watch, timed, taken = Watch(), [], []
     for case in step.cases(setting):
@@ -76,8 +76,8 @@ def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], 
         del case  # its operands go before the next are made
         gc.collect()
     shares, faults, overall = watch.shares(), watch.faults(), _taken(watch)
-    roofs.append(_roof(setting))
-    promised = [counted(case, _best(roofs)) for case, _, _ in timed]
+    rooflines.append(_roofline(setting))
+    promised = [counted(case, _best(rooflines)) for case, _, _ in timed]
     found = [
         verdict.judge(case.claim, old, new, more, case.within)
         for (case, old, new), more in zip(timed, promised, strict=True)
@@ -100,7 +100,7 @@ def _step(setting: Setting, step: Step, roofs: list[Roof], say: Callable[[str], 
             [(fact.label, fact.holds) for fact in facts],
         ),
         # How far repetitions differ is in each ratio's interval.
-        "warnings": warnings([1.0], *shares, *roofs[-2:], faults),
+        "warnings": warnings([1.0], *shares, *rooflines[-2:], faults),
     }
 
 
@@ -109,10 +109,12 @@ def _taken(watch: Watch) -> float:
     return sum(share or 0.0 for share in watch.shares())
 
 
-def _best(roofs: Sequence[Roof]) -> Roof:
-    """The most that was reached so far: what disturbs a roof can only lower it."""
-    read, flops = (max(getattr(roofline, name) for roofline in roofs) for name in ("read_bytes_per_s", "flops_per_s"))
-    return replace(roofs[-1], read_bytes_per_s=read, flops_per_s=flops)
+def _best(rooflines: Sequence[Roofline]) -> Roofline:
+    """The most that was reached so far: what disturbs a roofline can only lower it."""
+    read, flops = (
+        max(getattr(roofline, name) for roofline in rooflines) for name in ("read_bytes_per_s", "flops_per_s")
+    )
+    return replace(rooflines[-1], read_bytes_per_s=read, flops_per_s=flops)
 
 
 def _case(

@@ -22,7 +22,7 @@ SLICE = 0.01  # seconds of multiplying a thread is given at a time
 
 
 @dataclass(frozen=True)
-class Roof:
+class Roofline:
     """The most that was reached. dtype: of the factors of flops_per_s, "f32", "bf16" (sums of both are f32)
     or "int8"."""
 
@@ -33,8 +33,8 @@ class Roof:
     threads: int
 
 
-def measure(threads: int, seconds: float = 1.0, precision: str = "auto") -> Roof:
-    """The roof of `threads` threads at the level in use, taking about `seconds` and some for filling memory.
+def measure(threads: int, seconds: float = 1.0, precision: str = "auto") -> Roofline:
+    """The roofline of `threads` threads at the level in use, taking about `seconds` and some for filling memory.
 
     Memory: four times the last-level caches, 256 MiB to 1 GiB, less where that is more than a quarter of what is free.
     Multiplication: what the level is best at, bf16 where it has such products (avx512 with AVX512_BF16, amx), else f32;
@@ -47,7 +47,7 @@ def measure(threads: int, seconds: float = 1.0, precision: str = "auto") -> Roof
     dtype = "bf16" if kernels["peak_tile"] != "-" else "f32"
     if precision == "int8" and kernels["linear_int8_a8"] == kernels["peak_a8"] != "-":  # on amx they are those of bf16
         dtype = "int8"
-    return Roof(read_bandwidth(threads, seconds / 2), peak(threads, dtype, seconds / 2), k.level(), dtype, threads)
+    return Roofline(read_bandwidth(threads, seconds / 2), peak(threads, dtype, seconds / 2), k.level(), dtype, threads)
 
 
 def read_bandwidth(threads: int, seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""What speed to expect of a published size on a machine whose roof is known: for `cgpt doctor`.
+"""What speed to expect of a published size on a machine whose roofline is known: for `cgpt doctor`.
 
 A token decoded must read the weights it uses and the cache; a token of a prompt must be multiplied with them. So the
 read bandwidth and the matrix peak bound both from above. What cgpt reaches of these bounds is REACHED.
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cgpt.checkpoint.sizes import SIZES
+from cgpt.machine.roofline import Roofline
 from cgpt.models.accounting import cache_read, describe
 
 CONTEXT = 512  # tokens of the prompt, and before the token decoded
 
-# The share of the roof where it was measured, whole models on AVX2 and AVX-512 (bench/SPEED.md): decode 51 to 87 %,
+# The share of the roofline where it was measured, whole models on AVX2 and AVX-512 (bench/SPEED.md): decode 51 to 87 %,
 # prompts of 512 tokens 55 to 81 %. Other machines will differ; hence "expected" beside "at_most", never instead of it.
 REACHED = {"decode": 0.65, "prompt": 0.6}
 
@@ -24,24 +25,23 @@ VARIANTS: list[tuple[str, str | None]] = [
 ]
 
 
-def forecast(name: str, dense: str | None, roof: Any = None, root: Path = Path("/")) -> dict[str, Any]:
+def forecast(name: str, dense: str | None, roofline: Roofline | None = None, root: Path = Path("/")) -> dict[str, Any]:
     """What the size `name` takes and gives here with load(dense=dense).
 
-    roof: what roofline.measure() found, with read_bytes_per_s, flops_per_s and dtype; None leaves the rates out. root:
-    the file system that holds proc and sys. The result, which json can write, holds name, dense; weights, bytes;
-    available, fits (at the full context), max_context (0: none) and context (all the model has), as describe()
-    has them; bytes_per_token, flops_per_token; decode and prompt, tokens a second, {"at_most", "expected"} or None
-    where they cannot be told.
+    roofline: what roofline.measure() found; None leaves the rates out. root: the file system that holds proc and sys.
+    The result, which json can write, holds name, dense; weights, bytes; available, fits (at the full context),
+    max_context (0: none) and context (all the model has), as describe() has them; bytes_per_token, flops_per_token;
+    decode and prompt, tokens a second, {"at_most", "expected"} or None where they cannot be told.
     """
     facts = describe(name, dense=dense, root=root)
     read = sum((facts["bytes"]["per_token"] | {"cache": cache_read(SIZES[name], CONTEXT)}).values())
     flops = flops_per_token(facts)
     decode = prompt = None
-    if roof is not None:
-        decode = _rates(roof.read_bytes_per_s / read, "decode")
+    if roofline is not None:
+        decode = _rates(roofline.read_bytes_per_s / read, "decode")
         # The peak of bf16 units says nothing of products with f32 matrices, which do not run on them.
-        if roof.dtype == "f32" or dense or not name.startswith("gpt2"):
-            prompt = _rates(roof.flops_per_s / flops, "prompt")
+        if roofline.dtype == "f32" or dense or not name.startswith("gpt2"):
+            prompt = _rates(roofline.flops_per_s / flops, "prompt")
     return {
         "name": name,
         "dense": dense,

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +18,15 @@ from cgpt.cli import doctor
 from cgpt.cli import main as cli
 from cgpt.kernels import _kernels, isa
 from cgpt.machine.cpu_time import CpuTime
+from cgpt.machine.roofline import Roofline
 from cgpt.machine.threads import ONE_THREAD
 from cgpt.models.accounting import cache_read, dense_bits, describe, loaded_bytes
 from cgpt.models.forecast import VARIANTS, flops_per_token, forecast
 
 from support.machine_cases import cpus, smt, v1, v2, write
 
-ROOF = SimpleNamespace(read_bytes_per_s=40e9, flops_per_s=500e9, level="avx2", dtype="f32")
-AMX = SimpleNamespace(read_bytes_per_s=40e9, flops_per_s=6e12, level="amx", dtype="bf16")
+ROOFLINE = Roofline(40e9, 500e9, "avx2", "f32", 8)
+AMX = Roofline(40e9, 6e12, "amx", "bf16", 8)
 MEMINFO = """MemTotal: 32000000 kB
 MemAvailable: 20000000 kB
 HugePages_Total: 0
@@ -73,7 +75,7 @@ def facts(tmp_path, monkeypatch):
 
 
 def test_a_healthy_machine(facts):
-    found = facts(measure=lambda threads: ROOF)
+    found = facts(measure=lambda threads: ROOFLINE)
     assert found["cpu"] == {
         "name": "Fast CPU @ 3 GHz",
         "packages": 1,
@@ -90,7 +92,7 @@ def test_a_healthy_machine(facts):
         "huge_pages": {"transparent": "madvise", "reserved": 0, "free": 0, "size": 2 << 20},
     }
     assert found["load"] == {"average": 0.25, "others": None, "stolen": None}  # no proc/stat
-    assert found["roof"] == vars(ROOF) | {"threads": 8}
+    assert found["roofline"] == vars(ROOFLINE)
     assert [(size["name"], size["dense"]) for size in found["models"]["sizes"]] == VARIANTS
     assert found["advice"] == []
 
@@ -104,7 +106,7 @@ def kinds(value):
 
 def test_json_schema(facts):
     """Scripts read it: names do not change."""
-    found = json.loads(json.dumps(facts(measure=lambda threads: ROOF)))
+    found = json.loads(json.dumps(facts(measure=lambda threads: ROOFLINE)))
     rates = {"at_most": "float", "expected": "float"}
     assert kinds(found) == {
         "cgpt": "str",
@@ -117,7 +119,8 @@ def test_json_schema(facts):
         "memory": {"available": "int", "total": "int",
                    "huge_pages": {"transparent": "str", "reserved": "int", "free": "int", "size": "int"}},
         "load": {"average": "float", "others": "NoneType", "stolen": "NoneType"},
-        "roof": {"read_bytes_per_s": "float", "flops_per_s": "float", "level": "str", "dtype": "str", "threads": "int"},
+        "roofline": {"read_bytes_per_s": "float", "flops_per_s": "float", "level": "str", "dtype": "str",
+                     "threads": "int"},
         "models": {"context": "int", "reached": {"decode": "float", "prompt": "float"}, "sizes": [{
             "name": "str", "dense": "NoneType", "weights": "int", "available": "int", "fits": "bool",
             "max_context": "int", "context": "int", "bytes_per_token": "int", "flops_per_token": "int",
@@ -129,8 +132,8 @@ def test_json_schema(facts):
 
 def test_the_threads_that_measure(facts):
     asked = []
-    assert facts(threads=3, measure=lambda threads: asked.append(threads) or ROOF)["roof"]["threads"] == 3
-    facts(measure=lambda threads: asked.append(threads) or ROOF)
+    for threads in (3, None):
+        facts(threads=threads, measure=lambda threads: asked.append(threads) or ROOFLINE)
     assert asked == [3, 8]
 
 
@@ -159,7 +162,7 @@ def test_a_system_without_proc_and_sys(facts, monkeypatch):
 @pytest.mark.parametrize("name", MACHINE)
 @pytest.mark.parametrize("text", ["", "garbage", "[", "-1", "\x00", "9" * 30])
 def test_garbage_in_any_file(facts, name, text):
-    assert render(facts(MACHINE | {name: text}, measure=lambda threads: ROOF))
+    assert render(facts(MACHINE | {name: text}, measure=lambda threads: ROOFLINE))
 
 
 def test_a_hybrid_machine(facts):
@@ -194,7 +197,7 @@ def test_load_while_measuring(facts, tmp_path, monkeypatch):
 
     def measure(threads):
         write(tmp_path, {"proc/stat": "cpu0 30 0 0 560 0 0 0 10"})
-        return ROOF
+        return ROOFLINE
 
     found = facts(MACHINE | stat, measure=measure)
     assert (found["load"]["others"], found["load"]["stolen"]) == pytest.approx((0.3, 0.1))
@@ -260,7 +263,7 @@ def test_no_openmp(facts, monkeypatch):
 
 @pytest.mark.parametrize("name, gigabytes", [("gpt-oss-20b", 3.71), ("gpt-oss-120b", 5.00), ("gpt2", 0.4946)])
 def test_decode_reads_its_bytes(name, gigabytes):
-    rate = forecast(name, None, ROOF)["decode"]["at_most"]
+    rate = forecast(name, None, ROOFLINE)["decode"]["at_most"]
     read = 40e9 / rate - cache_read(SIZES[name], 512)
     assert read / 1e9 == pytest.approx(gigabytes, rel=0.002)
 
@@ -317,7 +320,7 @@ def test_the_peak_of_bf16_says_nothing_of_f32():
 def test_what_fits(facts):
     """In a container of 15 GB, of which the 20b takes 13.8."""
     limited = MACHINE | v2("/", **{"__memory-max": 15_000_000_000, "__memory-current": 0})
-    found = facts(limited, measure=lambda threads: ROOF)
+    found = facts(limited, measure=lambda threads: ROOFLINE)
     sizes = {(s["name"], s["dense"]): s for s in found["models"]["sizes"]}
     assert found["memory"]["available"] == sizes["gpt2", None]["available"] == 15_000_000_000
     assert 0 < sizes["gpt-oss-20b", None]["max_context"] < sizes["gpt-oss-20b", "int8"]["max_context"] < 131072
@@ -333,10 +336,10 @@ def test_what_fits(facts):
 
 def test_command(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(doctor, "_measure", lambda threads: asked.append(threads) or ROOF)
+    monkeypatch.setattr(doctor, "_measure", lambda threads: asked.append(threads) or replace(ROOFLINE, threads=threads))
     assert cli.main(["doctor", "--json", "--threads", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert asked == [2] and found["roof"]["read_bytes_per_s"] == 40e9 and found["level"]["in_use"] == isa.level()
+    assert asked == [2] and found["roofline"]["read_bytes_per_s"] == 40e9 and found["level"]["in_use"] == isa.level()
     assert cli.main(["doctor", "--threads", "2"]) == 0
     text = capsys.readouterr().out
     assert "40.0 GB/s read, 500 GFLOP/s in f32 (avx2), by 2 threads" in text and "gpt-oss-120b" in text
@@ -364,7 +367,7 @@ def test_with_openmp_bound_and_limited():
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["threads"]["default"] == 1 and found["roof"] is None
+    assert found["threads"]["default"] == 1 and found["roofline"] is None
     assert found["environment"] == {"OMP_NUM_THREADS": "1", "OMP_PROC_BIND": "true"}
     if hasattr(os, "sched_getaffinity"):
         assert found["usable"]["cpus"] == len(os.sched_getaffinity(0))

@@ -11,7 +11,7 @@ from cgpt.bench.trace import Op, Trace
 from cgpt.bench.workload import Case, Measured
 from cgpt.machine import topology
 from cgpt.machine.cpu_time import CpuTime
-from cgpt.machine.roofline import Roof
+from cgpt.machine.roofline import Roofline
 
 LLAMA_BENCH = {  # the fields of its JSON that mean the same here
     "cpu_info", "model_filename", "model_type", "model_size", "model_n_params", "n_ubatch", "n_threads", "n_prompt",
@@ -33,8 +33,8 @@ FACTS = {
 }
 
 
-def roof(read=10e9, flops=100e9, dtype="f32"):
-    return Roof(read, flops, "avx2", dtype, 2)
+def roofline(read=10e9, flops=100e9, dtype="f32"):
+    return Roofline(read, flops, "avx2", dtype, 2)
 
 
 def generation():
@@ -43,7 +43,7 @@ def generation():
 
 
 def test_a_row_of_generation():
-    row = rows.row(generation(), (roof(), roof(read=16e9, flops=90e9)), (0.0, 0.0), 123)
+    row = rows.row(generation(), (roofline(), roofline(read=16e9, flops=90e9)), (0.0, 0.0), 123)
     assert row["test"] == "tg4 x2 @ d7"
     assert (row["n_prompt"], row["n_gen"], row["n_depth"], row["n_parallel"]) == (0, 4, 7, 2)
     assert row["samples_ns"] == [4e9, 8e9, 5e9] and row["samples_ts"] == [2, 1, 1.6]
@@ -53,13 +53,13 @@ def test_a_row_of_generation():
     assert row["token_ns_p50"] == 1e9 and row["token_ns_p99"] == pytest.approx(2.89e9)
     assert row["first_token_ns"] is None
     assert row["bytes_per_token"] == 5e9 and row["flops_per_token"] == 6.25e9
-    assert row["bytes_per_s"] == 8e9 and row["bandwidth_share"] == 0.5, "of the better roof, 16 GB/s"
-    assert row["flops_per_s"] == 10e9 and row["peak_share"] == 0.1 and row["roof_flops_per_s"] == 100e9
+    assert row["bytes_per_s"] == 8e9 and row["bandwidth_share"] == 0.5, "of the better roofline, 16 GB/s"
+    assert row["flops_per_s"] == 10e9 and row["peak_share"] == 0.1 and row["roofline_flops_per_s"] == 100e9
     assert row["peak_memory_bytes"] == 123
 
 
 def test_a_row_of_a_prompt():
-    row = rows.row(Measured(Case(n_prompt=100), 1e9, 8e9, [[1, 1]]), (roof(), roof()), (None, None), None)
+    row = rows.row(Measured(Case(n_prompt=100), 1e9, 8e9, [[1, 1]]), (roofline(), roofline()), (None, None), None)
     assert row["first_token_ns"] == 2e9 and row["token_ns_p50"] is None and row["token_ns_p99"] is None
     assert row["avg_ts"] == 50 and row["stddev_ts"] == 0 and row["bytes_per_token"] == 1e7
     assert row["others_share"] is None and row["warnings"] == []
@@ -74,13 +74,13 @@ def test_a_row_of_a_prompt():
         (dict(stolen=0.21), ["the host took 21% of the CPUs' time"]),
         (dict(others=0.4), ["other processes used 40% of the CPUs' time"]),
         (dict(samples=[1.0, 1.0, 1.11]), ["repetitions differ by 11%"]),
-        (dict(after=roof(read=8e9)), ["memory was read with 8.0 to 10.0 GB/s"]),
-        (dict(after=roof(read=9e9)), []),
+        (dict(after=roofline(read=8e9)), ["memory was read with 8.0 to 10.0 GB/s"]),
+        (dict(after=roofline(read=9e9)), []),
         (dict(faults=1234), ["1,234 reads of the model waited for the disk"]),
     ],
 )
 def test_noise(values, expected):
-    quiet = dict(samples=[1.0, 1.0, 1.05], others=0.0, stolen=0.0, before=roof(), after=roof(), faults=100)
+    quiet = dict(samples=[1.0, 1.0, 1.05], others=0.0, stolen=0.0, before=roofline(), after=roofline(), faults=100)
     assert warnings(**quiet | values) == expected
 
 
@@ -99,14 +99,14 @@ def test_the_shares_of_others_and_of_the_host(monkeypatch):
 
 
 def whole_row(**changes):
-    return FACTS | rows.row(generation(), (roof(), roof()), (0.4, 0.0), 1_500_000_000) | changes
+    return FACTS | rows.row(generation(), (roofline(), roofline()), (0.4, 0.0), 1_500_000_000) | changes
 
 
 def test_the_names_of_llama_bench():
     import cgpt
 
     facts = rows.model_facts(cgpt.load("demo-gpt-oss", 1), "demo-gpt-oss", None, 0.25)
-    row = json.loads(json.dumps(facts | rows.row(generation(), (roof(), roof()), (0.4, 0.0), None)))
+    row = json.loads(json.dumps(facts | rows.row(generation(), (roofline(), roofline()), (0.4, 0.0), None)))
     assert set(row) >= LLAMA_BENCH
     assert row["model_type"] == "gpt-oss 2M BF16+MXFP4" and row["load_ns"] == 250_000_000
     assert row["n_threads"] == 1 and row["test_time"].endswith("Z")

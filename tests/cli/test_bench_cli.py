@@ -24,7 +24,7 @@ QUICK = ("-p", "16", "-n", "4", "-r", "2")
 @pytest.fixture
 def bench(capsys, monkeypatch):
     """Runs cgpt bench in this process -> exit status, stdout, stderr."""
-    monkeypatch.setattr(session, "ROOF_SECONDS", 0.01)
+    monkeypatch.setattr(session, "ROOFLINE_SECONDS", 0.01)
     monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.PIECE)
 
     def run(*args):

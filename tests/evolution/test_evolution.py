@@ -196,7 +196,7 @@ def test_settings(change, error, message):
 @pytest.fixture
 def evolution(capsys, monkeypatch):
     """Runs cgpt evolution in this process -> exit status, stdout, stderr."""
-    monkeypatch.setattr(session, "ROOF_SECONDS", 0.01)
+    monkeypatch.setattr(session, "ROOFLINE_SECONDS", 0.01)
     monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.PIECE)
 
     def run(*args):
@@ -247,7 +247,7 @@ def test_report_on_ref(evolution, tmp_path):
     status, out, err = evolution(*TINY, "--level", "ref", "--json", "--html", str(tmp_path / "x.html"))
     result = json.loads(out)
     assert status == 0 and isa.level() == before and err.endswith(f"cgpt: wrote {tmp_path / 'x.html'}\n")
-    assert result["level"] == "ref" and result["threads"] == 1 and len(result["roofs"]) == 11
+    assert result["level"] == "ref" and result["threads"] == 1 and len(result["rooflines"]) == 11
     assert result["setting"] == {
         "width": 64,
         "heads": 8,
@@ -363,7 +363,7 @@ def test_no_verdict_while_others_compute(monkeypatch, seconds, shares, expected)
 
     watches = []
     monkeypatch.setattr(session, "Watch", Watch)
-    monkeypatch.setattr(session, "ROOF_SECONDS", 0.01)
+    monkeypatch.setattr(session, "ROOFLINE_SECONDS", 0.01)
     monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.PIECE)
     way = Way("", [lambda: None], 0, 0)
     step = Step(1, "", "", lambda s: iter([Case("x", way, way, "none")]), lambda s: [])

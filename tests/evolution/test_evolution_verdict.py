@@ -20,7 +20,7 @@ from cgpt.evolution.verdict import (
     of_step,
     percent,
 )
-from cgpt.machine.roofline import Roof
+from cgpt.machine.roofline import Roofline
 
 STEADY = (0.99, 1.0, 1.0, 1.0, 1.01, 1.0, 1.0, 0.995, 1.005)
 WILD = (0.3, 3.0, 0.5, 2.0, 1.0, 0.8, 1.3, 2.5, 0.4)
@@ -116,7 +116,7 @@ def side(name="", bytes=0, flops=0, turns=(), cached=False):
     ],
 )
 def test_counted(old, new, claim, expected):
-    assert counted(Case("", old, new, claim), Roof(10.0, 100.0, "avx2", "f32", 1)) == expected
+    assert counted(Case("", old, new, claim), Roofline(10.0, 100.0, "avx2", "f32", 1)) == expected
 
 
 def test_in_turn(monkeypatch):

@@ -1,4 +1,4 @@
-"""The roof: what is measured and how it is sized. No test asks how fast this machine is."""
+"""The roofline: what is measured and how it is sized. No test asks how fast this machine is."""
 
 import numpy as np
 import pytest
