@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from cgpt.arguments import checked_arguments, require_choice, require_flag, require_integer
+from cgpt.arguments import checked_arguments, require_choice, require_flag
 from cgpt.chat.chat import Chat
 from cgpt.chat.messages import IDENTITY, KNOWLEDGE_CUTOFF, Namespace, ResponseFormat
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config

@@ -1,6 +1,6 @@
-"""What is each part worth? Held-out loss and accuracy of the two demo models with one part disturbed.
+"""What does each part contribute? An ablation: held-out loss and accuracy of the demo models with one part disturbed.
 
-    python bench/worth.py [--model demo-gpt2 demo-gpt-oss] [--only window] [--chats 600] [--json]
+    python bench/ablation.py [--model demo-gpt2 demo-gpt-oss] [--only window] [--chats 600] [--json]
 
 demo-gpt2 reads scenes of plays that it was not trained on (--text, default tests/golden/demo/heldout.txt) in windows of
 a whole context (or --context) that overlap by half, as in its card. demo-gpt-oss reads held-out chats, each task as
@@ -14,7 +14,7 @@ the cache f32, so that nothing differs but the switch. Every piece of text is re
     right     greedy answers that are exactly right; change with its standard error, again problem by problem
 
 Nothing is trained again. So this measures how far a trained model leans on a part, not how good a model without it
-could be. The switches (bench/worth_switches.py) are this experiment's alone; cgpt has no such options.
+could be. The switches (bench/ablation_switches.py) are this experiment's alone; cgpt has no such options.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from worth_switches import SWITCHES
+from ablation_switches import SWITCHES
 
 import cgpt
 from cgpt.analysis import quality

@@ -1,4 +1,4 @@
-"""bench/worth.py: each switch changes what it says and nothing else, and the measurement is the demo cards' own."""
+"""bench/ablation.py: each switch changes what it says and nothing else, and the measurement is the demo cards' own."""
 
 import json
 import shutil
@@ -17,9 +17,9 @@ import reference
 from golden import HERE, deviation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-import worth  # noqa: E402
-import worth_switches as switches  # noqa: E402
-from worth_switches import attending, positions, rope, rounded, setting, windows  # noqa: E402
+import ablation  # noqa: E402
+import ablation_switches as switches  # noqa: E402
+from ablation_switches import attending, positions, rope, rounded, setting, windows  # noqa: E402
 
 T = 200  # beyond the windows of 128
 SAME = {  # but for rounding
@@ -34,7 +34,7 @@ def ids_of():
 
 
 def logits(name, change):
-    with worth.switched(name, change) as model:
+    with ablation.switched(name, change) as model:
         return model.logits(ids_of())
 
 
@@ -138,13 +138,13 @@ def test_windows_are_in_the_layers_named():
 def test_positions_64_later():
     model = cgpt.load("demo-gpt2", precision="exact").transformer
     expected = switches.values(model.wpe)[64:74] + switches.values(model.wte)[7]
-    with worth.switched("demo-gpt2", GPT2["positions 64 later (the last 64 are the first's)"]) as later:
+    with ablation.switched("demo-gpt2", GPT2["positions 64 later (the last 64 are the first's)"]) as later:
         assert np.array_equal(later.inspect([7] * 10, "hidden")["hidden"][0], expected)
 
 
 def test_rotations_64_later():
     """Keys and queries are those of positions 64 higher; what comes out depends on their distance alone."""
-    with worth.switched("demo-gpt-oss", GPT_OSS["positions 64 later"]) as later:
+    with ablation.switched("demo-gpt-oss", GPT_OSS["positions 64 later"]) as later:
         cos, sin = (table.array for table in later.transformer.blocks[3].rope(T))
         assert len({id(block.rope) for block in later.transformer.blocks}) == 1
     for found, table in zip((cos, sin), cgpt.load("demo-gpt-oss").transformer.blocks[3].rope(T + 64), strict=True):
@@ -174,29 +174,29 @@ def test_same_weights_in_another_format(plain):
 
 
 def test_the_mean_and_its_error():
-    mean, error = worth.mean_and_error(np.array([1.0, 2.0, 6.0]), np.array([2, 2, 2]))
+    mean, error = ablation.mean_and_error(np.array([1.0, 2.0, 6.0]), np.array([2, 2, 2]))
     assert (mean, error) == (3.0, pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3)))
-    assert worth.mean_and_error(np.array([1.0, 4.0]), np.array([3, 1]))[0] == 1.75
+    assert ablation.mean_and_error(np.array([1.0, 4.0]), np.array([3, 1]))[0] == 1.75
 
 
 def test_chats_and_their_solutions():
     model = cgpt.load("demo-gpt-oss", precision="exact")
-    pieces = worth.chats(model, 24)
+    pieces = ablation.chats(model, 24)
     assert len({tuple(piece.ids[: piece.first]) for piece in pieces}) == 24
-    assert worth.right_answers(model, pieces).mean() > 0.9
+    assert ablation.right_answers(model, pieces).mean() > 0.9
     from demo_harmony import correct
 
     assert all(correct(model.tokenizer.decode(piece.ids[piece.first :]), piece.answer) for piece in pieces)
-    assert not worth.right_answers(model, [worth.Piece(p.ids, p.first, "no") for p in pieces[:2]]).any()
+    assert not ablation.right_answers(model, [ablation.Piece(p.ids, p.first, "no") for p in pieces[:2]]).any()
 
 
 def test_the_loss_of_the_card():
     expected = json.loads((HERE / "demo" / "demo-gpt2-expected.json").read_text())["heldout"]
     model = cgpt.load("demo-gpt2", precision="exact")
-    pieces = worth.plays(model, worth.HELDOUT.read_text("utf-8"))
+    pieces = ablation.plays(model, ablation.HELDOUT.read_text("utf-8"))
     assert sum(len(piece.ids) - piece.first for piece in pieces) == expected["tokens"]
-    assert max(len(piece.ids) for piece in worth.plays(model, "to be " * 99, 64)) == 64
-    (row,) = worth.measure("demo-gpt2", pieces, {})
+    assert max(len(piece.ids) for piece in ablation.plays(model, "to be " * 99, 64)) == 64
+    (row,) = ablation.measure("demo-gpt2", pieces, {})
     assert row.loss == pytest.approx(expected["loss"], abs=1e-4)
     assert (row.change, row.change_se, row.kl, row.right) == (0, 0, 0, None) and row.top1 == pytest.approx(1)
 
@@ -207,10 +207,10 @@ def test_every_switch(name):
     original = gpt2.attend, k.layernorm
     model = cgpt.load(name, precision="exact")
     if name == "demo-gpt2":
-        pieces = worth.plays(model, worth.HELDOUT.read_text("utf-8"))[:2]
+        pieces = ablation.plays(model, ablation.HELDOUT.read_text("utf-8"))[:2]
     else:
-        pieces = [worth.Piece(p.ids, p.first) for p in worth.chats(model, 24) if len(p.ids) > 170][:3]
-    as_it_is, *rows = worth.measure(name, pieces, switches.SWITCHES[name])
+        pieces = [ablation.Piece(p.ids, p.first) for p in ablation.chats(model, 24) if len(p.ids) > 170][:3]
+    as_it_is, *rows = ablation.measure(name, pieces, switches.SWITCHES[name])
     assert as_it_is.kl == 0 and [row.switch for row in rows] == list(switches.SWITCHES[name])
     for row in rows:
         assert np.isfinite([row.loss, row.change, row.change_se, row.kl, row.top1]).all(), row
@@ -219,11 +219,11 @@ def test_every_switch(name):
 
 
 def test_the_table(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["worth.py", "--model", "demo-gpt-oss", "--chats", "4", "--only", "1 expert"])
-    worth.main()
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--model", "demo-gpt-oss", "--chats", "4", "--only", "1 expert"])
+    ablation.main()
     out = capsys.readouterr().out
     assert "demo-gpt-oss: 4 pieces" in out and "4 of 4   +0 +-  0.0" in out and out.count("\n1 expert ") == 1
     sys.argv.append("--json")
-    worth.main()
+    ablation.main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["switch"] for row in rows] == ["as it is", "1 expert"] and rows[0]["right"] == 4

@@ -1,4 +1,4 @@
-"""The parts that worth.py disturbs: for each demo model {what is done: how}.
+"""The parts that ablation.py disturbs: for each demo model {what is done: how}.
 
 how(model, patch) alters a freshly loaded model; patch(object, name, value) sets an attribute of something else, which
 is put back after the measurement.
@@ -34,7 +34,7 @@ def bias_of(matrix: k.Matrix) -> np.ndarray | None:
 
 
 def to_mxfp4(w: np.ndarray, allowed: np.ndarray = MXFP4_VALUES) -> np.ndarray:
-    """The nearest values of MXFP4, groups of 32 along the last axis; scales as cgpt/demo/train/mxfp4.py chooses them:
+    """The nearest values of MXFP4, groups of 32 along the last axis; scales are chosen as in demo_training/mxfp4.py:
     the largest of a group comes to lie in (3.5, 7]."""
     groups = w.reshape(*w.shape[:-1], -1, 32)
     top = np.abs(groups).max(-1, keepdims=True)
