@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> None:
     """Serves until a signal ends it."""
     try:
         from cgpt.serve import server
-        from cgpt.serve.app import Service, make_app
+        from cgpt.serve.app import make_app
         from cgpt.serve.limits import Limits
+        from cgpt.serve.service import Service
     except ImportError as problem:
         raise CgptError(f"cgpt serve needs the package {problem.name}: pip install 'cgpt[serve]'") from None
 

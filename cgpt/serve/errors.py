@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
@@ -44,7 +45,8 @@ class Json(Response):
 
 
 def dumps(content: Any) -> str:
-    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+    """Writes plain values and dataclasses as JSON."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":"), default=vars)
 
 
 def api_error(problem: CgptError, retry_after: int = 1) -> ApiError:
@@ -64,9 +66,24 @@ def api_error(problem: CgptError, retry_after: int = 1) -> ApiError:
     return ApiError(f"{type(problem).__name__}: {text}", 500, "server_error", "internal_error")
 
 
-def error_object(problem: ApiError) -> dict[str, Any]:
-    return {"error": {"message": str(problem), "type": problem.kind, "param": problem.param, "code": problem.code}}
+@dataclass
+class ErrorObject:
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+@dataclass
+class ErrorAnswer:
+    """OpenAI's answer to what is refused or fails."""
+
+    error: ErrorObject
+
+
+def error_answer(problem: ApiError) -> ErrorAnswer:
+    return ErrorAnswer(ErrorObject(str(problem), problem.kind, problem.param, problem.code))
 
 
 def error_response(problem: ApiError) -> Json:
-    return Json(error_object(problem), problem.status, headers=problem.headers)
+    return Json(error_answer(problem), problem.status, headers=problem.headers)

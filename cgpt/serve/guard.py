@@ -7,15 +7,12 @@ import ipaddress
 import logging
 import re
 import time
-from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cgpt.serve.errors import ApiError, error_response
-
-if TYPE_CHECKING:
-    from cgpt.serve.app import Service
+from cgpt.serve.service import Service
 
 OPEN = {"/", "/health"}  # without a key
 HOST = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(:\d{0,5})?", re.ASCII)
@@ -25,15 +22,22 @@ log = logging.getLogger("cgpt.serve")
 class Guard:
     """Middleware around everything.
 
-    hosts: names that the server is called by, beside its addresses and localhost. A page that had its own name point
-    here (DNS rebinding) sends that name. origins: of pages that may ask, beside the server's own. "*" is any.
+    paths: those that are counted by name, so that clients cannot make up new ones. hosts: names that the server is
+    called by, beside its addresses and localhost. A page that had its own name point here (DNS rebinding) sends that
+    name. origins: of pages that may ask, beside the server's own. "*" is any.
     key: what `Authorization: Bearer` must hold; None for no key
     """
 
     def __init__(
-        self, app: ASGIApp, service: Service, hosts: tuple[str, ...], origins: tuple[str, ...], key: str | None
+        self,
+        app: ASGIApp,
+        service: Service,
+        paths: frozenset[str],
+        hosts: tuple[str, ...],
+        origins: tuple[str, ...],
+        key: str | None,
     ) -> None:
-        self._app, self._service = app, service
+        self._app, self._service, self._paths = app, service, paths
         self._hosts = {name.lower() for name in hosts}
         self._origins = origins
         self._key = None if key is None else key.encode("utf-8")
@@ -54,7 +58,7 @@ class Guard:
         try:
             await (error_response(problem) if problem else self._app)(scope, receive, noted)
         finally:
-            seconds, path = time.perf_counter() - began, self._service.metrics.known(scope["path"])
+            seconds, path = time.perf_counter() - began, scope["path"] if scope["path"] in self._paths else "other"
             self._service.metrics.count(path, status)
             log.info("%s %s %s %.2f s", scope["method"], path, status, seconds)
 

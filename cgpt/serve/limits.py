@@ -5,8 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """max_tokens: new tokens of each choice. requests: prompts times best_of. depth: of a body's JSON. The rest says
-    its name."""
+    """Limits of one request.
+
+    max_tokens: new tokens of each choice. body_bytes, body_seconds: of the body, and for it to come; head_seconds: for
+    the head to come. depth: levels of lists and objects in the body, schema_depth: in a JSON schema. requests: prompts
+    times best_of. logprobs: alternatives of a token. stops: stop strings, of stop_length characters at most.
+    logit_biases: tokens in logit_bias. The others count what they are named after.
+    """
 
     max_tokens: int = 16_384
     body_bytes: int = 4 << 20

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-if TYPE_CHECKING:
-    from cgpt.generation.engine import Engine
+from cgpt.generation.engine import Engine
 
 
 class Metrics:
-    """What was asked by HTTP. paths: those that are counted by name, so that clients cannot make up new ones."""
+    """Counts what was asked by HTTP. repairs: of chats, where the model did not write what it should, by kind."""
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._paths = set(paths)
+    def __init__(self) -> None:
         self._requests: Counter[tuple[str, int]] = Counter()
-        self.repairs: Counter[str] = Counter()  # of chats that the model did not write as it should
-
-    def known(self, path: str) -> str:
-        return path if path in self._paths else "other"
+        self.repairs: Counter[str] = Counter()
 
     def count(self, path: str, status: int) -> None:
         self._requests[path, status] += 1
 
     def text(self, engine: Engine) -> str:
-        """Everything, the engine's counts too."""
+        """All that is counted, by the engine too, as Prometheus reads it."""
         stats, lines = engine.stats, []
 
-        def add(name: str, kind: str, about: str, samples: dict[str, float]) -> None:
+        def add(name: str, kind: str, about: str, samples: Mapping[str, float]) -> None:
             lines.extend([f"# HELP cgpt_{name} {about}", f"# TYPE cgpt_{name} {kind}"])
             lines.extend(f"cgpt_{name}{labels} {value}" for labels, value in samples.items())
 

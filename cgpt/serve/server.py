@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 from typing import Any
 
 import uvicorn
-
-from cgpt.serve.protocol import Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 CONNECTIONS = 512
 KEEP_ALIVE = 65  # seconds; longer than clients keep theirs, so that they do not meet one that closes
@@ -32,8 +32,49 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Protocol(H11Protocol):
+    """uvicorn's HTTP/1.1, with a time by which the head of a request must have come (against slow-loris).
+
+    Closes a connection that has begun no request `head_seconds` after it was made, or after a head began to come.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._between_requests():
+            self._disarm()
+        elif self._timer is None:
+            self._arm()
+
+    def _between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _arm(self) -> None:
+        seconds = self.app_state["limits"].head_seconds  # as the application's lifespan has it
+        self._timer = self.loop.call_later(seconds, self._expire)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._between_requests() and not self.transport.is_closing():
+            self.transport.close()
+
+
 class Server(uvicorn.Server):
-    """uvicorn, that says where it listens once it does."""
+    """uvicorn's server, which says where it listens once it does."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -41,7 +82,7 @@ class Server(uvicorn.Server):
             print(f"cgpt: serving at {address(listening)}", file=sys.stderr, flush=True)
 
 
-def run(app: Any, listening: socket.socket, drain: float) -> None:
+def run(app: Any, listening: socket.socket, drain: int) -> None:
     """Serves until SIGINT or SIGTERM; then lets what runs go on for `drain` seconds at most."""
     config = uvicorn.Config(
         app,

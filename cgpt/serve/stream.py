@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cgpt.errors import CgptError
 from cgpt.generation.engine import Job
-from cgpt.serve.errors import api_error, dumps, error_object
+from cgpt.serve.errors import api_error, dumps, error_answer
 
 T = TypeVar("T")
 Events = AsyncIterator[tuple[str | None, dict[str, Any]]]  # name of the event or None, JSON object
+Whole = Coroutine[Any, Any, Response]
 
 
 class ClientGone(Exception):
@@ -33,30 +34,24 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _first(work: asyncio.Future[T], gone: asyncio.Future[None]) -> T:
+    both: set[asyncio.Future[Any]] = {work, gone}
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             raise ClientGone
         return work.result()
     finally:
         work.cancel()
         gone.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)  # until both have cleaned up
+        await asyncio.gather(*both, return_exceptions=True)  # until both have cleaned up
 
 
-async def respond(
-    request: Request,
-    job: Job,
-    stream: bool,
-    events: Callable[[], Events],
-    whole: Callable[[], Coroutine[Any, Any, Response]],
-    done: bool = True,
-) -> Response | EventStream:
+async def respond(request: Request, job: Job, answer: Events | Whole, done: bool = True) -> ASGIApp:
     """A job's answer: events as they come (done: see EventStream), or the whole. The job ends with it."""
-    if stream:
-        return await EventStream(job, events(), done).begin(request)
+    if isinstance(answer, AsyncIterator):
+        return await EventStream(job, answer, done).begin(request)
     try:
-        return await while_connected(request, whole())
+        return await while_connected(request, answer)
     finally:
         job.cancel()
 
@@ -105,11 +100,11 @@ class EventStream:
                 await _send(send, *event)
                 event = await self._next()
         except CgptError as problem:
-            await _send(send, None, error_object(api_error(problem)))
+            await _send(send, None, error_answer(api_error(problem)))
         end = b"data: [DONE]\n\n" if self._done else b""
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
 
-async def _send(send: Send, name: str | None, data: dict[str, Any]) -> None:
+async def _send(send: Send, name: str | None, data: Any) -> None:
     text = f"event: {name}\ndata: {dumps(data)}\n\n" if name else f"data: {dumps(data)}\n\n"
     await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": True})

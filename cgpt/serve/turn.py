@@ -14,7 +14,7 @@ from cgpt.generation.request import Request
 from cgpt.generation.text_stream import StopFilter
 
 if TYPE_CHECKING:
-    from cgpt.serve.app import Service
+    from cgpt.serve.service import Service
 
 REASONING, TEXT, CALL = "reasoning", "text", "call"
 

@@ -192,7 +192,7 @@ def test_n_reads_its_prompt_once(model, monkeypatch, options):
         tokens = done.usage.prompt_tokens
         assert sum(read) == tokens + 4 * made and done.usage.prompt_tokens_details.cached_tokens == 0
         assert done.usage.completion_tokens == 5 * made
-        assert served.engine.stats.prompt - served.engine.stats.cached == tokens
+        assert served.engine.stats.prompt_tokens - served.engine.stats.cached_tokens == tokens
     if "best_of" not in options:
         alone = [model.generate(prompt, max_new_tokens=5, temperature=1.0, seed=3 + i).text for i in range(made)]
         assert [choice.text.removeprefix(prompt) for choice in done.choices] == alone
@@ -220,7 +220,7 @@ def test_biases_and_penalties(client, model):
         ({"prompt": [[1], []]}, "prompt must be a text"),
         ({"prompt": [-1]}, "prompt must be a text"),
         ({"prompt": [999_999]}, "token id 999999 is not in the vocabulary"),
-        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": ""}, "the prompt holds no token"),
         ({"prompt": "a " * 300}, "301 tokens, the model 256 positions"),
         ({"prompt": ["a"] * 9}, "8 texts at most"),
         ({"suffix": "x"}, "suffix cannot be used"),
@@ -349,7 +349,7 @@ def test_a_client_that_leaves_frees_its_place(slow):
         with pytest.raises(openai.APITimeoutError):
             complete(client, max_tokens=200, timeout=0.2)
         wait_for(lambda: engine.running == 0, 2)
-        assert engine.stats.finished["cancelled"] == 2 and engine.stats.generated < 100
+        assert engine.stats.finished["cancelled"] == 2 and engine.stats.generated_tokens < 100
         assert complete(client, max_tokens=2).choices[0].finish_reason == "length"
 
 

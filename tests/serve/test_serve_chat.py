@@ -291,7 +291,7 @@ def test_a_response_with_logprobs(client):
         assert [entry.model_dump() for entry in found] == plain
     assert respond(client, include=[]).output[-1].content[0].logprobs == []
     events = dict(Items().add(Delta(TEXT, "a", 0), [{"token": "a"}]))  # no event changes with what comes after it
-    assert events["response.content_part.added"]["part"]["logprobs"] == []
+    assert events["response.content_part.added"]["part"].logprobs == []
 
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 import cgpt
 from cgpt.cli import main as cli
 from cgpt.serve import server
+from cgpt.serve.app import ENDPOINTS
 from cgpt.serve.limits import Limits
-from cgpt.serve.openai import chat, completions, responses
 
 from support.serve_cases import serving, wait_for
 
@@ -33,7 +33,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def served(model):
-    with serving(model, limits=Limits(body_bytes=2000, body_seconds=0.3), head_seconds=0.3) as served:
+    with serving(model, limits=Limits(body_bytes=2000, body_seconds=0.3, head_seconds=0.3)) as served:
         yield served
 
 
@@ -150,7 +150,7 @@ def test_a_body_that_does_not_come_is_given_up(served):
 
 
 def test_a_head_within_the_time_of_an_answer_does_not_end_it(model):
-    with serving(model, head_seconds=0.05) as served:
+    with serving(model, limits=Limits(head_seconds=0.05)) as served:
         chunks = list(served.client().completions.create(model="demo", prompt="a", max_tokens=200, stream=True))
         assert chunks[-1].choices[0].finish_reason in ("length", "stop")
 
@@ -211,13 +211,7 @@ ITEMS = st.fixed_dictionaries(
         "function": FUNCTIONS,
     },
 )
-FIELDS = {
-    PATHS[0]: completions.FIELDS,
-    PATHS[1]: {"prompt", "content", "special"},
-    PATHS[2]: {"tokens"},
-    PATHS[3]: chat.FIELDS,
-    PATHS[4]: responses.FIELDS,
-}
+FIELDS = {one.path: set(one.takes.model_fields) for one in ENDPOINTS if one.takes}
 GOOD = {
     PATHS[0]: {"prompt": "a", "max_tokens": 2},
     PATHS[4]: {"input": "a", "max_output_tokens": 2},

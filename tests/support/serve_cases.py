@@ -11,9 +11,9 @@ import uvicorn
 
 from cgpt.generation.engine import Engine
 from cgpt.serve import server
-from cgpt.serve.app import Service, make_app
+from cgpt.serve.app import make_app
 from cgpt.serve.limits import Limits
-from cgpt.serve.protocol import Protocol
+from cgpt.serve.service import Service
 
 
 class Served:
@@ -52,14 +52,13 @@ class Served:
 
 
 @contextmanager
-def serving(model, *, limits=None, hosts=(), origins=(), key=None, log_prompts=False, head_seconds=None, **engine):
+def serving(model, *, limits=None, hosts=(), origins=(), key=None, log_prompts=False, **engine):
     service = Service(Engine(model, **engine), "demo", limits or Limits(), log_prompts)
     listening = server.listen("127.0.0.1", 0)
-    protocol = type("P", (Protocol,), {"HEAD_SECONDS": head_seconds}) if head_seconds else Protocol
     config = uvicorn.Config(
         make_app(service, hosts, origins, key),
         loop="asyncio",
-        http=protocol,
+        http=server.Protocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -3,226 +3,308 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal, cast
 
+from pydantic import Field, StrictBool, model_validator
 from starlette import requests as http
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.types import ASGIApp
+from typing_extensions import NotRequired, Self, TypedDict
 
-from cgpt.generation.engine import Job
+from cgpt.generation.engine import Event, Job
 from cgpt.generation.request import Request
+from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import Json
-from cgpt.serve.openai.body import IGNORED, SAMPLING, Body, read_body, read_sampling
-from cgpt.serve.openai.completions import read_include_usage, usage
-from cgpt.serve.openai.dialog import CALLS, Dialog, choose_tools, read_effort, read_text
-from cgpt.serve.openai.logprobs import token_entry
-from cgpt.serve.stream import respond
+from cgpt.serve.openai import protocol
+from cgpt.serve.openai.conversation import Conversation
+from cgpt.serve.openai.logprobs import TokenLogprob, token_logprobs
+from cgpt.serve.service import Service
+from cgpt.serve.stream import Events, respond
 from cgpt.serve.turn import CALL, REASONING, TEXT, Delta, Turn
+from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, integer, only, size
 
-if TYPE_CHECKING:
-    from cgpt.serve.app import Service
 
-FIELDS = IGNORED | SAMPLING | {
-    "model", "messages", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options", "logprobs",
-    "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "response_format", "modalities",
-    "verbosity",
-}  # fmt: skip
+class TextPart(RequestModel):
+    type: Literal["text"]
+    text: Text
+
+
+Texts = Content[Annotated[TextPart, protocol.PART]]
+
+
+class FunctionCall(RequestModel):
+    """arguments: JSON text."""
+
+    name: Text
+    arguments: Text = "{}"
+
+
+class ToolCall(RequestModel):
+    id: Text
+    function: FunctionCall
+
+
+class InputMessage(RequestModel):
+    """What the user says, or an instruction; "system" and "developer" are the same here."""
+
+    role: Literal["system", "developer", "user"]
+    content: Texts = ""
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add(self.role, protocol.text_of(self.content))
+
+
+class AssistantMessage(RequestModel):
+    """What the model said before. Its reasoning comes back under either name."""
+
+    role: Literal["assistant"]
+    content: Content[Annotated[TextPart | protocol.RefusalPart, protocol.PART]] = ""
+    reasoning: Text | None = None
+    reasoning_content: Text = ""
+    tool_calls: Annotated[list[ToolCall], size(protocol.MAX_CALLS)] = []
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_reasoning(self.reasoning_content if self.reasoning is None else self.reasoning)
+        text = protocol.text_of(self.content)
+        if not self.tool_calls:
+            conversation.add("assistant", text)
+        elif text:
+            conversation.add_preamble(text)
+        for call in self.tool_calls:
+            conversation.add_call(call.id, call.function.name, call.function.arguments)
+
+
+class ToolMessage(RequestModel):
+    """The result of a call."""
+
+    role: Literal["tool"]
+    tool_call_id: Text
+    content: Texts = ""
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_result(f"{name}.tool_call_id", self.tool_call_id, protocol.text_of(self.content))
+
+
+ChatMessage = Annotated[InputMessage | AssistantMessage | ToolMessage, OneOf("role")]
+
+
+class ChatTool(RequestModel):
+    type: protocol.FunctionType = "function"
+    function: protocol.FunctionDefinition
+
+
+class FunctionName(RequestModel):
+    name: Text
+
+
+class NamedTool(protocol.Echoed):
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class NamedTools(protocol.Echoed):
+    type: Literal["allowed_tools"]
+    allowed_tools: protocol.AllowedTools[NamedTool]
+
+
+class SchemaResponseFormat(RequestModel):
+    type: Literal["json_schema"]
+    json_schema: protocol.SchemaFormat
+
+
+MESSAGES = "a list of one message at least"
+
+
+class ChatRequest(protocol.SamplingRequest):
+    messages: Annotated[list[ChatMessage], size("messages", 1, MESSAGES)] = Field(description=MESSAGES)
+    max_completion_tokens: Annotated[int | None, integer(1, "max_tokens")] = None
+    max_tokens: Annotated[int | None, integer(1, "max_tokens")] = None  # its old name
+    logprobs: StrictBool = False
+    top_logprobs: Annotated[int, integer(0, "logprobs")] = 0
+    tools: Annotated[list[ChatTool], size("tools")] = []
+    tool_choice: protocol.ToolChoice[NamedTool, NamedTools] = "auto"
+    reasoning_effort: protocol.Effort = "medium"
+    response_format: protocol.Format[SchemaResponseFormat] = protocol.FreeFormat()
+    modalities: Annotated[Any, only(["text"], wanted="cannot be used: the model writes text")] = None
+    parallel_tool_calls: Any = None
+    verbosity: Any = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.require_equal("max_completion_tokens", "max_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise Invalid("goes with logprobs: true only", "top_logprobs")
+        return self
+
+    def to_conversation(self) -> Conversation:
+        """Puts the conversation together; ApiError where its parts do not go together."""
+        made = Conversation(effort=self.reasoning_effort, stops=self.stop)
+        form = self.response_format
+        made.set_format(form.json_schema if isinstance(form, SchemaResponseFormat) else form)
+        functions, choice = [tool.function for tool in self.tools], self.tool_choice
+        if isinstance(choice, NamedTool):
+            made.set_tools(functions, "named", [choice.function.name])
+        elif isinstance(choice, NamedTools):
+            allowed = choice.allowed_tools
+            made.set_tools(functions, allowed.mode, [tool.function.name for tool in allowed.tools])
+        else:
+            made.set_tools(functions, choice)
+        for i, message in enumerate(self.messages):
+            message.add_to(made, f"messages[{i}]")
+        return made
+
+    def params(self, max_tokens: int) -> SamplingParams:
+        """How to sample, but for the stops. max_tokens: where the body does not say."""
+        limit = self.max_completion_tokens or self.max_tokens or max_tokens
+        logprobs = self.top_logprobs if self.logprobs else None
+        return SamplingParams(**self.sampling(), max_new_tokens=limit, logprobs=logprobs)
+
+
+class AnsweredCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: dict[Literal["name", "arguments"], str]
+
+
+class AnswerMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+    reasoning: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[AnsweredCall]]
 
 
 @dataclass
-class Asked:
-    """A request for a chat completion, read."""
-
-    dialog: Dialog
-    n: int
-    seed: int | None
-    logprobs: bool
-    stream: bool
-    include_usage: bool
+class ChatLogprobs:
+    content: list[TokenLogprob]
+    refusal: None = None
 
 
-def read_chat(body: Body, service: Service) -> Asked:
-    limits = service.limits
-    body.refuse_unknown(FIELDS, "what /v1/chat/completions takes")
-    service.require_model(body)
-    service.require_chat()
-    body.refuse_unless("modalities", [["text"]], "cannot be used: the model writes text")
-    stream, logprobs = body.boolean("stream", False), body.boolean("logprobs", False)
-    top = body.integer("top_logprobs", 0, low=0, high=limits.logprobs)
-    if top and not logprobs:
-        raise body.refuse("top_logprobs", "goes with logprobs: true only")
-    options = read_sampling(body, limits, service.model.vocab_size)
-    seed = options.pop("seed")
-    dialog = Dialog(effort=read_effort(body, "reasoning_effort"), stops=options.pop("stop"), options=options)
-    most = body.integer("max_completion_tokens", None, high=limits.max_tokens, aliases=["max_tokens"])
-    options |= {"max_new_tokens": most or limits.max_tokens, "logprobs": top if logprobs else None}
-    if (form := body.section("response_format")) is not None:
-        dialog.set_format(form, form.section("json_schema"), limits)
-    for tool in body.objects("tools", limits.tools, []):
-        tool.refuse_unless("type", ["function"], "must be function: there are no other tools")
-        function = tool.section("function")
-        if function is None:
-            raise tool.refuse("function", "is missing")
-        dialog.add_tool(function, limits)
-    choose_tools(body, dialog, lambda choice: choice.section("function") and choice.section("function").text("name"))
-    messages = body.objects("messages", limits.messages)
-    if not messages:
-        raise body.refuse("messages", "must be a list of one message at least")
-    for message in messages:
-        _read_message(message, dialog)
-    n = body.integer("n", 1, high=limits.n)
-    return Asked(dialog, n, seed, logprobs, stream, read_include_usage(body, stream))
+@dataclass
+class ChatChoice:
+    index: protocol.Count
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
 
 
-def _read_message(message: Body, dialog: Dialog) -> None:
-    role = message.text("role")
-    if role in ("system", "developer", "user"):
-        dialog.add(role, read_text(message, "content", {"text"}))
-    elif role == "assistant":
-        reasoning = message.text("reasoning", message.text("reasoning_content", ""))
-        if reasoning:
-            dialog.add_reasoning(reasoning)
-        text, calls = read_text(message, "content", {"text", "refusal"}), message.objects("tool_calls", CALLS, [])
-        if calls and text:
-            dialog.add_preamble(text)
-        elif not calls:
-            dialog.add("assistant", text)
-        for call in calls:
-            function = call.section("function")
-            if function is None:
-                raise call.refuse("function", "is missing")
-            dialog.add_call(call.text("id"), function.text("name"), function.text("arguments", "{}"))
-    elif role == "tool":
-        call_id = message.text("tool_call_id")
-        dialog.add_result(message.name("tool_call_id"), call_id, read_text(message, "content", {"text"}))
-    else:
-        raise message.refuse("role", "must be system, developer, user, assistant or tool")
+@dataclass
+class ChatUsage(protocol.Usage):
+    completion_tokens_details: dict[Literal["reasoning_tokens"], protocol.Count]
+
+
+class ChatCompletion(protocol.Head):
+    object: Literal["chat.completion"]
+    choices: Annotated[list[ChatChoice], Field(min_length=1)]
+    usage: ChatUsage
 
 
 class Choice:
-    """One answer, as it comes."""
+    """One answer, as it comes. turn: what the model says."""
 
-    def __init__(self, asked: Asked, service: Service, request: Request) -> None:
-        self.turn = Turn(service, request, asked.dialog.seed, asked.dialog.stops)
-        self._asked, self._tokenizer = asked, service.tokenizer
-        self._calls: list[int] = []  # items
-        self._last: dict[str, int] = {}  # the newest item of a kind that has text
+    def __init__(self, body: ChatRequest, conversation: Conversation, service: Service, request: Request) -> None:
+        self.turn = Turn(service, request, conversation.seed, conversation.stops)
+        self._tokenizer, self._logs = service.tokenizer, body.logprobs
+        self._last: dict[str, int] = {}  # the newest item of a kind
+        self._calls = 0
 
-    def part(self, delta: Delta) -> dict[str, Any] | None:
-        """The delta as OpenAI writes it; None for nothing new."""
-        if delta.kind == CALL:
-            if delta.item not in self._calls:
-                self._calls.append(delta.item)
-                head = {"id": f"call_{uuid.uuid4().hex}", "type": "function"}
-                return self._call(head, {"name": delta.name, "arguments": delta.text})
-            return self._call({}, {"arguments": delta.text}) if delta.text else None
-        if not delta.text:
+    def advance(self, job: Job, event: Event) -> tuple[list[dict[str, Any]], ChatLogprobs | None]:
+        """What an event of the job adds, as OpenAI's deltas and log. The end of the turn cancels the request."""
+        deltas = self.turn.advance(event)
+        if self.turn.finish_reason:
+            job.cancel(event.index)
+        parts = [part for delta in deltas if (part := self._part(delta))]
+        if not self._logs:
+            return parts, None
+        indices = [index for delta in deltas if delta.kind == TEXT for index in delta.ids]
+        return parts, ChatLogprobs(token_logprobs(self._tokenizer, self.turn.request, indices))
+
+    def _part(self, delta: Delta) -> dict[str, Any] | None:
+        is_new = self._last.get(delta.kind) != delta.item
+        if not delta.text and not (is_new and delta.kind == CALL):
             return None
+        is_first, self._last[delta.kind] = delta.kind not in self._last, delta.item
+        if delta.kind == CALL:
+            self._calls += is_new
+            head = {"id": f"call_{uuid.uuid4().hex}", "type": "function"} if is_new else {}
+            function = ({"name": delta.name} if is_new else {}) | {"arguments": delta.text}
+            return {"tool_calls": [{"index": self._calls - 1, **head, "function": function}]}
         # Several messages of a kind become paragraphs of one.
-        text = "\n" * (self._last.setdefault(delta.kind, delta.item) != delta.item) + delta.text
-        self._last[delta.kind] = delta.item
+        text = "\n" * (is_new and not is_first) + delta.text
         return {"reasoning": text, "reasoning_content": text} if delta.kind == REASONING else {"content": text}
 
-    def _call(self, head: dict[str, Any], function: dict[str, Any]) -> dict[str, Any]:
-        return {"tool_calls": [{"index": len(self._calls) - 1, **head, "function": function}]}
 
-    def logprobs(self, deltas: list[Delta]) -> dict[str, Any] | None:
-        """Of the tokens of the text for the user."""
-        if not self._asked.logprobs:
-            return None
-        places = [place for delta in deltas if delta.kind == TEXT for place in delta.ids]
-        return {"content": [token_entry(self._tokenizer, self.turn.request, place) for place in places]}
-
-
-async def chat(request: http.Request) -> Response:
-    service: Service = request.app.state.service
-    body = await read_body(request, service.limits)
-    asked = read_chat(body, service)
-    requests = await run_in_threadpool(asked.dialog.requests, service, asked.n, asked.seed)
-    job = service.submit(requests, body)
-    head = service.head("chatcmpl", "chat.completion.chunk" if asked.stream else "chat.completion")
-    answer = job, asked, service, head
-    return await respond(request, job, asked.stream, lambda: _chunks(*answer), lambda: _whole(*answer))
-
-
-async def _parts(
-    job: Job, choices: list[Choice]
-) -> AsyncIterator[tuple[int, list[dict[str, Any]], dict[str, Any] | None, str | None]]:
-    """(index, deltas, logprobs, finish_reason) of each event."""
-    async for event in job:
-        choice = choices[event.index]
-        deltas = choice.turn.advance(event)
-        if choice.turn.finish_reason:
-            job.cancel(event.index)
-        parts = [part for delta in deltas if (part := choice.part(delta))]
-        yield event.index, parts, choice.logprobs(deltas), choice.turn.finish_reason
-
-
-async def _whole(job: Job, asked: Asked, service: Service, head: dict[str, Any]) -> Json:
-    choices = [Choice(asked, service, request) for request in job.requests]
-    messages: list[dict[str, Any]] = [{"role": "assistant", "content": None, "refusal": None} for _ in choices]
-    logs: list[list] = [[] for _ in choices]
-    async for index, parts, logprobs, _ in _parts(job, choices):
-        logs[index] += logprobs["content"] if logprobs else []
-        for part in parts:
-            _merge(messages[index], part)
-    for message in messages:
-        if message["content"] is None and "tool_calls" not in message:
-            message["content"] = ""
-        for call in message.get("tool_calls", ()):
-            del call["index"]
-    done = [
-        {
-            "index": i,
-            "message": message,
-            "logprobs": {"content": logs[i], "refusal": None} if asked.logprobs else None,
-            "finish_reason": choices[i].turn.finish_reason,
-        }
-        for i, message in enumerate(messages)
-    ]
-    return Json(head | {"choices": done, "usage": _usage(choices, asked)})
-
-
-def _merge(message: dict[str, Any], part: dict[str, Any]) -> None:
-    for key, value in part.items():
-        if key != "tool_calls":
-            message[key] = (message.get(key) or "") + value
-            continue
-        (call,) = value
-        calls = message.setdefault("tool_calls", [])
-        if call["index"] == len(calls):
+def message_of(parts: list[dict[str, Any]]) -> AnswerMessage:
+    """Joins the deltas of an answer."""
+    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+    calls: list[dict[str, Any]] = []
+    for name in ("content", "reasoning", "reasoning_content"):
+        if texts := [part[name] for part in parts if name in part]:
+            message[name] = "".join(texts)
+    for call in [call for part in parts for call in part.get("tool_calls", ())]:
+        if call.pop("index") == len(calls):
             calls.append(call)
         else:
             calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+    if calls:
+        message["tool_calls"] = calls
+    elif message["content"] is None:
+        message["content"] = ""
+    return cast("AnswerMessage", message)
 
 
-async def _chunks(
-    job: Job, asked: Asked, service: Service, head: dict[str, Any]
-) -> AsyncIterator[tuple[None, dict[str, Any]]]:
-    choices = [Choice(asked, service, request) for request in job.requests]
-    empty = {"usage": None} if asked.include_usage else {}
+async def chat(request: http.Request) -> ASGIApp:
+    service: Service = request.app.state.service
+    service.require_chat()
+    body = await service.read(request, ChatRequest)
+    conversation, params = body.to_conversation(), body.params(service.limits.max_tokens)
+    requests = await run_in_threadpool(conversation.requests, service, body.n, params)
+    choices = [Choice(body, conversation, service, one) for one in requests]
+    head = service.head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
+    job = service.submit(requests, body)
+    return await respond(request, job, (_chunks if body.stream else _whole)(job, body, choices, head))
 
-    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> tuple:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+async def _whole(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> Json:
+    parts: list[list[dict[str, Any]]] = [[] for _ in choices]
+    logs: list[list[TokenLogprob]] = [[] for _ in choices]
+    async for event in job:
+        new, log = choices[event.index].advance(job, event)
+        parts[event.index] += new
+        logs[event.index] += log.content if log else []
+    done = []
+    for i, choice in enumerate(choices):
+        log = ChatLogprobs(logs[i]) if body.logprobs else None
+        done.append(ChatChoice(i, message_of(parts[i]), log, choice.turn.finish_reason))
+    return Json(head | {"choices": done, "usage": _usage(choices, body)})
+
+
+async def _chunks(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
+    empty = {"usage": None} if body.include_usage else {}
+
+    def chunk(index: int, delta: dict[str, Any], log: ChatLogprobs | None, reason: str | None) -> tuple[None, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": log, "finish_reason": reason}
         return None, head | {"choices": [choice]} | empty
 
     begun: set[int] = set()
-    async for index, parts, logprobs, reason in _parts(job, choices):
-        if index not in begun:
-            begun.add(index)
-            yield chunk(index, {"role": "assistant", "content": ""})
+    async for event in job:
+        choice = choices[event.index]
+        parts, log = choice.advance(job, event)
+        if event.index not in begun:
+            begun.add(event.index)
+            yield chunk(event.index, {"role": "assistant", "content": ""}, None, None)
         for i, part in enumerate(parts):
-            yield chunk(index, part, logprobs if i == len(parts) - 1 else None)
-        if reason:
-            yield chunk(index, {}, None if parts else logprobs, reason)
-    if asked.include_usage:
-        yield None, head | {"choices": [], "usage": _usage(choices, asked)}
+            yield chunk(event.index, part, log if i == len(parts) - 1 else None, None)
+        if choice.turn.finish_reason:
+            yield chunk(event.index, {}, None if parts else log, choice.turn.finish_reason)
+    if body.include_usage:
+        yield None, head | {"choices": [], "usage": _usage(choices, body)}
 
 
-def _usage(choices: list[Choice], asked: Asked) -> dict[str, Any]:
+def _usage(choices: list[Choice], body: ChatRequest) -> ChatUsage:
     turns = [choice.turn for choice in choices]
-    requests = [turn.request for turn in turns]
-    found = usage(requests, asked.n, sum(turn.tokens for turn in turns))
-    return found | {"completion_tokens_details": {"reasoning_tokens": sum(turn.reasoning_tokens for turn in turns)}}
+    counts = protocol.usage([turn.request for turn in turns], body.n, sum(turn.tokens for turn in turns))
+    reasoning = sum(turn.reasoning_tokens for turn in turns)
+    return ChatUsage(**vars(counts), completion_tokens_details={"reasoning_tokens": reasoning})

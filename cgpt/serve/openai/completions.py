@@ -2,195 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, StrictBool, ValidationInfo, model_validator
 from starlette import requests as http
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.types import ASGIApp
+from typing_extensions import Self
 
 from cgpt.generation.engine import Event, Job
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import Json
-from cgpt.serve.openai.body import IGNORED, SAMPLING, Body, read_body, read_sampling
-from cgpt.serve.openai.logprobs import TokenLog
-from cgpt.serve.stream import respond
+from cgpt.serve.openai.logprobs import CompletionLogprobs, TokenLog
+from cgpt.serve.openai.protocol import Count, Head, SamplingRequest, Usage, usage
+from cgpt.serve.service import Service
+from cgpt.serve.stream import Events, respond
+from cgpt.serve.validation import Bounds, Invalid, Reads, integer, is_integer, only
 
-if TYPE_CHECKING:
-    from cgpt.serve.app import Service
-
-FIELDS = (
-    IGNORED
-    | SAMPLING
-    | {"model", "prompt", "max_tokens", "n", "best_of", "echo", "logprobs", "stream", "stream_options", "suffix"}
-)
-DEFAULT_MAX_TOKENS = 16  # OpenAI's
-
-
-@dataclass
-class Asked:
-    """A request for completions, read. options: of SamplingParams, but the seed."""
-
-    prompts: list[str] | list[list[int]]
-    n: int
-    best_of: int
-    echo: bool
-    logprobs: int | None
-    max_tokens: int
-    stream: bool
-    include_usage: bool
-    seed: int | None
-    options: dict[str, Any]
-
-    def requests(self, service: Service) -> list[Request]:
-        """best_of for each prompt, of seeds one after another."""
-        made: list[Request] = []
-        for prompt in self.prompts:
-            for i in range(self.best_of):
-                seed = None if self.seed is None else self.seed + i
-                made.append(Request(service.model, prompt, SamplingParams(seed=seed, **self.options)))
-                prompt = made[-1].prompt_ids  # a text is encoded once
-        return made
-
-
-def read_completion(body: Body, service: Service) -> Asked:
-    """Checks everything but the prompts' tokens."""
-    limits = service.limits
-    body.refuse_unknown(FIELDS, "what /v1/completions takes")
-    service.require_model(body)
-    body.refuse_unless("suffix", [""], "cannot be used: these models do not fill in the middle")
-    n = body.integer("n", 1, high=limits.n)
-    best_of = body.integer("best_of", n, low=n, high=limits.n)
-    echo, stream = body.boolean("echo", False), body.boolean("stream", False)
-    if stream and best_of > n:
-        raise body.refuse("best_of", "above n cannot be streamed: the best is known at the end")
-    logprobs = body.integer("logprobs", None, low=0, high=limits.logprobs)
-    max_tokens = body.integer("max_tokens", DEFAULT_MAX_TOKENS, low=0, high=limits.max_tokens)
-    prompts = _read_prompts(body)
-    if len(prompts) * best_of > limits.requests:
-        raise body.refuse("prompt", f"may make {limits.requests} texts at most, with best_of")
-    options = read_sampling(body, limits, service.model.vocab_size)
-    seed = options.pop("seed")
-    options |= {
-        "max_new_tokens": max(max_tokens, 1),
-        "logprobs": logprobs if logprobs is not None else best_of > n or None,
-        "prompt_logprobs": logprobs if echo else None,
-    }
-    usage = read_include_usage(body, stream)
-    return Asked(prompts, n, best_of, echo, logprobs, max_tokens, stream, usage, seed, options)
-
-
-def read_include_usage(body: Body, stream: bool) -> bool:
-    """stream_options."""
-    section = body.section("stream_options")
-    if section is None:
-        return False
-    if not stream:
-        raise body.refuse("stream_options", "goes with stream: true only")
-    section.refuse_unknown({"include_usage", "include_obfuscation"}, "stream_options")
-    return section.boolean("include_usage", False)
-
-
-def _read_prompts(body: Body) -> list[str] | list[list[int]]:
-    prompt = body.values.get("prompt")
-    if isinstance(prompt, str):
-        return [prompt]
-    good = isinstance(prompt, list) and bool(prompt)
-    if good and all(map(_is_id, prompt)):
-        return [prompt]
-    if good and (
-        all(isinstance(one, str) for one in prompt)
-        or all(isinstance(one, list) and one and all(map(_is_id, one)) for one in prompt)
-    ):
-        return prompt
-    raise body.refuse("prompt", "must be a text, a list of token ids, or a list of texts or of lists of token ids")
+Prompts = list[str] | list[list[int]]
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return is_integer(value) and 0 <= value < 2**31
+
+
+def _read_prompts(value: Any, _: Bounds) -> Prompts | None:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        return None
+    if all(map(_is_id, value)):
+        return [value]
+    texts = all(isinstance(one, str) for one in value)
+    return value if texts or all(isinstance(one, list) and one and all(map(_is_id, one)) for one in value) else None
+
+
+PROMPT = "a text, a list of token ids, or a list of texts or of lists of token ids"
+TEXT = {"type": "string", "minLength": 1}
+IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": "{max_token_id}"}}
+MANY = {"type": "array", "minItems": 1, "maxItems": "{requests}"}
+PROMPTS = {"anyOf": [TEXT, MANY | {"items": TEXT}, IDS, MANY | {"items": IDS}]}
+
+
+class CompletionRequest(SamplingRequest):
+    """best_of: choices that are made of each prompt, of which the n likeliest are given."""
+
+    prompt: Annotated[Prompts, Reads(_read_prompts, f"must be {PROMPT}", PROMPTS)] = Field(description=PROMPT)
+    max_tokens: Annotated[int, integer(0, "max_tokens")] = 16  # OpenAI's default
+    best_of: Annotated[int, integer(1, "n")] = 1
+    echo: StrictBool = False
+    logprobs: Annotated[int | None, integer(0, "logprobs")] = None
+    suffix: Annotated[Any, only("", wanted="cannot be used: these models do not fill in the middle")] = None
+
+    @model_validator(mode="after")
+    def _check(self, info: ValidationInfo) -> Self:
+        bounds: Bounds = info.context or {}
+        if "best_of" not in self.model_fields_set:
+            self.best_of = self.n
+        if self.best_of < self.n:
+            raise Invalid(f"must be an integer from {self.n} to {bounds['n']}", "best_of")
+        if self.stream and self.best_of > self.n:
+            raise Invalid("above n cannot be streamed: the best is known at the end", "best_of")
+        if len(self.prompt) * self.best_of > bounds["requests"]:
+            raise Invalid(f"may make {bounds['requests']} texts at most, with best_of", "prompt")
+        return self
+
+    def requests(self, service: Service) -> list[Request]:
+        """Makes best_of for each prompt, of seeds one after another."""
+        params = SamplingParams(
+            **self.sampling(),
+            stop=self.stop,
+            max_new_tokens=max(self.max_tokens, 1),
+            logprobs=self.logprobs if self.logprobs is not None else self.best_of > self.n or None,
+            prompt_logprobs=self.logprobs if self.echo else None,
+        )
+        return [made for prompt in self.prompt for made in service.requests(prompt, params, [None] * self.best_of)]
+
+
+@dataclass
+class CompletionChoice:
+    """One text of an answer, or what an event adds to it. finish_reason: null until the text ends."""
+
+    index: Count
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+    @classmethod
+    def joined(cls, parts: list[CompletionChoice]) -> CompletionChoice:
+        logs = [part.logprobs for part in parts if part.logprobs]
+        log = CompletionLogprobs.joined(logs) if logs else None
+        return cls(parts[0].index, "".join(part.text for part in parts), log, parts[-1].finish_reason)
+
+
+class Completion(Head):
+    object: Literal["text_completion"]
+    choices: Annotated[list[CompletionChoice], Field(min_length=1)]
+    usage: Usage
 
 
 class Choice:
     """One text of the answer, as it comes."""
 
-    def __init__(self, asked: Asked, service: Service, request: Request) -> None:
+    def __init__(self, body: CompletionRequest, service: Service, request: Request) -> None:
         self.request = request
-        self.text, self.finish_reason = "", None
-        self._asked = asked
-        self._echoed = service.tokenizer.decode(request.prompt_ids) if asked.echo else ""
-        self._log = None if asked.logprobs is None else TokenLog(service.tokenizer, request, asked.echo)
+        self._length = 0  # characters of the text so far
+        self._max_tokens = body.max_tokens
+        self._echoed = service.tokenizer.decode(request.prompt_ids) if body.echo else ""
+        self._log = None if body.logprobs is None else TokenLog(service.tokenizer, request, body.echo)
 
-    def advance(self, event: Event) -> dict[str, Any]:
-        """What the event adds to the choice, as a choice of its own."""
-        piece, num_ids, self.finish_reason = event.delta, event.num_ids, event.finish_reason
-        if not self._asked.max_tokens:
-            piece, num_ids, self.finish_reason = "", 0, "length"
-        piece, self._echoed = self._echoed + piece, ""
-        self.text += piece
-        log = self._log and self._log.take(num_ids, len(self.text), self.finish_reason is not None)
-        return {"text": piece, "logprobs": log, "finish_reason": self.finish_reason}
-
-
-def usage(requests: list[Request], per_prompt: int, generated: int) -> dict[str, Any]:
-    """requests: per_prompt of each prompt."""
-    prompts = requests[::per_prompt]
-    prompt = sum(len(request.prompt_ids) for request in prompts)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": generated,
-        "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": sum(request.num_cached_tokens for request in prompts)},
-    }
+    def advance(self, event: Event) -> CompletionChoice:
+        """What the event adds to the choice."""
+        text, num_ids, reason = event.delta, event.num_ids, event.finish_reason
+        if not self._max_tokens:
+            text, num_ids, reason = "", 0, "length"
+        text, self._echoed = self._echoed + text, ""
+        self._length += len(text)
+        log = self._log.take(num_ids, self._length, reason is not None) if self._log else None
+        return CompletionChoice(event.index, text, log, reason)
 
 
-async def completions(request: http.Request) -> Response:
+async def completions(request: http.Request) -> ASGIApp:
     service: Service = request.app.state.service
-    body = await read_body(request, service.limits)
-    asked = read_completion(body, service)
-    requests = await run_in_threadpool(asked.requests, service)
+    body = await service.read(request, CompletionRequest)
+    requests = await run_in_threadpool(body.requests, service)
+    choices, head = [Choice(body, service, one) for one in requests], service.head("cmpl", "text_completion")
     job = service.submit(requests, body)
-    head = service.head("cmpl", "text_completion")
-    answer = job, asked, service, head
-    return await respond(request, job, asked.stream, lambda: _chunks(*answer), lambda: _whole(*answer))
+    return await respond(request, job, (_chunks if body.stream else _whole)(job, body, choices, head))
 
 
-async def _whole(job: Job, asked: Asked, service: Service, head: dict[str, Any]) -> Json:
-    choices = [Choice(asked, service, request) for request in job.requests]
-    parts: list[list[dict]] = [[] for _ in choices]
+async def _whole(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> Json:
+    parts: list[list[CompletionChoice]] = [[] for _ in choices]
     async for event in job:
         parts[event.index].append(choices[event.index].advance(event))
-    done = [_joined(part) for part in parts]
-    best: list[dict] = []
-    for first in range(0, len(done), asked.best_of):
-        these = list(range(first, first + asked.best_of))
-        if asked.best_of > asked.n:
+    best: list[CompletionChoice] = []
+    for first in range(0, len(choices), body.best_of):
+        these = list(range(first, first + body.best_of))
+        if body.best_of > body.n:
             these.sort(key=lambda i: -sum(job.requests[i].logprobs) / len(job.requests[i].ids))
-        best += [{"index": len(best) + i, **done[which]} for i, which in enumerate(these[: asked.n])]
-    return Json(head | {"choices": best, "usage": _usage(job, asked)})
+        best += [CompletionChoice.joined(parts[i]) for i in these[: body.n]]
+    for index, choice in enumerate(best):
+        choice.index = index
+    return Json(head | {"choices": best, "usage": _usage(job, body)})
 
 
-def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    logs = [part["logprobs"] for part in parts]
-    log = None if logs[0] is None else {key: [x for log in logs for x in log[key]] for key in logs[0]}
-    text = "".join(part["text"] for part in parts)
-    return {"text": text, "logprobs": log, "finish_reason": parts[-1]["finish_reason"]}
+def _usage(job: Job, body: CompletionRequest) -> Usage:
+    generated = sum(len(request.ids) for request in job.requests) if body.max_tokens else 0
+    return usage(job.requests, body.best_of, generated)
 
 
-def _usage(job: Job, asked: Asked) -> dict[str, Any]:
-    generated = sum(len(request.ids) for request in job.requests) if asked.max_tokens else 0
-    return usage(job.requests, asked.best_of, generated)
-
-
-async def _chunks(
-    job: Job, asked: Asked, service: Service, head: dict[str, Any]
-) -> AsyncIterator[tuple[None, dict[str, Any]]]:
-    choices = [Choice(asked, service, request) for request in job.requests]
-    empty = {"usage": None} if asked.include_usage else {}
+async def _chunks(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
+    empty = {"usage": None} if body.include_usage else {}
     async for event in job:
         part = choices[event.index].advance(event)
-        if part["text"] or part["finish_reason"] or (part["logprobs"] and part["logprobs"]["tokens"]):
-            yield None, head | {"choices": [{"index": event.index, **part}]} | empty
-    if asked.include_usage:
-        yield None, head | {"choices": [], "usage": _usage(job, asked)}
+        if part.text or part.finish_reason or (part.logprobs and part.logprobs.tokens):
+            yield None, head | {"choices": [part]} | empty
+    if body.include_usage:
+        yield None, head | {"choices": [], "usage": _usage(job, body)}

@@ -5,27 +5,80 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from cgpt.serve.openai.logprobs import TokenLogprob
 from cgpt.serve.turn import CALL, REASONING, Delta
 
 Events = Iterator[tuple[str, dict[str, Any]]]
-# Of each kind of content part, what its events are called after.
-PART_EVENTS = {"reasoning_text": "response.reasoning_text", "output_text": "response.output_text"}
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+@dataclass
+class ReasoningText:
+    text: str = ""
+    type: Literal["reasoning_text"] = "reasoning_text"
+
+
+@dataclass
+class OutputText:
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    annotations: list[Any] = field(default_factory=list)
+    type: Literal["output_text"] = "output_text"
+
+
+@dataclass
+class ReasoningItem:
+    id: str
+    content: list[ReasoningText]
+    summary: list[Any] = field(default_factory=list)
+    status: Status = "in_progress"
+    type: Literal["reasoning"] = "reasoning"
+
+
+@dataclass
+class MessageItem:
+    """Text for the user. phase: "commentary" where it only leads to a call."""
+
+    id: str
+    content: list[OutputText]
+    phase: Literal["commentary", "final_answer"]
+    role: Literal["assistant"] = "assistant"
+    status: Status = "in_progress"
+    type: Literal["message"] = "message"
+
+
+@dataclass
+class CallItem:
+    """A call of a function. arguments: JSON text, as the model wrote it."""
+
+    id: str
+    call_id: str
+    name: str | None
+    arguments: str = ""
+    status: Status = "in_progress"
+    type: Literal["function_call"] = "function_call"
+
+
+Item = Annotated[ReasoningItem | MessageItem | CallItem, Field(discriminator="type")]
 
 
 class Items:
     """The items so far; the last one may be open."""
 
     def __init__(self) -> None:
-        self._items: list[dict[str, Any]] = []
+        self._items: list[ReasoningItem | MessageItem | CallItem] = []
         self._open: int | None = None  # the turn's number of it
 
-    def output(self) -> list[dict[str, Any]]:
-        """A copy, for an event that does not change with them."""
-        return copy.deepcopy(self._items)
+    def output(self) -> list[ReasoningItem | MessageItem | CallItem]:
+        """All of them; events hold what they held when it was sent, this does not."""
+        return list(self._items)
 
-    def add(self, delta: Delta, logprobs: list[dict[str, Any]]) -> Events:
+    def add(self, delta: Delta, logprobs: list[TokenLogprob]) -> Events:
         """Yields the events of a delta. logprobs: of its tokens, where they are wanted."""
         if delta.item != self._open:
             yield from self.close("completed")
@@ -34,54 +87,52 @@ class Items:
         if not delta.text:
             return
         item = self._items[-1]
-        if delta.kind == CALL:
-            item["arguments"] += delta.text
+        if isinstance(item, CallItem):
+            item.arguments += delta.text
             yield self._about("response.function_call_arguments.delta", delta=delta.text)
             return
-        part = item["content"][0]
-        part["text"] += delta.text
-        more = {"logprobs": logprobs} if part["type"] == "output_text" else {}
-        if more:
-            part["logprobs"] += logprobs
-        yield self._about(f"{PART_EVENTS[part['type']]}.delta", content_index=0, delta=delta.text, **more)
+        part, more = item.content[0], {}
+        part.text += delta.text
+        if isinstance(part, OutputText):
+            part.logprobs += logprobs
+            more = {"logprobs": logprobs}
+        yield self._about(f"response.{part.type}.delta", content_index=0, delta=delta.text, **more)
 
     def _begin(self, delta: Delta) -> Events:
-        number, progress = uuid.uuid4().hex, {"status": "in_progress"}
+        number = uuid.uuid4().hex
         if delta.kind == CALL:
-            call = {"call_id": f"call_{number}", "name": delta.name, "arguments": ""}
-            self._items.append({"id": f"fc_{number}", "type": "function_call", **call, **progress})
-            part = None
+            self._items.append(CallItem(f"fc_{number}", f"call_{number}", delta.name))
         elif delta.kind == REASONING:
-            self._items.append({"id": f"rs_{number}", "type": "reasoning", "summary": [], "content": [], **progress})
-            part = {"type": "reasoning_text", "text": ""}
+            self._items.append(ReasoningItem(f"rs_{number}", [ReasoningText()]))
         else:
-            phase = "commentary" if delta.is_preamble else "final_answer"
-            message = {"type": "message", "role": "assistant", "content": [], "phase": phase}
-            self._items.append({"id": f"msg_{number}", **message, **progress})
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        yield self._whole("response.output_item.added")
-        if part:
-            self._items[-1]["content"].append(part)
-            yield self._about("response.content_part.added", content_index=0, part=copy.deepcopy(part))
+            phase: Literal["commentary", "final_answer"] = "commentary" if delta.is_preamble else "final_answer"
+            self._items.append(MessageItem(f"msg_{number}", [OutputText()], phase))
+        item = self._items[-1]
+        if isinstance(item, CallItem):
+            yield self._item("response.output_item.added", copy.copy(item))
+            return
+        added = copy.copy(item)
+        added.content = []
+        yield self._item("response.output_item.added", added)
+        yield self._about("response.content_part.added", content_index=0, part=type(item.content[0])())
 
-    def close(self, status: str) -> Events:
+    def close(self, status: Status) -> Events:
         """Ends the open item, if there is one."""
         if self._open is None:
             return
         self._open, item = None, self._items[-1]
-        item["status"] = status
-        if item["type"] == "function_call":
-            done = {"arguments": item["arguments"], "name": item["name"]}
-            yield self._about("response.function_call_arguments.done", **done)
+        item.status = status
+        if isinstance(item, CallItem):
+            yield self._about("response.function_call_arguments.done", arguments=item.arguments, name=item.name)
         else:
-            part = item["content"][0]
-            more = {"logprobs": part["logprobs"]} if part["type"] == "output_text" else {}
-            yield self._about(f"{PART_EVENTS[part['type']]}.done", content_index=0, text=part["text"], **more)
-            yield self._about("response.content_part.done", content_index=0, part=dict(part))
-        yield self._whole("response.output_item.done")
+            part = item.content[0]
+            more = {"logprobs": part.logprobs} if isinstance(part, OutputText) else {}
+            yield self._about(f"response.{part.type}.done", content_index=0, text=part.text, **more)
+            yield self._about("response.content_part.done", content_index=0, part=part)
+        yield self._item("response.output_item.done", item)
 
-    def _whole(self, kind: str) -> tuple[str, dict[str, Any]]:
-        return kind, {"output_index": len(self._items) - 1, "item": copy.deepcopy(self._items[-1])}
+    def _item(self, kind: str, item: ReasoningItem | MessageItem | CallItem) -> tuple[str, dict[str, Any]]:
+        return kind, {"output_index": len(self._items) - 1, "item": item}
 
     def _about(self, kind: str, **data: Any) -> tuple[str, dict[str, Any]]:
-        return kind, {"output_index": len(self._items) - 1, "item_id": self._items[-1]["id"], **data}
+        return kind, {"output_index": len(self._items) - 1, "item_id": self._items[-1].id, **data}

@@ -1,11 +1,44 @@
-"""The log-probabilities of a completion's tokens, with where each begins in its text."""
+"""The log-probabilities of tokens, as OpenAI's endpoints give them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from cgpt.generation.request import Request
 from cgpt.tokenizer.tokenizer import StreamDecoder, Tokenizer
+
+
+class TokenAlternative(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, Field(ge=0, le=255)]]
+
+
+class TokenLogprob(TokenAlternative):
+    """A token of a chat's answer. top_logprobs: the likeliest tokens in its place."""
+
+    top_logprobs: list[TokenAlternative]
+
+
+@dataclass
+class CompletionLogprobs:
+    """The tokens of a completion's text. text_offset: the characters before each. The prompt's first token has null
+    for its log-probability, as nothing predicts it."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[Annotated[int, Field(ge=0)]]
+
+    @classmethod
+    def joined(cls, logs: list[CompletionLogprobs]) -> CompletionLogprobs:
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        return cls(*([one for log in logs for one in getattr(log, name)] for name in names))
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
@@ -17,15 +50,19 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def token_entry(tokenizer: Tokenizer, request: Request, place: int) -> dict[str, Any]:
-    """The token request.ids[place] as /v1/chat/completions has its log-probability."""
+def token_logprobs(tokenizer: Tokenizer, request: Request, indices: Iterable[int]) -> list[TokenLogprob]:
+    """The tokens request.ids[index] as /v1/chat/completions has them; none where the request keeps no logprobs."""
 
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+    def about(token_id: int, logprob: float) -> TokenAlternative:
         text, raw = token_text(tokenizer, token_id), tokenizer.token_bytes(token_id)
         return {"token": text, "logprob": logprob, "bytes": list(raw)}
 
-    top = request.top_logprobs[place].items() if request.num_logprobs else ()
-    return entry(request.ids[place], request.logprobs[place]) | {"top_logprobs": [entry(*one) for one in top]}
+    found = []
+    for index in indices if request.num_logprobs is not None else ():
+        top = request.top_logprobs[index].items() if request.num_logprobs else ()
+        chosen = about(request.ids[index], request.logprobs[index])
+        found.append(TokenLogprob(**chosen, top_logprobs=[about(*one) for one in top]))
+    return found
 
 
 class TokenLog:
@@ -36,56 +73,50 @@ class TokenLog:
 
     def __init__(self, tokenizer: Tokenizer, request: Request, echo: bool) -> None:
         self._tokenizer, self._request = tokenizer, request
+        self._decoder = StreamDecoder(tokenizer)
         self._length = 0  # of the text whose ids have been looked at
         self._offsets: list[int] = []  # of the new ids
         self._given = 0
-        self.prompt = self._prompt() if echo else None
+        self._prompt_offsets = self._look_at(request.prompt_ids) if echo else None
+        self._length += len(self._decoder.flush())
 
-    def _prompt(self) -> dict[str, Any]:
-        ids, decoder, offsets = self._request.prompt_ids, StreamDecoder(self._tokenizer), []
+    def _look_at(self, ids: Sequence[int]) -> list[int]:
+        """Where each of these begins in the text."""
+        offsets = []
         for token_id in ids:
             offsets.append(self._length)
-            self._length += len(decoder.push(token_id))
-        self._length += len(decoder.flush())
-        return {"ids": ids, "offsets": offsets}
+            self._length += len(self._decoder.push(token_id))
+        return offsets
 
-    def take(self, num_ids: int, length: int, last: bool) -> dict[str, Any]:
+    def take(self, num_ids: int, length: int, last: bool) -> CompletionLogprobs:
         """Those whose text begins within the first `length` characters, which have been given; at the end all up to
         num_ids, but those that a stop string has cut away."""
-        if not self._offsets:
-            self._decoder = StreamDecoder(self._tokenizer)
-        for token_id in self._request.ids[len(self._offsets) : num_ids]:
-            self._offsets.append(self._length)
-            self._length += len(self._decoder.push(token_id))
-        end = self._given
-        everything = last and not self._request.hit_stop_text
+        request, found = self._request, CompletionLogprobs([], [], [], [])
+        self._offsets += self._look_at(request.ids[len(self._offsets) : num_ids])
+        start = end = self._given
+        everything = last and not request.hit_stop_text
         while end < len(self._offsets) and (everything or self._offsets[end] < length):
             end += 1
-        request, found = self._request, _empty()
-        if self.prompt is not None:
-            logprobs = [None, *request.prompt_logprobs]
-            tops = [None, *(request.prompt_top_logprobs or [{}] * len(request.prompt_logprobs))]
-            self._add(found, self.prompt["ids"], logprobs, tops, self.prompt["offsets"])
-            self.prompt = None
-        new = slice(self._given, end)
-        tops = request.top_logprobs[new] or [{}] * (end - self._given)
-        self._add(found, request.ids[new], request.logprobs[new], tops, self._offsets[new])
         self._given = end
+        if self._prompt_offsets is not None:
+            tops = request.prompt_top_logprobs or [{}] * len(request.prompt_logprobs)
+            logprobs = [None, *request.prompt_logprobs]
+            self._add(found, request.prompt_ids, logprobs, [None, *tops], self._prompt_offsets)
+            self._prompt_offsets = None
+        tops = request.top_logprobs[start:end] or [{}] * (end - start)
+        self._add(found, request.ids[start:end], request.logprobs[start:end], tops, self._offsets[start:end])
         return found
 
-    def _add(self, found: dict[str, Any], ids: list, logprobs: list, tops: list, offsets: list) -> None:
-        for token_id, logprob, top, offset in zip(ids, logprobs, tops, offsets, strict=True):
-            found["tokens"].append(token_text(self._tokenizer, token_id))
-            found["token_logprobs"].append(logprob)
-            found["top_logprobs"].append(None if top is None else self._named(top | {token_id: logprob}))
-            found["text_offset"].append(offset)
+    def _add(self, found: CompletionLogprobs, *columns: Sequence[Any]) -> None:
+        """columns: ids, log-probabilities, alternatives, offsets."""
+        for token_id, logprob, top, offset in zip(*columns, strict=True):
+            found.tokens.append(token_text(self._tokenizer, token_id))
+            found.token_logprobs.append(logprob)
+            found.top_logprobs.append(None if top is None else self._named(top | {token_id: logprob}))
+            found.text_offset.append(offset)
 
     def _named(self, top: dict[int, float]) -> dict[str, float]:
         named: dict[str, float] = {}
         for token_id, logprob in top.items():  # the likeliest first; two ids may have the same text
             named.setdefault(token_text(self._tokenizer, token_id), logprob)
         return named
-
-
-def _empty() -> dict[str, Any]:
-    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}

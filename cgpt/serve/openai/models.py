@@ -2,63 +2,122 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from typing_extensions import Self
 
-from cgpt.serve.errors import ApiError, Json
-from cgpt.serve.openai.body import read_body
+from cgpt.serve.errors import Json
+from cgpt.serve.openai.protocol import Count, OpenAIRequest
+from cgpt.serve.service import Service, require_name
+from cgpt.serve.validation import Bounds, Invalid, Reads, Text, is_integer
 
-if TYPE_CHECKING:
-    from cgpt.serve.app import Service
+
+@dataclass
+class ModelCard:
+    """max_model_len: tokens of context. chats: whether the model has a chat format."""
+
+    id: str
+    created: Count
+    max_model_len: Count
+    chats: bool
+    owned_by: str = "cgpt"
+    object: Literal["model"] = "model"
 
 
-def _card(service: Service) -> dict[str, Any]:
-    return {
-        "id": service.name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "cgpt",
-        "max_model_len": service.model.context_length,
-        "chats": service.no_chat is None,
-    }
+@dataclass
+class ModelList:
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+def _one_of(name: str, other: str) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: {"type": "string"}, other: {"type": "null"}}}
+
+
+class TokenizeRequest(OpenAIRequest):
+    """A text, under either name. special: whether the names of special tokens in it stand for them."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_one_of("prompt", "content"), _one_of("content", "prompt")]})
+
+    prompt: Text | None = None
+    content: Text | None = None
+    special: StrictBool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.require_equal("prompt", "content")
+        if self.prompt is None and self.content is None:
+            raise Invalid("is missing", "prompt", shows_value=False)
+        return self
+
+
+@dataclass
+class Tokens:
+    tokens: list[Count]
+    count: Count
+    max_model_len: Count
+
+
+def _read_ids(value: Any, _: Bounds) -> list[int] | None:
+    return value if isinstance(value, list) and all(map(is_integer, value)) else None
+
+
+IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": "{max_token_id}"}}
+
+
+class DetokenizeRequest(OpenAIRequest):
+    tokens: Annotated[list[int], Reads(_read_ids, "must be a list of token ids", IDS)]
+
+
+@dataclass
+class Detokenized:
+    """Bytes that are not UTF-8 are U+FFFD."""
+
+    prompt: str
+
+
+@dataclass
+class Health:
+    status: Literal["ok"] = "ok"
+
+
+# What of an answer another endpoint takes.
+TO_MODEL = {"model": {"operationId": "model", "parameters": {"name": "$response.body#/data/0/id"}}}
+TO_DETOKENIZE = {"detokenize": {"operationId": "detokenize", "requestBody": {"tokens": "$response.body#/tokens"}}}
+
+
+def _card(service: Service) -> ModelCard:
+    return ModelCard(service.name, service.created, service.model.transformer.context_length, service.no_chat is None)
 
 
 async def models(request: Request) -> Json:
-    return Json({"object": "list", "data": [_card(request.app.state.service)]})
+    return Json(ModelList([_card(request.app.state.service)]))
 
 
 async def model(request: Request) -> Json:
-    service = request.app.state.service
-    service.require_name(request.path_params["name"])
+    service: Service = request.app.state.service
+    require_name(request.path_params["name"], service.name)
     return Json(_card(service))
 
 
 async def health(request: Request) -> Json:
-    return Json({"status": "ok"})
+    return Json(Health())
 
 
 async def tokenize(request: Request) -> Json:
-    """{"prompt" or "content": text, "special": false} -> {"tokens", "count", "max_model_len"}. special: whether the
-    names of special tokens in the text stand for them."""
-    service = request.app.state.service
-    body = await read_body(request, service.limits)
-    body.refuse_unknown({"model", "prompt", "content", "special"}, "what /tokenize takes")
-    service.require_model(body)
-    text = body.text("prompt", aliases=["content"])
-    special = "all" if body.boolean("special", False) else ()
+    service: Service = request.app.state.service
+    body = await service.read(request, TokenizeRequest)
+    text = body.prompt or body.content or ""
+    special = "all" if body.special else ()
     ids = await run_in_threadpool(service.tokenizer.encode, text, allowed_special=special)
-    return Json({"tokens": ids, "count": len(ids), "max_model_len": service.model.context_length})
+    return Json(Tokens(ids, len(ids), service.model.transformer.context_length))
 
 
 async def detokenize(request: Request) -> Json:
-    """{"tokens": ids} -> {"prompt": text}; bytes that are not UTF-8 become U+FFFD."""
-    service = request.app.state.service
-    body = await read_body(request, service.limits)
-    body.refuse_unknown({"model", "tokens"}, "what /detokenize takes")
-    service.require_model(body)
-    ids = body.array("tokens")
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise ApiError("tokens must be a list of token ids", param="tokens")
-    return Json({"prompt": service.tokenizer.decode(ids)})
+    service: Service = request.app.state.service
+    body = await service.read(request, DetokenizeRequest)
+    return Json(Detokenized(service.tokenizer.decode(body.tokens)))

@@ -6,126 +6,220 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, ConfigDict, Field, with_config
+from pydantic.json_schema import SkipJsonSchema
 from starlette import requests as http
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.types import ASGIApp
+from typing_extensions import TypedDict
 
 from cgpt.errors import CgptError
 from cgpt.generation.engine import Job
+from cgpt.generation.request import Request
+from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import Json, api_error
-from cgpt.serve.openai.body import IGNORED, Body, read_body, read_sampling
-from cgpt.serve.openai.dialog import Dialog, choose_tools, read_effort, read_text
-from cgpt.serve.openai.items import Items
-from cgpt.serve.openai.logprobs import token_entry
+from cgpt.serve.openai import protocol
+from cgpt.serve.openai.conversation import Conversation
+from cgpt.serve.openai.items import Item, Items, Status
+from cgpt.serve.openai.logprobs import token_logprobs
+from cgpt.serve.service import Service
 from cgpt.serve.stream import respond
-from cgpt.serve.turn import Delta, Turn
+from cgpt.serve.turn import Turn
+from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, TextOr, integer, only, size
 
-if TYPE_CHECKING:
-    from cgpt.serve.app import Service
-
-FIELDS = IGNORED | {
-    "model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "tools", "tool_choice", "stream",
-    "stream_options", "reasoning", "text", "include", "parallel_tool_calls", "truncation", "previous_response_id",
-    "conversation", "background", "top_logprobs", "max_tool_calls", "prompt",
-}  # fmt: skip
 NO_STORE = "cannot be used: nothing is kept here; send the whole conversation as input"
 LOGPROBS = "message.output_text.logprobs"
-TEXTS = {"input_text", "output_text", "text", "refusal"}
+Kept = SkipJsonSchema[Annotated[Any, only(wanted=NO_STORE)]]  # what only a server that keeps something could use
+
+
+class TextPart(RequestModel):
+    type: Literal["input_text", "output_text", "text"]
+    text: Text
+
+
+Texts = Content[Annotated[TextPart | protocol.RefusalPart, protocol.PART]]
+
+
+class ReasoningPart(RequestModel):
+    type: Literal["reasoning_text", "text"]
+    text: Text
+
+
+class InputMessage(RequestModel):
+    """phase: "commentary" for what the assistant said before a call."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Texts = ""
+    phase: Any = None
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        if self.role == "assistant" and self.phase == "commentary":
+            conversation.add_preamble(protocol.text_of(self.content))
+        else:
+            conversation.add(self.role, protocol.text_of(self.content))
+
+
+class InputReasoning(RequestModel):
+    type: Literal["reasoning"]
+    content: Content[Annotated[ReasoningPart, protocol.PART]] = ""
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_reasoning(protocol.text_of(self.content))
+
+
+class InputCall(RequestModel):
+    """arguments: JSON text."""
+
+    type: Literal["function_call"]
+    call_id: Text
+    name: Text
+    arguments: Text = "{}"
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_call(self.call_id, self.name, self.arguments)
+
+
+class InputResult(RequestModel):
+    type: Literal["function_call_output"]
+    call_id: Text
+    output: Texts = ""
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_result(f"{name}.call_id", self.call_id, protocol.text_of(self.output))
+
+
+def _refuse_reference(item: Any) -> Any:
+    if isinstance(item, dict) and item.get("type") == "item_reference":
+        raise Invalid(NO_STORE, "type")
+    return item
+
+
+InputItem = Annotated[
+    InputMessage | InputReasoning | InputCall | InputResult,
+    OneOf("type", "message"),
+    BeforeValidator(_refuse_reference),
+]
+
+
+class ResponseTool(protocol.FunctionDefinition):
+    type: protocol.FunctionType = "function"
+
+
+class NamedTool(protocol.Echoed):
+    type: Literal["function"] = "function"
+    name: Text
+
+
+class NamedTools(protocol.AllowedTools[NamedTool], protocol.Echoed):
+    type: Literal["allowed_tools"]
+
+
+class SchemaTextFormat(protocol.SchemaFormat):
+    type: Literal["json_schema"]
+
+
+class TextOptions(RequestModel):
+    format: protocol.Format[SchemaTextFormat] = protocol.FreeFormat()
+
+
+class ReasoningOptions(RequestModel):
+    effort: protocol.Effort = "medium"
+
+
+INPUT = "a text, or a list of one item at least"
+
+
+class ResponseRequest(protocol.GenerationRequest):
+    input: TextOr[Annotated[list[InputItem], size("messages", 1, INPUT)]] = Field(description=INPUT)
+    instructions: Text = ""
+    max_output_tokens: Annotated[int | None, integer(1, "max_tokens")] = None
+    top_logprobs: Annotated[int, integer(0, "logprobs")] = 0
+    include: list[Any] = []
+    tools: Annotated[list[ResponseTool], size("tools")] = []
+    tool_choice: protocol.ToolChoice[NamedTool, NamedTools] = "auto"
+    reasoning: ReasoningOptions = ReasoningOptions()
+    text: TextOptions = TextOptions()
+    truncation: Annotated[Any, only("disabled", wanted="cannot be used: what is too long is refused, not cut")] = None
+    background: Annotated[Any, only(False, wanted=NO_STORE)] = None
+    previous_response_id: Kept = None
+    conversation: Kept = None
+    prompt: Kept = None
+    stream_options: Any = None
+    parallel_tool_calls: Any = None
+    max_tool_calls: Any = None
+
+    def to_conversation(self) -> Conversation:
+        """Puts the conversation together; ApiError where its parts do not go together."""
+        made = Conversation(effort=self.reasoning.effort)
+        made.set_format(self.text.format)
+        choice = self.tool_choice
+        if isinstance(choice, NamedTool):
+            made.set_tools(self.tools, "named", [choice.name])
+        elif isinstance(choice, NamedTools):
+            made.set_tools(self.tools, choice.mode, [tool.name for tool in choice.tools])
+        else:
+            made.set_tools(self.tools, choice)
+        if self.instructions:
+            made.add("system", self.instructions)
+        if isinstance(self.input, str):
+            made.add("user", self.input)
+        else:
+            for i, item in enumerate(self.input):
+                item.add_to(made, f"input[{i}]")
+        return made
+
+    def params(self, max_tokens: int) -> SamplingParams:
+        """How to sample, but for the stops. max_tokens: where the body does not say."""
+        logprobs = self.top_logprobs if self.top_logprobs or LOGPROBS in self.include else None
+        limit = self.max_output_tokens or max_tokens
+        return SamplingParams(**self.sampling(), max_new_tokens=limit, logprobs=logprobs)
+
+    def echoed(self) -> dict[str, Any]:
+        """The fields that the answer repeats."""
+        fields = {"max_output_tokens", "temperature", "top_p", "top_logprobs", "tools", "tool_choice", "text"}
+        return self.model_dump(include=fields, by_alias=True) | {
+            "instructions": self.instructions or None,
+            "metadata": self.metadata if isinstance(self.metadata, dict) else {},
+            "reasoning": {"effort": self.reasoning.effort, "summary": None},
+            "parallel_tool_calls": False,
+            "truncation": "disabled",
+        }
 
 
 @dataclass
-class Asked:
-    """A request for a response, read. echoed: its fields that the answer repeats."""
-
-    dialog: Dialog
-    stream: bool
-    echoed: dict[str, Any]
-
-
-def read_response(body: Body, service: Service) -> Asked:
-    limits = service.limits
-    body.refuse_unknown(FIELDS, "what /v1/responses takes")
-    service.require_model(body)
-    service.require_chat()
-    for key in ("previous_response_id", "conversation", "prompt"):
-        body.refuse_unless(key, [], NO_STORE)
-    body.refuse_unless("background", [False], NO_STORE)
-    body.refuse_unless("truncation", ["disabled"], "cannot be used: what is too long is refused, not cut")
-    metadata = body.values.get("metadata")
-    stream = body.boolean("stream", False)
-    options = {key: value for key, value in read_sampling(body, limits, service.model.vocab_size).items() if value}
-    most = body.integer("max_output_tokens", None, high=limits.max_tokens)
-    options["max_new_tokens"] = most or limits.max_tokens
-    top = body.integer("top_logprobs", 0, low=0, high=limits.logprobs)
-    options["logprobs"] = top if top or LOGPROBS in body.array("include", []) else None
-    reasoning, text = body.section("reasoning") or Body({}, "reasoning."), body.section("text") or Body({}, "text.")
-    dialog = Dialog(effort=read_effort(reasoning, "effort"), options=options)
-    if (form := text.section("format")) is not None:
-        dialog.set_format(form, form, limits)
-    for tool in body.objects("tools", limits.tools, []):
-        tool.refuse_unless("type", ["function"], "must be function: there are no other tools")
-        dialog.add_tool(tool, limits)
-    choose_tools(body, dialog, lambda choice: choice.text("name"))
-    if instructions := body.text("instructions", ""):
-        dialog.add("system", instructions)
-    if isinstance(body.values.get("input"), str):
-        dialog.add("user", body.values["input"])
-    else:
-        items = body.objects("input", limits.messages, [])
-        if not items:
-            raise body.refuse("input", "must be a text, or a list of one item at least")
-        for item in items:
-            _read_item(item, dialog)
-    echoed = {
-        "instructions": instructions or None,
-        "max_output_tokens": most,
-        "metadata": metadata if isinstance(metadata, dict) else {},
-        "parallel_tool_calls": False,
-        "reasoning": {"effort": dialog.effort, "summary": None},
-        "temperature": body.number("temperature", 1.0, low=0, high=2),
-        "text": {"format": text.values.get("format", {"type": "text"})},
-        "tool_choice": body.values.get("tool_choice", "auto"),
-        "tools": body.values.get("tools", []),
-        "top_logprobs": top,
-        "top_p": body.number("top_p", 1.0, high=1),
-        "truncation": "disabled",
-    }
-    return Asked(dialog, stream, echoed)
+class ResponseUsage:
+    input_tokens: protocol.Count
+    input_tokens_details: dict[Literal["cached_tokens", "cache_write_tokens"], protocol.Count]
+    output_tokens: protocol.Count
+    output_tokens_details: dict[Literal["reasoning_tokens"], protocol.Count]
+    total_tokens: protocol.Count
 
 
-def _read_item(item: Body, dialog: Dialog) -> None:
-    kind = item.text("type", "message")
-    if kind == "message":
-        role = item.text("role")
-        if role not in ("system", "developer", "user", "assistant"):
-            raise item.refuse("role", "must be system, developer, user or assistant")
-        text = read_text(item, "content", TEXTS)
-        if role == "assistant" and item.values.get("phase") == "commentary":
-            dialog.add_preamble(text)
-        else:
-            dialog.add(role, text)
-    elif kind == "reasoning":
-        if text := read_text(item, "content", {"reasoning_text", "text"}):
-            dialog.add_reasoning(text)
-    elif kind == "function_call":
-        dialog.add_call(item.text("call_id"), item.text("name"), item.text("arguments", "{}"))
-    elif kind == "function_call_output":
-        dialog.add_result(item.name("call_id"), item.text("call_id"), read_text(item, "output", TEXTS))
-    elif kind == "item_reference":
-        raise item.refuse("type", NO_STORE)
-    else:
-        raise item.refuse("type", "must be message, reasoning, function_call or function_call_output")
+@with_config(ConfigDict(extra="allow"))
+class ResponseObject(TypedDict):
+    """The answer, which also repeats fields of the request; see ResponseRequest.echoed."""
+
+    id: str
+    object: Literal["response"]
+    created_at: protocol.Count
+    completed_at: protocol.Count | None
+    model: str
+    status: Literal["completed", "incomplete"]
+    output: list[Item]
+    usage: ResponseUsage
+    error: None
+    incomplete_details: dict[Literal["reason"], Literal["max_output_tokens"]] | None
 
 
 class Answer:
     """The response object as it grows, and the events that tell of it."""
 
-    def __init__(self, asked: Asked, service: Service, job: Job) -> None:
-        self._job, (request,) = job, job.requests
+    def __init__(self, body: ResponseRequest, conversation: Conversation, service: Service, request: Request) -> None:
         self._tokenizer = service.tokenizer
-        self._turn = Turn(service, request, asked.dialog.seed, asked.dialog.stops)
+        self._turn = Turn(service, request, conversation.seed, conversation.stops)
         self._items = Items()
         self._number = 0  # of the next event
         self._head = {
@@ -137,7 +231,7 @@ class Answer:
             "background": False,
             "previous_response_id": None,
             "store": False,
-            **asked.echoed,
+            **body.echoed(),
         }
 
     def response(self, status: str) -> dict[str, Any]:
@@ -147,47 +241,42 @@ class Answer:
         more = {"incomplete_details": cut, "output": self._items.output(), "usage": usage, "completed_at": done}
         return self._head | {"status": status} | more
 
-    def _usage(self) -> dict[str, Any]:
-        request, turn = self._turn.request, self._turn
-        prompt = len(request.prompt_ids)
-        return {
-            "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": request.num_cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": turn.tokens,
-            "output_tokens_details": {"reasoning_tokens": turn.reasoning_tokens},
-            "total_tokens": prompt + turn.tokens,
-        }
+    def _usage(self) -> ResponseUsage:
+        request, tokens = self._turn.request, self._turn.tokens
+        return ResponseUsage(
+            input_tokens=len(request.prompt_ids),
+            input_tokens_details={"cached_tokens": request.num_cached_tokens, "cache_write_tokens": 0},
+            output_tokens=tokens,
+            output_tokens_details={"reasoning_tokens": self._turn.reasoning_tokens},
+            total_tokens=len(request.prompt_ids) + tokens,
+        )
 
-    def _logprobs(self, delta: Delta) -> list[dict[str, Any]]:
-        request = self._turn.request
-        if request.num_logprobs is None:
-            return []
-        return [token_entry(self._tokenizer, request, place) for place in delta.ids]
-
-    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def events(self, job: Job) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """All of them; the last one holds the whole response."""
         first = True
-        async for event in self._job:
+        async for event in job:
             deltas = self._turn.advance(event)
             if first:
                 first = False
                 for kind in ("response.created", "response.in_progress"):
                     yield self._event(kind, {"response": self.response("in_progress")})
             for delta in deltas:
-                for kind, data in self._items.add(delta, self._logprobs(delta)):
+                for kind, data in self._items.add(
+                    delta, token_logprobs(self._tokenizer, self._turn.request, delta.ids)
+                ):
                     yield self._event(kind, data)
             if self._turn.finish_reason:
-                self._job.cancel()
+                job.cancel()
         cut = self._turn.finish_reason == "length"
-        status = "incomplete" if cut else "completed"
+        status: Status = "incomplete" if cut else "completed"
         for kind, data in self._items.close(status):
             yield self._event(kind, data)
         yield self._event(f"response.{status}", {"response": self.response(status)})
 
-    async def stream(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def stream(self, job: Job) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """events(); what fails after the first of them is told by one, as nothing else can tell it any more."""
         try:
-            async for event in self.events():
+            async for event in self.events(job):
                 yield event
         except CgptError as problem:
             if self._number == 0:
@@ -197,21 +286,21 @@ class Answer:
             failed = self.response("failed") | {"error": {"code": "server_error", "message": str(api_error(problem))}}
             yield self._event("response.failed", {"response": failed})
 
+    async def whole(self, job: Job) -> Json:
+        *_, (_, last) = [event async for event in self.events(job)]
+        return Json(last["response"])
+
     def _event(self, kind: str, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         self._number += 1
         return kind, {"type": kind, "sequence_number": self._number - 1, **data}
 
 
-async def responses(request: http.Request) -> Response:
+async def responses(request: http.Request) -> ASGIApp:
     service: Service = request.app.state.service
-    body = await read_body(request, service.limits)
-    asked = read_response(body, service)
-    requests = await run_in_threadpool(asked.dialog.requests, service, 1, None)
+    service.require_chat()
+    body = await service.read(request, ResponseRequest)
+    conversation, params = body.to_conversation(), body.params(service.limits.max_tokens)
+    requests = await run_in_threadpool(conversation.requests, service, 1, params)
+    answer = Answer(body, conversation, service, requests[0])
     job = service.submit(requests, body)
-    answer = Answer(asked, service, job)
-    return await respond(request, job, asked.stream, answer.stream, lambda: _whole(answer), done=False)
-
-
-async def _whole(answer: Answer) -> Json:
-    last = [data async for _, data in answer.events()][-1]
-    return Json(last["response"])
+    return await respond(request, job, answer.stream(job) if body.stream else answer.whole(job), done=False)

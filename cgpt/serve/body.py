@@ -1,0 +1,64 @@
+"""Reads the JSON bodies of requests, bounded in bytes, in time and in depth."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from cgpt.fields import parse_json_object, shown
+from cgpt.serve.errors import ApiError
+from cgpt.serve.limits import Limits
+
+
+async def read_body(request: Request, limits: Limits) -> dict[str, Any]:
+    """Reads the JSON object that is the body of a request; ApiError if it is none, too large, too deep, or too slow."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # A page of another site may send the other kinds here without asking first.
+        raise ApiError("the body must be JSON: send Content-Type: application/json", 415)
+    try:
+        raw = await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
+    except (asyncio.TimeoutError, TimeoutError):
+        raise ApiError(f"the body did not come within {limits.body_seconds:g} seconds", 408) from None
+    values = parse_json_object(raw, Path("the body"), ApiError, _number)
+    if is_deeper(values, limits.depth):  # so that nothing that walks through it later meets the end of the stack
+        raise ApiError(f"the body is nested deeper than {limits.depth} levels")
+    return values
+
+
+def _number(digits: str) -> float:
+    """1.0 is an integer: JSON has one kind of numbers."""
+    value = float(digits)
+    if math.isinf(value):  # which an answer that repeats it could not write
+        raise ValueError(f"{shown(digits)} is beyond float64")
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def is_deeper(value: Any, max_depth: int) -> bool:
+    """Whether lists and objects in `value` are nested more than `max_depth` levels deep."""
+    level = [value]
+    for _ in range(max_depth + 1):
+        level = [one for one in level if isinstance(one, (dict, list))]
+        if not level:
+            return False
+        level = [v for one in level for v in (one.values() if isinstance(one, dict) else one)]
+    return True
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "0")
+    raw = bytearray()
+    if not announced.isdigit() or len(announced) > 20 or int(announced) > max_bytes:
+        raise ApiError(f"the body has {shown(announced)} bytes; at most {max_bytes} are read", 413)
+    try:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > max_bytes:
+                raise ApiError(f"the body has more than {max_bytes} bytes", 413)
+    except ClientDisconnect:
+        raise ApiError("the client left in the middle of the body") from None
+    return bytes(raw)

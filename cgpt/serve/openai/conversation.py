@@ -1,0 +1,123 @@
+"""What /v1/chat/completions and /v1/responses have in common: a conversation, and the requests it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cgpt.chat.grammar import Beginning, Guide
+from cgpt.chat.messages import CONSTRAIN, Developer, Message, ResponseFormat, SpecialTokens, System, Tool
+from cgpt.chat.render import render_conversation
+from cgpt.fields import shown
+from cgpt.generation.request import Request
+from cgpt.generation.sampling import SamplingParams
+from cgpt.serve.errors import ApiError
+from cgpt.serve.openai.protocol import CHOICE_WANTED, FreeFormat, FunctionDefinition, SchemaFormat
+from cgpt.serve.service import Service
+from cgpt.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass
+class Conversation:
+    """A conversation, and what is asked of the next turn.
+
+    forced: the functions of which one must be called. strict: the schemas that arguments are kept to, by function.
+    answer_schema: what the final text is kept to. calls: the functions of earlier calls by their ids
+    """
+
+    tools: list[Tool] = field(default_factory=list)
+    strict: dict[str, dict[str, Any]] = field(default_factory=dict)
+    forced: list[str] = field(default_factory=list)
+    answer_schema: dict[str, Any] | None = None
+    effort: str = "medium"
+    response_format: ResponseFormat | None = None
+    stops: list[str] = field(default_factory=list)
+    instructions: list[str] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    calls: dict[str, str] = field(default_factory=dict)
+    seed: list[int] = field(default_factory=list)  # the ids at the prompt's end that `forced` begins the turn with
+
+    def add(self, role: str, text: str) -> None:
+        """role: user, assistant, system or developer; the latter two stand at the beginning or change it later."""
+        if role in ("system", "developer"):
+            if self.messages:
+                self.messages.append(Message("developer", Developer(text)))
+            else:
+                self.instructions.append(text)
+        else:
+            self.messages.append(Message(role, text, "final" if role == "assistant" else None))
+
+    def add_reasoning(self, text: str) -> None:
+        if text:
+            self.messages.append(Message("assistant", text, "analysis"))
+
+    def add_preamble(self, text: str) -> None:
+        """Adds what the assistant said before a call."""
+        self.messages.append(Message("assistant", text, "commentary"))
+
+    def add_call(self, call_id: str, name: str, arguments: str) -> None:
+        self.calls[call_id] = name
+        for i in reversed(range(len(self.messages))):  # no answer ends a turn that goes on with a call
+            if self.messages[i].role in ("user", "developer"):
+                break
+            if self.messages[i].channel == "final":
+                self.messages[i] = replace(self.messages[i], channel="commentary")
+        self.messages.append(Message("assistant", arguments, "commentary", f"functions.{name}", f"{CONSTRAIN}json"))
+
+    def add_result(self, param: str, call_id: str, text: str) -> None:
+        """param: the field that names the call, for the error if there was none such."""
+        if call_id not in self.calls:
+            raise ApiError(f"{param} {shown(call_id)} is no earlier call's", param=param)
+        name = f"functions.{self.calls[call_id]}"
+        self.messages.append(Message("tool", text, "commentary", "assistant", name=name))
+
+    def set_format(self, form: FreeFormat | SchemaFormat) -> None:
+        if isinstance(form, SchemaFormat):
+            self.answer_schema = form.json_schema_
+            self.response_format = ResponseFormat(form.name, form.json_schema_, form.description)
+        elif form.type == "json_object":
+            self.answer_schema = {"type": "object"}
+
+    def set_tools(self, functions: Sequence[FunctionDefinition], mode: str, chosen: list[str] | None = None) -> None:
+        """mode: "auto", "none", "required"; with tools that are chosen "auto" and "required" mean that there are no
+        others, and "named" that one of them must be called."""
+        names = [one.name for one in functions]
+        if len(set(names)) < len(names):
+            raise ApiError(f"tools must have names of their own, found {shown(names)}", param="tools")
+        if chosen is not None and (not chosen or not set(chosen) <= set(names)):
+            raise ApiError(f"tool_choice must name one of the tools, found {shown(chosen)}", param="tool_choice")
+        if mode == "required" and not names:
+            raise ApiError(f"tool_choice {CHOICE_WANTED}, found {shown(mode)}", param="tool_choice")
+        if mode in ("required", "named"):
+            self.forced = names if chosen is None else chosen
+        offered = [] if mode == "none" else names if chosen is None or mode == "named" else chosen
+        self.tools = [Tool(one.name, one.description, one.parameters) for one in functions if one.name in offered]
+        empty = {"type": "object", "additionalProperties": False}
+        self.strict = {one.name: one.parameters or empty for one in functions if one.strict}
+
+    def requests(self, service: Service, count: int, params: SamplingParams) -> list[Request]:
+        """Makes `count` requests, of seeds one after another. ChatError where the model has no chat format."""
+        special = SpecialTokens(service.tokenizer)
+        head = [Message("system", System(reasoning=self.effort))]
+        developer = Developer("\n\n".join(self.instructions) or None, tuple(self.tools), (), self.response_format)
+        if developer != Developer():
+            head.append(Message("developer", developer))
+        ids = render_conversation(service.tokenizer, [*head, *self.messages])
+        start = Beginning([_call_header(service.tokenizer, special, name) for name in self.forced])
+        self.seed = start.seed
+        answer = None if self.answer_schema is None else service.grammars.compile(self.answer_schema)
+        calls = {name: service.grammars.compile(schema) for name, schema in self.strict.items()}
+
+        def constraint() -> Guide | Beginning | None:
+            guide = Guide(service.grammars, answer, calls, self.seed) if answer or calls else None
+            return Beginning(start.beginnings, guide) if len(self.forced) > 1 else guide
+
+        params = replace(params, stop=special.stops, detokenize=False)
+        return service.requests(ids + self.seed, params, [constraint() for _ in range(count)])
+
+
+def _call_header(tokenizer: Tokenizer, special: SpecialTokens, name: str) -> list[int]:
+    """What the assistant's message begins with where it calls a function, after its role."""
+    recipient = tokenizer.encode(f"commentary to=functions.{name} ")
+    return [special.channel, *recipient, special.constrain, *tokenizer.encode("json"), special.message]

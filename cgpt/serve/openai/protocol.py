@@ -1,0 +1,236 @@
+"""What the bodies and answers of OpenAI's endpoints have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import ConfigDict, Discriminator, Field, StrictBool, Tag, model_validator
+from typing_extensions import Self, TypedDict
+
+from cgpt.chat.messages import EFFORTS
+from cgpt.generation.request import Request
+from cgpt.serve import validation
+from cgpt.serve.service import require_name
+from cgpt.serve.validation import Bounds, Invalid, JsonSchema, Reads, RequestModel, Text, integer, number, only
+
+T = TypeVar("T")
+U = TypeVar("U")
+MAX_CALLS = 128  # of one message, and tools that a choice allows
+Count = Annotated[int, Field(ge=0)]
+
+
+def _read_model(value: Any, bounds: Bounds) -> str | None:
+    if not isinstance(value, str):
+        return None
+    require_name(value, bounds["model"])
+    return value
+
+
+class OpenAIRequest(RequestModel):
+    """The body of a request. Fields that are not declared are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Annotated[str | None, Reads(_read_model, "must be a string", {"enum": ["{model}"]})] = None
+
+
+class GenerationRequest(OpenAIRequest):
+    """A body that asks for text. Of OpenAI's fields those of type Any change nothing here."""
+
+    temperature: Annotated[float, number(0, 2)] = 1.0
+    top_p: Annotated[float, number(1e-6, 1)] = 1.0
+    stream: StrictBool = False
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+
+    def sampling(self) -> dict[str, Any]:
+        """The options of SamplingParams that the body has."""
+        return {"temperature": self.temperature, "top_p": self.top_p}
+
+
+def _read_stop(value: Any, bounds: Bounds) -> list[str] | None:
+    stops = [value] if isinstance(value, str) else value
+    good = isinstance(stops, list) and len(stops) <= bounds["stops"]
+    if not good or not all(isinstance(one, str) and len(one) <= bounds["stop_length"] for one in stops):
+        return None
+    return [one for one in stops if one]
+
+
+def _read_logit_bias(value: Any, bounds: Bounds) -> dict[int, float] | None:
+    if not isinstance(value, dict):
+        return None
+    given = {key: bias for key, bias in value.items() if bias is not None}
+    if len(given) > bounds["logit_biases"]:
+        raise Invalid(f"may name {bounds['logit_biases']} tokens at most")
+    for key, bias in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) <= bounds["max_token_id"]):
+            raise Invalid(f"must have token ids as keys, 0 to {bounds['max_token_id']}")
+        if BIAS.read(bias, bounds) is None:
+            raise Invalid(BIAS.wanted, key)
+    return {int(key): float(bias) for key, bias in given.items()}
+
+
+BIAS = number(-100, 100)
+BIASES = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,9}$"},  # and at most max_token_id
+    "additionalProperties": {"anyOf": [BIAS.schema, {"type": "null"}]},
+    "maxProperties": "{logit_biases}",
+}
+STOP = {"type": "string", "maxLength": "{stop_length}"}
+STOPS = {"anyOf": [STOP, {"type": "array", "items": STOP, "maxItems": "{stops}"}]}
+STOPS_WANTED = "must be a string or {stops} at most, of {stop_length} characters"
+
+
+class StreamOptions(RequestModel):
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: StrictBool = False
+    include_obfuscation: Any = None
+
+
+class SamplingRequest(GenerationRequest):
+    """A body that has all the options of sampling, and may ask for several choices."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"stream_options": {"type": "object"}}, "required": ["stream_options"]},
+            "then": {"properties": {"stream": {"const": True}}, "required": ["stream"]},
+        }
+    )
+
+    n: Annotated[int, integer(1, "n")] = 1
+    top_k: Annotated[int | None, integer(1, 2**31)] = None
+    min_p: Annotated[float | None, number(0, 1)] = None
+    repetition_penalty: Annotated[float | None, number(0.01, 100)] = None
+    presence_penalty: Annotated[float | None, number(-2, 2)] = None
+    frequency_penalty: Annotated[float | None, number(-2, 2)] = None
+    logit_bias: Annotated[dict[int, float] | None, Reads(_read_logit_bias, "must be an object", BIASES)] = None
+    seed: Annotated[int | None, integer(-(2**63), 2**63 - 1)] = None
+    stop: Annotated[list[str], Reads(_read_stop, STOPS_WANTED, STOPS)] = []
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _options_go_with_stream(self) -> Self:
+        if self.stream_options and not self.stream:
+            raise Invalid("goes with stream: true only", "stream_options")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self) -> dict[str, Any]:
+        names = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
+        seed = None if self.seed is None else self.seed % 2**64
+        return super().sampling() | {name: getattr(self, name) for name in names} | {"seed": seed}
+
+
+class Head(TypedDict):
+    """What an answer begins with; see Service.head."""
+
+    id: str
+    created: Count
+    model: str
+    system_fingerprint: str
+
+
+@dataclass
+class Usage:
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: dict[Literal["cached_tokens"], Count]
+
+
+def usage(requests: Sequence[Request], per_prompt: int, generated: int) -> Usage:
+    """Counts tokens. requests: `per_prompt` of each prompt, whose tokens count once."""
+    prompts = requests[::per_prompt]
+    prompt = sum(len(request.prompt_ids) for request in prompts)
+    cached = sum(request.num_cached_tokens for request in prompts)
+    return Usage(prompt, generated, prompt + generated, {"cached_tokens": cached})
+
+
+Effort = Annotated[str, only(*EFFORTS, wanted=f"must be one of {', '.join(EFFORTS)}")]
+
+
+PART = validation.OneOf("type", hint=": the model reads text only")
+
+
+class RefusalPart(RequestModel):
+    type: Literal["refusal"]
+    text: Text = Field(alias="refusal")
+
+
+def text_of(content: str | list[Any]) -> str:
+    """The text of a Content."""
+    return content if isinstance(content, str) else "".join(str(part.text) for part in content)
+
+
+class Echoed(RequestModel):
+    """What /v1/responses repeats in its answer as it came."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+NAME = validation.matching(re.compile(r"[A-Za-z0-9_.-]{1,64}"), "must be 1 to 64 letters, digits, _, . or -")
+
+
+FunctionType = Annotated[str, only("function", wanted="must be function: there are no other tools")]
+
+
+class FunctionDefinition(Echoed):
+    """A function that the model may call. strict: whether the arguments are kept to the parameters."""
+
+    name: Annotated[str, NAME]
+    description: Text = ""
+    parameters: JsonSchema | None = None
+    strict: StrictBool = False
+
+
+class AllowedTools(RequestModel, Generic[T]):
+    """Tools of which the model may call any, or must call one."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: Annotated[list[T], validation.size(MAX_CALLS)] = []
+
+
+def _choice_kind(value: Any) -> str:
+    if not isinstance(value, dict | Echoed):
+        return "<mode>"
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<allowed>" if kind == "allowed_tools" else "<named>"
+
+
+CHOICE_WANTED = 'must be "auto", "none", "required" with tools, or name one'
+# A mode; one tool, T; or several of them, U.
+ToolChoice = Annotated[
+    Annotated[str, only("auto", "none", "required", wanted=CHOICE_WANTED), Tag("<mode>")]
+    | Annotated[T, Tag("<named>")]
+    | Annotated[U, Tag("<allowed>")],
+    Discriminator(_choice_kind),
+]
+
+
+class FreeFormat(Echoed):
+    type: Literal["text", "json_object"] = "text"
+
+
+class SchemaFormat(Echoed):
+    """What an answer is kept to."""
+
+    name: Text = "answer"
+    description: Text | None = None
+    json_schema_: JsonSchema = Field(alias="schema")
+
+
+Format = Annotated[FreeFormat | T, validation.OneOf("type", "text")]

@@ -1,0 +1,116 @@
+"""/openapi.json: what the endpoints take and give, for clients that read it and tests that try it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+from pydantic_core import core_schema
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from cgpt.serve.errors import ErrorAnswer
+from cgpt.serve.guard import OPEN
+from cgpt.serve.service import Service
+from cgpt.serve.validation import Bounds, RequestModel, Schema
+from cgpt.version import __version__
+
+Input = tuple[str, JsonSchemaMode, TypeAdapter[Any]]
+JSON, EVENTS = "application/json", "text/event-stream"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One path. gives: the type of its JSON, or the media type of its text; takes: of the body of a POST, None for a
+    GET. links: what of an answer other endpoints take. chats: whether only a model with a chat format has it."""
+
+    path: str
+    handler: Callable[[Request], Awaitable[ASGIApp]]
+    gives: Any
+    takes: type[RequestModel] | None = None
+    streams: bool = False
+    chats: bool = False
+    links: Schema = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        return "POST" if self.takes else "GET"
+
+    def route(self) -> Route:
+        return Route(self.path, self.handler, methods=[self.method])
+
+
+class Schemas(GenerateJsonSchema):
+    """Makes the schemas: bodies say themselves where null may stand, and answers hold no fields but their own."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"]) if self.mode == "validation" else super().nullable_schema(schema)
+
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
+        return {"anyOf": super().tagged_union_schema(schema)["oneOf"]}  # "discriminator" has no word for a default
+
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
+        return {"additionalProperties": False} | super().typed_dict_schema(schema)
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
+        return {"additionalProperties": False} | super().dataclass_schema(schema)
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return field["type"] == "dataclass-field" or super().field_is_required(field, total)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def document(service: Service, endpoints: Sequence[Endpoint], key: bool = False) -> Schema:
+    """Makes the OpenAPI 3.1 document of this server. key: whether it wants one."""
+    present = [endpoint for endpoint in endpoints if service.no_chat is None or not endpoint.chats]
+    gives: list[Input] = [("error", "serialization", TypeAdapter(ErrorAnswer))]
+    gives += [(one.path, "serialization", TypeAdapter(one.gives)) for one in present if not isinstance(one.gives, str)]
+    takes: list[Input] = [(one.path, "validation", TypeAdapter(one.takes)) for one in present if one.takes]
+    template = "#/components/schemas/{model}"
+    made, shared = TypeAdapter.json_schemas([*gives, *takes], schema_generator=Schemas, ref_template=template)
+    found: Schema = {
+        "openapi": "3.1.0",
+        "info": {"title": "cgpt", "version": __version__},
+        "paths": {one.route().path_format: {one.method.lower(): _operation(one, made)} for one in present},
+        "components": {"schemas": shared["$defs"]},
+    }
+    if key:
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"key": []}]
+        for path in OPEN:
+            found["paths"][path]["get"]["security"] = []
+    bounded: Schema = _with_bounds(found, service.bounds)
+    return bounded
+
+
+def _operation(endpoint: Endpoint, made: dict[Any, Schema]) -> Schema:
+    kind, schema = JSON, made.get((endpoint.path, "serialization"))
+    if schema is None:
+        kind, schema = endpoint.gives, {"type": "string"}
+    content = {kind: {"schema": schema}} | ({EVENTS: {}} if endpoint.streams else {})
+    answer = {"description": "the answer", "content": content, "links": endpoint.links}
+    refusal = {"description": "refused, and why", "content": {JSON: {"schema": made["error", "serialization"]}}}
+    answers = {"200": answer, "4XX": refusal, "503": refusal}
+    found: Schema = {"operationId": endpoint.handler.__name__, "responses": answers}
+    if endpoint.takes:
+        body = {JSON: {"schema": made[endpoint.path, "validation"]}}
+        found["requestBody"] = {"required": True, "content": body}
+    names = endpoint.route().param_convertors
+    if names:
+        found["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
+    return found
+
+
+def _with_bounds(schema: Any, bounds: Bounds) -> Any:
+    """A schema with the values of the bounds that it names."""
+    if isinstance(schema, dict):
+        return {key: _with_bounds(value, bounds) for key, value in schema.items()}
+    if isinstance(schema, list):
+        return [_with_bounds(value, bounds) for value in schema]
+    return bounds.get(schema[1:-1], schema) if isinstance(schema, str) and schema.startswith("{") else schema

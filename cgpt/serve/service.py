@@ -1,0 +1,94 @@
+"""What the endpoints share: one engine, and how it is presented to clients."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from cgpt.chat.grammar import Grammars
+from cgpt.chat.messages import SpecialTokens
+from cgpt.errors import ChatError
+from cgpt.generation.engine import Engine, Job
+from cgpt.generation.request import LogitsConstraint, Prompt, Request
+from cgpt.generation.sampling import SamplingParams
+from cgpt.serve.body import read_body
+from cgpt.serve.errors import ApiError
+from cgpt.serve.limits import Limits
+from cgpt.serve.metrics import Metrics
+from cgpt.serve.validation import RequestModel, validate
+from cgpt.version import __version__
+
+M = TypeVar("M", bound=RequestModel)
+Constraints = Sequence[LogitsConstraint | None]
+log = logging.getLogger("cgpt.serve")
+
+
+class Service:
+    """One model, served.
+
+    name: what clients call the model. bounds: what a request is held to, the limits and what the model sets.
+    no_chat: why the model cannot chat, None where it can.
+    """
+
+    def __init__(self, engine: Engine, name: str, limits: Limits, log_prompts: bool = False) -> None:
+        self.engine, self.name, self.limits, self.log_prompts = engine, name, limits, log_prompts
+        self.model = engine.model
+        self.tokenizer = engine.model.tokenizer  # TokenizerError here, where the model has none
+        self.no_chat: str | None = None
+        try:
+            SpecialTokens(self.tokenizer)
+        except ChatError as problem:
+            self.no_chat = f"{problem}; here that is /v1/completions"
+        self.bounds = asdict(limits) | {"model": name, "max_token_id": self.model.transformer.vocab_size - 1}
+        self.metrics = Metrics()
+        self.created = int(time.time())
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles JSON schemas; made at the first use, which takes about a second for a large vocabulary."""
+        return Grammars(self.tokenizer)
+
+    async def read(self, request: HttpRequest, model: type[M]) -> M:
+        """Reads the body of a request as its model; ApiError says what is wrong with it."""
+        return validate(model, await read_body(request, self.limits), self.bounds)
+
+    def head(self, prefix: str, kind: str) -> dict[str, Any]:
+        """What every part of an answer begins with. prefix: of its id; kind: what OpenAI calls the object."""
+        about = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
+        return about | {"system_fingerprint": f"cgpt-{__version__}"}
+
+    def requests(
+        self, prompt: Prompt, params: SamplingParams, constraints: list[LogitsConstraint | None]
+    ) -> list[Request]:
+        """Makes a request of the prompt for each constraint, of seeds one after another; a text is encoded once."""
+        made: list[Request] = []
+        for i, constraint in enumerate(constraints):
+            one = params if params.seed is None else replace(params, seed=params.seed + i)
+            made.append(Request(self.model, prompt, one, constraint=constraint))
+            prompt = made[0].prompt_ids
+        return made
+
+    def submit(self, requests: list[Request], body: RequestModel) -> Job:
+        """Enters what `body` asked for into the engine."""
+        if self.log_prompts:
+            log.info("%r", body.model_dump(exclude_unset=True, by_alias=True))
+        return self.engine.submit(requests)
+
+    def require_chat(self) -> None:
+        """Raises ApiError where the model has no chat format."""
+        if self.no_chat is not None:
+            raise ApiError(self.no_chat, code="model_has_no_chat", param="model")
+
+
+def require_name(name: str, served: str) -> None:
+    """Raises ApiError where `name` is not what the model is called that is served."""
+    if name != served:
+        message = f"there is no model {name[:80]!r} here; this server has {served!r}"
+        raise ApiError(message, 404, code="model_not_found", param="model")
