@@ -15,7 +15,6 @@ PRECISIONS: Final[tuple[str, ...]]
 ACTIVATIONS: Final[tuple[str, ...]]
 NUMPY_DTYPES: Final[dict[str, str]]
 FEATURES: Final[tuple[str, ...]]  # that can be masked; the first, "", is none
-MXFP4_MAX_K: Final[int]
 MAX_HEAD_DIM: Final[int]
 MAX_EXPERTS: Final[int]
 MAX_TOP_K: Final[int]
