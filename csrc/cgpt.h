@@ -160,6 +160,48 @@ typedef void cg_attention_fn(const cg_attention *a, int64_t g, int64_t row0, int
 typedef void cg_attention_merge_fn(const cg_attention *a, int64_t g, int64_t row0, int64_t row1, int64_t n,
                                    float *states);
 
+/* ---------------------------------------------------------------------------------------------------- sampling */
+
+/* What is known of one token of a sequence. */
+typedef struct {
+    int32_t id;
+    int32_t seen;  /* 1: in the sequence, prompt included, so the repetition penalty applies */
+    int32_t count; /* times it was chosen */
+    float bias;
+} cg_logit_change;
+
+/* How a token is chosen. The settings apply in this order: the changes of logits, temperature, top_k, top_p, min_p.
+   Changes, in f32: logit * repetition_penalty (negative) or / (positive) where seen; + bias. With presence or frequency
+   penalties, in f64 from there: (logit - presence (count > 0)) - f32(frequency * count) + bias. */
+typedef struct {
+    double temperature; /* 0: the largest logit, the lower id on a tie */
+    int64_t top_k;      /* the k largest logits; V or more: all */
+    double top_p;       /* of those, the fewest likeliest whose weights reach top_p of their sum; 1: all */
+    double min_p;       /* of those, the ones of min_p times the largest weight or more; 0: all */
+    double presence_penalty;
+    float frequency_penalty, repetition_penalty;
+    const cg_logit_change *changes; /* [n_changes], ids ascending */
+    int64_t n_changes;
+} cg_sampling;
+
+/* Tokens whose weights are added up by themselves; the bins that values are sorted into. */
+enum { CG_LOGITS_BLOCK = 256, CG_LOGITS_BINS_LOG2 = 11 };
+static inline int64_t cg_logits_blocks(int64_t V) { return (V + CG_LOGITS_BLOCK - 1) / CG_LOGITS_BLOCK; }
+/* Bytes of scratch of the two kernels below, 64-byte aligned; they touch much of it for flat distributions only. */
+static inline int64_t cg_logits_scratch(int64_t V) {
+    return cg_round_up(cg_logits_blocks(V) * (16 + 24 * CG_LOGITS_BLOCK) + (8 << CG_LOGITS_BINS_LOG2), 64);
+}
+
+/* The id of the next token after one row of logits [V]; draw, in [0, 1), is used where temperature > 0. largest: the
+   largest logit as changed; where that is not finite, there is no choice, and the result is -1. */
+typedef int64_t cg_sample_fn(double *largest, const cg_sampling *s, const float *logits, int64_t V, double draw,
+                             void *scratch);
+
+/* log p[i] = (logits[i] - largest) - log_sum; ids ascending, top: the k <= V largest log p, the lower ids on a tie. All
+   NaN where the largest logit is not finite. */
+typedef void cg_logprobs_fn(double *largest, double *log_sum, int32_t *ids, double *top, const float *logits, int64_t V,
+                            int64_t k, void *scratch);
+
 /* ---------------------------------------------------------------------------------------- what the machine can do */
 
 /* The exclusive or of n words. */

@@ -50,6 +50,18 @@ cdef extern from "cgpt.h" nogil:
         const float *sinks
         float scale
 
+    ctypedef struct cg_logit_change:
+        int32_t id, seen, count
+        float bias
+    ctypedef struct cg_sampling:
+        double temperature
+        int64_t top_k
+        double top_p, min_p, presence_penalty
+        float frequency_penalty, repetition_penalty
+        const cg_logit_change *changes
+        int64_t n_changes
+    int64_t cg_logits_scratch(int64_t)
+
     ctypedef struct cg_peak:
         int64_t flops
         float (*run)(float, float, int64_t) noexcept nogil
@@ -62,6 +74,8 @@ cdef extern from "cgpt.h" nogil:
         void (*activation)(float *, cg_activation, int64_t) noexcept nogil
         void (*topk)(int32_t *, float *, const float *, int64_t, int64_t) noexcept nogil
         void (*mxfp4_dequantize)(float *, const uint8_t *, const uint8_t *, int64_t) noexcept nogil
+        int64_t (*sample)(double *, const cg_sampling *, const float *, int64_t, double, void *) noexcept nogil
+        void (*logprobs)(double *, double *, int32_t *, double *, const float *, int64_t, int64_t, void *) noexcept nogil
         uint32_t (*read)(const uint32_t *, int64_t) noexcept nogil
         const cg_peak *peak
         const cg_peak *peak_tile

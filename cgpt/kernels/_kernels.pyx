@@ -405,6 +405,118 @@ def quantize_int8(array, str dtype, int threads, empty=np.empty, bint turned=Fal
     return q, scales
 
 
+# ------------------------------------------------------------------------------------------------------ sampling
+
+LOGIT_CHANGE = np.dtype([("id", np.int32), ("seen", np.int32), ("count", np.int32), ("bias", np.float32)])
+
+
+cdef class SamplingState:
+    """How the tokens of one sequence are chosen (cg_sampling), and what is known of them so far: `changes`, a
+    LOGIT_CHANGE array whose ids ascend and lie below the vocabulary size V that sample() is given."""
+    cdef cg_sampling c
+    cdef Tensor held
+
+    def __init__(self, double temperature, int64_t top_k, double top_p, double min_p, double presence_penalty,
+                 float frequency_penalty, float repetition_penalty):
+        self.c.temperature, self.c.top_k, self.c.top_p, self.c.min_p = temperature, top_k, top_p, min_p
+        self.c.presence_penalty, self.c.frequency_penalty = presence_penalty, frequency_penalty
+        self.c.repetition_penalty = repetition_penalty
+        self.changes = np.empty(0, LOGIT_CHANGE)
+
+    @property
+    def changes(self):
+        return self.held.array.view(LOGIT_CHANGE)
+
+    @changes.setter
+    def changes(self, array):
+        if array.dtype != LOGIT_CHANGE or array.ndim != 1 or (np.diff(array["id"], prepend=-1) < 1).any():
+            raise KernelError(f"changes of logits are LOGIT_CHANGE [n] with ascending ids, not {array.dtype} {array.shape}")
+        self.held = Tensor(array.view(np.uint8), "U8")
+        self.c.changes, self.c.n_changes = <const cg_logit_change *>self.held.view.buf, array.shape[0]
+
+
+cdef struct SampleJob:
+    const float *logits
+    int64_t V, rows, workers, scratch_bytes, k
+    char *scratch
+    const cg_sampling *settings
+    const double *draws
+    int64_t *ids
+    double *largest
+    double *log_sum
+    int32_t *top_ids
+    double *top
+
+cdef void sample_rows(void *job, int64_t worker) noexcept nogil:
+    cdef SampleJob *j = <SampleJob *>job
+    cdef int64_t t = worker
+    while t < j.rows:
+        j.ids[t] = cg_active.sample(j.largest + t, j.settings + t, j.logits + t * j.V, j.V, j.draws[t],
+                                    j.scratch + worker * j.scratch_bytes)
+        t += j.workers
+
+cdef void logprobs_rows(void *job, int64_t worker) noexcept nogil:
+    cdef SampleJob *j = <SampleJob *>job
+    cdef int64_t t = worker
+    while t < j.rows:
+        cg_active.logprobs(j.largest + t, j.log_sum + t, j.top_ids + t * j.k, j.top + t * j.k, j.logits + t * j.V, j.V,
+                           j.k, j.scratch + worker * j.scratch_bytes)
+        t += j.workers
+
+cdef int prepare(SampleJob *job, Context ctx, Tensor logits, int64_t extra_bytes) except -1:
+    """Each worker takes every workers-th row and has scratch of its own; behind that lie extra_bytes."""
+    job.logits, job.rows, job.V = logits.f32(0, logits.rows, ANY, "logits"), logits.rows, logits.cols
+    job.workers, job.scratch_bytes = max(1, min(ctx.c.threads, logits.rows)), cg_logits_scratch(logits.cols)
+    ctx.reserve(job.workers * job.scratch_bytes + extra_bytes)
+    job.scratch = <char *>ctx.c.scratch
+    return 0
+
+
+def sample(Context ctx, Tensor logits, list states, const double[::1] draws):
+    """ids int64 [T], largest float64 [T]: the next token after each row of logits [T, V], chosen by its SamplingState
+    and its draw, and the largest logit as changed. Id -1 where that is not finite."""
+    cdef SampleJob job
+    cdef SamplingState state
+    cdef int64_t t
+    ids, largest = np.empty(logits.rows, np.int64), np.empty(logits.rows)
+    cdef int64_t[::1] to = ids
+    cdef double[::1] peaks = largest
+    if not len(states) == draws.shape[0] == logits.rows or logits.rows < 1 or logits.cols < 1:
+        raise KernelError(f"sample: {len(states)} states and {draws.shape[0]} draws for logits {logits.array.shape}")
+    prepare(&job, ctx, logits, logits.rows * sizeof(cg_sampling))
+    cdef cg_sampling *settings = <cg_sampling *>(job.scratch + job.workers * job.scratch_bytes)
+    for t in range(logits.rows):
+        state = states[t]
+        if state.c.n_changes and state.c.changes[state.c.n_changes - 1].id >= logits.cols:
+            raise KernelError(f"sample: a changed logit's id is beyond the vocabulary, {logits.cols}")
+        settings[t] = state.c
+    job.settings, job.draws, job.ids, job.largest = settings, &draws[0], &to[0], &peaks[0]
+    with nogil:
+        cg_for_rows(ctx.c.threads, job.workers, job.V * 16, sample_rows, &job)
+    return ids, largest
+
+
+def logprobs(Context ctx, Tensor logits, int64_t k):
+    """largest, log_sum float64 [T], ids int32 [T, k], top float64 [T, k] of logits [T, V]: the log-probability of i is
+    (logits[i] - largest) - log_sum; the k largest of them are `top`, in the order of their ids."""
+    cdef SampleJob job
+    if not 0 <= k <= logits.cols or logits.rows < 1 or logits.cols < 1:
+        raise KernelError(f"logprobs: the {k} largest of logits {logits.array.shape}")
+    largest, log_sum = np.empty(logits.rows), np.empty(logits.rows)
+    ids, top = np.empty((logits.rows, k), np.int32), np.empty((logits.rows, k))
+    prepare(&job, ctx, logits, 0)
+    cdef double[::1] peaks = largest, sums = log_sum
+    cdef int32_t[:, ::1] to_ids = ids
+    cdef double[:, ::1] to_top = top
+    job.largest, job.log_sum, job.k = &peaks[0], &sums[0], k
+    job.top_ids, job.top = NULL, NULL
+    if k:
+        job.top_ids, job.top = &to_ids[0, 0], &to_top[0, 0]
+    with nogil:
+        cg_for_rows(ctx.c.threads, job.workers, job.V * 16, logprobs_rows, &job)
+    return largest, log_sum, ids, top
+
+
 # ------------------------------------------------------------------------------------------ linear, experts, attention
 
 def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t column=0, int64_t row=0, bint add=False):
