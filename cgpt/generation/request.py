@@ -19,7 +19,7 @@ from cgpt.generation.sampling import Sampler, SamplingParams
 from cgpt.generation.text_stream import TextStream
 from cgpt.models.base import Floats, Ids, Transformer
 from cgpt.models.kv_cache import KVCache
-from cgpt.models.logprobs import likeliest, log_probabilities
+from cgpt.models.logprobs import gather_logprobs
 from cgpt.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | npt.ArrayLike  # text, or a flat list of token ids
@@ -173,7 +173,7 @@ class Request:
         if self.constraint is not None:
             self.constraint.push(token)
         if self.num_logprobs is not None:
-            _note(logits, token, self.num_logprobs, self.logprobs, self.top_logprobs)
+            _note(logits.reshape(1, -1), [token], self.num_logprobs, self.logprobs, self.top_logprobs)
         self.ids.append(token)
         self.unread = np.array([token], np.int64)
         delta = self._advance_text(token)
@@ -189,8 +189,9 @@ class Request:
     def accept_prompt(self, logits: Floats, position: int) -> None:
         """Takes the float32 logits [n, V] after the prompt's ids from `position` on, for their log-probabilities."""
         assert self.num_prompt_logprobs is not None
-        for row, token in zip(logits, self.prompt_ids[position + 1 :], strict=False):  # nothing follows the last
-            _note(row, token, self.num_prompt_logprobs, self.prompt_logprobs, self.prompt_top_logprobs)
+        following = self.prompt_ids[position + 1 :][: len(logits)]  # nothing follows the last
+        rows = logits[: len(following)]
+        _note(rows, following, self.num_prompt_logprobs, self.prompt_logprobs, self.prompt_top_logprobs)
 
     def completion(self) -> Completion:
         """The result, once the request is finished."""
@@ -243,9 +244,9 @@ def _count(logprobs: bool | int | None) -> int | None:
     return 0 if logprobs is True else int(logprobs)
 
 
-def _note(logits: Floats, token: int, count: int, chosen: list[float], top: list[dict[int, float]]) -> None:
-    """Adds the log-probability of `token`, and those of the `count` likeliest."""
-    found = log_probabilities(logits)
-    chosen.append(float(found[token]))
+def _note(logits: Floats, tokens: list[int], count: int, chosen: list[float], top: list[dict[int, float]]) -> None:
+    """Adds the log-probabilities of one token for each row of logits, and those of the `count` likeliest."""
+    found, likeliest = gather_logprobs(logits, tokens, count)
+    chosen += found.tolist()
     if count:
-        top.append(likeliest(found, count))
+        top += likeliest

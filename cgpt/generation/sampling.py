@@ -1,22 +1,24 @@
-"""Chooses the next token from the logits: the likeliest, or one at random as the settings say.
+"""Chooses the next token from the logits: the largest, or one at random as SamplingParams say.
 
 The settings apply in this order: repetition_penalty, presence_penalty, frequency_penalty, logit_bias, temperature,
 top_k, top_p, min_p. Each of the last three keeps some tokens from the likeliest down, of equally likely ones those
-with lower ids first.
+with lower ids first. The arithmetic is float64, in C (csrc/kernels/sample.c), and depends neither on the number of
+threads nor on the CPU.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cgpt.arguments import require_flag, require_integer, require_number
 from cgpt.errors import InputError, NumericsError, TokenIdError
 from cgpt.fields import shown
-from cgpt.models.logprobs import down_to, largest
+from cgpt.kernels import _kernels
+from cgpt.kernels.scratch import thread_context
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,17 @@ class SamplingParams:
     """How the next tokens of a text are chosen, and when it ends. Checked once; InputError names what makes no sense.
 
     max_new_tokens: new ids at most; the context may end sooner
-    temperature: 0 takes the likeliest token, whatever the next three say; else logits are divided by it
-    top_k: keep the k likeliest tokens
+    temperature: at least 0; 0 takes the likeliest token, whatever the next three say; else logits are divided by it
+    top_k: at least 1; keep the k likeliest tokens
     top_p: of those, keep the fewest likeliest whose probabilities add up to top_p or more, above 0 and at most 1
         (nucleus sampling, Holtzman et al., https://arxiv.org/abs/1904.09751)
     min_p: of those, keep the ones at least min_p times as likely as the likeliest, 0 to 1
         (Nguyen et al., https://arxiv.org/abs/2407.01082)
     repetition_penalty: divides the positive and multiplies the negative logits of the tokens that the
         sequence holds, prompt included, above 0 (Keskar et al., https://arxiv.org/abs/1909.05858, and transformers)
-    presence_penalty, frequency_penalty: taken from the logits of the new tokens so far, once and for each time
-    logit_bias: {id: what is added to its logit} (these three as OpenAI's API has them)
+    presence_penalty, frequency_penalty: any finite number (OpenAI's API: -2 to 2); subtracted from the logits of the
+        new tokens so far, once and for each time
+    logit_bias: {id: a finite number that is added to its logit} (OpenAI's API: -100 to 100)
     seed: an integer of at least 0 that makes the choice repeatable; None takes a fresh one
     stop: a str, a token id, or several, which end the text too
     logprobs: True keeps the log-probability of each new id, a number k also those of the k likeliest
@@ -61,24 +64,23 @@ class SamplingParams:
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        require_integer("max_new_tokens", self.max_new_tokens, low=1)
-        require_number("temperature", self.temperature, " at least 0", lambda x: x >= 0)
+        self._set("max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, low=1))
+        self._set("temperature", require_number("temperature", self.temperature, " at least 0", lambda x: x >= 0))
         if self.top_k is not None:
-            require_integer("top_k", self.top_k, low=1)
-        if self.top_p is not None:
-            require_number("top_p", self.top_p, " above 0 and at most 1", lambda x: 0 < x <= 1)
-        if self.min_p is not None:
-            require_number("min_p", self.min_p, " from 0 to 1", lambda x: 0 <= x <= 1)
-        if self.repetition_penalty is not None:
-            require_number("repetition_penalty", self.repetition_penalty, " above 0", lambda x: x > 0)
-        for name in ("presence_penalty", "frequency_penalty"):
-            if getattr(self, name) is not None:
-                require_number(name, getattr(self, name), "", lambda x: True)
+            self._set("top_k", require_integer("top_k", self.top_k, low=1))
+        for name, wanted, valid in (
+            ("top_p", " above 0 and at most 1", lambda x: 0 < x <= 1),
+            ("min_p", " from 0 to 1", lambda x: 0 <= x <= 1),
+            ("repetition_penalty", " above 0", lambda x: x > 0),
+            ("presence_penalty", "", lambda x: True),
+            ("frequency_penalty", "", lambda x: True),
+        ):
+            if (value := getattr(self, name)) is not None:
+                self._set(name, require_number(name, value, wanted, valid))
         if not isinstance(self.logit_bias, (Mapping, NoneType)):
             raise InputError(f"logit_bias is a dict of token ids to numbers, not {shown(self.logit_bias)}")
-        for token, bias in (self.logit_bias or {}).items():
-            require_integer("a token id in logit_bias", token, low=0)
-            require_number(f"logit_bias of {token}", bias, "", lambda x: True)
+        if self.logit_bias is not None:
+            self._set("logit_bias", dict(_checked_bias(*item) for item in self.logit_bias.items()))
         if self.seed is not None:
             require_integer("seed", self.seed, low=0)
         for name in ("logprobs", "prompt_logprobs"):
@@ -88,7 +90,11 @@ class SamplingParams:
             require_flag(name, getattr(self, name))
         if self.prompt_lookup_num_tokens is not None:
             require_integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, low=1)
-        object.__setattr__(self, "stop", _stops(self.stop))
+        self._set("stop", _stops(self.stop))
+
+    def _set(self, name: str, value: object) -> None:
+        """Replaces what was passed by the checked, plain value."""
+        object.__setattr__(self, name, value)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -104,7 +110,7 @@ class SamplingParams:
         """Raises TokenIdError where an id in `stop` or `logit_bias` is beyond the vocabulary."""
         for name, ids in (("stop", self.stop_ids), ("logit_bias", self.logit_bias or ())):
             if wrong := [one for one in ids if not 0 <= one < vocab_size]:
-                raise TokenIdError(f"{name} holds the id {wrong[0]}; the vocabulary has 0 to {vocab_size - 1}")
+                raise TokenIdError(f"{name} holds the id {shown(wrong[0])}; the vocabulary has 0 to {vocab_size - 1}")
 
 
 def _stops(stop: Any) -> tuple[str | int, ...]:
@@ -124,85 +130,80 @@ def _stops(stop: Any) -> tuple[str | int, ...]:
     return tuple(found)
 
 
+def _checked_bias(token: int, bias: float) -> tuple[int, float]:
+    token = require_integer("a token id in logit_bias", token, low=0)
+    return token, require_number(f"logit_bias of {shown(token)}", bias, "", lambda x: True)
+
+
 class Sampler:
-    """Chooses the tokens of one sequence. The same settings, seed and logits give the same tokens.
+    """Chooses the tokens of one sequence. The same params, seed and logits give the same tokens.
 
     prompt_ids: the tokens that the repetition penalty applies to from the start; the chosen ones join them.
     """
 
-    def __init__(self, sampling: SamplingParams, vocab_size: int, *, prompt_ids: Sequence[int] = ()) -> None:
-        sampling.check_vocabulary(vocab_size)
-        self._sampling = sampling
+    def __init__(self, params: SamplingParams, vocab_size: int, *, prompt_ids: Sequence[int] = ()) -> None:
+        params.check_vocabulary(vocab_size)
         # PCG64 by name: default_rng may become another generator some day, and seeds must keep their meaning.
-        self._random = np.random.Generator(np.random.PCG64(sampling.seed))
-        self._seen: np.ndarray | None = None
-        if sampling.repetition_penalty not in (None, 1):
-            self._seen = np.zeros(vocab_size, bool)
-            self._seen[np.asarray(prompt_ids, np.int64)] = True
-        counted = sampling.presence_penalty or sampling.frequency_penalty
-        self._counts = np.zeros(vocab_size, np.float32) if counted else None
-        bias = sampling.logit_bias or {}
-        self._biased = np.array(list(bias), np.int64), np.array(list(bias.values()), np.float32)
+        self._random = np.random.Generator(np.random.PCG64(params.seed))
+        self._greedy = params.temperature == 0
+        penalty = params.repetition_penalty or 1.0
+        presence, frequency = params.presence_penalty or 0.0, params.frequency_penalty or 0.0
+        self._state = _kernels.SamplingState(
+            params.temperature,
+            vocab_size if params.top_k is None else min(params.top_k, vocab_size),
+            1.0 if params.top_p is None else params.top_p,
+            params.min_p or 0.0,
+            presence,
+            frequency,
+            penalty,
+        )
+        self._records = penalty != 1 or presence != 0 or frequency != 0
+        seen = np.unique(np.asarray(prompt_ids if penalty != 1 else (), np.int64))
+        bias = params.logit_bias or {}
+        if len(seen) and not 0 <= seen[0] <= seen[-1] < vocab_size:
+            raise TokenIdError(
+                f"the prompt holds ids {seen[0]} to {seen[-1]}; the vocabulary has 0 to {vocab_size - 1}"
+            )
+        changes = np.zeros(len(seen) + len(bias), _kernels.LOGIT_CHANGE)
+        changes = changes[: len(ids := np.union1d(seen, np.array(list(bias), np.int64)))]
+        changes["id"], changes["seen"] = ids, np.isin(ids, seen)
+        with np.errstate(over="ignore"):  # beyond float32: infinite
+            changes["bias"][np.searchsorted(ids, list(bias))] = list(bias.values())
+        self._state.changes = changes
 
-    def choose(self, logits: np.ndarray) -> int:
-        """The next token's id. logits: float32 [V], not changed; NumericsError if they hold NaN or +infinity,
-        or nothing but -infinity.
-        """
-        if self._seen is not None:
-            logits = penalized(logits, np.flatnonzero(self._seen), self._sampling.repetition_penalty)
-        if self._counts is not None:
-            presence, frequency = self._sampling.presence_penalty or 0, self._sampling.frequency_penalty or 0
-            logits = logits - presence * (self._counts > 0) - frequency * self._counts
-        if len(self._biased[0]):
-            logits = logits.copy()
-            logits[self._biased[0]] += self._biased[1]
-        token = int(logits.argmax())  # the first of equal ones; NaN counts as largest
-        peak = float(logits[token])
-        if not math.isfinite(peak):
-            raise NumericsError(f"the largest of the logits is {peak}, so no token can be chosen")
-        if self._sampling.temperature > 0:
-            ids, weights = candidates(logits, peak, self._sampling)
-            cumulative = weights.cumsum()
-            # random() < 1, so the product is below the last sum; "right" passes over tokens of weight 0.
-            drawn = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
-            token = drawn if ids is None else int(ids[drawn])
-        if self._seen is not None:
-            self._seen[token] = True
-        if self._counts is not None:
-            self._counts[token] += 1
+    def choose(self, logits: npt.NDArray[np.float32]) -> int:
+        """The next token's id. logits: float32 [V], not changed; NumericsError if they hold NaN or +infinity, or
+        nothing but -infinity."""
+        (token,) = choose_tokens([self], logits.reshape(1, -1))
+        if isinstance(token, NumericsError):
+            raise token
         return token
 
-
-def penalized(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """A copy of the float32 logits [V] with the repetition penalty on the ids in `seen`."""
-    logits = logits.copy()
-    values = logits[seen]
-    logits[seen] = np.where(values < 0, values * penalty, values / penalty)
-    return logits
-
-
-def candidates(logits: np.ndarray, peak: float, sampling: SamplingParams) -> tuple[np.ndarray | None, np.ndarray]:
-    """The ids that top_k, top_p and min_p leave, ascending (None: all of them), and their weights: float64,
-    proportional to their probabilities, 1 for the likeliest. peak: the largest of the logits."""
-    ids = None
-    if sampling.top_k is not None and sampling.top_k < len(logits):
-        ids = largest(logits, sampling.top_k)
-        logits = logits[ids]
-    with np.errstate(over="ignore"):  # a tiny temperature makes all others -infinity, which is right
-        weights = np.exp((logits.astype(np.float64) - peak) / float(sampling.temperature))
-    if sampling.top_p is not None and sampling.top_p < 1:
-        kept = _nucleus(weights, sampling.top_p)
-        ids, weights = kept if ids is None else ids[kept], weights[kept]
-    if sampling.min_p:
-        kept = np.flatnonzero(weights >= sampling.min_p)
-        ids, weights = kept if ids is None else ids[kept], weights[kept]
-    return ids, weights
+    def _record(self, token: int) -> None:
+        """Adds a chosen token to what penalties count."""
+        changes = self._state.changes
+        at = int(changes["id"].searchsorted(token))
+        if at == len(changes) or changes["id"][at] != token:
+            changes = np.insert(changes, at, np.array((token, 0, 0, 0), _kernels.LOGIT_CHANGE))
+        changes["seen"][at] = 1
+        changes["count"][at] += 1
+        self._state.changes = changes
 
 
-def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """The indices, ascending, of the fewest largest weights whose sum is top_p of all or more."""
-    total = weights.sum()
-    # All weights below an even share of what may be left out weigh less than that; mostly these are many.
-    head = np.sort(weights[weights >= (1 - top_p) * total / len(weights)])[::-1]
-    count = min(int(head.cumsum().searchsorted(top_p * total)) + 1, len(head))
-    return down_to(weights, head[count - 1], count)
+def choose_tokens(
+    samplers: Sequence[Sampler], logits: npt.NDArray[np.float32], threads: int = 1
+) -> list[int | NumericsError]:
+    """The next token of each of n sequences from logits float32 [n, V], as Sampler.choose gives it alone, or the error
+    that it would raise. The rows run in parallel on `threads` threads."""
+    draws = np.array([0.0 if sampler._greedy else sampler._random.random() for sampler in samplers])
+    rows = _kernels.Tensor(np.ascontiguousarray(logits, np.float32))
+    ids, largest = _kernels.sample(thread_context(threads), rows, [sampler._state for sampler in samplers], draws)
+    tokens: list[int | NumericsError] = []
+    for sampler, token, peak in zip(samplers, ids.tolist(), largest.tolist(), strict=True):
+        if token < 0:
+            tokens.append(NumericsError(f"the largest of the logits is {peak}, so no token can be chosen"))
+            continue
+        if sampler._records:
+            sampler._record(token)
+        tokens.append(token)
+    return tokens

@@ -22,7 +22,7 @@ from cgpt.errors import EmptyPromptError, InputError, ModelClosed, NumericsError
 from cgpt.fields import shown
 from cgpt.kernels import _kernels as k
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
-from cgpt.models.logprobs import log_probabilities
+from cgpt.models.logprobs import gather_logprobs
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -296,8 +296,8 @@ class Transformer:
         def targets(cache: KVCache, chunk: Ids, following: Ids) -> Floats:
             if not len(following):  # the last id of all, whose logits predict nothing
                 return np.empty(0, np.float32)
-            found = log_probabilities(self.step([(cache, chunk[: len(following)])], rows="all"))
-            return found[np.arange(len(following)), following].astype(np.float32)
+            logits = self.step([(cache, chunk[: len(following)])], rows="all")
+            return gather_logprobs(logits, following, threads=self.threads)[0].astype(np.float32)
 
         return self._read(ids, targets)
 

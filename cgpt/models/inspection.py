@@ -36,7 +36,7 @@ from cgpt.fields import shown
 from cgpt.kernels import _kernels as k
 from cgpt.models.base import BatchSlice, Ids, Transformer, Workspace
 from cgpt.models.kv_cache import KV_DTYPES, KVCache
-from cgpt.models.logprobs import likeliest, log_probabilities
+from cgpt.models.logprobs import top_logprobs
 
 SINKS, MASSES = ("sink_mass",), ("window_mass", "beyond_mass")
 ROUTER = "router_choices", "router_weights", "expert_load"
@@ -126,8 +126,7 @@ class _Inspector:
             rows = k.Tensor(x.array[i : min(i + LENS_ROWS, part.T)])
             logits = self.model.predict(ws, rows, rows.rows)
             self.model.require_finite(logits, [])
-            for t, row in enumerate(log_probabilities(logits), part.start + i):
-                best = likeliest(row, self.top)
+            for t, best in enumerate(top_logprobs(logits, self.top, self.model.threads), part.start + i):
                 if "lens_ids" in self.out:
                     self.out["lens_ids"][blocks, t] = list(best)
                 if "lens_logprobs" in self.out:

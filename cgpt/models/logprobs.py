@@ -1,32 +1,52 @@
-"""Log-probabilities of logits, and the likeliest tokens: what scores, inspection and sampling share."""
+"""Log-probabilities: the logarithms of the softmax of logits, float64. Of equally likely tokens those with lower ids
+come first."""
 
 import numpy as np
 import numpy.typing as npt
 
+from cgpt.kernels import _kernels
+from cgpt.kernels.scratch import thread_context
 
-def log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """float64 [.., V]: the logarithms, in nats, of the softmax of the logits [.., V]."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def likeliest(logprobs: npt.NDArray[np.float64], k: int) -> dict[int, float]:
-    """{id: log-probability} of the k largest of `logprobs` [V], the largest first, of equal ones the lower id."""
-    ids = largest(logprobs, min(k, len(logprobs)))
-    return {int(i): float(logprobs[i]) for i in ids[np.argsort(-logprobs[ids], kind="stable")]}
+Logits = npt.NDArray[np.float32]
+LogProbs = npt.NDArray[np.float64]
 
 
-def largest(values: npt.NDArray[np.floating], k: int) -> npt.NDArray[np.int64]:
-    """The indices of the k largest of `values` [V], ascending; of equal values the first."""
-    return down_to(values, np.partition(values, len(values) - k)[len(values) - k], k)
+def log_probabilities(logits: Logits, threads: int = 1) -> LogProbs:
+    """The log-probabilities, float64 [T, V], of all tokens, by logits [T, V]; NaN if a row's largest is not finite."""
+    largest, log_sum, _, _ = _logprobs(logits, 0, threads)
+    return logits.astype(np.float64) - largest[:, None] - log_sum[:, None]
 
 
-def down_to(values: npt.NDArray[np.floating], bound: float, count: int) -> npt.NDArray[np.int64]:
-    """The indices, ascending, of the `count` largest values, the least of which is `bound`: of values that equal it the
-    first."""
-    kept = np.flatnonzero(values >= bound)
-    if len(kept) > count:
-        ties = np.flatnonzero(values[kept] == bound)
-        kept = np.delete(kept, ties[count - len(kept) :])
-    return kept
+def gather_logprobs(
+    logits: Logits, token_ids: npt.ArrayLike, num_logprobs: int = 0, threads: int = 1
+) -> tuple[LogProbs, list[dict[int, float]]]:
+    """The log-probability, float64 [T], of one token for each row of logits [T, V], and of the `num_logprobs` likeliest
+    tokens {id: log-probability}, these first; a larger number than V takes all V."""
+    largest, log_sum, ids, values = _logprobs(logits, num_logprobs, threads)
+    chosen = logits[np.arange(len(logits)), token_ids].astype(np.float64)
+    return chosen - largest - log_sum, [_likeliest_first(*row) for row in zip(ids, values, strict=True)]
+
+
+def top_logprobs(logits: Logits, num_logprobs: int, threads: int = 1) -> list[dict[int, float]]:
+    """The second result of gather_logprobs."""
+    _, _, ids, values = _logprobs(logits, num_logprobs, threads)
+    return [_likeliest_first(*row) for row in zip(ids, values, strict=True)]
+
+
+def _likeliest_first(ids: npt.NDArray[np.int32], values: LogProbs) -> dict[int, float]:
+    order = np.argsort(-values, kind="stable")  # the ids ascend
+    return dict(zip(ids[order].tolist(), values[order].tolist(), strict=True))
+
+
+def _logprobs(
+    logits: Logits, num_logprobs: int, threads: int
+) -> tuple[LogProbs, LogProbs, npt.NDArray[np.int32], LogProbs]:
+    """As kernels.logprobs gives them, for any number of rows."""
+    rows, vocab_size = logits.shape
+    k = min(num_logprobs, vocab_size)
+    if not rows:
+        return np.empty(0), np.empty(0), np.empty((0, k), np.int32), np.empty((0, k))
+    result: tuple[LogProbs, LogProbs, npt.NDArray[np.int32], LogProbs] = _kernels.logprobs(
+        thread_context(threads), _kernels.Tensor(np.ascontiguousarray(logits, np.float32)), k
+    )
+    return result

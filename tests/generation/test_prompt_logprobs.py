@@ -6,7 +6,7 @@ import pytest
 import cgpt
 from cgpt.errors import InputError
 from cgpt.generation.prefix_cache import PrefixCache
-from cgpt.models.logprobs import likeliest, log_probabilities
+from cgpt.models.logprobs import top_logprobs
 
 from support.request_cases import make_request, make_scheduler
 
@@ -20,7 +20,7 @@ def test_they_are_the_score(model):
     ids = np.random.default_rng(3).integers(0, 256, 200).tolist()
     done = model.generate(ids, max_new_tokens=3, prompt_logprobs=4, logprobs=True)
     assert np.array_equal(done.prompt_logprobs, model.score(ids))
-    assert done.prompt_top_logprobs == [likeliest(row, 4) for row in log_probabilities(model.logits(ids)[:-1])]
+    assert done.prompt_top_logprobs == top_logprobs(model.logits(ids)[:-1], 4)
     plain = model.generate(ids, max_new_tokens=3, logprobs=True)
     assert done.ids == plain.ids and np.array_equal(done.logprobs, plain.logprobs)
     assert plain.prompt_logprobs is plain.prompt_top_logprobs is None

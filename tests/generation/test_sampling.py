@@ -1,13 +1,15 @@
-"""SamplingParams against a plain reference, and against the distribution that it promises."""
+"""Sampling against a plain reference, and against the distribution that it promises."""
 
 import math
+from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pytest
 
 from cgpt.errors import InputError, NumericsError, TokenIdError
-from cgpt.generation.sampling import Sampler, SamplingParams, candidates, penalized
-from cgpt.models.logprobs import likeliest, log_probabilities
+from cgpt.generation.sampling import Sampler, SamplingParams, choose_tokens
+from cgpt.models.logprobs import gather_logprobs, log_probabilities, top_logprobs
 
 SETTINGS = [
     dict(),
@@ -51,12 +53,30 @@ def reference(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     return {i: p / total for p, i in left if p > 0}
 
 
-def distribution(logits, settings):
-    """{id: probability} as the sampler sees it."""
-    ids, weights = candidates(logits, float(logits.max()), SamplingParams(**{"temperature": 1.0} | settings))
-    ids = np.arange(len(logits)) if ids is None else ids
-    assert np.all(np.diff(ids) > 0) and len(ids) == len(weights) and weights.max() == 1
-    return {int(i): w / weights.sum() for i, w in zip(ids, weights, strict=True) if w > 0}
+class Draws:
+    """Stands for the generator of a sampler: the given numbers instead of random ones."""
+
+    def __init__(self, values):
+        self.random = iter(values).__next__
+
+
+def chosen(logits, values, **settings):
+    """The tokens that given draws choose."""
+    sampler = Sampler(SamplingParams(**{"temperature": 1.0} | settings), len(logits))
+    sampler._random = Draws(values)
+    return choose_tokens([sampler] * len(values), np.tile(logits, (len(values), 1)))
+
+
+def assert_distribution(logits, expected, settings, margin=1e-12):
+    """Asserts that the draws chosen for each token are those from the sum of the probabilities {id: p} before it, to
+    within a margin, up to its own."""
+    ids = sorted(expected)
+    ends = np.array([expected[i] for i in ids]).cumsum()
+    starts = np.append(0, ends[:-1])
+    wide = ends - starts > 3 * margin
+    assert wide.any()
+    for inside in (starts + margin, (starts + ends) / 2, ends - margin):
+        assert chosen(logits, inside[wide].tolist(), **settings) == np.array(ids)[wide].tolist()
 
 
 def draws(n, logits, seed=0, **settings):
@@ -81,24 +101,23 @@ def test_filters_keep_what_the_reference_keeps(kind, settings):
             "flat": np.full(300, seed, np.float32),
             "peaked": some_logits(300, seed) * np.float32(10),
         }[kind]
-        expected, got = reference(logits, **settings), distribution(logits, settings)
-        assert list(got) == sorted(expected)
-        np.testing.assert_allclose(list(got.values()), [expected[i] for i in got], rtol=1e-12)
+        assert_distribution(logits, reference(logits, **settings), settings)
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 8.0])
 @pytest.mark.parametrize("top_p", [0.1, 0.9, 0.999])
 def test_nucleus_of_a_large_vocabulary(scale, top_p):
-    """At the size of gpt-oss's, from flat to peaked, against a full sort."""
+    """At the size of gpt-oss's, from flat to peaked, against a full sort: some draws of all, and some at the boundaries
+    that a single token more or less would move."""
     logits = some_logits(201_088, scale=scale)
-    ids, _ = candidates(logits, float(logits.max()), SamplingParams(temperature=1.0, top_p=top_p))
-    p = np.exp(log_probabilities(logits))
+    p = np.exp(log_probabilities(logits.reshape(1, -1))[0])
     order = np.argsort(-p, kind="stable")
-    mass = p[order].cumsum()
-    count = int((mass < top_p).sum()) + 1
-    slack = 1 if abs(mass[count - 1] - top_p) < 1e-12 or abs(mass[count - 2] - top_p) < 1e-12 else 0
-    assert abs(len(ids) - count) <= slack
-    assert np.array_equal(np.sort(order[: len(ids)]), ids)
+    kept = np.sort(order[: int((p[order].cumsum() < top_p).sum()) + 1])
+    ends = p[kept].cumsum() / p[kept].sum()
+    some = np.linspace(0, len(kept) - 1, 15).astype(int)
+    for shift in (-1e-9, -0.5 * p[kept[some]]):
+        values = (ends[some] + shift)[p[kept[some]] > 3e-9].tolist()
+        assert chosen(logits, values, top_p=top_p) == kept[some][p[kept[some]] > 3e-9].tolist()
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -158,13 +177,7 @@ def test_probability_zero_is_never_drawn():
         assert set(draws(50, logits, **settings)) <= {40, 60}
     assert set(draws(50, logits)) == {40, 60}
 
-    class Zero:
-        def random(self):
-            return 0.0
-
-    sampler = Sampler(SamplingParams(temperature=1.0), 100)
-    sampler._random = Zero()
-    assert sampler.choose(logits) == 40
+    assert chosen(logits, [0.0, 1 - 2**-53]) == [40, 60]
 
 
 @pytest.mark.parametrize("bad", [[np.nan, 1], [1, np.nan], [np.inf, 1], [-np.inf, -np.inf]])
@@ -176,12 +189,16 @@ def test_logits_without_a_choice_are_refused(bad, temperature):
 
 def test_repetition_penalty():
     logits = np.array([2, -2, 1, -1, 0, -np.inf], np.float32)
-    assert penalized(logits, np.array([0, 1, 4, 5]), 4.0).tolist() == [0.5, -8, 1, -1, 0, -np.inf]
     sampler = Sampler(SamplingParams(repetition_penalty=4.0), 6, prompt_ids=[2, 2])
     assert [sampler.choose(logits) for _ in range(3)] == [0, 0, 0]  # 2, then 0.5 against the prompt's 0.25
     sampler = Sampler(SamplingParams(repetition_penalty=4.0), 6)
     assert [sampler.choose(logits) for _ in range(4)] == [0, 2, 0, 0]
     assert logits.tolist() == [2, -2, 1, -1, 0, -np.inf]
+    weights = np.exp([0.5, -8, 1, -1, 0])  # with 0, 1, 4 and 5 in the prompt
+    for token, end in enumerate(weights.cumsum() / weights.sum()):
+        sampler = Sampler(SamplingParams(temperature=1.0, repetition_penalty=4.0), 6, prompt_ids=[5, 4, 0, 1])
+        sampler._random = Draws([end - weights[token] / weights.sum() / 2])
+        assert sampler.choose(logits) == token
 
 
 def test_penalty_comes_before_the_filters():
@@ -190,14 +207,42 @@ def test_penalty_comes_before_the_filters():
     assert sampler.choose(logits) == 1
 
 
+def test_a_batch_of_samplers(rng):
+    """Each row gets what it would get alone, whatever is beside it, on any number of threads; an error is one row's."""
+    V = 500
+    logits = (rng.standard_normal((9, V)) * 3).astype(np.float32)
+    logits[4, 17] = np.nan
+    params = [
+        SamplingParams(temperature=0.8, top_p=0.9),
+        SamplingParams(),
+        SamplingParams(temperature=1.0, presence_penalty=0.5, logit_bias={3: 2}),
+    ]
+
+    def samplers():
+        return [Sampler(replace(params[i % 3], seed=i), V, prompt_ids=[1, 2]) for i in range(9)]
+
+    alone = samplers()
+    good = [i for i in range(9) if i != 4]
+    expected = [[alone[i].choose(logits[i]) for i in good] for _ in range(5)]
+    for threads in (1, 2, 4):
+        together = samplers()
+        for tokens in expected:
+            found = choose_tokens(together, logits, threads)
+            assert isinstance(found[4], NumericsError) and [found[i] for i in good] == tokens
+
+
 def test_log_probabilities():
-    logits = np.array([1000, 1001, 999, -np.inf], np.float32)
+    logits = np.array([[1000, 1001, 999, -np.inf]], np.float32)
     total = math.log(math.exp(-1) + 1 + math.exp(-2))
     expected = [-1 - total, -total, -2 - total, -math.inf]
-    np.testing.assert_allclose(log_probabilities(logits), expected, rtol=1e-14)
-    assert list(likeliest(log_probabilities(logits), 2)) == [1, 0]
-    assert list(likeliest(log_probabilities(logits), 9)) == [1, 0, 2, 3]
-    assert list(likeliest(np.zeros(9), 3)) == [0, 1, 2]
+    np.testing.assert_allclose(log_probabilities(logits)[0], expected, rtol=1e-14)
+    assert list(top_logprobs(logits, 2)[0]) == [1, 0]
+    assert list(top_logprobs(logits, 9)[0]) == [1, 0, 2, 3]
+    assert list(top_logprobs(np.zeros((1, 9), np.float32), 3)[0]) == [0, 1, 2]
+    found, top = gather_logprobs(np.repeat(logits, 3, 0), [2, 1, 3], 1)
+    np.testing.assert_allclose(found, [expected[2], expected[1], expected[3]], rtol=1e-14)
+    assert top == [{1: found[1]}] * 3
+    assert gather_logprobs(logits[:0], [], 2)[1] == top_logprobs(logits[:0], 2) == []
 
 
 @pytest.mark.parametrize(
@@ -225,8 +270,13 @@ def test_log_probabilities():
         dict(repetition_penalty=0),
         dict(repetition_penalty=-1.0),
         dict(repetition_penalty=math.inf),
+        dict(top_k=10**5000 * -1),
+        dict(top_p=10**5000),
+        dict(temperature=np.array([1.0, 2.0])),
+        dict(temperature=Decimal(1)),
+        dict(presence_penalty=np.bool_(True)),
     ],
-    ids=str,
+    ids=lambda settings: next(iter(settings)),
 )
 def test_settings_without_sense_are_refused(settings):
     (name,) = settings
@@ -281,6 +331,10 @@ def test_logit_bias(rng):
         (dict(frequency_penalty="1"), "frequency_penalty must be a finite number, not '1'"),
         (dict(logit_bias={-1: 2}), "a token id in logit_bias must be an integer of at least 0, not -1"),
         (dict(logit_bias={1: math.inf}), "logit_bias of 1 must be a finite number, not inf"),
+        (dict(logit_bias=[1, 2]), r"logit_bias is a dict of token ids to numbers, not \[1, 2\]"),
+        (dict(logit_bias={1: "2"}), "logit_bias of 1 must be a finite number, not '2'"),
+        (dict(logit_bias={10**5000: math.nan}), "logit_bias of a int must be a finite number, not nan"),
+        (dict(logit_bias={"1": 2}), "a token id in logit_bias must be an integer of at least 0, not '1'"),
     ],
 )
 def test_what_penalties_and_biases_cannot_be(settings, message):
@@ -288,6 +342,22 @@ def test_what_penalties_and_biases_cannot_be(settings, message):
         SamplingParams(**settings)
 
 
-def test_a_bias_beyond_the_vocabulary():
+def test_ids_beyond_the_vocabulary():
     with pytest.raises(TokenIdError, match="logit_bias holds the id 50; the vocabulary has 0 to 49"):
         Sampler(SamplingParams(logit_bias={3: 1, 50: 1}), 50)
+    with pytest.raises(TokenIdError, match="logit_bias holds the id a int; the vocabulary has 0 to 49"):
+        Sampler(SamplingParams(logit_bias={10**5000: 1}), 50)
+    for ids in ([3, 50], [-1]):
+        with pytest.raises(TokenIdError, match="the vocabulary has 0 to 49"):
+            Sampler(SamplingParams(repetition_penalty=2), 50, prompt_ids=ids)
+
+
+def test_params_are_plain_values_of_their_own():
+    bias = {np.int64(3): np.float32(0.5)}
+    params = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(5), presence_penalty=1, logit_bias=bias)
+    bias[4] = 1
+    assert params == SamplingParams(temperature=0.5, top_k=5, presence_penalty=1.0, logit_bias={3: 0.5})
+    assert [type(value) for value in (params.temperature, params.top_k, params.presence_penalty)] == [float, int, float]
+    assert SamplingParams(top_k=10**30).top_k == 10**30
+    with pytest.raises(AttributeError):
+        params.top_k = 3

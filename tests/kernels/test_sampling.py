@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from reference.sampling import Reference, log_probabilities, top_logprobs
-from support.kernel_cases import THREADS, check_slots, context, tensor_of
 
 from cgpt.errors import KernelError
 from cgpt.kernels import _kernels
+
+from reference.sampling import Reference, log_probabilities, top_logprobs
+from support.kernel_cases import THREADS, check_slots, context, tensor_of
 
 ROUNDING = 1e-12  # of all probability: how near to a boundary a draw may go to either side
 SIZES = (1, 2, 15, 255, 256, 257, 600, 5000)
@@ -110,7 +111,9 @@ def test_levels_and_threads_give_the_same_tokens(level, rng):
     """Whole rows of draws, some at the very boundaries between tokens, as level ref and one thread choose them."""
     V = 3000
     logits = (rng.standard_normal((40, V)) * rng.choice([0.5, 3.0], (40, 1))).astype(np.float32)
-    states = [sampling_state(V, temperature=0.9, **how) for how in (dict(), dict(top_p=0.9), dict(top_k=40), dict(min_p=0.02))]
+    states = [
+        sampling_state(V, temperature=0.9, **how) for how in (dict(), dict(top_p=0.9), dict(top_k=40), dict(min_p=0.02))
+    ]
     draws = rng.random(40)
     for i in range(0, 40, 4):
         weights = np.exp((logits[i].astype(np.float64) - logits[i].max()) / 0.9)
@@ -140,7 +143,10 @@ def test_weights_of_any_size(level):
     logits = np.array([-3e38, 0.0, 3e38, 3e38, -np.inf], np.float32)
     for temperature in (5e-324, 1e-6, 1.0, 1e30):
         for how in (dict(), dict(top_k=4), dict(top_p=0.99), dict(min_p=1e-300)):
-            assert set(sample(logits, [0.0, 0.49, 0.51, 0.99], temperature=temperature, **how)) == {2, 3}, (temperature, how)
+            assert set(sample(logits, [0.0, 0.49, 0.51, 0.99], temperature=temperature, **how)) == {2, 3}, (
+                temperature,
+                how,
+            )
     draws = (np.arange(4) + 0.5) / 4
     assert sample(logits, draws, temperature=1e300).tolist() == [0, 1, 2, 3]
     assert sample(logits, [0.1, 0.9], temperature=1e300, top_p=0.5).tolist() == [0, 1]  # all of weight 1

@@ -1,7 +1,7 @@
 """Sampling and log-probabilities as NumPy has them, float64 over the whole vocabulary: what version 0.1 drew with.
 
-Sums run in id order, or in descending order for top_p; csrc/kernels/sample.c adds up blocks, so a draw that falls within
-rounding of a boundary between two tokens may go to the other one: `slack` tells how near it is.
+Sums run in id order, or in descending order for top_p; csrc/kernels/sample.c adds up blocks, so a draw that falls
+within rounding of a boundary between two tokens may go to the other one: `slack` tells how near it is.
 """
 
 import numpy as np
