@@ -23,7 +23,7 @@ def gather_logprobs(
     """The log-probability, float64 [T], of one token for each row of logits [T, V], and of the `num_logprobs` likeliest
     tokens {id: log-probability}, these first; a larger number than V takes all V."""
     largest, log_sum, ids, values = _logprobs(logits, num_logprobs, threads)
-    chosen = logits[np.arange(len(logits)), token_ids].astype(np.float64)
+    chosen = logits[np.arange(len(logits)), np.asarray(token_ids, np.int64)].astype(np.float64)
     return chosen - largest - log_sum, [_likeliest_first(*row) for row in zip(ids, values, strict=True)]
 
 

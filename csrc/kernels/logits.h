@@ -38,46 +38,69 @@ static inline double changed_logit(const cg_sampling *s, const cg_logit_change *
     return value + change->bias;
 }
 
-/* The CG_LOGITS_BLOCK logits of a block, -infinity beyond the end; returns how many there are. */
-static inline int64_t load_logits(const logits_row *r, int64_t block, double *x) {
-    const float *logits = r->logits + block * CG_LOGITS_BLOCK;
+/* The changes of a block, to where its next one would be; none: NULL. */
+static inline const cg_logit_change *changes_of(const logits_row *r, int64_t block, const cg_logit_change **end) {
     const cg_sampling *s = r->sampling;
-    int64_t first = block * CG_LOGITS_BLOCK, n = cg_min(CG_LOGITS_BLOCK, r->V - first);
-    if (n == CG_LOGITS_BLOCK) {
-        for (int64_t i = 0; i < CG_LOGITS_BLOCK; i++) x[i] = logits[i];
-    } else {
-        for (int64_t i = 0; i < CG_LOGITS_BLOCK; i++) x[i] = i < n ? logits[i] : -INFINITY;
-    }
-    if (!s || !s->n_changes) return n;
-    int64_t low = 0, high = s->n_changes;
+    int64_t first = block * CG_LOGITS_BLOCK, low = 0, high = s ? s->n_changes : 0, n = high;
     while (low < high) {
         int64_t middle = (low + high) / 2;
         if (s->changes[middle].id < first) low = middle + 1;
         else high = middle;
     }
-    for (const cg_logit_change *c = s->changes + low; c < s->changes + s->n_changes && c->id < first + n; c++)
-        x[c->id - first] = changed_logit(s, c, logits[c->id - first]);
-    return n;
+    for (high = low; high < n && s->changes[high].id < first + CG_LOGITS_BLOCK; high++) {}
+    *end = low < high ? s->changes + high : NULL;
+    return low < high ? s->changes + low : NULL;
+}
+
+/* The CG_LOGITS_BLOCK logits of a block, -infinity beyond the end. */
+static inline void load_logits(const logits_row *r, int64_t block, double *x) {
+    const cg_logit_change *end, *change = changes_of(r, block, &end);
+    const float *logits = r->logits + block * CG_LOGITS_BLOCK;
+    int64_t first = block * CG_LOGITS_BLOCK, n = r->V - first;
+    if (n >= CG_LOGITS_BLOCK) {
+        for (int64_t i = 0; i < CG_LOGITS_BLOCK; i++) x[i] = logits[i];
+    } else {
+        for (int64_t i = 0; i < CG_LOGITS_BLOCK; i++) x[i] = i < n ? logits[i] : -INFINITY;
+    }
+    for (; change < end; change++)
+        x[change->id - first] = changed_logit(r->sampling, change, logits[change->id - first]);
+}
+
+/* The largest of a block of f32 as they are; lanes of `nan` become -1 where one is NaN. */
+CG_INLINE float largest_of_block(const float *logits, vi *nan) {
+    enum { VECTORS = 4 };
+    vf top[VECTORS];
+    for (int j = 0; j < VECTORS; j++) top[j] = vf_load(logits);
+    for (int64_t i = 0; i < CG_LOGITS_BLOCK; i += VECTORS * CG_LANES) {
+        for (int j = 0; j < VECTORS; j++) {
+            vf v = vf_load(logits + i + j * CG_LANES);
+            top[j] = vf_max(top[j], v);
+            *nan |= v != v;
+        }
+    }
+    return vf_max_lane(vf_max(vf_max(top[0], top[1]), vf_max(top[2], top[3])));
 }
 
 /* The largest logit, and of each block in maxima; NaN if there is one. */
 static inline double largest_logit(const logits_row *r) {
-    double x[CG_LOGITS_BLOCK], lanes[VD_LANES], peak = -INFINITY;
-    vl nan = {0};
+    double x[CG_LOGITS_BLOCK], peak = -INFINITY;
+    const cg_logit_change *end;
+    vi nan = {0};
     for (int64_t b = 0; b < cg_logits_blocks(r->V); b++) {
-        load_logits(r, b, x);
-        vd top = vd_load(x);
-        for (int64_t i = 0; i < CG_LOGITS_BLOCK; i += VD_LANES) {
-            vd v = vd_load(x + i);
-            top = vd_max(v, top);
-            nan |= v != v;
+        double top = -INFINITY;
+        if ((b + 1) * CG_LOGITS_BLOCK <= r->V && !changes_of(r, b, &end)) {
+            top = largest_of_block(r->logits + b * CG_LOGITS_BLOCK, &nan);
+        } else {
+            load_logits(r, b, x);
+            for (int64_t i = 0; i < CG_LOGITS_BLOCK; i++) {
+                if (x[i] != x[i]) return NAN;
+                top = x[i] > top ? x[i] : top;
+            }
         }
-        vd_store(lanes, top);
-        for (int i = 1; i < VD_LANES; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
-        r->maxima[b] = lanes[0];
-        peak = lanes[0] > peak ? lanes[0] : peak;
+        r->maxima[b] = top;
+        peak = top > peak ? top : peak;
     }
-    for (int i = 0; i < VD_LANES; i++)
+    for (int i = 0; i < CG_LANES; i++)
         if (nan[i]) return NAN;
     return peak;
 }
@@ -134,7 +157,8 @@ static inline int64_t take_candidates(const logits_row *r, int64_t found, const 
     return found;
 }
 
-/* Takes as candidates all logits of `bound` or more; returns how many. */
+/* Takes as candidates all logits of `bound` or more; returns how many. If it is -infinity, some beyond the end are the
+   last of them: -infinity too, and there are at least V before. */
 static inline int64_t collect(const logits_row *r, double bound) {
     double x[CG_LOGITS_BLOCK];
     int64_t found = 0;
@@ -143,7 +167,6 @@ static inline int64_t collect(const logits_row *r, double bound) {
         load_logits(r, b, x);
         found = take_candidates(r, found, x, b, bound);
     }
-    while (found && r->ids[found - 1] >= r->V) found--; /* beyond the end, where the bound is -infinity */
     return found;
 }
 

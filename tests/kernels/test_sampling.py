@@ -127,6 +127,34 @@ def test_levels_and_threads_give_the_same_tokens(level, rng):
     assert all(result == results[i % 2] for i, result in enumerate(results))
 
 
+def test_changed_logits_to_the_bit(level, rng):
+    """f32, and f64 with penalties on counts."""
+    for _ in range(300):
+        V = int(rng.integers(1, 4))
+        logits = (rng.standard_normal(V) * 5).astype(np.float32)
+        seen, count, bias = rng.integers(0, 2, V), rng.integers(0, 9, V), rng.standard_normal(V).astype(np.float32)
+        settings = dict(repetition_penalty=float(rng.random() + 0.5))
+        if rng.random() < 0.5:
+            settings |= dict(presence_penalty=float(rng.random()), frequency_penalty=float(rng.random()))
+        reference = Reference(V, **settings, logit_bias=dict(enumerate(bias)), prompt_ids=np.flatnonzero(seen))
+        reference.counts[:] = count
+        state = sampling_state(V, temperature=0.0, **settings, changes=zip(range(V), seen, count, bias, strict=True))
+        (token,), (largest,) = _kernels.sample(context(), tensor_of(logits.reshape(1, V)), [state], np.zeros(1))
+        expected = reference.changed(logits)
+        assert largest == expected.max() and token == expected.argmax()
+
+
+def test_levels_give_the_same_weights(level, rng):
+    """To the bit, which a fused multiply-add would change: those of two tokens about as likely show in their sum."""
+    logits = rng.uniform(-0.7, 0, (4000, 2)).astype(np.float32)
+    logits[:, 0] = 0
+    found = []
+    for name in ("ref", level.partition("-")[0]):
+        _kernels.use_level(name)
+        found.append(_kernels.logprobs(context(), tensor_of(logits), 0)[1])
+    assert np.array_equal(*found)
+
+
 @pytest.mark.parametrize("bad", [[np.nan, 1], [1, np.nan], [np.inf, 1], [-np.inf, -np.inf]], ids=str)
 @pytest.mark.parametrize("V", [2, 300])
 def test_no_choice(level, bad, V):
@@ -149,6 +177,7 @@ def test_weights_of_any_size(level):
             )
     draws = (np.arange(4) + 0.5) / 4
     assert sample(logits, draws, temperature=1e300).tolist() == [0, 1, 2, 3]
+    assert sample(logits, draws, temperature=1e300, min_p=1.0).tolist() == [0, 1, 2, 3]
     assert sample(logits, [0.1, 0.9], temperature=1e300, top_p=0.5).tolist() == [0, 1]  # all of weight 1
     assert sample(logits, [0.1, 0.4, 0.6, 0.9], temperature=1e300, top_k=3).tolist() == [1, 2, 2, 3]
 
