@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from cgpt.api import load
+from cgpt.arguments import require_integer
 from cgpt.bench import rows
 from cgpt.bench.noise import Watch
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Case, cases, measure, run
-from cgpt.errors import InputError
 from cgpt.machine import roofline
 from cgpt.models.base import Transformer
 
@@ -42,8 +42,7 @@ def bench(
     prompts: default is 512 tokens, or half the model's context. threads: None is the model's own default. The model is
     loaded anew for each number of threads. profile adds "profile" to each row. say(text) is told what comes next.
     """
-    if repetitions < 1:
-        raise InputError(f"repetitions: {repetitions} is less than one")
+    require_integer("repetitions", repetitions, low=1)
     for number in threads:
         model = None  # the one before goes first
         rows.reset_peak_memory()

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cgpt.errors import InputError, OutOfMemoryError
+from cgpt.arguments import require_integer
+from cgpt.errors import OutOfMemoryError
 from cgpt.kernels import _kernels as k
 from cgpt.machine.memory import available_memory
 
 MIB = 1 << 20
-PIECE = 4 * MIB  # bytes a thread reads at a time
-LEAST, MOST = 64 * MIB, 1024 * MIB  # of the memory that is read
+BLOCK = 4 * MIB  # bytes a thread reads at a time
+MIN_BUFFER, MAX_BUFFER = 64 * MIB, 1024 * MIB  # of the memory that is read
 SLICE = 0.01  # seconds of multiplying a thread is given at a time
 
 
@@ -41,8 +42,7 @@ def measure(threads: int, seconds: float = 1.0, precision: str = "auto") -> Roof
     with precision "int8" that of bytes where its kernels run.
     The best of many short runs: others' load can only take away. InputError for a number of threads below 1.
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise InputError(f"threads is a number of at least 1, not {threads!r}")
+    require_integer("threads", threads, low=1)
     kernels = k.kernels()
     dtype = "bf16" if kernels["peak_tile"] != "-" else "f32"
     if precision == "int8" and kernels["linear_int8_a8"] == kernels["peak_a8"] != "-":  # on amx they are those of bf16
@@ -54,7 +54,7 @@ def read_bandwidth(threads: int, seconds: float) -> float:
     """Bytes per second that `threads` threads read from memory. OutOfMemoryError where there is none to read."""
     size = buffer_bytes(_last_level_caches(), available_memory())
     try:
-        data = np.empty((size // PIECE, PIECE // 4), np.float32)
+        data = np.empty((size // BLOCK, BLOCK // 4), np.float32)
     except MemoryError:
         raise OutOfMemoryError(f"no {size >> 20} MiB of memory to measure its bandwidth with") from None
     with ThreadPoolExecutor(threads) as pool:  # pages are written, else all are the same one, and near who reads them
@@ -75,10 +75,10 @@ def peak(threads: int, dtype: str, seconds: float) -> float:
 
 def buffer_bytes(caches: int, available: int | None) -> int:
     """The bytes to read, in whole pieces. caches: bytes of all last-level caches; available: of free memory."""
-    size = min(max(4 * caches, 4 * LEAST), MOST)
+    size = min(max(4 * caches, 4 * MIN_BUFFER), MAX_BUFFER)
     if available is not None:
-        size = min(size, max(available // 4, LEAST))
-    return size // PIECE * PIECE
+        size = min(size, max(available // 4, MIN_BUFFER))
+    return size // BLOCK * BLOCK
 
 
 def _last_level_caches(root: Path = Path("/")) -> int:

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from cgpt.arguments import require_integer
 from cgpt.checkpoint.config import SLIDING, GPT2Config, GptOssConfig, read_config
 from cgpt.checkpoint.locate import demo_models, locate
 from cgpt.checkpoint.safetensors import Checkpoint, StoredTensor
@@ -288,9 +289,7 @@ def checked_context(context: int | None, limit: int, name: str) -> int:
     """`context`, or all `limit` positions of the model `name` for None. InputError or ContextLengthError beyond."""
     if context is None:
         return limit
-    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
-        raise InputError(f"context must be a number of positions, at least 1, found {context!r}")
-    if context > limit:
+    if require_integer("context", context, low=1) > limit:
         raise ContextLengthError(f"context {context} is beyond the {limit} positions of {name}")
     return context
 

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.random import SFC64, BitGenerator, SeedSequence  # now: no signal may come during a lazy import
 
+from cgpt.arguments import require_integer
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config
 from cgpt.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorSpec
 from cgpt.checkpoint.sizes import SIZES, published_config, published_generation_config
 from cgpt.errors import ConfigError, InputError
-from cgpt.fields import read_json_object, shown
+from cgpt.fields import read_json_object
 from cgpt.models import gpt2, gpt_oss
 
 # Bytes of weights a published file holds at most. In OpenAI's layout the 20b is one file, the 120b seven.
@@ -85,8 +86,7 @@ def write(
     InputError: no such size or layout, `directory` is in use or cannot be written, the disk is too full.
     ConfigError: a config that cgpt cannot run. After a failure or Ctrl-C nothing of the checkpoint is left.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed must be an integer of at least 0, found {shown(seed)}")
+    require_integer("seed", seed, low=0)
     json_files = _json_files(size_or_config, layout)
     directory = Path(directory)
     with _all_or_nothing(directory) as new_file:

@@ -34,10 +34,10 @@ class Disturbed:
     """A model whose logits are multiplied by `factor`; notes the sizes of its steps."""
 
     def __init__(self, model, factor=1.0):
-        self.model, self.factor, self.sizes = model, np.float32(factor), []
+        self.model, self.factor, self.sizes, self.transformer = model, np.float32(factor), [], self
 
     def __getattr__(self, name):
-        return getattr(self.model, name)
+        return getattr(self.model if hasattr(self.model, name) else self.model.transformer, name)
 
     def step(self, batch, **how):
         self.sizes += [len(ids) for _, ids in batch]
@@ -177,7 +177,7 @@ def test_refusals(gpt2, monkeypatch):
     for error, message, ids, how in (
         (InputError, "2048 and 5\\d\\d tokens", [1, 2, 3], dict(model=other)),
         (InputError, "has 2 tokens; give 3", [1, 2], {}),
-        (InputError, "has 0 tokens", "", {}),
+        (EmptyPromptError, "no token", "", {}),
         (EmptyPromptError, "no token", [], {}),
         (TokenIdError, "2048", [1, 2, 2048], {}),
         (ContextLengthError, "context is 257, the model has 256", [1, 2, 3], dict(context=257)),

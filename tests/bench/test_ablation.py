@@ -162,10 +162,10 @@ def test_roundings(rng):
         grid = np.concatenate([switches.MXFP4_VALUES, -switches.MXFP4_VALUES]) * scale
         assert np.isin(got, grid).all()
         assert np.allclose(np.abs(got - group), np.abs(group[:, None] - grid).min(-1), atol=1e-7)
-    quantised = cgpt.load("demo-gpt2", dense="int8").blocks[1].c_fc
+    quantised = cgpt.load("demo-gpt2", dense="int8").transformer.blocks[1].c_fc
     q, scales = quantised.arrays[:2]
     scales = np.repeat((scales.astype(np.uint32) << 16).view(np.float32), 64, 1)
-    matrix = cgpt.load("demo-gpt2").blocks[1].c_fc
+    matrix = cgpt.load("demo-gpt2").transformer.blocks[1].c_fc
     assert np.array_equal(switches.to_int8(switches.values(matrix)), (q * scales)[:, : matrix.shape[1]])
 
 

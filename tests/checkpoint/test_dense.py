@@ -65,7 +65,7 @@ def test_int8_takes_what_products_read_whole(name):
     model = cgpt.load(name, dense="int8")
     plain = cgpt.load(name)
     embedding = "wte" if name == "demo-gpt2" else "embedding"
-    assert getattr(model, embedding).dtype == getattr(plain, embedding).dtype != "INT8"
+    assert getattr(model.transformer, embedding).dtype == getattr(plain.transformer, embedding).dtype != "INT8"
     for (part, found), (_, stored) in zip(model.transformer.matrices(), plain.transformer.matrices(), strict=True):
         kept = part in ("router", "gate_up", "down")
         assert found.dtype == (stored.dtype if kept else "INT8") and found.shape == stored.shape, part
@@ -77,7 +77,7 @@ def test_one_expert(tmp_path, dense):
     synth.write(PLAIN | dict(num_local_experts=1, num_experts_per_tok=1, experts_per_token=1), tmp_path / "model")
     exact = cgpt.load(tmp_path / "model", precision="exact").logits(np.arange(40))
     model = cgpt.load(tmp_path / "model", precision="exact", dense=dense)
-    assert {m.shape[0] for name, m in model.matrices() if name in ("gate_up", "down")} == {1}
+    assert {m.shape[0] for name, m in model.transformer.matrices() if name in ("gate_up", "down")} == {1}
     assert np.abs(model.logits(np.arange(40)) - exact).max() <= (0.2 if dense == "int8" else 0) * exact.std()
 
 

@@ -25,7 +25,7 @@ QUICK = ("-p", "16", "-n", "4", "-r", "2")
 def bench(capsys, monkeypatch):
     """Runs cgpt bench in this process -> exit status, stdout, stderr."""
     monkeypatch.setattr(session, "ROOFLINE_SECONDS", 0.01)
-    monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.PIECE)
+    monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.BLOCK)
 
     def run(*args):
         return cli.main(["bench", *args]), *capsys.readouterr()
@@ -81,7 +81,7 @@ def test_kv_cache_dtype(bench):
     [
         (("--model", "gpt-5"), "gpt-5: no such directory, and none of the known models demo-gpt-oss, demo-gpt2, gpt2"),
         (("-p", "0", "-n", "0"), "nothing to measure"),
-        (("-r", "0"), "repetitions: 0"),
+        (("-r", "0"), "repetitions must be"),
         (("--json", "--jsonl"), "--json or --jsonl, not both"),
         (("-p", "300"), "pp300 takes more than the 256 positions"),
     ],

@@ -37,7 +37,7 @@ def test_without_stderr(redirected):
 
 def test_without_stdin():
     done = shell("generate - <&-")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "empty" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "no token" in done.stderr
     done = shell("chat <&-")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     done = shell("quality --text - <&-")

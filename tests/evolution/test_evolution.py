@@ -182,7 +182,7 @@ def test_what_the_kernels_show(monkeypatch):
         ({"contexts": (5, 5)}, InputError, "twice"),
         ({"contexts": (131073,)}, ContextLengthError, "131,073"),
         ({"prompt": 0}, InputError, "prompt: 0"),
-        ({"threads": 0}, InputError, "threads is a number"),
+        ({"threads": 0}, InputError, "threads must be"),
     ],
 )
 def test_settings(change, error, message):
@@ -197,7 +197,7 @@ def test_settings(change, error, message):
 def evolution(capsys, monkeypatch):
     """Runs cgpt evolution in this process -> exit status, stdout, stderr."""
     monkeypatch.setattr(session, "ROOFLINE_SECONDS", 0.01)
-    monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.PIECE)
+    monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.BLOCK)
 
     def run(*args):
         return cli.main(["evolution", "--threads", "1", *args]), *capsys.readouterr()
@@ -333,7 +333,7 @@ def test_what_a_page_shows_is_escaped(evolution):
         (("--step", "11"), "step 11: there are steps 1 to 10"),
         (("--level", "sse"), "unknown level 'sse'"),
         (("--html", "no/such/directory/x.html"), "there is no directory no/such/directory"),
-        (("--threads", "0"), "threads is a number from 1 to 4096"),
+        (("--threads", "0"), "threads must be an integer from 1 to 4096"),
     ],
 )
 def test_errors(evolution, args, message):
@@ -364,7 +364,7 @@ def test_no_verdict_while_others_compute(monkeypatch, seconds, shares, expected)
     watches = []
     monkeypatch.setattr(session, "Watch", Watch)
     monkeypatch.setattr(session, "ROOFLINE_SECONDS", 0.01)
-    monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.PIECE)
+    monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.BLOCK)
     way = Way("", [lambda: None], 0, 0)
     step = Step(1, "", "", lambda s: iter([Case("x", way, way, "none")]), lambda s: [])
     (found,) = session.run(replace(SMALL, seconds=seconds), [step])["steps"]
