@@ -1,4 +1,4 @@
-"""The application: its endpoints, and what stands around them."""
+"""The ASGI application: its endpoints, the middleware around them, and what becomes of exceptions."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ async def read_body(request: Request, limits: Limits) -> dict[str, Any]:
 
 
 def _number(digits: str) -> float:
-    """1.0 is an integer: JSON has one kind of numbers."""
+    """Reads a number with a point or an exponent; 1.0 is an integer, as JSON has one kind of numbers."""
     value = float(digits)
     if math.isinf(value):  # which an answer that repeats it could not write
         raise ValueError(f"{shown(digits)} is beyond float64")

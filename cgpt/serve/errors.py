@@ -1,4 +1,4 @@
-"""Failures as HTTP answers, in the shape of OpenAI's."""
+"""Turns exceptions into HTTP answers in the shape of OpenAI's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from cgpt.errors import (
 
 
 class ApiError(InputError):
-    """A request that cannot be answered: the HTTP status, OpenAI's type and code, the parameter that is wrong."""
+    """A request cannot be answered.
+
+    status: of HTTP. kind, code: OpenAI's `type` and `code` of the error. param: the field that is wrong.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class ApiError(InputError):
 
 
 class Json(Response):
-    """ASCII, so that whatever str was asked about, a lone surrogate too, can be sent."""
+    """A JSON answer. It is ASCII, so that any str can be sent, one with a lone surrogate too."""
 
     media_type = "application/json"
 
@@ -50,7 +53,7 @@ def dumps(content: Any) -> str:
 
 
 def api_error(problem: CgptError, retry_after: int = 1) -> ApiError:
-    """What a client is told of a failure of the package. retry_after: seconds, where waiting helps."""
+    """The error that a client gets for an exception of the package. retry_after: in seconds, where waiting helps."""
     text, wait = str(problem), {"Retry-After": str(retry_after)}
     match problem:
         case ApiError():
@@ -76,7 +79,7 @@ class ErrorObject:
 
 @dataclass
 class ErrorAnswer:
-    """OpenAI's answer to what is refused or fails."""
+    """The body of an answer to a request that is refused or fails."""
 
     error: ErrorObject
 

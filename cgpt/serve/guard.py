@@ -1,4 +1,4 @@
-"""Who may ask: the Host and the Origin of a request, and its key. Counts and logs what was asked, never the prompts."""
+"""Checks who may use the server, by Host, Origin and API key; counts and logs requests, without their prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("cgpt.serve")
 
 
 class Guard:
-    """Middleware around everything.
+    """Middleware that refuses requests before an endpoint sees them.
 
     paths: those that are counted by name, so that clients cannot make up new ones. hosts: names that the server is
     called by, beside its addresses and localhost. A page that had its own name point here (DNS rebinding) sends that
@@ -48,7 +48,7 @@ class Guard:
             return
         began, status = time.perf_counter(), 500
 
-        async def noted(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -56,7 +56,7 @@ class Guard:
 
         problem = self._refusal(scope["path"], Headers(scope=scope))
         try:
-            await (error_response(problem) if problem else self._app)(scope, receive, noted)
+            await (error_response(problem) if problem else self._app)(scope, receive, send_and_note)
         finally:
             seconds, path = time.perf_counter() - began, scope["path"] if scope["path"] in self._paths else "other"
             self._service.metrics.count(path, status)
@@ -93,5 +93,5 @@ class Guard:
 
 
 def _same(origin: str, host: str) -> bool:
-    scheme, _, place = origin.partition("://")
-    return scheme in ("http", "https") and place.lower() == host.lower()
+    scheme, _, origin_host = origin.partition("://")
+    return scheme in ("http", "https") and origin_host.lower() == host.lower()

@@ -1,4 +1,4 @@
-"""What one request may ask for."""
+"""Bounds of what one request may ask for."""
 
 from dataclasses import dataclass
 

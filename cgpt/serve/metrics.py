@@ -1,4 +1,4 @@
-"""/metrics, in Prometheus' text format."""
+"""The endpoint /metrics, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from cgpt.generation.engine import Engine
 
 
 class Metrics:
-    """Counts what was asked by HTTP. repairs: of chats, where the model did not write what it should, by kind."""
+    """Counts HTTP requests by path and status. repairs: how often a chat's parser had to repair what the model wrote,
+    by kind."""
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, int]] = Counter()
@@ -22,7 +23,7 @@ class Metrics:
         self._requests[path, status] += 1
 
     def text(self, engine: Engine) -> str:
-        """All that is counted, by the engine too, as Prometheus reads it."""
+        """Everything that is counted, the engine's statistics included, as Prometheus reads it."""
         stats, lines = engine.stats, []
 
         def add(name: str, kind: str, about: str, samples: Mapping[str, float]) -> None:
@@ -44,8 +45,8 @@ class Metrics:
         add("first_token_seconds", "summary", "From submission to a text's first token.", first)
         repairs = {"": sum(self.repairs.values())}
         add("harmony_repairs_total", "counter", "Places where a chat had to be guessed.", repairs)
-        kept = engine.prefix_cache.nbytes if engine.prefix_cache else 0
-        add("prefix_cache_bytes", "gauge", "Keys and values of finished texts.", {"": kept})
+        cached = engine.prefix_cache.nbytes if engine.prefix_cache else 0
+        add("prefix_cache_bytes", "gauge", "Keys and values of finished texts.", {"": cached})
         return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""/openapi.json: what the endpoints take and give, for clients that read it and tests that try it."""
+"""Describes the endpoints as an OpenAPI document, for clients that read it and tests that try it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ JSON, EVENTS = "application/json", "text/event-stream"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One path. gives: the type of its JSON, or the media type of its text; takes: of the body of a POST, None for a
-    GET. links: what of an answer other endpoints take. chats: whether only a model with a chat format has it."""
+    """A path and what answers it.
+
+    gives: the type of its JSON, or the media type of its text. takes: the model of the body of a POST, None for a GET.
+    streams: whether it also answers with events. chats: whether only a model with a chat format has it. links: OpenAPI
+    links from its answer to endpoints that take parts of it.
+    """
 
     path: str
     handler: Callable[[Request], Awaitable[ASGIApp]]
@@ -45,7 +49,7 @@ class Endpoint:
 
 
 class Schemas(GenerateJsonSchema):
-    """Makes the schemas: bodies say themselves where null may stand, and answers hold no fields but their own."""
+    """Generates the schemas. Where null may stand in a body RequestModel says; an answer holds no undeclared fields."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"]) if self.mode == "validation" else super().nullable_schema(schema)
@@ -67,7 +71,7 @@ class Schemas(GenerateJsonSchema):
 
 
 def document(service: Service, endpoints: Sequence[Endpoint], key: bool = False) -> Schema:
-    """Makes the OpenAPI 3.1 document of this server. key: whether it wants one."""
+    """Makes the OpenAPI 3.1 document of this server. key: whether clients need an API key."""
     present = [endpoint for endpoint in endpoints if service.no_chat is None or not endpoint.chats]
     gives: list[Input] = [("error", "serialization", TypeAdapter(ErrorAnswer))]
     gives += [(one.path, "serialization", TypeAdapter(one.gives)) for one in present if not isinstance(one.gives, str)]
@@ -108,7 +112,7 @@ def _operation(endpoint: Endpoint, made: dict[Any, Schema]) -> Schema:
 
 
 def _with_bounds(schema: Any, bounds: Bounds) -> Any:
-    """A schema with the values of the bounds that it names."""
+    """Puts the values of bounds into a schema that names them, as "{max_tokens}"."""
     if isinstance(schema, dict):
         return {key: _with_bounds(value, bounds) for key, value in schema.items()}
     if isinstance(schema, list):

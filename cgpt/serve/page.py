@@ -1,4 +1,4 @@
-"""/: a page to try the model with, in one file."""
+"""The endpoint /: a page to try the model with, in one file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HTML = Path(__file__).with_name("page.html").read_text("utf-8")
 
 
 def _hashes(tag: str) -> str:
-    """What the content security policy calls the page's own inline parts."""
+    """The names that a content security policy has for the page's own inline parts."""
     parts = re.findall(rf"<{tag}>(.*?)</{tag}>", HTML, re.S)
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts)
 

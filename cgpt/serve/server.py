@@ -15,7 +15,7 @@ KEEP_ALIVE = 65  # seconds; longer than clients keep theirs, so that they do not
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; OSError says why not. port 0 takes a free one."""
+    """Opens a listening socket; OSError says why it cannot. Port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
 
 
 def run(app: Any, listening: socket.socket, drain: int) -> None:
-    """Serves until SIGINT or SIGTERM; then lets what runs go on for `drain` seconds at most."""
+    """Serves until SIGINT or SIGTERM; running requests then get at most `drain` seconds to finish."""
     config = uvicorn.Config(
         app,
         loop="asyncio",

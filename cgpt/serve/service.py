@@ -1,4 +1,4 @@
-"""What the endpoints share: one engine, and how it is presented to clients."""
+"""The state that the endpoints share: one engine, and how it is presented to clients."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ log = logging.getLogger("cgpt.serve")
 
 
 class Service:
-    """One model, served.
+    """A model that is served.
 
-    name: what clients call the model. bounds: what a request is held to, the limits and what the model sets.
-    no_chat: why the model cannot chat, None where it can.
+    name: by which clients ask for the model. bounds: the limits, and those that the model sets, by name; see
+    validation. no_chat: why the model cannot chat, None where it can.
     """
 
     def __init__(self, engine: Engine, name: str, limits: Limits, log_prompts: bool = False) -> None:
@@ -60,14 +60,15 @@ class Service:
         return validate(model, await read_body(request, self.limits), self.bounds)
 
     def head(self, prefix: str, kind: str) -> dict[str, Any]:
-        """What every part of an answer begins with. prefix: of its id; kind: what OpenAI calls the object."""
+        """The fields that an answer, and each part of a streamed one, begins with. prefix: of its id; kind: OpenAI's name
+        of the object."""
         about = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
         return about | {"system_fingerprint": f"cgpt-{__version__}"}
 
     def requests(
         self, prompt: Prompt, params: SamplingParams, constraints: list[LogitsConstraint | None]
     ) -> list[Request]:
-        """Makes a request of the prompt for each constraint, of seeds one after another; a text is encoded once."""
+        """Makes a request of the prompt for each constraint, with consecutive seeds. A text is encoded once."""
         made: list[Request] = []
         for i, constraint in enumerate(constraints):
             one = params if params.seed is None else replace(params, seed=params.seed + i)
@@ -76,7 +77,7 @@ class Service:
         return made
 
     def submit(self, requests: list[Request], body: RequestModel) -> Job:
-        """Enters what `body` asked for into the engine."""
+        """Hands the requests of `body` to the engine."""
         if self.log_prompts:
             log.info("%r", body.model_dump(exclude_unset=True, by_alias=True))
         return self.engine.submit(requests)
@@ -88,7 +89,7 @@ class Service:
 
 
 def require_name(name: str, served: str) -> None:
-    """Raises ApiError where `name` is not what the model is called that is served."""
+    """Raises ApiError where `name` is not that of the model that is served."""
     if name != served:
         message = f"there is no model {name[:80]!r} here; this server has {served!r}"
         raise ApiError(message, 404, code="model_not_found", param="model")

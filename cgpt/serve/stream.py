@@ -1,4 +1,4 @@
-"""Answers that come piece by piece, and work that ends when the client goes."""
+"""Sends answers as server-sent events, and ends the work when the client disconnects."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ Whole = Coroutine[Any, Any, Response]
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected; nobody waits for the answer."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client goes meanwhile: ClientGone. The body has been read."""
+    """Waits for the result of `work`; if the client disconnects first, cancels it and raises ClientGone. The body of
+    the request must have been read."""
     return await _first(asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive)))
 
 
@@ -47,7 +48,8 @@ async def _first(work: asyncio.Future[T], gone: asyncio.Future[None]) -> T:
 
 
 async def respond(request: Request, job: Job, answer: Events | Whole, done: bool = True) -> ASGIApp:
-    """A job's answer: events as they come (done: see EventStream), or the whole. The job ends with it."""
+    """Answers a request from a job, by events as they come (done: see EventStream) or by one answer. The job ends
+    with it."""
     if isinstance(answer, AsyncIterator):
         return await EventStream(job, answer, done).begin(request)
     try:
@@ -57,10 +59,10 @@ async def respond(request: Request, job: Job, answer: Events | Whole, done: bool
 
 
 class EventStream:
-    """Server-sent events, as OpenAI frames them: an ASGI application.
+    """An ASGI application that sends server-sent events, framed as OpenAI frames them.
 
-    job: cancelled when the client goes. What fails in the middle becomes an error object, which OpenAI's clients
-    raise. done: whether `[DONE]` ends it
+    The job is cancelled when the client disconnects. A failure in the middle becomes an error object, which OpenAI's
+    clients raise. done: whether `[DONE]` ends the stream.
     """
 
     HEADERS = [

@@ -32,7 +32,8 @@ _TYPES = {"bool": "true or false", "list": "a list", "model": "an object", "dict
 
 
 class Invalid(ValueError):
-    """Says what is wrong with a value: `why` follows its name, or that of the field `key` in it."""
+    """A value is wrong. why: the rest of the message, after the name of the value, or of the field `key` in it.
+    shows_value: whether the message ends with the value."""
 
     def __init__(self, why: str, key: str | None = None, shows_value: bool = True) -> None:
         super().__init__(why)
@@ -40,9 +41,9 @@ class Invalid(ValueError):
 
 
 class RequestModel(pydantic.BaseModel):
-    """An object in the body of a request. A field that is null is as good as absent.
+    """An object in the body of a request. A field that is null counts as absent.
 
-    `extra` of the config says whether unknown fields are refused ("forbid"), or change nothing ("ignore").
+    `extra` in the config says whether unknown fields are refused ("forbid") or change nothing ("ignore").
     """
 
     model_config = pydantic.ConfigDict(extra="ignore")
@@ -78,10 +79,11 @@ class RequestModel(pydantic.BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Reads:
-    """Annotates a field whose value is what `read` makes of it.
+    """An annotation of a field whose value a function reads.
 
-    read: given the value and the bounds; returns None where the value is not what it must be. wanted: what it must
-    be, for the message. schema: the same as a JSON schema. then: whether the value is after that read as its type is.
+    read: takes the JSON value and the bounds and returns the field's value; None where the JSON value is wrong.
+    wanted: what it must be, for the message. schema: the same as a JSON schema. then: whether pydantic goes on to
+    validate the result by the field's type.
     """
 
     read: Callable[[Any, Bounds], Any]
@@ -105,7 +107,7 @@ class Reads:
 
 
 def _marked(bound: int | str) -> int | str:
-    """A bound as messages and schemas hold it until it is known."""
+    """A bound as messages and schemas hold it before its value is known: "{max_tokens}"."""
     return f"{{{bound}}}" if isinstance(bound, str) else bound
 
 
@@ -119,7 +121,7 @@ def is_integer(value: Any) -> bool:
 
 
 def integer(low: int, high: int | str) -> Reads:
-    """An integer of a range. high: a number, or the name of a bound."""
+    """Annotates an integer from low to high, a number or the name of a bound."""
 
     def read(value: Any, bounds: Bounds) -> int | None:
         return value if is_integer(value) and low <= value <= _resolved(high, bounds) else None
@@ -129,7 +131,7 @@ def integer(low: int, high: int | str) -> Reads:
 
 
 def number(low: float, high: float) -> Reads:
-    """A number of a range, which becomes a float."""
+    """Annotates a number from low to high, which becomes a float."""
 
     def read(value: Any, _: Bounds) -> float | None:
         return float(value) if (is_integer(value) or isinstance(value, float)) and low <= value <= high else None
@@ -139,7 +141,7 @@ def number(low: float, high: float) -> Reads:
 
 
 def only(*values: Any, wanted: str) -> Reads:
-    """One of these values; where there is none of them, any value is refused."""
+    """Annotates one of these values; without any, every value is refused."""
 
     def read(value: Any, _: Bounds) -> Any:
         return value if any(type(one) is type(value) and one == value for one in values) else None
@@ -148,7 +150,7 @@ def only(*values: Any, wanted: str) -> Reads:
 
 
 def size(high: int | str, low: int = 0, wanted: str = "a list") -> Reads:
-    """A list of `low` to `high` entries. high: a number, or the name of a bound; wanted: for one that is too short."""
+    """Annotates a list of low to high entries. high: a number or the name of a bound. wanted: for one too short."""
 
     def read(value: Any, bounds: Bounds) -> Any:
         if isinstance(value, list) and len(value) > (limit := _resolved(high, bounds)):
@@ -159,7 +161,7 @@ def size(high: int | str, low: int = 0, wanted: str = "a list") -> Reads:
 
 
 def matching(pattern: re.Pattern[str], wanted: str) -> Reads:
-    """A string that matches as a whole."""
+    """Annotates a string that matches the pattern as a whole."""
 
     def read(value: Any, _: Bounds) -> str | None:
         return value if isinstance(value, str) and pattern.fullmatch(value) else None
@@ -169,9 +171,9 @@ def matching(pattern: re.Pattern[str], wanted: str) -> Reads:
 
 @dataclass(frozen=True)
 class OneOf:
-    """Annotates a union of models that are told apart by the Literal that each has under `key`.
+    """An annotation of a union of models, each of which has a Literal of its own under `key`.
 
-    default: for an object that has none. hint: why there are no others.
+    default: the value of `key` for an object without it. hint: the end of the message that refuses other values.
     """
 
     key: str
@@ -225,7 +227,7 @@ Content = TextOr[Annotated[list[P], size(1024)]]
 
 
 def validate(model: type[M], values: dict[str, Any], bounds: Bounds) -> M:
-    """The body as its model; ApiError names the first field that is wrong, and what it must be."""
+    """Validates a body; ApiError names the first field that is wrong, and says what it must be."""
     try:
         return model.model_validate(values, context=bounds)
     except pydantic.ValidationError as problem:

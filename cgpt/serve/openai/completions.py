@@ -1,4 +1,4 @@
-"""/v1/completions."""
+"""The endpoint /v1/completions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PROMPTS = {"anyOf": [TEXT, MANY | {"items": TEXT}, IDS, MANY | {"items": IDS}]}
 
 
 class CompletionRequest(SamplingRequest):
-    """best_of: choices that are made of each prompt, of which the n likeliest are given."""
+    """The body of a request. best_of: choices that are generated for each prompt, of which the n likeliest are sent."""
 
     prompt: Annotated[Prompts, Reads(_read_prompts, f"must be {PROMPT}", PROMPTS)] = Field(description=PROMPT)
     max_tokens: Annotated[int, integer(0, "max_tokens")] = 16  # OpenAI's default
@@ -70,7 +70,7 @@ class CompletionRequest(SamplingRequest):
         return self
 
     def requests(self, service: Service) -> list[Request]:
-        """Makes best_of for each prompt, of seeds one after another."""
+        """Makes best_of requests of each prompt, with consecutive seeds."""
         params = SamplingParams(
             **self.sampling(),
             stop=self.stop,
@@ -104,7 +104,7 @@ class Completion(Head):
 
 
 class Choice:
-    """One text of the answer, as it comes."""
+    """One text of the answer while it is generated."""
 
     def __init__(self, body: CompletionRequest, service: Service, request: Request) -> None:
         self.request = request
@@ -114,7 +114,7 @@ class Choice:
         self._log = None if body.logprobs is None else TokenLog(service.tokenizer, request, body.echo)
 
     def advance(self, event: Event) -> CompletionChoice:
-        """What the event adds to the choice."""
+        """Returns what the event adds to the choice."""
         text, num_ids, reason = event.delta, event.num_ids, event.finish_reason
         if not self._max_tokens:
             text, num_ids, reason = "", 0, "length"

@@ -42,7 +42,7 @@ class CompletionLogprobs:
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token as text; one that is not whole characters as OpenAI writes it, bytes:\\xe2\\x80."""
+    """The text of a token; OpenAI writes one that is not whole characters as bytes:\\xe2\\x80."""
     raw = tokenizer.token_bytes(token_id)
     try:
         return raw.decode("utf-8")
@@ -51,7 +51,7 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 def token_logprobs(tokenizer: Tokenizer, request: Request, indices: Iterable[int]) -> list[TokenLogprob]:
-    """The tokens request.ids[index] as /v1/chat/completions has them; none where the request keeps no logprobs."""
+    """The log-probabilities of the tokens request.ids[index]; none where the request keeps no logprobs."""
 
     def about(token_id: int, logprob: float) -> TokenAlternative:
         text, raw = token_text(tokenizer, token_id), tokenizer.token_bytes(token_id)
@@ -66,7 +66,7 @@ def token_logprobs(tokenizer: Tokenizer, request: Request, indices: Iterable[int
 
 
 class TokenLog:
-    """The `logprobs` objects of one choice of /v1/completions: each of the tokens that have come since the last one.
+    """Makes the `logprobs` objects of one choice of /v1/completions, each of the tokens since the last one.
 
     Offsets count characters of the choice's text, the prompt's included where it is echoed.
     """
@@ -81,7 +81,7 @@ class TokenLog:
         self._length += len(self._decoder.flush())
 
     def _look_at(self, ids: Sequence[int]) -> list[int]:
-        """Where each of these begins in the text."""
+        """Returns the offset in the text at which each of these begins."""
         offsets = []
         for token_id in ids:
             offsets.append(self._length)
@@ -89,8 +89,8 @@ class TokenLog:
         return offsets
 
     def take(self, num_ids: int, length: int, last: bool) -> CompletionLogprobs:
-        """Those whose text begins within the first `length` characters, which have been given; at the end all up to
-        num_ids, but those that a stop string has cut away."""
+        """Returns those whose text begins within the first `length` characters, which have been sent; at the end all up
+        to num_ids, but those that a stop string has cut away."""
         request, found = self._request, CompletionLogprobs([], [], [], [])
         self._offsets += self._look_at(request.ids[len(self._offsets) : num_ids])
         start = end = self._given
@@ -108,7 +108,7 @@ class TokenLog:
         return found
 
     def _add(self, found: CompletionLogprobs, *columns: Sequence[Any]) -> None:
-        """columns: ids, log-probabilities, alternatives, offsets."""
+        """Appends tokens. columns: ids, log-probabilities, alternatives, offsets."""
         for token_id, logprob, top, offset in zip(*columns, strict=True):
             found.tokens.append(token_text(self._tokenizer, token_id))
             found.token_logprobs.append(logprob)

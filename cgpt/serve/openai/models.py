@@ -1,4 +1,4 @@
-"""The small endpoints: /v1/models, /tokenize, /detokenize, /health."""
+"""The endpoints /v1/models, /tokenize, /detokenize and /health."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cgpt.serve.validation import Bounds, Invalid, Reads, Text, is_integer
 
 @dataclass
 class ModelCard:
-    """max_model_len: tokens of context. chats: whether the model has a chat format."""
+    """The model that is served. max_model_len: tokens of context. chats: whether it has a chat format."""
 
     id: str
     created: Count
@@ -39,7 +39,8 @@ def _one_of(name: str, other: str) -> dict[str, Any]:
 
 
 class TokenizeRequest(OpenAIRequest):
-    """A text, under either name. special: whether the names of special tokens in it stand for them."""
+    """The body of a request, with the text under either name. special: whether the names of special tokens in the text
+    stand for these tokens."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_one_of("prompt", "content"), _one_of("content", "prompt")]})
 
@@ -75,7 +76,7 @@ class DetokenizeRequest(OpenAIRequest):
 
 @dataclass
 class Detokenized:
-    """Bytes that are not UTF-8 are U+FFFD."""
+    """The text of tokens; bytes that are not UTF-8 are U+FFFD."""
 
     prompt: str
 

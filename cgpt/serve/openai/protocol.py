@@ -1,4 +1,4 @@
-"""What the bodies and answers of OpenAI's endpoints have in common."""
+"""Models that the endpoints of OpenAI's API share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _read_model(value: Any, bounds: Bounds) -> str | None:
 
 
 class OpenAIRequest(RequestModel):
-    """The body of a request. Fields that are not declared are refused."""
+    """The body of a request. Undeclared fields are refused: `extra` here is the one switch."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +38,7 @@ class OpenAIRequest(RequestModel):
 
 
 class GenerationRequest(OpenAIRequest):
-    """A body that asks for text. Of OpenAI's fields those of type Any change nothing here."""
+    """A body that asks for text. The fields of type Any are accepted, and change nothing here."""
 
     temperature: Annotated[float, number(0, 2)] = 1.0
     top_p: Annotated[float, number(1e-6, 1)] = 1.0
@@ -99,7 +99,7 @@ class StreamOptions(RequestModel):
 
 
 class SamplingRequest(GenerationRequest):
-    """A body that has all the options of sampling, and may ask for several choices."""
+    """A body with all options of sampling, which may ask for several choices."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -136,7 +136,7 @@ class SamplingRequest(GenerationRequest):
 
 
 class Head(TypedDict):
-    """What an answer begins with; see Service.head."""
+    """The fields that an answer begins with; see Service.head."""
 
     id: str
     created: Count
@@ -153,7 +153,8 @@ class Usage:
 
 
 def usage(requests: Sequence[Request], per_prompt: int, generated: int) -> Usage:
-    """Counts tokens. requests: `per_prompt` of each prompt, whose tokens count once."""
+    """Counts the tokens of an answer. requests: per_prompt of each prompt, whose tokens count once. generated: the new
+    tokens of all."""
     prompts = requests[::per_prompt]
     prompt = sum(len(request.prompt_ids) for request in prompts)
     cached = sum(request.num_cached_tokens for request in prompts)
@@ -172,12 +173,12 @@ class RefusalPart(RequestModel):
 
 
 def text_of(content: str | list[Any]) -> str:
-    """The text of a Content."""
+    """Joins the parts of a Content."""
     return content if isinstance(content, str) else "".join(str(part.text) for part in content)
 
 
 class Echoed(RequestModel):
-    """What /v1/responses repeats in its answer as it came."""
+    """An object that /v1/responses repeats in its answer, undeclared fields included."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -189,7 +190,7 @@ FunctionType = Annotated[str, only("function", wanted="must be function: there a
 
 
 class FunctionDefinition(Echoed):
-    """A function that the model may call. strict: whether the arguments are kept to the parameters."""
+    """A function that the model may call. strict: whether its arguments are constrained to the schema `parameters`."""
 
     name: Annotated[str, NAME]
     description: Text = ""
@@ -226,7 +227,7 @@ class FreeFormat(Echoed):
 
 
 class SchemaFormat(Echoed):
-    """What an answer is kept to."""
+    """The JSON schema that an answer must conform to."""
 
     name: Text = "answer"
     description: Text | None = None
