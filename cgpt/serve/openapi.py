@@ -40,12 +40,8 @@ class Endpoint:
     chats: bool = False
     links: Schema = field(default_factory=dict)
 
-    @property
-    def method(self) -> str:
-        return "POST" if self.takes else "GET"
-
     def route(self) -> Route:
-        return Route(self.path, self.handler, methods=[self.method])
+        return Route(self.path, self.handler, methods=["POST" if self.takes else "GET"])
 
 
 class Schemas(GenerateJsonSchema):
@@ -81,7 +77,7 @@ def document(service: Service, endpoints: Sequence[Endpoint], key: bool = False)
     found: Schema = {
         "openapi": "3.1.0",
         "info": {"title": "cgpt", "version": __version__},
-        "paths": {one.route().path_format: {one.method.lower(): _operation(one, made)} for one in present},
+        "paths": {one.route().path_format: {"post" if one.takes else "get": _operation(one, made)} for one in present},
         "components": {"schemas": shared["$defs"]},
     }
     if key:

@@ -60,8 +60,8 @@ class Service:
         return validate(model, await read_body(request, self.limits), self.bounds)
 
     def head(self, prefix: str, kind: str) -> dict[str, Any]:
-        """The fields that an answer, and each part of a streamed one, begins with. prefix: of its id; kind: OpenAI's name
-        of the object."""
+        """The fields that an answer, and each part of a streamed one, begins with. prefix: of its id. kind: OpenAI's
+        name of the object."""
         about = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
         return about | {"system_fingerprint": f"cgpt-{__version__}"}
 

@@ -23,28 +23,24 @@ class ClientGone(Exception):
     """The client has disconnected; nobody waits for the answer."""
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Waits for the result of `work`; if the client disconnects first, cancels it and raises ClientGone. The body of
     the request must have been read."""
-    return await _first(asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request.receive)))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)  # until both have cleaned up
 
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _first(work: asyncio.Future[T], gone: asyncio.Future[None]) -> T:
-    both: set[asyncio.Future[Any]] = {work, gone}
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientGone
-        return work.result()
-    finally:
-        work.cancel()
-        gone.cancel()
-        await asyncio.gather(*both, return_exceptions=True)  # until both have cleaned up
 
 
 async def respond(request: Request, job: Job, answer: Events | Whole, done: bool = True) -> ASGIApp:
@@ -53,7 +49,7 @@ async def respond(request: Request, job: Job, answer: Events | Whole, done: bool
     if isinstance(answer, AsyncIterator):
         return await EventStream(job, answer, done).begin(request)
     try:
-        return await while_connected(request, answer)
+        return await while_connected(request.receive, answer)
     finally:
         job.cancel()
 
@@ -77,7 +73,7 @@ class EventStream:
     async def begin(self, request: Request) -> EventStream:
         """Waits for the first event, so that what fails before it can still be an answer of its own."""
         try:
-            self._begun = await while_connected(request, self._next())
+            self._begun = await while_connected(request.receive, self._next())
         except BaseException:
             self._job.cancel()
             raise
@@ -89,7 +85,7 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.HEADERS})
-            await _first(asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(_disconnected(receive)))
+            await while_connected(receive, self._pump(send))
         except ClientGone:
             pass
         finally:

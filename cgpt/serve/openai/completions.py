@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, ValidationInfo, model_validator
@@ -90,12 +90,6 @@ class CompletionChoice:
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
 
-    @classmethod
-    def joined(cls, parts: list[CompletionChoice]) -> CompletionChoice:
-        logs = [part.logprobs for part in parts if part.logprobs]
-        log = CompletionLogprobs.joined(logs) if logs else None
-        return cls(parts[0].index, "".join(part.text for part in parts), log, parts[-1].finish_reason)
-
 
 class Completion(Head):
     object: Literal["text_completion"]
@@ -134,17 +128,16 @@ async def completions(request: http.Request) -> ASGIApp:
 
 
 async def _whole(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> Json:
-    parts: list[list[CompletionChoice]] = [[] for _ in choices]
+    done: dict[int, CompletionChoice] = {}
     async for event in job:
-        parts[event.index].append(choices[event.index].advance(event))
+        if event.finish_reason:
+            done[event.index] = choices[event.index].advance(replace(event, delta=job.requests[event.index].text))
     best: list[CompletionChoice] = []
     for first in range(0, len(choices), body.best_of):
         these = list(range(first, first + body.best_of))
         if body.best_of > body.n:
             these.sort(key=lambda i: -sum(job.requests[i].logprobs) / len(job.requests[i].ids))
-        best += [CompletionChoice.joined(parts[i]) for i in these[: body.n]]
-    for index, choice in enumerate(best):
-        choice.index = index
+        best += [replace(done[i], index=len(best) + rank) for rank, i in enumerate(these[: body.n])]
     return Json(head | {"choices": best, "usage": _usage(job, body)})
 
 

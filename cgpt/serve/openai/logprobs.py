@@ -35,11 +35,6 @@ class CompletionLogprobs:
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[Annotated[int, Field(ge=0)]]
 
-    @classmethod
-    def joined(cls, logs: list[CompletionLogprobs]) -> CompletionLogprobs:
-        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-        return cls(*([one for log in logs for one in getattr(log, name)] for name in names))
-
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
     """The text of a token; OpenAI writes one that is not whole characters as bytes:\\xe2\\x80."""
