@@ -76,9 +76,9 @@ BUILTIN = {space.name: space for space in (BROWSER, PYTHON)}
 
 def builtin_namespaces(tools: Iterable[str | Namespace]) -> tuple[Namespace, ...]:
     """The namespaces of "browser" and "python"; a Namespace, as of a browser with another description, is itself."""
-    if isinstance(tools, str):
-        raise InputError(f"builtin_tools is a list of names, as in [{tools!r}]")
-    made = []
+    if isinstance(tools, str) or not isinstance(tools, Iterable):
+        raise InputError(f'builtin_tools is a list of names, as in ["python"], not {shown(tools)}')
+    made: list[Namespace] = []
     for tool in tools:
         space = tool if isinstance(tool, Namespace) else BUILTIN.get(tool) if isinstance(tool, str) else None
         if space is None:

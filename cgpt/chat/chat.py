@@ -3,37 +3,52 @@
     chat = cgpt.load("demo-gpt-oss").chat()
     print(chat.send("What is 17 + 25?").text)
 
-A Chat renders its messages, lets a Request run through a Scheduler, and parses the ids as they come. Its
-prefix cache remembers what was computed: what the next prompt has in common with earlier ones is not computed again.
+A Chat renders its messages, lets a Request run through a Scheduler, and sorts what comes by the rule of
+cgpt.chat.turn. Its prefix cache remembers what was computed: what the next prompt has in common with earlier ones is
+not computed again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
 
+from cgpt.arguments import checked_arguments, require_integer
 from cgpt.chat import messages
 from cgpt.chat.builtin_tools import builtin_namespaces
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import Developer, Message, Namespace, ResponseFormat, SpecialTokens, System, tool_result
-from cgpt.chat.parse import Parser, Piece
-from cgpt.chat.render import render_conversation, render_message
+from cgpt.chat.render import content_text, render_conversation, render_message
+from cgpt.chat.turn import (
+    Delta,
+    Kind,
+    Turn,
+    TurnRules,
+    function_name,
+    offered_recipients,
+)
 from cgpt.errors import ContextLengthError, InputError
+from cgpt.fields import shown
+from cgpt.generation.engine import Event
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Request, TextModel
 from cgpt.generation.sampling import SamplingParams
 from cgpt.generation.scheduler import Scheduler
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "prompt_lookup_num_tokens")
+Effort = Literal["low", "medium", "high"]
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model asks for. recipient: as it wrote it, "functions.NAME", or that of a built-in tool as
-    "browser.search" or "python"; name: without "functions."; arguments: JSON text, as it wrote it, which may be no JSON
-    at all, and for "python" is code. channel: of the call."""
+    """A call that the model asks for.
+
+    recipient: as the model wrote it: "functions.NAME", or that of a built-in tool as "browser.search" or "python".
+    arguments: JSON text, as the model wrote it, which may be no JSON at all, and for "python" is code. channel: of the
+    call. name: the recipient without "functions.".
+    """
 
     recipient: str
     arguments: str
@@ -41,23 +56,28 @@ class ToolCall:
 
     @property
     def name(self) -> str:
-        return self.recipient.removeprefix("functions.")
+        return function_name(self.recipient)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said in answer to one prompt.
+    """What the model said in answer to one prompt; messages of a kind (cgpt.chat.turn.message_kind) are joined by LF.
 
-    messages: all of it. text: the final channel's, or, if there is none, what is in no channel; so no answer is lost
-        that the model put in the wrong place. reasoning: the analysis channel's. commentary: what the model says to
-        the user before it calls. tool_calls: those that are complete; send their results back, or let Chat.run do it.
+    messages: all of it. text: the answer; text that the model put under no channel, or an unknown one, is not lost.
+    reasoning: what it thought before. preamble: what it says to the user before it calls. tool_calls: those that are
+    complete; send their results back, or let Chat.run do it. unknown_calls: those of tools that were not offered.
     finish_reason: "stop", "tool_calls", "length" (max_new_tokens, or the context is full), or "cancelled".
     raw_text: what the model wrote, with special tokens. repairs: how often the parser had to guess, by kind.
-    prompt_tokens, reused_tokens: of the prompt, and of these the ones that were computed before.
-    completion_tokens; first_token_seconds: from the call to the first new id.
+    prompt_tokens, reused_tokens: of the prompt, and how many of these were computed before. completion_tokens: all new
+    ones. first_token_seconds: from the call to the first new token, in seconds; None where there is none.
     """
 
     messages: list[Message]
+    text: str
+    reasoning: str
+    preamble: str
+    tool_calls: list[ToolCall]
+    unknown_calls: list[ToolCall]
     finish_reason: str
     raw_text: str
     repairs: dict[str, int]
@@ -65,34 +85,13 @@ class Reply:
     reused_tokens: int
     completion_tokens: int
     first_token_seconds: float | None
-    tool_calls: list[ToolCall] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        return self._of("final") or self._of(None)
-
-    @property
-    def reasoning(self) -> str:
-        return self._of("analysis")
-
-    @property
-    def commentary(self) -> str:
-        return self._of("commentary")
-
-    def _of(self, channel: str | None) -> str:
-        found = [m for m in self.messages if m.channel == channel and m.role == "assistant" and not is_call(m)]
-        return "\n".join(message.content for message in found)
 
 
 class Chat:
-    """A conversation; made by model.chat().
+    """A conversation; made by model.chat(). It computes on one thread at a time.
 
-    system: instructions, which harmony puts into the developer message. tools: Python functions, schemas in OpenAI's
-        shape or Tools. builtin_tools: "browser", "python", which the model was trained to use, or a Namespace; nothing
-        here runs them: answer their calls by add_result(), or by run_call of run(). reasoning: "low", "medium" or
-        "high". response_format: a schema that the model is asked to follow. identity, knowledge_cutoff, date: lines of
-        the system message; date is not given unless asked for.
-    messages: the conversation after those two, yours to read, to fill and to change.
+    messages: the conversation after the system and developer messages, yours to read, to fill and to change. reply: the
+    newest Reply. system, developer: the contents of these messages.
     """
 
     def __init__(
@@ -102,96 +101,201 @@ class Chat:
         system: str | None = None,
         tools: Iterable[Any] = (),
         builtin_tools: Iterable[str | Namespace] = (),
-        reasoning: str = "medium",
+        reasoning: Effort = "medium",
         response_format: ResponseFormat | None = None,
         identity: str | None = messages.IDENTITY,
         knowledge_cutoff: str | None = messages.KNOWLEDGE_CUTOFF,
         date: str | None = None,
     ) -> None:
+        """system: instructions, which harmony puts into the developer message. tools: Python functions, schemas in
+        OpenAI's shape or Tools. builtin_tools: "browser", "python", which the model was trained to use, or a Namespace;
+        nothing here runs them: answer their calls by add_result(), or by run_call of run(). reasoning: how long to
+        think. response_format: a schema that the model is asked to follow; nothing enforces it here. identity,
+        knowledge_cutoff, date: lines of the system message, None for none.
+
+        Raises ChatError where the model has no chat format, InputError for an argument that cannot be used.
+        """
         self.model = model
         self.special = SpecialTokens(model.tokenizer)
         self.tools = as_tools(tools)
         self.developer = Developer(system, self.tools, (), response_format)
         self.system = System(identity, knowledge_cutoff, date, reasoning, namespaces=builtin_namespaces(builtin_tools))
         self.messages: list[Message] = []
-        self.reply: Reply | None = None  # the newest
-        self._kept = PrefixCache(model)
+        self.reply: Reply | None = None
+        self._prefix_cache = PrefixCache(model)
         self._loop: tuple[list[int], list[Message]] | None = None  # in a tool loop: ids so far, and their messages
 
-    def send(self, text: str | None = None, *, max_new_tokens: int = 4096, **sampling: Any) -> Reply:
+    @checked_arguments
+    def send(
+        self,
+        text: str | None = None,
+        *,
+        max_new_tokens: int = 4096,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        prompt_lookup_num_tokens: int | None = None,
+    ) -> Reply:
         """Says something and gives the reply; None lets the model go on, as after tool results.
 
-        sampling: temperature (0 unless given), top_k, top_p, min_p, repetition_penalty, seed and
-        prompt_lookup_num_tokens, as in generation.generate. Raises ContextLengthError where the conversation has
-        become too long, InputError for a bad argument; the conversation is then what it was.
+        max_new_tokens: of the reply with its reasoning. temperature: 0 takes the likeliest token each time.
+        prompt_lookup_num_tokens: so many draft tokens a step. All as in cgpt.generation.generate. Raises
+        ContextLengthError where the conversation has become too long, InputError for an argument that cannot be used;
+        the conversation is then what it was.
         """
-        for _ in self.stream(text, max_new_tokens=max_new_tokens, **sampling):
-            pass
-        return self.reply
+        deltas = self.stream(
+            text,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        )
+        return _last(deltas)
 
-    def stream(self, text: str | None = None, *, max_new_tokens: int = 4096, **sampling: Any) -> Iterator[Piece]:
-        """The reply as it comes: pieces of text with their channel. When it ends, `chat.reply` is what send() gives.
+    @checked_arguments
+    def stream(
+        self,
+        text: str | None = None,
+        *,
+        max_new_tokens: int = 4096,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        prompt_lookup_num_tokens: int | None = None,
+    ) -> Generator[Delta, None, Reply]:
+        """send() as it comes: text of a kind, "answer", "reasoning", "preamble" or "call". When it ends, `chat.reply`
+        is the whole.
 
-        Closing it, or Ctrl-C, stops the answer ("cancelled") and keeps the chat: a final text that has begun stays in
-        the conversation; without one the turn is taken back.
+        Closing it, or Ctrl-C, stops the reply ("cancelled") and keeps the chat: an answer that has begun stays in the
+        conversation; without one the turn is taken back.
         """
-        if unknown := sampling.keys() - set(SAMPLING):
-            raise InputError(f"a chat takes no {min(unknown)}; it takes max_new_tokens, {', '.join(SAMPLING)}")
         if text is not None and not isinstance(text, str):
             raise InputError(f"a message is a str, not {type(text).__name__}")
         said = [] if text is None else [Message("user", text)]
         ids = self._prompt(said)
-        if len(ids) >= self.model.transformer.context_length:
+        positions = self.model.transformer.context_length
+        if len(ids) >= positions:
             raise ContextLengthError(
-                f"the conversation has {len(ids)} tokens, the model {self.model.transformer.context_length} positions; "
+                f"the conversation has {len(ids)} tokens, the model {positions} positions; "
                 f"begin a new chat, or drop some of chat.messages"
             )
-        params = SamplingParams(max_new_tokens=max_new_tokens, stop=self.special.stops, detokenize=False, **sampling)
-        request = Request(self.model, ids, params)
-        return self._run(request, said)
+        params = SamplingParams(
+            stop=self.special.stops,
+            detokenize=False,  # the turn does it
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        )
+        return self._run(Request(self.model, ids, params), said)
 
-    def run(self, text: str | None = None, **options: Any) -> Reply:
-        """send(), and as long as the reply calls functions, runs them and sends the results: the last reply.
+    @checked_arguments
+    def run(
+        self,
+        text: str | None = None,
+        *,
+        run_call: Callable[[ToolCall], str] | None = None,
+        max_rounds: int = 8,
+        max_new_tokens: int = 4096,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        prompt_lookup_num_tokens: int | None = None,
+    ) -> Reply:
+        """send(), and as long as the reply calls tools, runs them and sends the results: the last reply.
 
-        run_call: gives the result of a ToolCall; without it the chat's functions do, and their errors are results.
-        max_rounds of calls (8); after these the reply still holds the next ones. Other options as for send().
+        run_call: gives the result of a ToolCall; without it the chat's functions do, and their errors are results. It
+        gets calls of tools that were offered; the model is told of any other that there is no such tool. max_rounds:
+        of calls; after these the reply still holds the next ones. The others are as for send(), for each reply.
         """
-        for _ in self.run_stream(text, **options):
-            pass
-        return self.reply
+        deltas = self.run_stream(
+            text,
+            run_call=run_call,
+            max_rounds=max_rounds,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        )
+        return _last(deltas)
 
+    @checked_arguments
     def run_stream(
         self,
         text: str | None = None,
         *,
         run_call: Callable[[ToolCall], str] | None = None,
         max_rounds: int = 8,
-        **options: Any,
-    ) -> Iterator[Piece]:
-        """run() as it comes: the pieces of all its replies.
+        max_new_tokens: int = 4096,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        prompt_lookup_num_tokens: int | None = None,
+    ) -> Generator[Delta, None, Reply]:
+        """run() as it comes: the deltas of all its replies.
 
-        Closing it, or an exception, stops it: a final text that has begun stays in the conversation; without one the
-        turn is taken back, calls, results and all.
+        Closing it, or an exception, stops it: an answer that has begun stays in the conversation; without one the turn
+        is taken back, calls, results and all.
         """
-        run_call = run_call or (lambda call: run_tool(self.tools, call.name, call.arguments))
-        before, reply = len(self.messages), None
+        if run_call is not None and not callable(run_call):
+            raise InputError(f"run_call is a function of a ToolCall, not {shown(run_call)}")
+        reply_to = partial(
+            self.stream,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        )
+        rounds_left = require_integer("max_rounds", max_rounds, low=0)
+        before, is_whole = len(self.messages), False
         try:
-            yield from self.stream(text, **options)
-            for _ in range(max_rounds):
-                if not self.reply.tool_calls:
-                    break
-                for call in self.reply.tool_calls:
-                    self.add_result(call, run_call(call))
-                yield from self.stream(**options)
-            reply = self.reply
+            reply = yield from reply_to(text)
+            while rounds_left and (reply.tool_calls or reply.unknown_calls):
+                rounds_left -= 1
+                for call in reply.unknown_calls:
+                    self.add_result(call, self._run_call(call))  # an error that names the functions there are
+                for call in reply.tool_calls:
+                    self.add_result(call, (run_call or self._run_call)(call))
+                reply = yield from reply_to()
+            is_whole = reply.finish_reason in ("stop", "tool_calls")
+            return reply
         finally:
-            whole = reply is not None and reply.finish_reason in ("stop", "tool_calls")
-            if len(self.messages) > before and not whole and self.messages[-1].channel != "final":
+            if len(self.messages) > before and not is_whole and self.messages[-1].channel != "final":
                 del self.messages[before:]
                 self._loop = None
 
     def add_result(self, call: ToolCall, result: str) -> None:
         """Adds a call's result to the conversation; send() then lets the model go on."""
+        if not isinstance(call, ToolCall):
+            raise InputError(f"a result is that of a ToolCall, as a Reply has them, not of {shown(call)}")
         channel = "commentary" if call.recipient.startswith("functions.") else call.channel
         self.messages.append(tool_result(call.recipient, result, channel))
 
@@ -201,6 +305,9 @@ class Chat:
         self.reply = self._loop = None
 
     # ------------------------------------------------------------------------------------------------ one reply
+
+    def _run_call(self, call: ToolCall) -> str:
+        return run_tool(self.tools, call.name, call.arguments)
 
     def _prompt(self, said: list[Message]) -> list[int]:
         """The ids of the conversation. Within a tool loop the model sees what it wrote, not how it is rendered."""
@@ -215,61 +322,67 @@ class Chat:
             head.append(Message("developer", self.developer))
         return render_conversation(tokenizer, [*head, *self.messages, *said])
 
-    def _run(self, request: Request, said: list[Message]) -> Iterator[Piece]:
+    def _run(self, request: Request, said: list[Message]) -> Generator[Delta, None, Reply]:
         began = time.perf_counter()
-        parser = Parser(self.model.tokenizer)
-        scheduler, reason = Scheduler(self.model.transformer, prefix_cache=self._kept), "cancelled"
+        turn = Turn(self.model, request, TurnRules(offered_recipients(self.system, self.developer)))
+        scheduler = Scheduler(self.model.transformer, prefix_cache=self._prefix_cache)
         scheduler.add(request)
         try:
-            while scheduler.has_unfinished and not self._is_over(parser):
-                before = len(request.ids)
+            while not turn.finish_reason:
                 scheduler.step()
-                for token_id in request.ids[before:]:
-                    for piece in self._push(parser, token_id):
-                        yield piece
-            for piece in parser.finish():
-                yield piece
-            reason = request.finish_reason or "stop"
+                for delta in turn.advance(Event(0, "", len(request.ids), request.finish_reason)):
+                    if delta.text:
+                        yield delta
         finally:
             scheduler.cancel(request)
-            parser.finish()
-            called = [m for m in parser.messages if is_call(m) and reason == "stop"]
-            calls = [ToolCall(m.recipient, m.content, m.channel or "commentary") for m in called]
-            first = request.first_token_at - began if request.ids else None
-            self.reply = Reply(
-                parser.messages,
-                "tool_calls" if calls else reason,
-                parser.raw_text,
-                dict(parser.repairs),
-                len(request.prompt_ids),
-                request.num_cached_tokens,
-                len(request.ids),
-                first,
-                calls,
-            )
-            self._remember(request, said)
+            self.reply = _reply(turn, request.first_token_at - began if request.ids else None)
+            self._remember(self.reply, request, said)
+        return self.reply
 
-    def _push(self, parser: Parser, token_id: int) -> list[Piece]:
-        if token_id in self.model.transformer.eos_token_ids and token_id not in self.special.ends:
-            return []  # <|endoftext|> ends the text and is no part of it
-        return [piece for piece in parser.push(token_id) if piece.text]
-
-    def _is_over(self, parser: Parser) -> bool:
-        """Whether a call is complete, or somebody else is made to speak: the model should have stopped by itself."""
-        last = parser.messages[-1] if parser.messages else None
-        return parser.role != "assistant" or (last is not None and is_call(last))
-
-    def _remember(self, request: Request, said: list[Message]) -> None:
-        reply = self.reply
+    def _remember(self, reply: Reply, request: Request, said: list[Message]) -> None:
         if reply.finish_reason in ("stop", "tool_calls"):
             self.messages += [*said, *(m for m in reply.messages if m.role == "assistant")]
         elif reply.text:  # cut off: an answer that has begun stays, unfinished thoughts and calls do not
             self.messages += [*said, Message("assistant", reply.text, "final")]
         else:
             return
-        self._loop = ([*request.prompt_ids, *request.ids], list(self.messages)) if reply.tool_calls else None
+        has_calls = reply.tool_calls or reply.unknown_calls
+        self._loop = ([*request.prompt_ids, *request.ids], list(self.messages)) if has_calls else None
 
 
-def is_call(message: Message | Piece) -> bool:
-    """Whether it is for a tool, and not for somebody in the conversation."""
-    return message.role == "assistant" and message.recipient not in (None, "all", "user", "assistant")
+def _reply(turn: Turn, first_token_seconds: float | None) -> Reply:
+    """The reply that the turn gives, which may be cut off."""
+    turn.close()
+    has_ended = turn.finish_reason in ("stop", "tool_calls")
+    return Reply(
+        messages=turn.parser.messages,
+        text=_joined(turn, "answer"),
+        reasoning=_joined(turn, "reasoning"),
+        preamble=_joined(turn, "preamble"),
+        tool_calls=[_call(message) for message in turn.of_kind("call") if has_ended],
+        unknown_calls=[_call(message) for message in turn.unknown_calls() if has_ended],
+        finish_reason=turn.finish_reason or "cancelled",
+        raw_text=turn.parser.raw_text,
+        repairs=dict(turn.parser.repairs),
+        prompt_tokens=len(turn.request.prompt_ids),
+        reused_tokens=turn.request.num_cached_tokens,
+        completion_tokens=len(turn.request.ids),
+        first_token_seconds=first_token_seconds,
+    )
+
+
+def _joined(turn: Turn, kind: Kind) -> str:
+    return "\n".join(content_text(message.content) for message in turn.of_kind(kind))
+
+
+def _call(message: Message) -> ToolCall:
+    return ToolCall(message.recipient or "", content_text(message.content), message.channel or "commentary")
+
+
+def _last(deltas: Generator[Delta, None, Reply]) -> Reply:
+    """What the generator returns at its end."""
+    while True:
+        try:
+            next(deltas)
+        except StopIteration as end:
+            return cast(Reply, end.value)

@@ -23,9 +23,11 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 def as_tools(tools: Iterable[Any]) -> tuple[Tool, ...]:
     """Tools from Python functions, schemas in OpenAI's shape (`{"name": .., "description": .., "parameters": ..}`, as
     it is or under "function") or Tools. InputError where one cannot be described, or two share a name."""
+    if isinstance(tools, str) or not isinstance(tools, Iterable):
+        raise InputError(f"tools is a list of functions, schemas or Tools, not {shown(tools)}")
     made = [_as_tool(tool) for tool in tools]
     for i, tool in enumerate(made):
-        if not isinstance(tool.name, str) or not _NAME.fullmatch(tool.name):
+        if not _NAME.fullmatch(tool.name):
             raise InputError(f"a tool's name is made of letters, digits, _ and -, not {shown(tool.name)}")
         if tool.name in [other.name for other in made[:i]]:
             raise InputError(f"two tools are called {tool.name}")
@@ -39,7 +41,8 @@ def _as_tool(tool: Any) -> Tool:
         schema = tool.get("function", tool)
         if not isinstance(schema, dict) or not isinstance(schema.get("parameters"), (dict, type(None))):
             raise InputError(f'a tool\'s schema has a "name" and an object of "parameters", found {shown(tool)}')
-        return Tool(schema.get("name"), schema.get("description") or "", schema.get("parameters"))
+        name: Any = schema.get("name")
+        return Tool(name, schema.get("description") or "", schema.get("parameters"))
     if callable(tool):
         return tool_of(tool)
     raise InputError(f"a tool is a function, a schema or a Tool, not {shown(tool)}")
@@ -55,7 +58,7 @@ def tool_of(function: Callable[..., Any]) -> Tool:
     try:
         hints = typing.get_type_hints(function, include_extras=True)
         parameters = inspect.signature(function).parameters.values()
-    except (NameError, TypeError, ValueError) as problem:
+    except Exception as problem:  # annotations may be code of any kind
         raise InputError(f"the tool {name}: its signature cannot be read ({problem})") from None
     properties: dict[str, Any] = {}
     required = []
@@ -64,7 +67,7 @@ def tool_of(function: Callable[..., Any]) -> Tool:
             raise InputError(f"the tool {name}: the parameter {parameter.name} cannot be given by name; give a schema")
         try:
             schema = _schema(hints.get(parameter.name, Any))
-        except InputError as problem:
+        except (InputError, TypeError) as problem:  # TypeError: a hint that has no hash
             raise InputError(f"the tool {name}, parameter {parameter.name}: {problem}") from None
         if parameter.name in notes:
             schema.setdefault("description", notes[parameter.name])
@@ -73,8 +76,8 @@ def tool_of(function: Callable[..., Any]) -> Tool:
         elif (default := _plain(parameter.default)) is not None:
             schema["default"] = default
         properties[parameter.name] = schema
-    schema = {"type": "object", "properties": properties, "required": required} if properties else None
-    return Tool(name, summary, schema, function)
+    arguments = {"type": "object", "properties": properties, "required": required} if properties else None
+    return Tool(name, summary, arguments, function)
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
@@ -89,7 +92,7 @@ def _plain(value: Any) -> Any:
     value = value.value if isinstance(value, enum.Enum) else value
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return None
     return value
 

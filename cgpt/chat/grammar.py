@@ -1,49 +1,72 @@
-"""Keeps what a model writes to a JSON schema, where it should be: in the final answer of a chat, or in the arguments
-of a call. What it thinks before stays free. By llguidance: pip install 'cgpt[grammar]'.
+"""Keeps a turn to JSON schemas: the final answer of a chat, and the arguments of calls. What the model thinks before
+stays free. By llguidance: pip install 'cgpt[grammar]'.
+
+A TurnConstraint knows where in the turn the model is, and says which ids may come next. Where a message begins these
+are the headers in the forms that gpt-oss was trained on, each of a kind (cgpt.chat.turn.message_kind) that is allowed;
+within a message, what its schema allows, or any text. Special tokens that would begin another message or end the turn
+too early have no chance anywhere, so there is nothing for the parser to repair.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 from os.path import commonprefix
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
+import numpy.typing as npt
 
-from cgpt.chat.messages import SpecialTokens
-from cgpt.chat.parse import Parser, Piece
+from cgpt.chat.messages import CHANNELS, CONSTRAIN, SpecialTokens, Tool
+from cgpt.chat.parse import Header
+from cgpt.chat.turn import Kind, TurnRules, message_kind
 from cgpt.errors import InputError
+from cgpt.generation.request import TextModel
+from cgpt.models.base import Floats
 from cgpt.tokenizer.tokenizer import Tokenizer
 
 JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,8}"}  # no endless blanks
 MAX_NESTING = 1024  # llguidance goes down by recursion, and at some 1,500 levels beyond the end of the stack
+NO_ARGUMENTS = {"type": "object", "additionalProperties": False}
+CALL_TYPES = (f"{CONSTRAIN}json", "json", "code", None)  # content types that the model writes into headers
+ANSWER_TYPES = (None, f"{CONSTRAIN}json", "json")
 
 
-class Grammars:
-    """JSON schemas for one vocabulary of harmony. InputError without llguidance, ChatError without harmony's tokens."""
+class GrammarCompiler:
+    """Makes grammars of JSON schemas for one model. ChatError where its vocabulary lacks
+    harmony's tokens; InputError, with the first schema, where llguidance is not installed."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: TextModel) -> None:
+        self.tokenizer = model.tokenizer
+        self.special = SpecialTokens(model.tokenizer)
+        self.eos_token_ids = frozenset(model.transformer.eos_token_ids)
+
+    @cached_property
+    def _llguidance(self) -> Any:
+        """The module, and its idea of the vocabulary, which takes a second for a large one."""
         try:
             import llguidance
         except ImportError:
             raise InputError("keeping to a schema needs llguidance: pip install 'cgpt[grammar]'") from None
-        self.special = SpecialTokens(tokenizer)
-        self.tokenizer = tokenizer
-        self._matcher = llguidance.LLMatcher
-        words = llguidance.TokenizerWrapper(_Words(tokenizer, self.special.return_))
-        self._words = llguidance.LLTokenizer(words, n_vocab=tokenizer.vocab_size)
+        words = llguidance.TokenizerWrapper(_Words(self.tokenizer, self.special.return_))
+        return llguidance.LLMatcher, llguidance.LLTokenizer(words, n_vocab=self.tokenizer.vocab_size)
 
-    def compile(self, schema: dict[str, Any]) -> Any:
-        """The matcher of a schema, at its beginning; InputError says what llguidance cannot do with it.
+    def compile(self, schema: Any) -> Any:
+        """The llguidance matcher of a schema, at its beginning; InputError says what llguidance cannot do with it.
 
         All that takes long happens here, up to seconds for thousands of properties: following a text copies it.
         """
+        new_matcher, words = self._llguidance
         if (levels := _nesting(schema)) > MAX_NESTING:
             why = f"its levels times its different $refs are {levels}; at most {MAX_NESTING}"
             raise InputError(f"no grammar can be made of the schema: {why}")
         try:
-            grammar = self._matcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
-            matcher = self._matcher(self._words, grammar, log_level=0)
+            grammar = new_matcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
+            matcher = new_matcher(words, grammar, log_level=0)
             matcher.compute_bitmask()  # some find out here only that nothing can be written
             problem = _error(matcher)
         except ValueError as failed:
@@ -57,13 +80,14 @@ def _error(matcher: Any) -> str | None:
     """What a matcher had to give up for, without the dump of its state that follows; None if it did not."""
     if not matcher.is_error():
         return None
-    problem = (matcher.get_error() or "unknown").partition("\n<state>")[0][:300]
+    problem = str(matcher.get_error() or "unknown").partition("\n<state>")[0][:300]
     return "nothing that ends keeps to it" if problem == "NoExtensionBias" else problem
 
 
 def _nesting(schema: Any) -> int:
     """How deep a schema can be at most with its $refs followed, each of them once on the way down."""
-    levels, refs, level = 0, set(), [schema]
+    levels, level = 0, [schema]
+    refs: set[str] = set()
     while level := [one for one in level if isinstance(one, (dict, list))]:
         levels += 1
         refs |= {one["$ref"] for one in level if isinstance(one, dict) and isinstance(one.get("$ref"), str)}
@@ -86,84 +110,180 @@ class _Words:
         return self._encode(text.decode("utf-8") if isinstance(text, bytes) else text)
 
 
-class Guide:
-    """Follows one turn, and says which ids may come next: a Request's `guide`.
+@dataclass(frozen=True)
+class Content:
+    """What a message may hold: what `matcher` allows, or any text where it is None. ends: the ids that may end it.
+    forbidden: the other special tokens and ids that end a request."""
 
-    answer: the matcher of the final message, or None. calls: those of the arguments, by function. seed: ids at the
-    prompt's end that begin a message. problem: why the matcher had to give up, None as long as it holds; the message
-    then ends
+    matcher: Any
+    ends: tuple[int, ...]
+    forbidden: npt.NDArray[np.int64]
+
+
+# Where a turn is: within a header, and then which ids may come and where they lead; within a content; or at its end.
+State = Union["Trie", Content, None]
+Trie = dict[int, State]
+
+
+class TurnGrammar:
+    """What one turn may consist of; shared by the choices of a request.
+
+    rules: for the Turn that reads it. The prompt ends with rules.prefix: what all beginnings have in common, where a
+    call is forced. start: the state after that. after_end: the state after a message that <|end|> has ended.
     """
 
-    def __init__(self, grammars: Grammars, answer: Any, calls: dict[str, Any], seed: list[int]) -> None:
-        self.problem: str | None = None
-        self._grammars, self._answer, self._calls = grammars, answer, calls
-        self._parser = Parser(grammars.tokenizer)
-        self._matcher: Any = None
-        self._end = grammars.special.return_  # what may follow the text that is complete
-        for token_id in seed:
-            self.push(token_id)
+    def __init__(
+        self,
+        compiler: GrammarCompiler,
+        tools: Collection[Tool] = (),
+        *,
+        answer_schema: Any = None,
+        strict: Collection[str] = (),
+        forced: Collection[str] = (),
+    ) -> None:
+        """tools: those that are offered, as functions. answer_schema: of the final answer; None leaves it free. strict:
+        names of tools whose arguments conform to their schemas. forced: names of tools one of which must be called at
+        once; their arguments conform too, strict or not, wherever llguidance is installed (to any JSON object, if no
+        grammar can be made of a schema that is not strict). InputError where a grammar cannot be made."""
+        self.special, self._encode = compiler.special, compiler.tokenizer.encode
+        self._answer = None if answer_schema is None else compiler.compile(answer_schema)
+        kept = {*strict, *forced} if importlib.util.find_spec("llguidance") else strict
+        self._arguments = {
+            f"functions.{tool.name}": _arguments(compiler, tool, tool.name in strict)
+            for tool in tools
+            if tool.name in kept
+        }
+        stops = compiler.eos_token_ids.union(self.special.stops)
+        self._markup = stops.union(compiler.tokenizer.special_tokens.values())
+        self._stops = frozenset() if answer_schema is not None else stops  # what may end a turn without an answer
+        self.is_free = answer_schema is None and not self._arguments and not forced
+        self.rules = TurnRules(frozenset(f"functions.{tool.name}" for tool in tools), answer_schema is not None)
+        headers = [] if self.is_free else list(self._headers())
+        begin = [self.special.start, *self._encode("assistant")]
+        self.after_end = _trie(
+            [*((begin + ids, content) for ids, content in headers), *(([i], None) for i in self._stops)]
+        )
+        if forced:
+            calls = [f"functions.{name}" for name in forced]
+            headers = [(self._ids("commentary", name, CALL_TYPES[0]), self._content("call", name)) for name in calls]
+            self.rules = replace(self.rules, prefix=tuple(commonprefix([ids for ids, _ in headers])))
+        self.start = _trie((ids[len(self.rules.prefix) :], content) for ids, content in headers)
 
-    def mask(self, logits: np.ndarray) -> np.ndarray:
-        """The float32 logits [V], -infinity for what may not come."""
-        if self._matcher is None:
+    def constraint(self) -> TurnConstraint | None:
+        """The constraint of a request that begins now; None where nothing is to be constrained."""
+        return None if self.is_free else TurnConstraint(self)
+
+    def _headers(self) -> Iterator[tuple[list[int], Content]]:
+        """The ids of each header that may come after <|start|>assistant, and what follows it."""
+        offered = self.rules.offered
+        for channel, recipient in product(CHANNELS, (None, *sorted(offered))):
+            kind = message_kind(Header("assistant", None, channel, recipient), offered, self.rules.has_schema)
+            if kind == "malformed" or (kind == "call" and channel != "commentary"):
+                continue
+            types = CALL_TYPES if kind == "call" else ANSWER_TYPES if kind == "answer" else (None,)
+            for content_type, is_first in product(types, (True, False) if recipient else (False,)):
+                yield self._ids(channel, recipient, content_type, is_first), self._content(kind, recipient)
+
+    def _ids(self, channel: str, recipient: str | None, content_type: str | None, is_first: bool = False) -> list[int]:
+        """A header in the model's own form. is_first: the recipient stands before the channel, not behind it."""
+        to = f" to={recipient}" if recipient else ""
+        before, behind = (to, channel) if is_first else ("", channel + to)
+        plain, constrain, constrained = f" {content_type or ''}".rstrip().partition(CONSTRAIN)
+        ids = [*self._encode(before), self.special.channel, *self._encode(behind + plain)]
+        if constrain:
+            ids += [self.special.constrain, *self._encode(constrained)]
+        return [*ids, self.special.message]
+
+    def _content(self, kind: Kind, recipient: str | None) -> Content:
+        if kind == "call":
+            matcher, ends = self._arguments.get(recipient or ""), {self.special.call}
+        elif kind == "answer" and self._answer is not None:
+            matcher, ends = self._answer, {self.special.return_}
+        else:
+            matcher, ends = None, {self.special.end, *self._stops}
+        return Content(matcher, tuple(ends), np.array(sorted(self._markup - ends), np.int64))
+
+
+def _arguments(compiler: GrammarCompiler, tool: Tool, is_strict: bool) -> Any:
+    """The matcher of the tool's arguments; of any object, if that cannot be had and the tool is not strict."""
+    try:
+        return compiler.compile(tool.parameters or NO_ARGUMENTS)
+    except InputError:
+        if is_strict:
+            raise
+        return compiler.compile({"type": "object"})
+
+
+def _trie(paths: Iterable[tuple[list[int], State]]) -> State:
+    """The state from which each path of ids leads to its state. No path is the beginning of another."""
+    root: Trie = {}
+    for ids, state in paths:
+        if not ids:
+            return state
+        node = root
+        for token_id in ids[:-1]:
+            child = node.setdefault(token_id, {})
+            assert isinstance(child, dict)
+            node = child
+        node[ids[-1]] = state
+    return root
+
+
+class TurnConstraint:
+    """A LogitsConstraint: follows one turn, and says which ids may come next.
+
+    problem: why a matcher had to give up, None as long as it holds; the message then ends.
+    """
+
+    def __init__(self, grammar: TurnGrammar) -> None:
+        self.problem: str | None = None
+        self._grammar = grammar
+        self._enter(grammar.start)
+
+    def mask(self, logits: Floats) -> Floats:
+        """The float32 logits [V], -infinity for the ids that may not come; `logits` itself is not changed."""
+        state = self._state
+        if state is None:
             return logits
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(bool)
-        if problem := _error(self._matcher):
-            self.problem = problem
-            allowed[:] = False
-        complete = allowed[self._grammars.special.return_] or not allowed.any()
-        allowed[self._grammars.special.return_] = False
-        allowed[self._end] = complete
+        if isinstance(state, dict):
+            allowed = np.zeros(len(logits), bool)
+            allowed[list(state)] = True
+        elif self._matcher is None:
+            allowed = np.ones(len(logits), bool)
+            allowed[state.forbidden] = False
+        else:
+            allowed = self._matched(state, len(logits))
         return np.where(allowed, logits, np.float32(-np.inf))
 
-    def push(self, token_id: int) -> None:
-        """Takes the id that was chosen."""
-        if self._matcher is not None:
-            if token_id == self._end:
-                self._matcher = None
-            elif not self._matcher.consume_token(token_id):
-                self.problem = _error(self._matcher) or "a token it did not allow"
-        for piece in self._parser.push(token_id):
-            if not piece.text:
-                self._begin(piece)
-
-    def _begin(self, piece: Piece) -> None:
-        special, matcher = self._grammars.special, None
-        if piece.role == "assistant" and piece.recipient is not None:
-            matcher, self._end = self._calls.get(piece.recipient.removeprefix("functions.")), special.call
-        elif piece.role == "assistant" and piece.channel == "final":
-            matcher, self._end = self._answer, special.return_
-        self._matcher = matcher.deep_copy() if matcher else None
-
-
-class Beginning:
-    """A guide that lets one of several beginnings come, and then what another guide allows, or anything.
-
-    seed: the ids that all beginnings share, which the prompt ends with. None of them may be the beginning of another.
-    """
-
-    def __init__(self, beginnings: list[list[int]], then: Guide | None = None) -> None:
-        self.beginnings = beginnings
-        self.seed: list[int] = commonprefix(beginnings) or []
-        self._left = [ids[len(self.seed) :] for ids in beginnings]
-        self.then = then
-
-    @property
-    def problem(self) -> str | None:
-        return self.then.problem if self.then else None
-
-    def mask(self, logits: np.ndarray) -> np.ndarray:
-        """The float32 logits [V], -infinity for what may not come."""
-        allowed = sorted({ids[0] for ids in self._left if ids})
-        if not allowed:
-            return self.then.mask(logits) if self.then else logits
-        masked = np.full_like(logits, -np.inf)
-        masked[allowed] = logits[allowed]
-        return masked
+    def _matched(self, state: Content, vocab_size: int) -> npt.NDArray[np.bool_]:
+        """Which ids the matcher allows, [V]: text, and the message's end where the text is complete."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, count=vocab_size, bitorder="little").astype(bool)
+        is_complete = allowed[self._grammar.special.return_]  # the matcher's end of the text
+        allowed[state.forbidden] = False
+        allowed[list(state.ends)] = is_complete
+        if problem := _error(self._matcher) or (None if allowed.any() else "no token may come next"):
+            self.problem = problem
+            allowed[:] = False
+            allowed[list(state.ends)] = True
+        return allowed
 
     def push(self, token_id: int) -> None:
         """Takes the id that was chosen."""
-        self._left = [ids[1:] for ids in self._left if ids and ids[0] == token_id]
-        if self.then:
-            self.then.push(token_id)
+        state = self._state
+        if isinstance(state, dict) and token_id in state:
+            self._enter(state[token_id])
+        elif isinstance(state, Content) and token_id in state.ends:
+            self._enter(self._grammar.after_end if token_id == self._grammar.special.end else None)
+        elif isinstance(state, dict) or (state is not None and not self._consume(state, token_id)):
+            self.problem = (self._matcher and _error(self._matcher)) or "a token came that was not allowed"
+            self._enter({self._grammar.special.return_: None})
+
+    def _consume(self, state: Content, token_id: int) -> bool:
+        is_text = token_id not in state.forbidden
+        return is_text and (self._matcher is None or bool(self._matcher.consume_token(token_id)))
+
+    def _enter(self, state: State) -> None:
+        self._state = state
+        matcher = state.matcher if isinstance(state, Content) else None
+        self._matcher: Any = matcher.deep_copy() if matcher is not None else None

@@ -1,7 +1,7 @@
 """What a conversation in OpenAI's harmony format is made of: messages, tools, and the special tokens between them.
 
-gpt-oss was trained on this format and answers in no other. harmony_render.py turns messages into token ids,
-harmony_parse.py what the model writes into messages again. https://cookbook.openai.com/articles/openai-harmony
+gpt-oss was trained on this format and answers in no other. cgpt.chat.render turns messages into token ids,
+cgpt.chat.parse what the model writes into messages again. https://cookbook.openai.com/articles/openai-harmony
 """
 
 from __future__ import annotations
@@ -22,6 +22,17 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 CONSTRAIN = "<|constrain|>"  # begins a content_type that the model keeps to a grammar, as in "<|constrain|>json"
 
 
+def _require(what: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:
+    if not isinstance(value, kinds):
+        raise InputError(f"{what} is {wanted}, not {shown(value)}")
+
+
+def _require_texts(owner: str, **values: Any) -> None:
+    """Raises InputError where one of the values is neither a text nor None."""
+    for name, value in values.items():
+        _require(f"the {name} of a {owner}", value, (str, type(None)), "a text or None")
+
+
 @dataclass(frozen=True)
 class Tool:
     """A function that the model may call. parameters: the JSON schema of its arguments, an object; None where it takes
@@ -32,6 +43,11 @@ class Tool:
     parameters: dict[str, Any] | None = None
     function: Callable[..., Any] | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        _require("a tool's name", self.name, str, "made of letters, digits, _ and -")
+        _require(f"the description of the tool {self.name}", self.description, str, "a text")
+        _require(f"parameters of the tool {self.name}", self.parameters, (dict, type(None)), "a JSON schema, a dict")
+
 
 @dataclass(frozen=True)
 class Namespace:
@@ -41,6 +57,12 @@ class Namespace:
     name: str
     description: str | None = None
     tools: tuple[Tool, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require("the name of a namespace", self.name, str, "a text")
+        _require_texts("namespace", description=self.description)
+        for tool in self.tools:
+            _require("each of the tools of a namespace", tool, Tool, "a Tool")
 
 
 @dataclass(frozen=True)
@@ -60,17 +82,22 @@ class System:
     namespaces: tuple[Namespace, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.reasoning not in (None, *EFFORTS):
+        if self.reasoning is not None and not (isinstance(self.reasoning, str) and self.reasoning in EFFORTS):
             raise InputError(f"reasoning is one of {', '.join(EFFORTS)}, not {shown(self.reasoning)}")
+        _require_texts("system message", identity=self.identity, knowledge_cutoff=self.knowledge_cutoff, date=self.date)
 
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """The JSON schema that the final answer shall have: a request to the model, nothing enforces it."""
+    """The JSON schema that the final answer shall have: a request to the model. cgpt.chat.grammar can enforce it."""
 
     name: str
     schema: dict[str, Any]
     description: str | None = None
+
+    def __post_init__(self) -> None:
+        _require("the schema of a response format", self.schema, dict, "a JSON schema, a dict")
+        _require_texts("response format", name=self.name, description=self.description)
 
 
 @dataclass(frozen=True)
@@ -84,6 +111,10 @@ class Developer:
     tools: tuple[Tool, ...] = ()
     namespaces: tuple[Namespace, ...] = ()
     response_format: ResponseFormat | None = None
+
+    def __post_init__(self) -> None:
+        _require_texts("developer message", instructions=self.instructions)
+        _require("response_format", self.response_format, (ResponseFormat, type(None)), "a ResponseFormat or None")
 
 
 @dataclass(frozen=True)
@@ -105,12 +136,13 @@ class Message:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
+        if not isinstance(self.role, str) or self.role not in ROLES:
             raise InputError(f"the role of a message is one of {', '.join(ROLES)}, not {shown(self.role)}")
         if self.role == "tool" and not self.name:
             raise InputError('a message of role "tool" needs the name of the tool, as in name="functions.get_weather"')
-        if not isinstance(self.content, (str, System, Developer)):
-            raise InputError(f"the content of a message is a text, System or Developer, not {shown(self.content)}")
+        _require("the content of a message", self.content, (str, System, Developer), "a text, System or Developer")
+        others = {"channel": self.channel, "recipient": self.recipient, "content_type": self.content_type}
+        _require_texts("message", **others, name=self.name)
 
 
 def tool_result(tool: str, result: str, channel: str = "commentary") -> Message:

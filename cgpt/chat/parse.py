@@ -26,27 +26,24 @@ _OWN_ROLES = ("system", "developer", "user", "assistant")
 _CONTENT, _HEADER = "content", "header"
 
 
+@dataclass
+class Header:
+    """What the header of a message says; see cgpt.chat.messages.Message for the fields."""
+
+    role: str
+    name: str | None = None
+    channel: str | None = None
+    recipient: str | None = None
+    content_type: str | None = None
+
+
 @dataclass(frozen=True)
-class Piece:
-    """Text that a message has got, and what its header says. The first of a message has the text ""."""
+class MessageDelta:
+    """Text that the message number `index` has got. The first delta of a message has the text ""."""
 
     text: str
-    role: str
-    channel: str | None
-    recipient: str | None
-    content_type: str | None
-    index: int  # of the message
-
-
-@dataclass
-class _Open:
-    """A message that has begun."""
-
-    role: str
-    name: str | None
-    channel: str | None
-    recipient: str | None
-    content_type: str | None
+    header: Header
+    index: int
 
 
 class Parser:
@@ -67,7 +64,9 @@ class Parser:
         self.messages: list[Message] = []
         self.repairs: Counter[str] = Counter()
         self._raw: list[bytes] = []
-        self._open: _Open | None = None
+        self._open: Header | None = None  # of the message that has begun
+        self._text: list[str] = []
+        self._channel_part: list[bytes] | None = None
         self._begin_header(started=role is not None, role=role)
         self._state = _HEADER
 
@@ -79,18 +78,22 @@ class Parser:
     @property
     def partial(self) -> Message | None:
         """The message that has begun and not ended, as far as it is known."""
-        return self._message("".join(self._text)) if self._open else None
+        head = self._open
+        if head is None:
+            return None
+        text = "".join(self._text)
+        return Message(head.role, text, head.channel, head.recipient, head.content_type, head.name)
 
     @property
     def role(self) -> str:
         """Of the message that has begun; where none has, the one that may follow."""
         return self._open.role if self._open else self._default_role
 
-    def push_all(self, ids: Iterable[int]) -> list[Piece]:
-        return [piece for token_id in ids for piece in self.push(token_id)]
+    def push_all(self, ids: Iterable[int]) -> list[MessageDelta]:
+        return [delta for token_id in ids for delta in self.push(token_id)]
 
-    def push(self, token_id: int) -> list[Piece]:
-        """What this id adds, in order: most ids one piece or none."""
+    def push(self, token_id: int) -> list[MessageDelta]:
+        """What this id adds, in order: most ids one delta or none."""
         try:
             raw = self._tokenizer.token_bytes(token_id)
         except TokenIdError:
@@ -125,7 +128,7 @@ class Parser:
             self._header_part().append(raw)
         return self._give_up_header() if len(self._header_raw) > MAX_HEADER else []
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[MessageDelta]:
         """The end of the ids: closes what is open. More may follow, as after <|end|>."""
         if self._state == _CONTENT:
             return self._end_content()
@@ -135,34 +138,27 @@ class Parser:
 
     # ------------------------------------------------------------------------------------------------- content
 
-    def _add(self, raw: bytes, final: bool = False) -> list[Piece]:
+    def _add(self, raw: bytes, final: bool = False) -> list[MessageDelta]:
         text = self._decoder.decode(raw, final)
-        if not text:
+        if not text or self._open is None:
             return []
         self._text.append(text)
-        return [self._piece(text)]
+        return [MessageDelta(text, self._open, len(self.messages))]
 
-    def _piece(self, text: str) -> Piece:
-        head = self._open
-        return Piece(text, head.role, head.channel, head.recipient, head.content_type, len(self.messages))
-
-    def _message(self, text: str) -> Message:
-        head = self._open
-        return Message(head.role, text, head.channel, head.recipient, head.content_type, head.name)
-
-    def _start_message(self, head: _Open) -> list[Piece]:
+    def _start_message(self, head: Header) -> list[MessageDelta]:
         self._open, self._text = head, []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._state = _CONTENT
-        return [self._piece("")]
+        return [MessageDelta("", head, len(self.messages))]
 
-    def _end_content(self) -> list[Piece]:
+    def _end_content(self) -> list[MessageDelta]:
         """The open message is complete; what follows should be <|start|>."""
-        pieces = self._add(b"", final=True)
-        self.messages.append(self._message("".join(self._text)))
+        deltas = self._add(b"", final=True)
+        if message := self.partial:
+            self.messages.append(message)
         self._open, self._state = None, _HEADER
         self._begin_header(started=False)
-        return pieces
+        return deltas
 
     # -------------------------------------------------------------------------------------------------- header
 
@@ -170,7 +166,7 @@ class Parser:
         """started: <|start|> was seen, or stood in the prompt. raw: what the header becomes if it is none."""
         self._started, self._role = started, role
         self._role_part: list[bytes] = []
-        self._channel_part: list[bytes] | None = None
+        self._channel_part = None
         self._header_raw = list(raw)
 
     def _header_part(self) -> list[bytes]:
@@ -180,36 +176,36 @@ class Parser:
         """<|start|> or <|channel|> within a content: a header if <|message|> follows, and text if not."""
         self._state = _HEADER
         is_start = token_id == self._special.start
-        role = self._open.role if self._open.role in _OWN_ROLES else self._default_role
+        role = self.role if self.role in _OWN_ROLES else self._default_role
         self._begin_header(started=is_start, role=None if is_start else role, raw=(raw,))
         if not is_start:
             self._channel_part = []
 
-    def _restart(self, token_id: int, raw: bytes) -> list[Piece]:
+    def _restart(self, token_id: int, raw: bytes) -> list[MessageDelta]:
         """<|start|> where a header is being read: the regular beginning if nothing came before it."""
-        pieces: list[Piece] = []
+        deltas: list[MessageDelta] = []
         if self._open:
-            pieces = self._add(b"".join(self._header_raw))
+            deltas = self._add(b"".join(self._header_raw))
             self._interrupt(token_id, raw)
-            return pieces
+            return deltas
         if self._header_text().strip() or self._channel_part is not None:
-            pieces = self._end_header(cut=True)
+            deltas = self._end_header(cut=True)
         elif self._started:
             self.repairs["a second <|start|>"] += 1
         self._begin_header(started=True)
-        return pieces
+        return deltas
 
-    def _begin_message(self) -> list[Piece]:
+    def _begin_message(self) -> list[MessageDelta]:
         head = self._read_header()
-        pieces: list[Piece] = []
+        deltas: list[MessageDelta] = []
         if self._open:
             self.repairs["a message without an end"] += 1
-            pieces = self._end_content()
+            deltas = self._end_content()
         elif not self._started:
             self.repairs["a message without <|start|>"] += 1
-        return pieces + self._start_message(head)
+        return deltas + self._start_message(head)
 
-    def _end_header(self, cut: bool = False) -> list[Piece]:
+    def _end_header(self, cut: bool = False) -> list[MessageDelta]:
         """A header that no <|message|> follows: an empty message if it says only what headers say, otherwise text.
         cut: it was not ended either; then it is nothing, unless it has no sign of a header."""
         if self._open:
@@ -241,7 +237,7 @@ class Parser:
     def _header_text(self) -> bytes:
         return b"".join([*self._role_part, *(self._channel_part or ())])
 
-    def _give_up_header(self) -> list[Piece]:
+    def _give_up_header(self) -> list[MessageDelta]:
         """The header is too long to be one: what it was is text."""
         self.repairs["a header that does not end"] += 1
         if self._open:
@@ -250,10 +246,10 @@ class Parser:
         text = self._header_text()
         return self._start_message(self._plain_head()) + self._add(text)
 
-    def _plain_head(self) -> _Open:
-        return _Open(self._role or self._default_role, None, None, None, None)
+    def _plain_head(self) -> Header:
+        return Header(self._role or self._default_role, None, None, None, None)
 
-    def _read_header(self) -> _Open:
+    def _read_header(self) -> Header:
         role_part, channel_part = self._decoded_parts()
         words = role_part.split()
         head = self._plain_head()
@@ -283,7 +279,7 @@ class Parser:
             return role, name or None
         return "tool", word
 
-    def _read_words(self, head: _Open, words: list[str]) -> None:
+    def _read_words(self, head: Header, words: list[str]) -> None:
         """The recipient and the content type, from what a header holds beside role and channel."""
         others: list[str] = []
         for word in words:

@@ -31,6 +31,9 @@ def render_conversation(
     drop_analysis: see kept_messages. ChatError where the vocabulary lacks the format's special tokens.
     """
     special = SpecialTokens(tokenizer)
+    for message in messages:
+        if not isinstance(message, Message):
+            raise InputError(f"a conversation is made of Messages, not of {shown(message)}")
     functions = has_functions(messages)
     ids: list[int] = []
     for message in kept_messages(messages, drop_analysis):
@@ -76,7 +79,8 @@ def render_message(
     """
     for part in ("name", "channel", "recipient"):
         _require_word(part, getattr(message, part))
-    author = message.name if message.role == "tool" else message.role + (f":{message.name}" if message.name else "")
+    parts = [message.name] if message.role == "tool" else [message.role, message.name]
+    author = ":".join(part for part in parts if part)
     recipient = f" to={message.recipient}" if message.recipient not in (None, "all") else ""
     ids = [special.start, *tokenizer.encode(author + recipient)]
     if message.channel is not None:
@@ -144,7 +148,10 @@ def _namespace_text(space: Namespace) -> str:
         out.append(f"namespace {space.name} {{\n")
         for tool in space.tools:
             out += _lines(tool.description, "// ")
-            arguments = "" if tool.parameters is None else f"_: {typescript(tool.parameters)}"
+            try:
+                arguments = "" if tool.parameters is None else f"_: {typescript(tool.parameters)}"
+            except (TypeError, RecursionError) as problem:
+                raise InputError(f"the parameters of the tool {tool.name} are no JSON: {problem}") from None
             out.append(f"type {tool.name} = ({arguments}) => any;\n")
         out.append(f"}} // namespace {space.name}")
     return "\n".join(out)
@@ -159,5 +166,8 @@ def _lines(text: str, prefix: str) -> list[str]:
 
 def _format_text(wanted: ResponseFormat) -> str:
     comment = "".join(f"{line}\n" for line in _lines(wanted.description or "", "// "))
-    schema = json.dumps(wanted.schema, ensure_ascii=False, separators=(",", ":"))
+    try:
+        schema = json.dumps(wanted.schema, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise InputError(f"the schema of the response format {wanted.name} is no JSON: {problem}") from None
     return f"# Response Formats\n\n## {wanted.name}\n\n{comment}{schema}"

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cgpt.chat.chat import Chat, ToolCall, is_call
+from cgpt.chat.chat import Chat, ToolCall
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import EFFORTS
 from cgpt.cli.options import (
@@ -117,7 +117,7 @@ class Terminal:
     def __init__(self, chat: Chat, options: dict[str, Any], *, show_reasoning: bool, yes_tools: bool = False) -> None:
         self.chat, self.options, self.show_reasoning, self.yes_tools = chat, options, show_reasoning, yes_tools
         self._interactive = False
-        self._channel: str | None = None  # of what was printed last; None at the beginning of a line
+        self._kind: str | None = None  # of what was printed last; None at the beginning of a line
 
     def run(self, name: str) -> None:
         self._interactive = True
@@ -157,16 +157,16 @@ class Terminal:
 
     def _answer(self, line: str) -> None:
         """Prints the reply as it comes, and runs what it calls. In a terminal Ctrl-C stops it and keeps the chat."""
-        self._channel = None
-        pieces = self.chat.run_stream(line, run_call=self._run, max_rounds=MAX_ROUNDS, **self.options)
+        self._kind = None
+        deltas = self.chat.run_stream(line, run_call=self._run, max_rounds=MAX_ROUNDS, **self.options)
         try:
-            for piece in pieces:
-                if is_call(piece) or (piece.channel == "analysis" and not self.show_reasoning):
+            for delta in deltas:
+                if delta.kind == "call" or (delta.kind == "reasoning" and not self.show_reasoning):
                     continue
-                self._begin(piece.channel or "final")
-                self._print(_visible(piece.text) if sys.stdout.isatty() else piece.text)
+                self._begin(delta.kind)
+                self._print(_visible(delta.text) if sys.stdout.isatty() else delta.text)
         except KeyboardInterrupt:
-            pieces.close()
+            deltas.close()
             if not self._interactive:
                 raise
             self._print(" [stopped]")
@@ -196,7 +196,7 @@ class Terminal:
             return False
         self._say("run it? [y]es, [n]o, [a]ll from now on: ")
         line = sys.stdin.readline()
-        self._channel = None if line.endswith("\n") else self._channel
+        self._kind = None if line.endswith("\n") else self._kind
         answer = line.strip().lower()
         self.yes_tools = answer in ("a", "all")
         return answer in ("y", "yes", "a", "all")
@@ -209,16 +209,16 @@ class Terminal:
         else:
             print(text, file=sys.stderr)
 
-    def _begin(self, channel: str) -> None:
-        """A line in the style of this channel, if the text before was another's; calls have a line each."""
-        if channel != self._channel or channel == "call":
-            self._print(("" if self._channel is None else "\n") + self._style(channel))
-            self._channel = channel
+    def _begin(self, kind: str) -> None:
+        """A line in the style of this kind, if the text before was another's; calls have a line each."""
+        if kind != self._kind or kind == "call":
+            self._print(("" if self._kind is None else "\n") + self._style(kind))
+            self._kind = kind
 
-    def _style(self, channel: str | None) -> str:
+    def _style(self, kind: str | None) -> str:
         if not sys.stdout.isatty():
             return ""
-        return DIM if channel in ("analysis", "call") else PLAIN
+        return DIM if kind in ("reasoning", "call") else PLAIN
 
     @staticmethod
     def _print(text: str) -> None:

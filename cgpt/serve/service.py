@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from cgpt.chat.grammar import Grammars
+from cgpt.chat.grammar import GrammarCompiler
 from cgpt.chat.messages import SpecialTokens
 from cgpt.errors import ChatError
 from cgpt.generation.engine import Engine, Job
@@ -51,9 +51,9 @@ class Service:
         self.created = int(time.time())
 
     @cached_property
-    def grammars(self) -> Grammars:
-        """Compiles JSON schemas; made at the first use, which takes about a second for a large vocabulary."""
-        return Grammars(self.tokenizer)
+    def grammars(self) -> GrammarCompiler:
+        """Compiles JSON schemas; made where a chat is first asked for."""
+        return GrammarCompiler(self.model)
 
     async def read(self, request: HttpRequest, model: type[M]) -> M:
         """Reads the body of a request as its model; ApiError says what is wrong with it."""

@@ -114,7 +114,7 @@ def test_results_of_functions_stay_on_commentary(model):
     [
         (["bash"], "a built-in tool is browser or python, or a Namespace, not 'bash'"),
         ([3], "not 3"),
-        ("python", r"builtin_tools is a list of names, as in \['python'\]"),
+        ("python", "builtin_tools is a list of names, .* not 'python'"),
         (["python", Namespace("python")], "two built-in tools are called python"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 import cgpt
 from cgpt.chat.chat import ToolCall
-from cgpt.chat.messages import Message, Tool, tool_result
+from cgpt.chat.messages import Message, ResponseFormat, Tool, tool_result
 from cgpt.chat.render import render_conversation
 from cgpt.errors import ChatError, ContextLengthError, InputError
 from cgpt.generation.prefix_cache import PrefixCache
@@ -86,10 +86,17 @@ def test_streams_what_send_gives(model):
     pieces = list(chat.stream("What is 17 + 25?"))
     reply = other.send("What is 17 + 25?")
     assert (reply.text, reply.finish_reason) == ("42", "stop") and reply.reasoning.startswith("17+25\n")
-    assert reply.reasoning == "".join(p.text for p in pieces if p.channel == "analysis")
-    assert reply.text == "".join(p.text for p in pieces if p.channel == "final")
+    assert reply.reasoning == "".join(p.text for p in pieces if p.kind == "reasoning")
+    assert reply.text == "".join(p.text for p in pieces if p.kind == "answer")
     assert all(p.text for p in pieces) and chat.reply.messages == reply.messages == chat.messages[1:]
     assert reply.raw_text.startswith("<|channel|>analysis<|message|>") and reply.raw_text.endswith("42<|return|>")
+
+
+def test_each_token_is_decoded_once(monkeypatch, model):
+    decoded, token_bytes = [], model.tokenizer.token_bytes
+    monkeypatch.setattr(model.tokenizer, "token_bytes", lambda i: decoded.append(i) or token_bytes(i))
+    reply = model.chat().send("What is 17 + 25?")
+    assert len(decoded) == reply.completion_tokens > 10
 
 
 def test_reasoning_effort(model):
@@ -117,7 +124,7 @@ def test_reuse_gives_the_same_bits(monkeypatch, model):
         reply = chat.run(text)
         ours = [row for rows in steps for row in rows]
         steps.clear()
-        anew._kept = PrefixCache(model, max_bytes=0)
+        anew._prefix_cache = PrefixCache(model, max_bytes=0)
         expected = anew.run(text)
         assert len(ours) == sum(len(rows) for rows in steps)
         np.testing.assert_array_equal(ours, [row for rows in steps for row in rows])
@@ -179,11 +186,26 @@ def test_errors_of_a_tool_go_back(monkeypatch, model):
     assert all(result in prompts[-1] for result in results)
 
 
-def test_unknown_tool(monkeypatch, model):
-    scripted(monkeypatch, model, CALL.replace("get_weather", "nothing").format("{}"), FINAL.format("Ok."))
+def test_a_tool_that_was_not_offered_is_not_called(monkeypatch, model):
+    """The caller does not see it as a call; the model is told, and goes on from what it wrote."""
+    call = CALL.replace("get_weather", "nothing").format("{}")
+    prompts = scripted(monkeypatch, model, call, FINAL.format("Ok."), call)
     chat = model.chat(tools=[get_weather, Tool("described", "only")])
-    chat.run("x")
+    assert chat.run("x", run_call=lambda call: pytest.fail("was called")).text == "Ok."
     assert chat.messages[2].content == "error: there is no function nothing to run; there are: get_weather"
+    assert prompts[1].startswith(prompts[0] + call)
+    reply = chat.send("y")
+    assert (reply.finish_reason, reply.tool_calls, reply.text) == ("stop", [], "")
+    assert reply.unknown_calls == [ToolCall("functions.nothing", "{}")]
+
+
+@pytest.mark.parametrize(
+    "text", ["<|channel|>final to=user<|message|>42<|return|>", "<|channel|>finals<|message|>42<|return|>"]
+)
+def test_an_answer_with_an_odd_header(monkeypatch, model, text):
+    scripted(monkeypatch, model, text)
+    reply = model.chat().send("x")
+    assert (reply.text, reply.tool_calls, reply.finish_reason) == ("42", [], "stop")
 
 
 # ------------------------------------------------------------------------------------- answers out of order
@@ -198,7 +220,7 @@ def test_no_answer_is_lost(monkeypatch, model):
         "<|channel|>final<|message|>c<|end|><|start|>user<|message|>d",
         CALL.format("{}").replace("call|", "end|") + "x",
     )
-    chat = model.chat()
+    chat = model.chat(tools=[get_weather])
     assert (first := chat.send("1")).text == "Just text." and first.repairs == {"text without a header": 1}
     assert (second := chat.send("2")).text == "b" and second.reasoning == "a" and second.repairs
     third = chat.send("3")  # the model begins to speak for the user: stopped, and not kept
@@ -250,7 +272,7 @@ def test_a_begun_answer_stays(monkeypatch, model):
     chat = model.chat()
     pieces = chat.stream("Hello")
     for piece in pieces:
-        if piece.channel == "final" and "demo" in piece.text:
+        if piece.kind == "answer" and "demo" in piece.text:
             break
     pieces.close()
     assert chat.messages == [Message("user", "Hello"), Message("assistant", chat.reply.text, "final")]
@@ -283,7 +305,8 @@ def test_gpt2_does_not_chat():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"stop": "x"}, "a chat takes no stop"),
+        ({"stop": "x"}, "no argument 'stop'"),
+        ({"temprature": 1}, "did you mean temperature"),
         ({"temperature": -1}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens"),
@@ -296,11 +319,59 @@ def test_bad_options(model, options, match):
     assert chat.messages == []
 
 
-def test_bad_arguments(model):
-    with pytest.raises(InputError, match="a message is a str"):
-        model.chat().send(3)
-    with pytest.raises(InputError, match="reasoning is one of"):
-        model.chat(reasoning="max")
+DEEP: list = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+ODD = [None, 3, -1, 2.5, float("nan"), True, "x", "", b"x", [], [3], {}, {"a": 1}, object(), print, DEEP, Tool("f")]
+NEW = ["system", "tools", "builtin_tools", "reasoning", "response_format", "identity", "knowledge_cutoff", "date"]
+SENT = ["text", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed",
+        "prompt_lookup_num_tokens", "run_call", "max_rounds"]  # fmt: skip
+
+
+def odd_arguments(names):
+    return [pytest.param(name, value, id=f"{name}-{type(value).__name__}-{i}")
+            for name in names for i, value in enumerate(ODD)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), odd_arguments(NEW))
+def test_odd_arguments_of_a_chat_work_or_are_refused(monkeypatch, model, name, value):
+    scripted(monkeypatch, model, FINAL.format("ok"))
+    try:
+        assert model.chat(**{name: value}).send("x").text == "ok"
+    except InputError as problem:
+        assert len(str(problem)) < 400
+
+
+@pytest.mark.parametrize(("name", "value"), odd_arguments(SENT))
+def test_odd_arguments_of_a_message_work_or_are_refused(monkeypatch, model, name, value):
+    scripted(monkeypatch, model, FINAL.format("ok"))
+    chat = model.chat()
+    try:
+        assert chat.run(**{"text": "x", "max_new_tokens": 20} | {name: value}).finish_reason in ("stop", "length")
+    except InputError:
+        assert chat.messages == []
+
+
+@pytest.mark.parametrize("value", [value for value in ODD if not isinstance(value, (str, type(None)))])
+def test_odd_things_in_a_conversation_are_refused(model, value):
+    for put in (
+        lambda chat: chat.messages.append(value),
+        lambda chat: chat.add_result(value, "x"),
+        lambda chat: chat.add_result(ToolCall("functions.f", "{}"), value),
+        lambda chat: chat.messages.append(Message("user", "x", name=value)),
+    ):
+        chat = model.chat()
+        with pytest.raises(InputError):
+            put(chat)
+            chat.send("x")
+
+
+def test_schemas_that_are_no_json(model):
+    for schema in ({"default": object()}, {"type": "object", "properties": {"a": {"default": DEEP}}}):
+        with pytest.raises(InputError, match="the parameters of the tool f are no JSON"):
+            model.chat(tools=[Tool("f", "", {"type": "object", "properties": {"a": schema}})]).send("x")
+        with pytest.raises(InputError, match="the schema of the response format a is no JSON"):
+            model.chat(response_format=ResponseFormat("a", schema)).send("x")
 
 
 def test_a_conversation_too_long(monkeypatch, model):

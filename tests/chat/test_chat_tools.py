@@ -7,6 +7,7 @@ import pytest
 
 import cgpt
 from cgpt.chat.functions import as_tools
+from cgpt.chat.messages import Tool
 from cgpt.cli import chat as chat_command
 from cgpt.cli import main as cli
 from cgpt.cli.chat import Terminal
@@ -80,7 +81,7 @@ def test_a_loop_as_a_stream(model):
 
     pieces = list(chat.run_stream(QUESTION, run_call=run))
     assert asked == [("get_weather", '{"city": "Venice"}')]
-    text = "".join(p.text for p in pieces if p.channel == "final")
+    text = "".join(p.text for p in pieces if p.kind == "answer")
     assert text == chat.reply.text == "It is -1 degrees and sunny in Venice."
     texts = [p.text for p in other.run_stream(QUESTION)]
     assert "".join(texts).endswith("It is 23 degrees and rainy in Venice.")
@@ -108,11 +109,11 @@ def test_what_stops_the_loop_takes_the_turn_back(monkeypatch, model, problem):
 
 def test_closing_the_loop(monkeypatch, model):
     chat = model.chat(tools=[get_weather])
-    for channel, kept in (("commentary", 0), ("final", 4)):
+    for kind, kept in (("call", 0), ("answer", 4)):
         with monkeypatch.context() as patch:
             scripted(patch, model, CALL.format('{"city": "x"}'), FINAL.format("It rains in x."))
             pieces = chat.run_stream("x")
-            assert any(piece.channel == channel for piece in pieces)
+            assert any(piece.kind == kind for piece in pieces)
             pieces.close()
         assert chat.reply.finish_reason == "cancelled" and len(chat.messages) == kept
 
@@ -226,8 +227,11 @@ def test_errors_go_to_the_model(ask):
 
 
 def test_what_cannot_run_is_not_asked_about(ask):
-    out, _ = ask(ROME, FINAL.format("I cannot."), tools=[])
+    out, _ = ask(ROME, FINAL.format("I cannot."), tools=[Tool("get_weather")])
     assert out == f"{SHOWN}-> error: there is no function get_weather to run; there are: none\nI cannot.\n"
+    out, chat = ask(ROME, FINAL.format("I cannot."), tools=[])  # nor is it called, where it was not even offered
+    assert out == "I cannot.\n"
+    assert chat.messages[2].content == "error: there is no function get_weather to run; there are: none"
 
 
 def test_a_call_looks_like_what_it_is(monkeypatch, ask):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import openai
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cgpt
-from cgpt.chat.grammar import Beginning, Grammars, Guide
+from cgpt.chat.grammar import GrammarCompiler, TurnConstraint, TurnGrammar
+from cgpt.chat.messages import Tool
 from cgpt.chat.parse import parse
+from cgpt.chat.turn import Turn
 from cgpt.errors import ChatError, InputError
 
 from support.serve_cases import serving
@@ -32,13 +35,13 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def grammars(model):
+def compiler(model):
     pytest.importorskip("llguidance")
-    return Grammars(model.tokenizer)
+    return GrammarCompiler(model)
 
 
 @pytest.fixture(scope="module")
-def client(model, grammars):
+def client(model, compiler):
     with serving(model) as served:
         yield served.client()
 
@@ -95,10 +98,31 @@ def test_arguments_have_the_schema_where_it_is_strict(client):
         (call,) = ask(client, WEATHER, tools=two, tool_choice="required", temperature=2, seed=seed).message.tool_calls
         city = {"get_weather": "Oslo", "get_wind": "Rome"}[call.function.name]
         assert json.loads(call.function.arguments)["city"] == city
-    free = strict(cities("Oslo"))
-    free[0]["function"]["strict"] = False
-    choice = ask(client, WEATHER, tools=free, tool_choice="required")
-    assert json.loads(choice.message.tool_calls[0].function.arguments)["city"] != "Oslo"
+    loose = strict(cities("Oslo"))
+    loose[0]["function"]["strict"] = False
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):  # forced, strict or not
+        (call,) = ask(client, WEATHER, tools=loose, tool_choice=choice).message.tool_calls
+        assert json.loads(call.function.arguments)["city"] == "Oslo"
+    (call,) = ask(client, WEATHER, tools=loose).message.tool_calls
+    assert json.loads(call.function.arguments)["city"] == "Chicago"
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_forced_arguments_without_llguidance_are_free(client, monkeypatch, choice):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    tools = strict(cities("Oslo"))
+    tools[0]["function"]["strict"] = False
+    (call,) = ask(client, WEATHER, tools=tools, tool_choice=choice).message.tool_calls
+    assert json.loads(call.function.arguments)["city"] == "Chicago"
+
+
+def test_forced_arguments_whose_schema_has_no_grammar(client):
+    tools = strict({"type": "object", "properties": {"city": {"$ref": "http://x.invalid/"}}})
+    with pytest.raises(openai.BadRequestError, match="no grammar"):
+        ask(client, WEATHER, tools=tools, tool_choice="required")
+    tools[0]["function"]["strict"] = False
+    (call,) = ask(client, WEATHER, tools=tools, tool_choice="required").message.tool_calls
+    assert isinstance(json.loads(call.function.arguments), dict)
 
 
 def test_companions_are_not_kept_to_it(client, model):
@@ -128,62 +152,72 @@ def test_schemas_that_cannot_be_kept(client, form, message):
     assert message in caught.value.message
 
 
-def seed(grammars):
-    """The ids that begin the final message."""
-    return [grammars.special.channel, *grammars.tokenizer.encode("final"), grammars.special.message]
+def header(compiler, text="<|channel|>final<|message|>"):
+    return compiler.tokenizer.encode(text, allowed_special="all")
 
 
-def test_only_what_the_grammar_allows_has_a_chance(model, grammars):
-    """Followed by hand: header free, then only the text, then only the end."""
-    special, encode = grammars.special, model.tokenizer.encode
-    guide = Guide(grammars, grammars.compile({"const": 15}), {}, [])
-    logits = np.zeros(model.vocab_size, np.float32)
+def allowed_by(constraint, model):
+    return np.flatnonzero(np.isfinite(constraint.mask(np.zeros(model.vocab_size, np.float32)))).tolist()
 
-    def allowed():
-        return np.flatnonzero(np.isfinite(guide.mask(logits))).tolist()
 
-    for token in [
-        special.channel,
-        *encode("analysis"),
-        special.message,
-        *encode("{"),
-        special.end,
-        special.start,
-        *encode("assistant"),
-        special.channel,
-        *encode("final"),
-    ]:
-        assert guide.mask(logits) is logits
-        guide.push(token)
-    guide.push(special.message)
+def test_only_what_the_grammar_allows_has_a_chance(model, compiler):
+    """Followed by hand: reasoning free but for what would end it otherwise, then headers, the text, and its end."""
+    special, encode = compiler.special, model.tokenizer.encode
+    constraint = TurnGrammar(compiler, answer_schema={"const": 15}).constraint()
+    assert allowed_by(constraint, model) == [special.channel]
+    for token in header(compiler, "<|channel|>analysis<|message|>"):
+        assert token in allowed_by(constraint, model)
+        constraint.push(token)
+    text = set(range(model.vocab_size)) - set(model.tokenizer.special_tokens.values())
+    assert set(allowed_by(constraint, model)) == text | {special.end}
+    for token in [*encode("{"), special.end, special.start, *encode("assistant"), *header(compiler)]:
+        assert token in allowed_by(constraint, model)
+        constraint.push(token)
     for digit in "15":
-        assert encode(digit)[0] in allowed() and special.return_ not in allowed()
-        guide.push(encode(digit)[0])
-    assert allowed() == [special.return_]
-    guide.push(special.return_)
-    assert guide.mask(logits) is logits and guide.problem is None
+        assert encode(digit)[0] in allowed_by(constraint, model)
+        assert special.return_ not in allowed_by(constraint, model)
+        constraint.push(encode(digit)[0])
+    assert allowed_by(constraint, model) == [special.return_]
+    constraint.push(special.return_)
+    logits = np.zeros(model.vocab_size, np.float32)
+    assert constraint.mask(logits) is logits and constraint.problem is None
 
 
-def test_one_of_several_beginnings():
-    guide, logits = Beginning([[1, 2, 3, 5], [1, 2, 4], [1, 2, 3, 6, 7]]), np.zeros(9, np.float32)
-    assert guide.seed == [1, 2] and guide.problem is None
-    for token, expected in ((3, [3, 4]), (6, [5, 6]), (7, [7])):
-        assert np.flatnonzero(np.isfinite(guide.mask(logits))).tolist() == expected
-        guide.push(token)
-    assert guide.mask(logits) is logits
-    assert Beginning([]).seed == []
+def test_nothing_is_constrained_where_nothing_is_asked_for(compiler):
+    grammar = TurnGrammar(compiler, [Tool("f")])
+    assert grammar.constraint() is None and grammar.rules.offered == {"functions.f"}
+    assert not grammar.rules.has_schema and grammar.rules.prefix == ()
 
 
-def test_a_grammar_that_gives_up_ends_the_message(model, grammars):
-    special = grammars.special
-    guide = Guide(grammars, grammars.compile(SUM), {}, seed(grammars))
-    guide.push(model.tokenizer.encode("x")[0])  # what the mask would not have let through
-    assert np.flatnonzero(np.isfinite(guide.mask(np.zeros(model.vocab_size, np.float32)))).tolist() == [special.return_]
-    assert guide.problem
+def test_forced_calls_share_a_prefix(model, compiler):
+    """Of one tool all of its header, of several what they have in common; then one of the tools must follow."""
+    tools = [Tool(name) for name in ("get_w", "get_wind", "ask")]
+    one = TurnGrammar(compiler, tools, forced=["ask"])
+    call = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>"
+    assert list(one.rules.prefix) == header(compiler, call.format("ask"))
+    several = TurnGrammar(compiler, tools, forced=["get_w", "get_wind", "ask"])
+    prefix = list(several.rules.prefix)
+    assert len(prefix) > 3 and header(compiler, call.format("get_w"))[: len(prefix)] == prefix
+    for name in ("get_w", "get_wind", "ask"):
+        constraint = several.constraint()
+        for token in header(compiler, call.format(name))[len(prefix) :]:
+            assert token in allowed_by(constraint, model) and len(allowed_by(constraint, model)) <= 3
+            constraint.push(token)
+        assert model.tokenizer.encode("{")[0] in allowed_by(constraint, model)
+
+
+def test_a_grammar_that_gives_up_ends_the_message(model, compiler):
+    for wrong in ("x", "<|start|>"):
+        constraint = TurnGrammar(compiler, answer_schema=SUM).constraint()
+        for token in header(compiler, f"<|channel|>final<|message|>{wrong}"):
+            constraint.push(token)  # the last one is what the mask would not have let through
+        assert allowed_by(constraint, model) == [compiler.special.return_] and constraint.problem
 
 
 def test_a_request_whose_grammar_gives_up_is_told(client, monkeypatch):
-    monkeypatch.setattr(Guide, "problem", property(lambda self: "too complex", lambda self, value: None), raising=False)
+    monkeypatch.setattr(
+        TurnConstraint, "problem", property(lambda self: "too complex", lambda self, value: None), raising=False
+    )
     with pytest.raises(openai.BadRequestError, match="could not be kept to its schema: too complex"):
         ask(client, response_format={"type": "json_object"})
     with pytest.raises(openai.BadRequestError, match="too complex"):
@@ -192,22 +226,22 @@ def test_a_request_whose_grammar_gives_up_is_told(client, monkeypatch):
         )
 
 
-def test_every_id_is_the_same_word_for_both(model, grammars):
+def test_every_id_is_the_same_word_for_both(model, compiler):
     """llguidance's idea of each ordinary token is the tokenizer's; FF, in no text, is what it marks special ones by."""
-    special = set(model.tokenizer.special_tokens.values())
+    special, (_, words) = set(model.tokenizer.special_tokens.values()), compiler._llguidance
     for i in set(range(model.vocab_size)) - special:
         raw = model.tokenizer.token_bytes(i)
-        assert grammars._words.decode_bytes([i]) == raw or raw == b"\xff"
-    assert all(grammars._words.is_special_token(i) for i in special)
-    assert parse(model.tokenizer, [grammars.special.return_]) == []
+        assert words.decode_bytes([i]) == raw or raw == b"\xff"
+    assert all(words.is_special_token(i) for i in special)
+    assert parse(model.tokenizer, [compiler.special.return_]) == []
 
 
 def test_without_what_it_needs(model, monkeypatch):
     with pytest.raises(ChatError):
-        Grammars(cgpt.load("demo-gpt2").tokenizer)
+        GrammarCompiler(cgpt.load("demo-gpt2"))
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InputError, match=r"pip install 'cgpt\[grammar\]'"):
-        Grammars(model.tokenizer)
+        TurnGrammar(GrammarCompiler(model), answer_schema=SUM)
 
 
 def chain(length, leaf):
@@ -228,12 +262,12 @@ def chain(length, leaf):
         ({"const": "\ud800"}, "hex escape"),
     ],
 )
-def test_schemas_that_would_take_the_server_down_are_refused(grammars, schema, message):
+def test_schemas_that_would_take_the_server_down_are_refused(compiler, schema, message):
     if message is None:
-        assert not grammars.compile(schema).is_error()
+        assert not compiler.compile(schema).is_error()
         return
     with pytest.raises(InputError, match=f"no grammar can be made of the schema: .*{message}"):
-        grammars.compile(schema)
+        compiler.compile(schema)
 
 
 LEAVES = st.sampled_from(
@@ -256,23 +290,111 @@ SCHEMAS = st.recursive(
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(SCHEMAS, SCHEMAS, st.randoms(use_true_random=False))
-def test_any_schema_is_refused_or_kept(grammars, schema, other, random):
+def test_any_schema_is_refused_or_kept(compiler, schema, other, random):
     """A text of tokens at random among those that may come is JSON where it may end."""
     body = schema | {"$defs": {"d": other}} if isinstance(schema, dict) else schema
     try:
-        guide = Guide(grammars, grammars.compile(body), {}, seed(grammars))
+        constraint = TurnGrammar(compiler, answer_schema=body).constraint()
     except InputError:
         return
-    logits, ids = np.zeros(grammars.tokenizer.vocab_size, np.float32), []
+    logits, ids = np.zeros(compiler.tokenizer.vocab_size, np.float32), []
+    for token in header(compiler):
+        constraint.push(token)
     for _ in range(60):
-        allowed = np.flatnonzero(np.isfinite(guide.mask(logits))).tolist()
-        end = grammars.special.return_
+        allowed = np.flatnonzero(np.isfinite(constraint.mask(logits))).tolist()
+        end = compiler.special.return_
         token = end if end in allowed else random.choice(allowed)
         if token == end:
             break
         ids.append(token)
-        guide.push(token)
+        constraint.push(token)
     else:
         return  # it may go on for ever
-    if not guide.problem:
-        json.loads(grammars.tokenizer.decode(ids))
+    if not constraint.problem:
+        json.loads(compiler.tokenizer.decode(ids))
+
+
+# ------------------------------------------------------------------------------- whatever the model would rather write
+
+TOOLS = [Tool("sum", parameters=SUM), Tool("loose", parameters=SUM), Tool("get_wind")]
+ASKED = [
+    {"answer_schema": SUM},
+    {"answer_schema": SUM, "strict": ["sum", "get_wind"]},
+    {"strict": ["sum"]},
+    {"forced": ["loose"]},
+    {"forced": ["sum", "loose"], "answer_schema": SUM},
+]
+
+
+def written(model, grammar, random, length):
+    """Ids that the constraint allows: at random, and special tokens more often than any model would write them."""
+    constraint, ids = grammar.constraint(), []
+    special = set(model.tokenizer.special_tokens.values())
+    stops = {*model.eos_token_ids, *grammar.special.stops}
+    while len(ids) < length:
+        allowed = allowed_by(constraint, model)
+        marks = [token for token in allowed if token in special]
+        ids.append(random.choice(marks if marks and random.random() < 0.5 else allowed))
+        constraint.push(ids[-1])
+        assert constraint.problem is None
+        if ids[-1] in stops:
+            return ids, "stop"
+    return ids, "length"
+
+
+def is_sum(text):
+    found = json.loads(text)
+    return found.keys() == {"sum", "sure"} and isinstance(found["sum"], int) and found["sure"] in ("yes", "no")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(ASKED), st.randoms(use_true_random=False), st.integers(1, 80))
+def test_nothing_that_does_not_conform_comes_out(model, compiler, asked, random, length):
+    """Whatever is written under the constraint, the turn shows conforming answers and arguments, and parts of these
+    where the length cuts them."""
+    grammar = TurnGrammar(compiler, TOOLS, **asked)
+    ids, reason = written(model, grammar, random, length)
+    turn = Turn(model, SimpleNamespace(ids=ids, constraint=None), grammar.rules)
+    deltas = turn.advance(SimpleNamespace(num_ids=len(ids), finish_reason=reason))
+    assert not turn.parser.repairs or reason == "length" or "answer_schema" not in asked
+    for_user = "".join(delta.text for delta in deltas if delta.is_for_user)
+    called = {delta.name for delta in deltas if delta.kind == "call"}
+    assert called <= {"sum", "loose", "get_wind"}
+    arguments = "".join(delta.text for delta in deltas if delta.kind == "call")
+    kept = [(for_user, "answer_schema" in asked)]
+    kept += [(arguments, bool(called & {*asked.get("strict", ()), *asked.get("forced", ())} - {"get_wind"}))]
+    for text, has_schema in kept:
+        if has_schema and turn.finish_reason == "length":
+            assert compiler.compile(SUM).consume_tokens(model.tokenizer.encode(text))
+        elif has_schema and (text or not called):
+            assert is_sum(text)
+    if "forced" in asked:
+        assert called <= set(asked["forced"]) and for_user == "" and (called or reason == "length")
+    if "answer_schema" in asked and reason == "stop":
+        assert bool(for_user) != bool(called) and {delta.kind for delta in deltas} <= {"reasoning", "answer", "call"}
+    if called and reason == "stop":
+        assert turn.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("likely", ["commentary", "<|start|>", "<|call|>", "<|endoftext|>", "<|return|>", " to", "x"])
+def test_the_server_lets_nothing_else_out(client, model, likely):
+    """A request whose bias makes the model want another header, or another end."""
+    (token,) = model.tokenizer.encode(likely, allowed_special="all")
+    options = {"temperature": 1.0, "logit_bias": {str(token): 20}, "max_tokens": 300}
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SUM, "strict": True}}
+    for seed in range(3):
+        choice = ask(client, WEATHER, response_format=form, seed=seed, **options)
+        assert choice.finish_reason == "length" or is_sum(choice.message.content)
+        assert not choice.message.tool_calls
+        choice = ask(client, WEATHER, tools=strict(cities("Oslo")), seed=seed, **options)
+        for call in choice.message.tool_calls or ():
+            assert call.function.name == "get_weather"
+            assert choice.finish_reason == "length" or json.loads(call.function.arguments)["city"] == "Oslo"
+
+
+def test_a_schema_wins_over_a_call_that_was_not_offered(client):
+    """The question asks for a tool, which the request has none of."""
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SUM, "strict": True}}
+    for seed in range(4):
+        choice = ask(client, WEATHER, temperature=0.7, seed=seed, response_format=form)
+        assert choice.finish_reason == "stop" and is_sum(choice.message.content)

@@ -114,23 +114,23 @@ def test_headers(text, vocabulary, request):
     tokenizer = request.getfixturevalue(vocabulary)
     parser = Parser(tokenizer)
     ids = ids_of(tokenizer, text)
-    pieces = parser.push_all(ids) + parser.finish()
+    deltas = parser.push_all(ids) + parser.finish()
     assert parser.messages == {**WELL_FORMED, **MALFORMED}[text]
     assert parser.raw_text == text
-    assert_pieces_are_the_messages(pieces, parser.messages)
+    assert_deltas_are_the_messages(deltas, parser.messages)
     untouched = text in WELL_FORMED and f"{C}b" not in text
     assert not parser.repairs if untouched or text in NOT_COUNTED else parser.repairs
 
 
-def assert_pieces_are_the_messages(pieces, messages):
+def assert_deltas_are_the_messages(deltas, messages):
     texts = {}
-    for piece in pieces:
-        if piece.index not in texts:
-            assert piece.text == "" and piece.index == len(texts)
-        message = messages[piece.index]
-        head = (piece.role, piece.channel, piece.recipient, piece.content_type)
-        assert head == (message.role, message.channel, message.recipient, message.content_type)
-        texts[piece.index] = texts.get(piece.index, "") + piece.text
+    for delta in deltas:
+        if delta.index not in texts:
+            assert delta.text == "" and delta.index == len(texts)
+        message, head = messages[delta.index], delta.header
+        said = (message.role, message.name, message.channel, message.recipient, message.content_type)
+        assert said == (head.role, head.name, head.channel, head.recipient, head.content_type)
+        texts[delta.index] = texts.get(delta.index, "") + delta.text
     assert list(texts.values()) == [message.content for message in messages]
 
 
@@ -192,7 +192,7 @@ def test_parse_undoes_render(vocabulary, request, drawn):
     tokenizer = request.getfixturevalue(vocabulary)
     ids = render_conversation(tokenizer, drawn, next_role=None, drop_analysis="none")
     parser = Parser(tokenizer, None)
-    assert_pieces_are_the_messages(parser.push_all(ids), drawn)
+    assert_deltas_are_the_messages(parser.push_all(ids), drawn)
     assert parser.messages == drawn and not parser.repairs and parser.partial is None
 
 
@@ -221,11 +221,11 @@ def id_lists(draw, tokenizer):
 def test_any_ids_give_messages_and_the_raw_text(small, data, role):
     ids = data.draw(id_lists(small))
     parser = Parser(small, role)
-    pieces = parser.push_all(ids) + parser.finish()
-    assert_pieces_are_the_messages(pieces, parser.messages)
+    deltas = parser.push_all(ids) + parser.finish()
+    assert_deltas_are_the_messages(deltas, parser.messages)
     assert parser.raw_text == small.decode(ids) and parser.partial is None
     again = Parser(small, role)
-    assert [p for i in ids for p in again.push(i)] + again.finish() == pieces  # no state outside the parser
+    assert [p for i in ids for p in again.push(i)] + again.finish() == deltas  # no state outside the parser
 
 
 @st.composite
@@ -292,7 +292,7 @@ def test_every_cut(text, small):
         assert parser.raw_text == small.decode(ids[:cut])
 
 
-def test_pieces_hold_whole_characters(small):
+def test_deltas_hold_whole_characters(small):
     ids = [*ids_of(small, f"{C}final{M}"), *small.encode("é€😀"), SpecialTokens(small).return_]
     assert [p.text for p in Parser(small).push_all(ids)] == ["", "é", "€", "😀"]
     cut = Parser(small)
@@ -303,8 +303,8 @@ def test_pieces_hold_whole_characters(small):
 def test_a_header_without_end_becomes_text(small):
     ids = small.encode("word " * MAX_HEADER)
     parser = Parser(small)
-    pieces = parser.push_all(ids)
-    assert "".join(p.text for p in pieces) == "word " * MAX_HEADER
+    deltas = parser.push_all(ids)
+    assert "".join(p.text for p in deltas) == "word " * MAX_HEADER
     assert parser.repairs == {"a header that does not end": 1}
     parser = Parser(small)
     parser.push_all([*ids_of(small, f"{C}final{M}a{S}"), *ids])

@@ -9,10 +9,11 @@ import pytest
 
 import cgpt
 from cgpt.chat.parse import parse
+from cgpt.chat.turn import Delta
 from cgpt.serve.limits import Limits
 from cgpt.serve.openai.items import Items
-from cgpt.serve.turn import TEXT, Delta, Turn
 
+from support.chat_cases import CALL, scripted
 from support.serve_cases import serving, wait_for
 
 PROBLEMS = json.loads((Path(__file__).parents[1] / "golden" / "demo" / "problems.json").read_text("utf-8"))["problems"]
@@ -290,7 +291,7 @@ def test_a_response_with_logprobs(client):
     for found in (deltas, ended, events[-1].response.output[-1].content[0].logprobs):
         assert [entry.model_dump() for entry in found] == plain
     assert respond(client, include=[]).output[-1].content[0].logprobs == []
-    events = dict(Items().add(Delta(TEXT, "a", 0), [{"token": "a"}]))  # no event changes with what comes after it
+    events = dict(Items().add(Delta("answer", "a", 0), [{"token": "a"}]))  # no event changes with what comes after it
     assert events["response.content_part.added"]["part"].logprobs == []
 
 
@@ -358,10 +359,10 @@ def test_gpt2_does_not_chat(gpt2, path, body):
     assert error["code"] == "model_has_no_chat" and "does not speak the harmony format" in error["message"]
 
 
-def test_a_call_that_the_model_does_not_end_ends_the_turn(client, served, monkeypatch):
+def test_a_call_that_the_model_does_not_end_ends_the_turn(monkeypatch, model, client, served):
     """The request goes as soon as the call is complete, whatever the model would add."""
-    monkeypatch.setattr(Turn, "_has_call", lambda self: len(self.request.ids) >= 4)
-    done = ask(client)
+    scripted(monkeypatch, model, CALL.format('{"city": "x"}').replace("<|call|>", "<|end|>") + " and so on" * 20)
+    done = ask(client, tools=[FUNCTION])
     assert done.choices[0].finish_reason == "tool_calls"
     wait_for(lambda: served.engine.running == 0, 2)
 

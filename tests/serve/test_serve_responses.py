@@ -8,9 +8,9 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 
 import cgpt
+from cgpt.chat.turn import Turn
 from cgpt.errors import KernelError
 from cgpt.serve.limits import Limits
-from cgpt.serve.turn import Turn
 
 from support.chat_cases import CALL, FINAL, scripted
 from support.serve_cases import serving, wait_for

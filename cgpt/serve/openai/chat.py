@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 from typing_extensions import NotRequired, Self, TypedDict
 
+from cgpt.chat.turn import Delta, Turn
 from cgpt.generation.engine import Event, Job
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
@@ -21,7 +22,6 @@ from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openai.logprobs import TokenLogprob, token_logprobs
 from cgpt.serve.service import Service
 from cgpt.serve.stream import Events, respond
-from cgpt.serve.turn import CALL, REASONING, TEXT, Delta, Turn
 from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, integer, only, size
 
 
@@ -205,8 +205,8 @@ class Choice:
     """One answer, as it comes. turn: what the model says."""
 
     def __init__(self, body: ChatRequest, conversation: Conversation, service: Service, request: Request) -> None:
-        self.turn = Turn(service, request, conversation.seed, conversation.stops)
-        self._tokenizer, self._logs = service.tokenizer, body.logprobs
+        self.turn = Turn(service.model, request, conversation.rules, conversation.stops)
+        self._metrics, self._tokenizer, self._logs = service.metrics, service.tokenizer, body.logprobs
         self._last: dict[str, int] = {}  # the newest item of a kind
         self._calls = 0
 
@@ -215,25 +215,27 @@ class Choice:
         deltas = self.turn.advance(event)
         if self.turn.finish_reason:
             job.cancel(event.index)
+            self._metrics.repairs.update(self.turn.parser.repairs)
         parts = [part for delta in deltas if (part := self._part(delta))]
         if not self._logs:
             return parts, None
-        indices = [index for delta in deltas if delta.kind == TEXT for index in delta.ids]
+        indices = [index for delta in deltas for index in delta.indices]
         return parts, ChatLogprobs(token_logprobs(self._tokenizer, self.turn.request, indices))
 
     def _part(self, delta: Delta) -> dict[str, Any] | None:
-        is_new = self._last.get(delta.kind) != delta.item
-        if not delta.text and not (is_new and delta.kind == CALL):
+        kind = "content" if delta.is_for_user else delta.kind
+        is_new = self._last.get(kind) != delta.item
+        if not delta.text and not (is_new and kind == "call"):
             return None
-        is_first, self._last[delta.kind] = delta.kind not in self._last, delta.item
-        if delta.kind == CALL:
+        is_first, self._last[kind] = kind not in self._last, delta.item
+        if kind == "call":
             self._calls += is_new
             head = {"id": f"call_{uuid.uuid4().hex}", "type": "function"} if is_new else {}
             function = ({"name": delta.name} if is_new else {}) | {"arguments": delta.text}
             return {"tool_calls": [{"index": self._calls - 1, **head, "function": function}]}
         # Several messages of a kind become paragraphs of one.
         text = "\n" * (is_new and not is_first) + delta.text
-        return {"reasoning": text, "reasoning_content": text} if delta.kind == REASONING else {"content": text}
+        return {"reasoning": text, "reasoning_content": text} if kind == "reasoning" else {"content": text}
 
 
 def message_of(parts: list[dict[str, Any]]) -> AnswerMessage:

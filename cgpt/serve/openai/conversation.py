@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cgpt.chat.grammar import Beginning, Guide
+from cgpt.chat.grammar import TurnGrammar
 from cgpt.chat.messages import CONSTRAIN, Developer, Message, ResponseFormat, SpecialTokens, System, Tool
 from cgpt.chat.render import render_conversation
+from cgpt.chat.turn import TurnRules
 from cgpt.fields import shown
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import ApiError
 from cgpt.serve.openai.protocol import CHOICE_WANTED, FreeFormat, FunctionDefinition, SchemaFormat
 from cgpt.serve.service import Service
-from cgpt.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass
 class Conversation:
     """A conversation, and what is asked of the next turn.
 
-    forced: the functions of which one must be called. strict: the schemas that arguments are kept to, by function.
-    answer_schema: what the final text is kept to. calls: the functions of earlier calls by their ids
+    forced: the functions of which one must be called. strict: those whose arguments conform to their schemas.
+    answer_schema: of the final text. calls: the functions of earlier calls by their ids
     """
 
     tools: list[Tool] = field(default_factory=list)
-    strict: dict[str, dict[str, Any]] = field(default_factory=dict)
+    strict: list[str] = field(default_factory=list)
     forced: list[str] = field(default_factory=list)
     answer_schema: dict[str, Any] | None = None
     effort: str = "medium"
@@ -36,7 +36,7 @@ class Conversation:
     instructions: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     calls: dict[str, str] = field(default_factory=dict)
-    seed: list[int] = field(default_factory=list)  # the ids at the prompt's end that `forced` begins the turn with
+    rules: TurnRules = field(default_factory=TurnRules)  # of the turn that follows, once there are requests
 
     def add(self, role: str, text: str) -> None:
         """role: user, assistant, system or developer; the latter two stand at the beginning or change it later."""
@@ -93,31 +93,17 @@ class Conversation:
             self.forced = names if chosen is None else chosen
         offered = [] if mode == "none" else names if chosen is None or mode == "named" else chosen
         self.tools = [Tool(one.name, one.description, one.parameters) for one in functions if one.name in offered]
-        empty = {"type": "object", "additionalProperties": False}
-        self.strict = {one.name: one.parameters or empty for one in functions if one.strict}
+        self.strict = [one.name for one in functions if one.strict]
 
     def requests(self, service: Service, count: int, params: SamplingParams) -> list[Request]:
         """Makes `count` requests, of seeds one after another. ChatError where the model has no chat format."""
-        special = SpecialTokens(service.tokenizer)
         head = [Message("system", System(reasoning=self.effort))]
         developer = Developer("\n\n".join(self.instructions) or None, tuple(self.tools), (), self.response_format)
         if developer != Developer():
             head.append(Message("developer", developer))
         ids = render_conversation(service.tokenizer, [*head, *self.messages])
-        start = Beginning([_call_header(service.tokenizer, special, name) for name in self.forced])
-        self.seed = start.seed
-        answer = None if self.answer_schema is None else service.grammars.compile(self.answer_schema)
-        calls = {name: service.grammars.compile(schema) for name, schema in self.strict.items()}
-
-        def constraint() -> Guide | Beginning | None:
-            guide = Guide(service.grammars, answer, calls, self.seed) if answer or calls else None
-            return Beginning(start.beginnings, guide) if len(self.forced) > 1 else guide
-
-        params = replace(params, stop=special.stops, detokenize=False)
-        return service.requests(ids + self.seed, params, [constraint() for _ in range(count)])
-
-
-def _call_header(tokenizer: Tokenizer, special: SpecialTokens, name: str) -> list[int]:
-    """What the assistant's message begins with where it calls a function, after its role."""
-    recipient = tokenizer.encode(f"commentary to=functions.{name} ")
-    return [special.channel, *recipient, special.constrain, *tokenizer.encode("json"), special.message]
+        compiler, schema = service.grammars, self.answer_schema
+        grammar = TurnGrammar(compiler, self.tools, answer_schema=schema, strict=self.strict, forced=self.forced)
+        self.rules = grammar.rules
+        params = replace(params, stop=SpecialTokens(service.tokenizer).stops, detokenize=False)
+        return service.requests([*ids, *self.rules.prefix], params, [grammar.constraint() for _ in range(count)])

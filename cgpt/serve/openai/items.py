@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cgpt.chat.turn import Delta
 from cgpt.serve.openai.logprobs import TokenLogprob
-from cgpt.serve.turn import CALL, REASONING, Delta
 
 Events = Iterator[tuple[str, dict[str, Any]]]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -100,12 +100,12 @@ class Items:
 
     def _begin(self, delta: Delta) -> Events:
         number = uuid.uuid4().hex
-        if delta.kind == CALL:
+        if delta.kind == "call":
             self._items.append(CallItem(f"fc_{number}", f"call_{number}", delta.name))
-        elif delta.kind == REASONING:
+        elif delta.kind == "reasoning":
             self._items.append(ReasoningItem(f"rs_{number}", [ReasoningText()]))
         else:
-            phase: Literal["commentary", "final_answer"] = "commentary" if delta.is_preamble else "final_answer"
+            phase: Literal["commentary", "final_answer"] = "commentary" if delta.kind == "preamble" else "final_answer"
             self._items.append(MessageItem(f"msg_{number}", [OutputText()], phase))
         item = self._items[-1]
         if isinstance(item, CallItem):

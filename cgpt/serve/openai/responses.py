@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 from typing_extensions import TypedDict
 
+from cgpt.chat.turn import Turn
 from cgpt.errors import CgptError
 from cgpt.generation.engine import Job
 from cgpt.generation.request import Request
@@ -26,7 +27,6 @@ from cgpt.serve.openai.items import Item, Items, Status
 from cgpt.serve.openai.logprobs import token_logprobs
 from cgpt.serve.service import Service
 from cgpt.serve.stream import respond
-from cgpt.serve.turn import Turn
 from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, TextOr, integer, only, size
 
 NO_STORE = "cannot be used: nothing is kept here; send the whole conversation as input"
@@ -219,7 +219,8 @@ class Answer:
 
     def __init__(self, body: ResponseRequest, conversation: Conversation, service: Service, request: Request) -> None:
         self._tokenizer = service.tokenizer
-        self._turn = Turn(service, request, conversation.seed, conversation.stops)
+        self._turn = Turn(service.model, request, conversation.rules, conversation.stops)
+        self._metrics = service.metrics
         self._items = Items()
         self._number = 0  # of the next event
         self._head = {
@@ -262,10 +263,11 @@ class Answer:
                     yield self._event(kind, {"response": self.response("in_progress")})
             for delta in deltas:
                 for kind, data in self._items.add(
-                    delta, token_logprobs(self._tokenizer, self._turn.request, delta.ids)
+                    delta, token_logprobs(self._tokenizer, self._turn.request, delta.indices)
                 ):
                     yield self._event(kind, data)
             if self._turn.finish_reason:
+                self._metrics.repairs.update(self._turn.parser.repairs)
                 job.cancel()
         cut = self._turn.finish_reason == "length"
         status: Status = "incomplete" if cut else "completed"
