@@ -16,10 +16,10 @@ enum {
     CG_MXFP4_GROUP = 32,       /* weights that share a scale */
     CG_MXFP4_GROUP_BYTES = 16, /* their nibbles, element 2j in the low half of byte j */
     CG_INT8_GROUP = 64,
-    CG_KV_BLOCK = 32, /* keys per block of the cache, see attention/kv_append.c */
-    CG_KV_SPAN = 512, /* keys whose sum is finished by itself, see cg_attention; a multiple of CG_KV_BLOCK */
-    CG_KV_PANEL = 16, /* its columns that lie together: keys, or dimensions of values */
-    CG_V_ALIGN = 16,  /* value rows are padded to a multiple of this many floats */
+    CG_KV_BLOCK = 32,  /* keys per block of the cache, see attention/kv_append.c */
+    CG_KV_SPLIT = 512, /* keys whose sum is finished by itself, see cg_attention; a multiple of CG_KV_BLOCK */
+    CG_KV_PANEL = 16,  /* its columns that lie together: keys, or dimensions of values */
+    CG_V_ALIGN = 16,   /* value rows are padded to a multiple of this many floats */
     CG_MAX_HEAD_DIM = 4096,
     CG_MAX_EXPERTS = 1024,
     CG_MAX_TOP_K = 64,

@@ -40,15 +40,15 @@ def run_attention(precision, threads):
             cache = _kernels.LayerCache(*(np.zeros(s, numpy_dtype) for s in _kernels.kv_shapes(40, G, D)), dtype)
             for start, T in ((0, 45), (45, 1), (46, 1200), (1246, 1)):
                 qkv, out = np.ones((T, (H + 2 * G) * D), np.float32), np.zeros((T, H * D), np.float32)
-                spans = [(cache, 0, start, T)]
-                _kernels.attention(context(precision, threads), tensor(out), tensor(qkv), spans, H, scale=0.1)
+                slices = [(cache, 0, start, T)]
+                _kernels.attention(context(precision, threads), tensor(out), tensor(qkv), slices, H, scale=0.1)
 
 
 def run_the_rest(precision, threads):
     for dtype, array in (("F32", np.float32), ("F16", np.float16), ("BF16", np.uint16)):
         values = np.ones((130, 200), array)
-        for turned in (False, True):
-            _kernels.quantize_int8(values, dtype, threads, turned=turned)
+        for transposed in (False, True):
+            _kernels.quantize_int8(values, dtype, threads, transposed=transposed)
         _kernels.transpose(np.zeros((200, 130), array), dtype, values, dtype, threads)
     _kernels.mxfp4_dequantize(np.zeros((9, 3, 16), np.uint8), np.zeros((9, 3), np.uint8))
 

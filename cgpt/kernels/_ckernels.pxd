@@ -16,8 +16,8 @@ cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_activation:
         CG_GELU_TANH
     enum:
-        CG_INT8_GROUP, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN
-        CG_KERNEL_COUNT, CG_ATTENTION_MOST
+        CG_INT8_GROUP, CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K, CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPLIT
+        CG_KERNEL_COUNT, CG_MAX_SEQUENCES
 
     ctypedef enum cg_precision:
         CG_PRECISION_AUTO, CG_PRECISION_EXACT, CG_PRECISION_INT8
@@ -61,6 +61,17 @@ cdef extern from "cgpt.h" nogil:
         const cg_logit_change *changes
         int64_t n_changes
     int64_t cg_logits_scratch(int64_t)
+    ctypedef struct cg_moe:
+        float *out
+        int64_t out_stride
+        const float *x
+        int64_t x_stride, T
+        const int32_t *index
+        const float *weight
+        int64_t k
+        const cg_matrix *gate_up
+        const cg_matrix *down
+        float alpha, limit
 
     ctypedef struct cg_peak:
         int64_t flops
@@ -97,9 +108,8 @@ cdef extern from "cgpt.h" nogil:
     int64_t cg_uniform_tokens(const cg_matrix *, int64_t, cg_precision)
     int64_t cg_linear_scratch(const cg_context *, const cg_matrix *, int64_t)
     cg_status cg_run_linear(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const cg_matrix *, int)
-    int64_t cg_moe_scratch(const cg_context *, const cg_matrix *, const cg_matrix *, int64_t, int64_t)
-    cg_status cg_run_moe(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const int32_t *,
-                         const float *, int64_t, const cg_matrix *, const cg_matrix *, float, float)
+    int64_t cg_moe_scratch(const cg_context *, const cg_moe *)
+    cg_status cg_run_moe(const cg_context *, const cg_moe *)
     int64_t cg_attention_scratch(const cg_context *, const cg_attention *, int64_t)
     cg_status cg_run_attention(const cg_context *, cg_attention *, int64_t)
     cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)

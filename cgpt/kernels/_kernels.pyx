@@ -23,7 +23,7 @@ PRECISIONS = ("auto", "exact", "int8")  # cg_precision
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
 NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
 MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
-KV_BLOCK, KV_PANEL, KV_SPAN, INT8_GROUP = CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPAN, CG_INT8_GROUP
+KV_BLOCK, KV_PANEL, KV_SPLIT, INT8_GROUP = CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPLIT, CG_INT8_GROUP
 cdef int64_t ANY = -(2**62)  # as a number of columns
 
 
@@ -386,21 +386,21 @@ def mxfp4_dequantize(blocks, scales):
     return out
 
 
-def quantize_int8(array, str dtype, int threads, empty=np.empty, bint turned=False):
-    """What an INT8 Matrix of F32, F16 or BF16 [N, K], or [K, N] where `turned`, is made of, from empty(shape, dtype): int8
+def quantize_int8(array, str dtype, int threads, empty=np.empty, bint transposed=False):
+    """What an INT8 Matrix of F32, F16 or BF16 [N, K], or [K, N] where `transposed`, is made of, from empty(shape, dtype): int8
     [N, K rounded up to 64] and bf16 scales (as uint16) [N, groups of 64]. A weight is its integer, -127 .. 127, times
     its group's scale."""
     cdef Tensor x = Tensor(array, dtype, False)
     if array.ndim != 2:
         raise KernelError(f"quantize_int8: found {array.shape}, expected two dimensions")
-    cdef int64_t N = x.cols if turned else x.rows, K = x.rows if turned else x.cols, groups = -(-K // CG_INT8_GROUP)
+    cdef int64_t N = x.cols if transposed else x.rows, K = x.rows if transposed else x.cols, groups = -(-K // CG_INT8_GROUP)
     q = allocate(empty, (N, groups * CG_INT8_GROUP), np.int8, "quantize_int8")
     scales = allocate(empty, (N, groups), np.uint16, "quantize_int8")
     cdef Tensor out = Tensor(q.view(np.uint8), "U8"), to = Tensor(scales, "BF16")
     cdef cg_status status
     with nogil:
         status = cg_run_quantize_int8(threads, <int8_t *>out.view.buf, <uint16_t *>to.view.buf, x.view.buf, x.dtype, N, K,
-                                      turned)
+                                      transposed)
     check(status, "quantize_int8", (dtype, N, K))
     return q, scales
 
@@ -532,38 +532,39 @@ def linear(Context ctx, Tensor y, Tensor x, Matrix w, int64_t T, *, int64_t colu
     check(status, "linear", (w.dtype, w.shape, T))
 
 
-def uniform_tokens(Matrix w, int64_t most, str precision):
-    """The most tokens, `most` at the highest, that a product with w may have for each to get the bits it gets alone."""
-    return cg_uniform_tokens(&w.c, most, as_precision(precision))
+def uniform_tokens(Matrix w, int64_t limit, str precision):
+    """The largest number of tokens, `limit` at the most, of which each gets the bits that it gets alone from w."""
+    return cg_uniform_tokens(&w.c, limit, as_precision(precision))
 
 
 def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
         float alpha, float limit, int64_t T):
     """out[t] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j]."""
-    cdef const float *from_ = x.f32(0, T, gate_up.c.K, "moe x")
-    cdef float *to = out.out(0, T, down.c.N, "moe out")
-    cdef const float *weights = weight.f32(0, T, index.shape[1], "moe weight")
-    cdef int64_t k = index.shape[1]
+    cdef cg_moe m
     cdef cg_status status
+    m.x, m.x_stride, m.T = x.f32(0, T, gate_up.c.K, "moe x"), x.cols, T
+    m.out, m.out_stride = out.out(0, T, down.c.N, "moe out"), out.cols
+    m.k = index.shape[1]
+    m.weight = weight.f32(0, T, m.k, "moe weight")
     if index.shape[0] < T or T < 1:
         raise KernelError(f"moe: {index.shape[0]} rows of choices for {T} tokens")
-    ctx.reserve(cg_moe_scratch(&ctx.c, &gate_up.c, &down.c, T, k))
+    m.index, m.gate_up, m.down, m.alpha, m.limit = &index[0, 0], &gate_up.c, &down.c, alpha, limit
+    ctx.reserve(cg_moe_scratch(&ctx.c, &m))
     with nogil:
-        status = cg_run_moe(&ctx.c, to, out.cols, from_, x.cols, T, &index[0, 0], weights, k, &gate_up.c, &down.c, alpha,
-                            limit)
+        status = cg_run_moe(&ctx.c, &m)
     check(status, "moe", (gate_up.dtype, gate_up.shape, down.shape, T))
 
 
-def attention(Context ctx, Tensor out, Tensor qkv, list spans, int64_t H, *, float scale, int64_t window=0,
+def attention(Context ctx, Tensor out, Tensor qkv, list slices, int64_t H, *, float scale, int64_t window=0,
               Tensor sinks=None):
-    """out[row + t] = attention of H query heads over a sequence's cache and its T new rows of qkv (H query heads, G key
-    heads, G value heads of D columns) at positions start .. start+T-1, which join the cache; for each (cache, row,
-    start, T) of spans, each with a cache of its own. window 0 sees everything."""
-    cdef cg_attention a[CG_ATTENTION_MOST]
-    cdef int64_t n, row, start, T, count = min(len(spans), CG_ATTENTION_MOST)
+    """For each slice (cache, row, start, T) of the batch: out[row + t] = attention of H query heads over the sequence's
+    cache and its T new rows of qkv (H query heads, G key heads, G value heads of D columns) at positions start ..
+    start+T-1, whose keys and values are appended to the cache. Each slice has a cache of its own. Window 0 sees all."""
+    cdef cg_attention a[CG_MAX_SEQUENCES]
+    cdef int64_t n, row, start, T, count = min(len(slices), CG_MAX_SEQUENCES)
     cdef LayerCache cache
     cdef cg_status status
-    for n, (cache, row, start, T) in enumerate(spans[:count]):
+    for n, (cache, row, start, T) in enumerate(slices[:count]):
         a[n].q = qkv.f32(row, T, (H + 2 * cache.G) * cache.D, "attention qkv")
         a[n].out = out.out(row, T, H * cache.D, "attention out")
         a[n].k, a[n].v, a[n].past = a[n].q + H * cache.D, a[n].q + (H + cache.G) * cache.D, cache.c
@@ -573,9 +574,9 @@ def attention(Context ctx, Tensor out, Tensor qkv, list spans, int64_t H, *, flo
     ctx.reserve(cg_attention_scratch(&ctx.c, a, count))
     with nogil:
         status = cg_run_attention(&ctx.c, a, count)
-    check(status, "attention", (H, window, spans))
-    if len(spans) > count:
-        attention(ctx, out, qkv, spans[count:], H, scale=scale, window=window, sinks=sinks)
+    check(status, "attention", (H, window, slices))
+    if len(slices) > count:
+        attention(ctx, out, qkv, slices[count:], H, scale=scale, window=window, sinks=sinks)
 
 
 def transpose(out, str to, array, str dtype, int threads):

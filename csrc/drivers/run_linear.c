@@ -30,8 +30,8 @@ static cg_linear *tile_of(cg_dtype dtype) {
     }
 }
 
-static cg_linear *fixed_of(cg_dtype dtype) {
-    return dtype == CG_MXFP4 ? cg_active->linear_mxfp4_fixed : dtype == CG_INT8 ? cg_active->linear_int8_fixed : NULL;
+static cg_linear *a16_of(cg_dtype dtype) {
+    return dtype == CG_MXFP4 ? cg_active->linear_mxfp4_a16 : dtype == CG_INT8 ? cg_active->linear_int8_a16 : NULL;
 }
 
 static cg_linear *a8_of(cg_dtype dtype) {
@@ -42,7 +42,7 @@ static cg_linear *a8_few_of(cg_dtype dtype) { return dtype == CG_INT8 ? cg_activ
 
 /* There is such a kernel, and it is meant for T tokens. */
 static int suits(cg_linear *kernel, int64_t T) {
-    return kernel && T >= kernel->least_tokens && (!kernel->most_tokens || T <= kernel->most_tokens);
+    return kernel && T >= kernel->min_tokens && (!kernel->max_tokens || T <= kernel->max_tokens);
 }
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision) {
@@ -52,13 +52,13 @@ cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision)
     }
     if (precision != CG_PRECISION_EXACT) {
         if (suits(tile_of(w->dtype), T)) return tile_of(w->dtype);
-        if (suits(fixed_of(w->dtype), T)) return fixed_of(w->dtype);
+        if (suits(a16_of(w->dtype), T)) return a16_of(w->dtype);
     }
     return exact_of(w->dtype);
 }
 
 void cg_product_bytes(const cg_matrix *w, int64_t T, int64_t *packed, int64_t *work) {
-    cg_linear *kernels[] = {exact_of(w->dtype), tile_of(w->dtype), fixed_of(w->dtype), a8_of(w->dtype),
+    cg_linear *kernels[] = {exact_of(w->dtype), tile_of(w->dtype), a16_of(w->dtype), a8_of(w->dtype),
                             a8_few_of(w->dtype)};
     *packed = *work = 0;
     for (int i = 0; i < 5; i++) {

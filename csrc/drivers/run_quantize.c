@@ -1,5 +1,5 @@
 /* int8 weights at load: rows of K as they are stored, or as the columns of GPT-2's Conv1D [in, out], 16 of which are
-   turned at a time, so that no f32 copy of a matrix is ever made. The source may be unaligned. */
+   transposed at a time, so that no f32 copy of a matrix is ever made. The source may be unaligned. */
 #include "core/parallel.h"
 
 enum { QUANTIZE_COLUMNS = 16 };
@@ -49,11 +49,11 @@ static void columns_task(void *data, int64_t group, CG_UNUSED int thread) {
 }
 
 cg_status cg_run_quantize_int8(int threads, int8_t *out, uint16_t *scales, const void *src, cg_dtype dtype, int64_t N,
-                               int64_t K, int turned) {
+                               int64_t K, int transposed) {
     if (dtype > CG_BF16) return CG_BAD_DTYPE;
     int64_t groups = (K + CG_INT8_GROUP - 1) / CG_INT8_GROUP;
     quantize_job job = {out, scales, src, dtype, N, K, groups, (int64_t)cg_dtype_bytes(dtype)};
-    if (turned) cg_parallel(threads, groups, columns_task, &job);
+    if (transposed) cg_parallel(threads, groups, columns_task, &job);
     else cg_for_rows(threads, N, K * 4, quantize_row, &job);
     return CG_OK;
 }

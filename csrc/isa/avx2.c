@@ -7,12 +7,12 @@ CG_TARGET(CG_FEATURES_AVX2)
 #define CG_LANES 8
 #include "isa/portable.inc"
 #include "kernels/linear/mxfp4_avx2.c"
-#include "kernels/linear/mxfp4_fixed_x86.c"
+#include "kernels/linear/mxfp4_a16_x86.c"
 
 extern const cg_kernels cg_kernels_hand__avx2;
 const cg_kernels cg_kernels_hand__avx2 = {
     .linear_mxfp4 = &mx_linear__avx2,
-    .linear_mxfp4_fixed = &fixed_linear_hand__avx2,
+    .linear_mxfp4_a16 = &linear_mxfp4_a16_x86__avx2,
 };
 CG_TARGET_END
 #endif

@@ -8,12 +8,12 @@ CG_TARGET(CG_FEATURES_AVX512)
 #include "simd/emulate.h"
 #include "isa/portable.inc"
 #include "kernels/linear/mxfp4_avx512.c"
-#include "kernels/linear/mxfp4_fixed_x86.c"
+#include "kernels/linear/mxfp4_a16_x86.c"
 
 extern const cg_kernels cg_kernels_hand__avx512;
 const cg_kernels cg_kernels_hand__avx512 = {
     .linear_mxfp4 = &mx_linear__avx512,
-    .linear_mxfp4_fixed = &fixed_linear_hand__avx512,
+    .linear_mxfp4_a16 = &linear_mxfp4_a16_x86__avx512,
 };
 CG_TARGET_END
 #endif

@@ -7,15 +7,15 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 #define CG_LANES 16
 #define CG_HAS_AVX512VNNI 1
 #include "simd/emulate.h"
-#include "kernels/linear/mxfp4_fixed_x86.c"
-#include "kernels/linear/int8_fixed.c"
+#include "kernels/linear/mxfp4_a16_x86.c"
+#include "kernels/linear/int8_a16.c"
 #include "kernels/linear/a8_avx512vnni.c"
 #include "kernels/peak/a8_avx512vnni.c"
 
 extern const cg_kernels cg_kernels__avx512vnni;
 const cg_kernels cg_kernels__avx512vnni = {
-    .linear_mxfp4_fixed = &fixed_linear_hand__avx512vnni,
-    .linear_int8_fixed = &linear_int8_fixed__avx512vnni,
+    .linear_mxfp4_a16 = &linear_mxfp4_a16_x86__avx512vnni,
+    .linear_int8_a16 = &linear_int8_a16__avx512vnni,
     .linear_mxfp4_a8 = &linear_mxfp4_a8__avx512vnni,
     .linear_int8_a8 = &linear_int8_a8__avx512vnni,
     .peak_a8 = &peak_a8__avx512vnni,

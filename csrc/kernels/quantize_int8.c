@@ -1,6 +1,6 @@
 /* quantize_int8: groups of 64 weights as integers of -127 .. 127 and a bf16 scale. The scale is rounded up, so that the
    largest stays within 127, before the integers are: no error but theirs, at most half a scale. */
-#include "kernels/linear/fixed.h"
+#include "kernels/linear/round.h"
 
 static void CG_NAME(quantize_int8)(int8_t *out, uint16_t *scales, const void *x, cg_dtype dtype, int64_t K) {
     for (int64_t k = 0; k < K; k += CG_INT8_GROUP) {
@@ -14,9 +14,9 @@ static void CG_NAME(quantize_int8)(int8_t *out, uint16_t *scales, const void *x,
             for (; i + CG_LANES <= n; i += CG_LANES) vf_store(group + i, vf_load_as(dtype, x, k + i));
             if (i < n) vf_store_n(group + i, vf_load_as_n(dtype, x, k + i, n - i), n - i);
         }
-        float largest = fixed_largest(CG_INT8_GROUP, group);
+        float largest = group_max(CG_INT8_GROUP, group);
         uint16_t scale = largest >= 0x1p-100f ? (uint16_t)((cg_bits_from_f32(largest / 127.f) + 0xffff) >> 16) : 0;
-        fixed_scale(CG_INT8_GROUP, q, group, scale ? 1.f / cg_bf16_to_f32(scale) : 0.f);
+        group_multiply(CG_INT8_GROUP, q, group, scale ? 1.f / cg_bf16_to_f32(scale) : 0.f);
         scales[k / CG_INT8_GROUP] = largest == largest ? scale : 0x7fc0;
         for (i = 0; i < CG_INT8_GROUP; i++) out[k + i] = (int8_t)q[i];
     }

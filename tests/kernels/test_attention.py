@@ -129,9 +129,9 @@ def test_chunks_change_no_bit(level, window, H, G, D):
 
 @pytest.mark.parametrize("window, dtype", [(0, "F32"), (600, "F32"), (0, "F16"), (600, "BF16")])
 def test_long_caches_and_threads(level, window, dtype):
-    """Several spans, one after the other or each for a thread: right, and the same bits whoever sums them."""
+    """Several KV splits, one after the other or each for a thread: right, the same bits whatever thread sums them."""
     check_slots(level, "attention", "attention_merge")
-    H, G, D, T = 4, 2, 8, 2 * _kernels.KV_SPAN + 70
+    H, G, D, T = 4, 2, 8, 2 * _kernels.KV_SPLIT + 70
     qkv, sinks = sequence(H, G, D, T)
     whole = attention(qkv, H, G, window=window, sinks=sinks, dtype=dtype)
     assert_close(whole, *exact(qkv, H, G, window, sinks, dtype=dtype), "in one call")
@@ -219,9 +219,9 @@ def test_rows_of_a_batch(level):
 @pytest.mark.parametrize("window, dtype", [(0, "F32"), (600, "F16"), (64, "BF16")])
 def test_sequences_together(level, window, dtype):
     """Sequences of other lengths, more than one call of C takes, chunks and single tokens among them, with rings that
-    wrap and caches of several spans: each gets the bits it gets alone."""
-    H, G, D = 4, 2, 8
-    lengths = [(1, 1), (37, 1), (70, 2), (100, 33), (64, 64), (_kernels.KV_SPAN + 1, 1), (2 * _kernels.KV_SPAN, 3)] * 3
+    wrap and caches of several KV splits: each gets the bits it gets alone."""
+    H, G, D, split = 4, 2, 8, _kernels.KV_SPLIT
+    lengths = [(1, 1), (37, 1), (70, 2), (100, 33), (64, 64), (split + 1, 1), (2 * split, 3)] * 3
     cases = [sequence(H, G, D, before + new)[0] * np.float32(1 - i / 50) for i, (before, new) in enumerate(lengths)]
     _, sinks = sequence(H, G, D)
     ring = window or None
@@ -233,14 +233,14 @@ def test_sequences_together(level, window, dtype):
         for qkv, cache, (before, _) in zip(cases, caches, lengths, strict=True):
             attention(qkv[:before], H, G, None, window, sinks, cache=cache, dtype=dtype)
         layers = [_kernels.LayerCache(*cache, dtype) for cache in caches]
-        spans = [(c, int(row), before, new) for c, row, (before, new) in zip(layers, rows, lengths, strict=False)]
+        slices = [(c, int(row), before, new) for c, row, (before, new) in zip(layers, rows, lengths, strict=False)]
         batch = np.concatenate([qkv[before:] for qkv, (before, _) in zip(cases, lengths, strict=True)])
         out = np.full((len(batch), H * D), np.float32(7))
         _kernels.attention(
             context(threads=threads),
             tensor_of(out),
             tensor(batch),
-            spans,
+            slices,
             H,
             scale=D**-0.5,
             window=window,

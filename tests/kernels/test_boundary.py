@@ -194,9 +194,9 @@ REFUSED = [
     ("attention", {"sinks": lambda: f32(3)}),
     ("attention", {"cache": lambda: cache(0)}),
     ("attention", {"cache": lambda: cache(2, 3), "H": 2, "qkv": lambda: f32(T, 64)}),
-    ("attention", {"spans": []}),
-    ("attention", {"spans": [None, lambda: (cache(), 4, 0, 1)]}),
-    ("attention", {"spans": [None, lambda: (cache(2, 1, 8), 0, 64, 1)]}),
+    ("attention", {"slices": []}),
+    ("attention", {"slices": [None, lambda: (cache(), 4, 0, 1)]}),
+    ("attention", {"slices": [None, lambda: (cache(2, 1, 8), 0, 64, 1)]}),
 ]
 
 
@@ -206,7 +206,7 @@ def arguments(op, **changed):
     made = {name: a() if callable(a) else a for name, a in made.items()}
     if op == "attention":
         one = tuple(made.pop(name) for name in ("cache", "row", "start", "T"))
-        made["spans"] = [one if part is None else part() for part in changed.get("spans", [None])]
+        made["slices"] = [one if part is None else part() for part in changed.get("slices", [None])]
     return made
 
 

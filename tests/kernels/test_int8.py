@@ -1,4 +1,4 @@
-"""quantize_int8; linear_int8, linear_int8_fixed and linear_int8_tile against float64, on every level."""
+"""quantize_int8; linear_int8, linear_int8_a16 and linear_int8_tile against float64, on every level."""
 
 import functools
 
@@ -18,10 +18,9 @@ from support.kernel_cases import (
     check_slots,
     from_bf16,
     linear,
-    multiplied,
-    operand,
     rounding,
     to_bf16,
+    true_product,
 )
 from support.tolerance import F32, assert_close, dot_tolerance
 
@@ -39,15 +38,12 @@ def case(K):
 @functools.cache
 def product(K, how):
     """x @ w.T, float64, and its bound, with activations rounded as `how` says."""
-    x, w = case(K)
-    values = multiplied(w, how)
-    x, off = operand(x, how)
-    return x.astype(np.float64) @ values.T, dot_tolerance(x, values) + off @ np.abs(values).T
+    return true_product(*case(K), how)
 
 
-def quantize(x, dtype="F32", threads=1, turned=False):
-    stored = {"F32": np.float32, "F16": np.float16, "BF16": to_bf16}[dtype](x.T if turned else x)
-    return _kernels.quantize_int8(np.ascontiguousarray(stored), dtype, threads, turned=turned)
+def quantize(x, dtype="F32", threads=1, transposed=False):
+    stored = {"F32": np.float32, "F16": np.float16, "BF16": to_bf16}[dtype](x.T if transposed else x)
+    return _kernels.quantize_int8(np.ascontiguousarray(stored), dtype, threads, transposed=transposed)
 
 
 # ------------------------------------------------------------------------------------------------------ quantise
@@ -60,8 +56,8 @@ def test_quantize_from_an_odd_address(level, dtype, rng):
     x = x.astype(np.float16) if dtype == "F16" else to_bf16(x) if dtype == "BF16" else x
     odd = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
     odd[...] = x
-    for turned in (False, True):
-        found, expected = (_kernels.quantize_int8(a, dtype, 1, turned=turned) for a in (odd, x))
+    for transposed in (False, True):
+        found, expected = (_kernels.quantize_int8(a, dtype, 1, transposed=transposed) for a in (odd, x))
         assert all((a == b).all() for a, b in zip(found, expected, strict=True))
 
 
@@ -113,7 +109,7 @@ def test_quantize_what_is_stored_by_columns(level, dtype, N, K, rng):
     """Conv1D's [K, N] gives what its transpose gives."""
     x = rng.standard_normal((N, K), np.float32)
     for threads in THREADS:
-        for found, expected in zip(quantize(x, dtype, threads, turned=True), quantize(x, dtype), strict=True):
+        for found, expected in zip(quantize(x, dtype, threads, transposed=True), quantize(x, dtype), strict=True):
             assert (found == expected).all()
 
 
@@ -128,14 +124,14 @@ def test_quantize_refuses_what_is_not_rows_of_floats():
 
 def test_auto(level):
     """precision auto: activations to 16 bits per group of 64, with the same bits for any T; or bf16 tiles."""
-    check_slots(level, "linear_int8_fixed", "linear_int8_tile")
+    check_slots(level, "linear_int8_a16", "linear_int8_tile")
     for K in INPUTS:
         x, w = case(K)
         exact = linear(w.matrix(), x, MOST[0])
-        fixed = np.concatenate([linear(w.matrix(), x, 1, exact=False, row=t) for t in range(MOST[0])])
-        assert_close(fixed, *product(K, "fixed 64"), f"one token, K = {K}")
+        rounded = np.concatenate([linear(w.matrix(), x, 1, exact=False, row=t) for t in range(MOST[0])])
+        assert_close(rounded, *product(K, "a16 64"), f"one token, K = {K}")
         if K > 1:
-            assert (fixed != exact).any(), f"K = {K}: the activations were not rounded"
+            assert (rounded != exact).any(), f"K = {K}: the activations were not rounded"
         for N in OUTPUTS:
             matrix = w.matrix(N)
             for T in TOKENS:
@@ -144,7 +140,7 @@ def test_auto(level):
                     values, bound = product(K, "bf16")
                     assert_close(y, values[:T, :N], bound[:T, :N], what)
                 else:
-                    assert_same_bits(y, fixed[:T, :N], what)
+                    assert_same_bits(y, rounded[:T, :N], what)
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])

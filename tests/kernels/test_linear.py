@@ -17,10 +17,9 @@ from support.kernel_cases import (
     assert_same_bits,
     check_slots,
     linear,
-    multiplied,
-    operand,
     rounding,
     tiled,
+    true_product,
 )
 from support.tolerance import F32, assert_close, dot_tolerance
 
@@ -46,10 +45,7 @@ def case(dtype, K):
 @functools.cache
 def product(dtype, K, how):
     """x @ w.T, float64, and its bound, with activations rounded as `how` says."""
-    x, w = case(dtype, K)
-    values = multiplied(w, how)
-    x, off = operand(x, how)
-    return x.astype(np.float64) @ values.T, dot_tolerance(x, values) + off @ np.abs(values).T
+    return true_product(*case(dtype, K), how)
 
 
 @pytest.mark.parametrize("precision", _kernels.PRECISIONS)
@@ -116,11 +112,8 @@ def test_wide_rows(level, dtype, exact):
 
 def check_product(level, dtype, exact, T, N, K):
     x, w = activations(T, K), Weights(dtype, (N, K))
-    how = rounding(level, dtype, T, exact)
-    rounded, off = operand(x, how)
-    values = multiplied(w, how)
-    bound = dot_tolerance(rounded, values) + off @ np.abs(values).T
-    assert_close(linear(w.matrix(), x, T, exact=exact), rounded.astype(np.float64) @ values.T, bound, "y")
+    expected = true_product(x, w, rounding(level, dtype, T, exact))
+    assert_close(linear(w.matrix(), x, T, exact=exact), *expected, f"T = {T}")
 
 
 @pytest.mark.parametrize("dtype", SLOTS)

@@ -5,14 +5,14 @@ import math
 import os
 
 import numpy as np
+from support.tolerance import dot_tolerance
 
 from cgpt.kernels import _kernels
 
 from reference.mxfp4 import dequantise
 
-# Row-wise and exact kernels, the tile kernels ("-": none), those of fixed point for MXFP4 and for INT8, those of 8-bit
-# activations, that each level must run. A kernel that silently falls back to a lower level's fails the test that asks
-# for it.
+# The variants that each level must run: of row-wise and exact kernels, of tile kernels ("-": none), of the a16 kernels
+# for MXFP4 and for INT8, of the a8 kernels. A kernel that silently falls back to a lower level's fails the test.
 VARIANTS = {
     "ref": ("ref", "-", "ref", "ref", "-"),
     "avx2": ("avx2", "-", "avx2", "avx2", "-"),
@@ -27,7 +27,7 @@ FLOATS = ("F32", "F16", "BF16")
 TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 23, 24, 31, 33, 48, 49, 100)
 # `auto` uses tile kernels from here on
 TILE_TOKENS = {"avx512bf16": {"BF16": 8, "MXFP4": 24, "INT8": 24}, "amx": {"BF16": 8, "MXFP4": 8, "INT8": 8}}
-FIXED_MOST = {"ref": 16}  # and the portable linear_mxfp4_fixed up to here
+A16_MAX = {"ref": 16}  # and the portable linear_mxfp4_a16 up to here
 A8_TOKENS = {"INT8": 6, "MXFP4": 9}  # precision int8 uses its own kernels from here on
 TILE_FLOATS = 48  # and those of f32, f16 and, where no CPU multiplies them, bf16
 THREADS = (1, 2, 4)
@@ -63,8 +63,8 @@ def use_level(level):
 
 def expected_variant(level, slot):
     """The variant that `level` promises for a slot."""
-    common, tile, mxfp4_fixed, int8_fixed, a8 = VARIANTS[level]
-    special = {"linear_mxfp4_fixed": mxfp4_fixed, "linear_int8_fixed": int8_fixed}
+    common, tile, mxfp4_a16, int8_a16, a8 = VARIANTS[level]
+    special = {"linear_mxfp4_a16": mxfp4_a16, "linear_int8_a16": int8_a16}
     special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
     special |= dict.fromkeys(("linear_mxfp4_a8", "linear_int8_a8"), a8)
     special["linear_int8_a8_few"] = a8.replace("vnni", "vnni256")
@@ -84,55 +84,61 @@ def check_slots(level, *slots):
 def tiled(level, dtype, T, exact=False):
     """Whether a product with T tokens is a tile kernel's, which sums in an order of its own."""
     variant = expected_variant(level, f"linear_{dtype.lower()}_tile")
-    least = TILE_TOKENS.get(variant, {}).get(dtype, TILE_FLOATS if variant != "-" else math.inf)
-    return exact is not True and T >= least
+    first = TILE_TOKENS.get(variant, {}).get(dtype, TILE_FLOATS if variant != "-" else math.inf)
+    return exact is not True and T >= first
 
 
 def rounding(level, dtype, T, exact=False):
-    """How a product with T tokens rounds its activations: "bf16", "fixed 32" (16 bits per group of 32), "fixed 64",
-    "bytes 32", "bytes 64" or None, not at all. exact: True, False for auto, or "int8"."""
+    """How a product with T tokens rounds its activations: "bf16", "a16 32" (16 bits per group of 32), "a16 64",
+    "a8 32", "a8 64" or None, not at all. exact: True, False for auto, or "int8"."""
     if exact == "int8":
         if VARIANTS[level][4] == "avx512vnni" and T >= A8_TOKENS.get(dtype, math.inf):
-            return "bytes 32" if dtype == "MXFP4" else "bytes 64"
+            return "a8 32" if dtype == "MXFP4" else "a8 64"
         exact = False
     if exact:
         return None
     if dtype in ("BF16", "MXFP4", "INT8") and VARIANTS[level][1] != "-" and tiled(level, dtype, T):
         return "bf16"
     if dtype == "INT8":
-        return "fixed 64"
-    return "fixed 32" if dtype == "MXFP4" and T <= FIXED_MOST.get(VARIANTS[level][2], math.inf) else None
+        return "a16 64"
+    return "a16 32" if dtype == "MXFP4" and T <= A16_MAX.get(VARIANTS[level][2], math.inf) else None
 
 
-def in_bytes(x, size):
-    """x in steps of each group's largest / 127, and how far off a value is that lies between two steps."""
+def in_a8(x, size):
+    """x rounded to multiples of each group's scale, the largest / 127, and how far off a value between two may be."""
     K = x.shape[-1]
     padded = np.pad(x.astype(np.float32), [(0, 0)] * (x.ndim - 1) + [(0, -K % size)])
     groups = padded.reshape(*x.shape[:-1], -1, size)
     largest = np.abs(groups).max(-1, keepdims=True)
-    step = (largest / np.float32(127)).astype(np.float64)
-    scale = np.float32(127) / np.where(largest > 0, largest, 1)
-    steps = groups.astype(np.float64) * scale
-    between = np.abs(steps - np.floor(steps) - 0.5) < 1e-4
-    return tuple(v.reshape(padded.shape)[..., :K] for v in (np.rint(steps) * step, between * step))
+    scale = (largest / np.float32(127)).astype(np.float64)
+    q = groups.astype(np.float64) * (np.float32(127) / np.where(largest > 0, largest, 1))
+    between = np.abs(q - np.floor(q) - 0.5) < 1e-4
+    return tuple(v.reshape(padded.shape)[..., :K] for v in (np.rint(q) * scale, between * scale))
 
 
 def operand(x, how):
     """x as a kernel that rounds so multiplies it, and how far off each value may be yet."""
-    if how and how.startswith("bytes"):
-        return in_bytes(x, int(how.split()[1]))
-    if how and how.startswith("fixed"):
+    if how and how.startswith("a8"):
+        return in_a8(x, int(how.split()[1]))
+    if how and how.startswith("a16"):
         size, K = int(how.split()[1]), x.shape[-1]
         padded = np.pad(np.abs(x), [(0, 0)] * (x.ndim - 1) + [(0, -K % size)])
         groups = padded.reshape(*x.shape[:-1], -1, size)
-        step = groups.max(-1, keepdims=True) / 32767.0
-        return x, np.broadcast_to(0.501 * step, groups.shape).reshape(padded.shape)[..., :K]
+        scale = groups.max(-1, keepdims=True) / 32767.0
+        return x, np.broadcast_to(0.501 * scale, groups.shape).reshape(padded.shape)[..., :K]
     return (round_bf16(x) if how == "bf16" else x), np.zeros(x.shape)
 
 
 def multiplied(w, how):
     """The values of Weights as a kernel multiplies them that rounds activations so: the tile kernels round INT8's."""
     return round_bf16(w.values).astype(np.float64) if w.dtype == "INT8" and how == "bf16" else w.values
+
+
+def true_product(x, w, how):
+    """x @ w.T in float64, with activations (and weights) rounded as a kernel of that kind does, and its bound."""
+    values = multiplied(w, how)
+    x, off = operand(x, how)
+    return x.astype(np.float64) @ values.T, dot_tolerance(x, values) + off @ np.abs(values).T
 
 
 def context(exact=True, threads=1):

@@ -1,17 +1,15 @@
-/* attention: softmax(q . k[p] * scale) v[p] over the visible positions p of the spans span0 .. span1-1, for the
-   (token, head) rows row0 .. row1-1 of key/value head g. Shapes and masks in cgpt.h, cg_attention.
-   Online softmax, one step per block of 32 absolute positions; a span of CG_KV_SPAN positions is summed by itself, and
-   the spans are folded in their order. So a row's bits depend on its own position and window only, and the spans of a
-   long cache may be given to different threads. f32 throughout. Parallel over (g, rows, spans). */
+/* attention: softmax(q . k[p] * scale) v[p] over the visible positions p of a partition's KV splits, for its rows.
+   Shapes and masks: cg_attention in cgpt.h.
+   Online softmax, one step per block of 32 absolute positions. Each KV split of CG_KV_SPLIT positions is summed by
+   itself, and the splits are merged in order. So a row's bits depend on its own position and window only, and different
+   threads can take the splits of a long cache. f32 throughout. Parallel over (g, rows, KV splits). */
 #include "kernels/attention/tile.h"
 
-/* Functions of their own: inlined into the loop over tiles, the constants of e^x take the registers of the sums. Several
-   tiles share keys and values that are widened first, a tile or a row alone widens as it reads. */
+/* Functions of their own: where they are inlined into the loop over tiles, the constants of e^x take the registers of
+   the sums. Several tiles share keys and values that are widened to f32 first; one tile or one row widens as it reads. */
 #define ATT_BLOCK(name, rows, dtype) \
-    static __attribute__((noinline)) void att_block_##name(const att_row *row, const float *q, const char *k, \
-                                                           const char *v, int64_t base, int64_t D, int64_t Dv, \
-                                                           const att_ahead *ahead) { \
-        att_block(rows, dtype, row, q, k, v, base, D, Dv, ahead); \
+    static __attribute__((noinline)) void att_block_##name(const att_row *row, const float *q, const att_kv *kv) { \
+        att_block(rows, dtype, row, q, kv); \
     }
 ATT_BLOCK(tile_f32, ATT_ROWS, CG_F32)
 ATT_BLOCK(tile_f16, ATT_ROWS, CG_F16)
@@ -23,7 +21,7 @@ ATT_BLOCK(bf16, 1, CG_BF16)
 #define ATT_BLOCK_OF(name, dtype) \
     ((dtype) == CG_F32 ? att_block_##name##f32 : (dtype) == CG_F16 ? att_block_##name##f16 : att_block_##name##bf16)
 
-/* The block's keys and values in the cache. */
+/* Where the keys and values of a block are. */
 static inline void att_locate(const cg_attention *a, int64_t block, int64_t g, const char **k, const char **v) {
     int fresh = block >= a->first_fresh;
     const cg_kv *kv = fresh ? &a->fresh : &a->past;
@@ -33,7 +31,7 @@ static inline void att_locate(const cg_attention *a, int64_t block, int64_t g, c
     *v = (const char *)kv->v + at * cg_round_up(a->D, CG_V_ALIGN) * bytes;
 }
 
-/* n values as floats: where they are, or widened into `wide`. */
+/* n values as floats: where they are, or widened to `wide`. */
 CG_INLINE const char *att_floats(cg_dtype dtype, const char *from, int64_t n, float *wide) {
     if (dtype == CG_F32) return from;
     for (int64_t i = 0; i < n; i += CG_LANES)
@@ -41,8 +39,8 @@ CG_INLINE const char *att_floats(cg_dtype dtype, const char *from, int64_t n, fl
     return (const char *)wide;
 }
 
-/* Two states of a row, relative to their own maxima, as one. */
-CG_INLINE void att_fold(float *total, const float *part, int64_t Dv) {
+/* Merges two states of a row, each relative to its own maximum. */
+CG_INLINE void att_merge(float *total, const float *part, int64_t Dv) {
     float *top = total + Dv + CG_V_ALIGN, other = part[Dv + CG_V_ALIGN], now = *top > other ? *top : other;
     vf f = vf_exp_negative(vf_set(*top - now)), g = vf_exp_negative(vf_set(other - now));
     for (int64_t d = 0; d < Dv + CG_V_ALIGN; d += CG_LANES)
@@ -50,30 +48,31 @@ CG_INLINE void att_fold(float *total, const float *part, int64_t Dv) {
     *top = now;
 }
 
-/* The rows over one block. The first two tiles fetch a half of the next block each, a tile alone all of it. */
+/* N rows over one block. The first two tiles prefetch one half of the next block each; a single tile prefetches it all. */
 static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int64_t end, const att_row *row,
                             const float *q, int64_t N, float *wide) {
     cg_dtype dtype = a->past.dtype;
     int64_t D = a->D, Dv = cg_round_up(D, CG_V_ALIGN), halves = N < 2 || N == ATT_ROWS ? 1 : 2, tile = 0;
     int64_t bytes = (int64_t)cg_dtype_bytes(dtype), half = CG_KV_BLOCK / 2 * bytes;
-    const char *k, *v, *next_k, *next_v;
-    att_locate(a, block, g, &k, &v);
-    att_locate(a, cg_min(block + 1, end - 1), g, &next_k, &next_v);
+    att_kv kv = {.base = block * CG_KV_BLOCK, .D = D, .Dv = Dv, .step = 2 * CG_LANES * bytes / halves};
+    att_locate(a, block, g, &kv.k, &kv.v);
+    att_locate(a, cg_min(block + 1, end - 1), g, &kv.next_k, &kv.next_v);
     if (N > 1 && N != ATT_ROWS) {
-        k = att_floats(dtype, k, D * CG_KV_BLOCK, wide);
-        v = att_floats(dtype, v, Dv * CG_KV_BLOCK, wide + D * CG_KV_BLOCK);
+        kv.k = att_floats(dtype, kv.k, D * CG_KV_BLOCK, wide);
+        kv.v = att_floats(dtype, kv.v, Dv * CG_KV_BLOCK, wide + D * CG_KV_BLOCK);
         dtype = CG_F32;
     }
     for (int64_t m = 0; m < N; tile++) {
-        att_ahead ahead = {next_k + tile * half * D, next_v + tile * half * Dv, 2 * CG_LANES * bytes / halves};
-        if (tile >= halves) ahead = (att_ahead){next_k, next_v, 0};
+        if (tile >= halves) kv.step = 0;
         if (m + ATT_ROWS <= N) {
-            ATT_BLOCK_OF(tile_, dtype)(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
+            ATT_BLOCK_OF(tile_, dtype)(row + m, q + m * D, &kv);
             m += ATT_ROWS;
         } else {
-            ATT_BLOCK_OF(, dtype)(row + m, q + m * D, k, v, block * CG_KV_BLOCK, D, Dv, &ahead);
+            ATT_BLOCK_OF(, dtype)(row + m, q + m * D, &kv);
             m++;
         }
+        kv.next_k += half * D;
+        kv.next_v += half * Dv;
     }
 }
 
@@ -104,27 +103,26 @@ static inline void att_queries(const cg_attention *a, int64_t g, int64_t row0, i
         for (int64_t d = 0; d < D; d++) q[m * D + d] = att_query(a, g, row0 + m)[d] * a->scale;
 }
 
-static void CG_NAME(attention)(const cg_attention *a, int64_t g, int64_t row0, int64_t row1, int64_t span0,
-                               int64_t span1, float *state, float *work) {
-    float *q = work, *part = q + CG_ATTENTION_FLOATS, *wide = part + CG_ATTENTION_STATE;
+static void CG_NAME(attention)(const cg_attention *a, const cg_attention_part *part) {
+    float *q = part->work, *partial = q + CG_ATTENTION_FLOATS, *wide = partial + CG_ATTENTION_STATE;
     att_row row[CG_ATTENTION_ROWS];
-    int64_t rep = a->H / a->G, D = a->D, Dv = cg_round_up(D, CG_V_ALIGN), N = row1 - row0;
+    int64_t rep = a->H / a->G, D = a->D, Dv = cg_round_up(D, CG_V_ALIGN), N = part->row1 - part->row0;
     int64_t stride = cg_attention_stride(D);
-    att_queries(a, g, row0, N, q);
+    att_queries(a, part->g, part->row0, N, q);
     for (int64_t m = 0; m < N; m++) {
-        row[m].last = a->start + (row0 + m) / rep;
+        row[m].last = a->start + (part->row0 + m) / rep;
         row[m].first = a->window ? cg_max(0, row[m].last - a->window + 1) : 0;
     }
-    for (int64_t span = span0; span < span1; span++) {
-        float *to = span == span0 ? state : part;
+    for (int64_t split = part->split0; split < part->split1; split++) {
+        float *to = split == part->split0 ? part->state : partial;
         for (int64_t m = 0; m < N; m++) {
             row[m].acc = to + m * stride;
             memset(row[m].acc, 0, (size_t)stride * 4);
             row[m].acc[Dv + CG_V_ALIGN] = -1e30f;
         }
-        int64_t block = cg_max(span * CG_KV_SPAN, row[0].first) / CG_KV_BLOCK;
-        int64_t end = cg_min((span + 1) * CG_KV_SPAN - 1, row[N - 1].last) / CG_KV_BLOCK + 1;
-        for (; block < end; block++) att_step(a, g, block, end, row, q, N, wide);
-        for (int64_t m = 0; m < N && to == part; m++) att_fold(state + m * stride, part + m * stride, Dv);
+        int64_t block = cg_max(split * CG_KV_SPLIT, row[0].first) / CG_KV_BLOCK;
+        int64_t end = cg_min((split + 1) * CG_KV_SPLIT - 1, row[N - 1].last) / CG_KV_BLOCK + 1;
+        for (; block < end; block++) att_step(a, part->g, block, end, row, q, N, wide);
+        for (int64_t m = 0; m < N && to == partial; m++) att_merge(part->state + m * stride, partial + m * stride, Dv);
     }
 }

@@ -1,16 +1,16 @@
-/* Activations as 8-bit integers with a step for each group of weights, as wide as the group, for vpdpbusd: it multiplies four
-   of them with four weights in a lane, a lane is a token. The sums of a group are exact integers, so the error is that of
-   rounding x: 1/254 of its group's largest. vpdpbusd wants one side unsigned: an offset is added to the weights, and a
-   group's sums begin with what that adds too much. */
+/* Activations as 8-bit integers with one scale for each group of weights, for vpdpbusd, which multiplies four of them by four
+   weights in a lane. A lane is a token. The sums of a group are exact integers, so the error is that of rounding x, 1/254 of
+   the largest magnitude in its group. vpdpbusd takes one side unsigned: the weights get an offset, and the sums of a group
+   begin with what the offset adds to them, negated. */
 #ifndef CG_A8_H
 #define CG_A8_H
 
-#include "kernels/linear/fixed.h"
+#include "kernels/linear/round.h"
 #include "kernels/linear/int8.h"
 
 enum {
     A8_INT8 = 128,                     /* the offset of INT8 weights */
-    A8_INT8_STEPS = CG_INT8_GROUP / 4, /* of a group */
+    A8_INT8_STEPS = CG_INT8_GROUP / 4, /* k-steps, of four values, in a group */
 };
 
 /* sum + four products of unsigned w and signed x in each lane. */
@@ -22,10 +22,10 @@ CG_INLINE vi a8_dot(vi sum, vi w, vi x) {
 #endif
 }
 
-/* Packed tokens: [T / CG_LANES][steps][CG_LANES] times four bytes, then the groups' heads, [T / CG_LANES][groups]. */
+/* Packed tokens: [T / CG_LANES][k-steps][CG_LANES] times four bytes, then the heads of groups, [T / CG_LANES][groups]. */
 typedef struct {
-    int32_t begin[CG_LANES]; /* the sum of -offset x q */
-    float step[CG_LANES];
+    int32_t begin[CG_LANES]; /* the sum of -offset * q */
+    float scale[CG_LANES];
 } a8_head;
 
 CG_INLINE int64_t a8_steps(const int group, int64_t K) { return cg_round_up(K, 4 * group) / 4; }
@@ -40,13 +40,13 @@ CG_INLINE const a8_head *a8_heads(const int group, const void *packed, int64_t T
     return (const a8_head *)((const char *)packed + cg_round_up(T, CG_LANES) * a8_steps(group, K) * 4);
 }
 
-/* A group of one token. MXFP4's values lie in the order of its codes: the even ones first. */
+/* Packs a group of one token. For MXFP4 the values are in the order of its codes: even ones first, then odd ones. */
 CG_INLINE void a8_pack_group(const int group, const int offset, uint32_t *to, a8_head *head, int64_t t,
                              const float *x) {
     int32_t q[CG_INT8_GROUP], sum = 0;
     int8_t narrow[CG_INT8_GROUP];
     uint32_t steps[A8_INT8_STEPS];
-    head->step[t] = fixed_round_to(4 * group, 127.f, q, x);
+    head->scale[t] = group_round(4 * group, 127.f, q, x);
     for (int i = 0; i < 4 * group; i++) sum += q[i];
     head->begin[t] = -offset * sum;
     for (int i = 0; i < 4 * group; i++) {

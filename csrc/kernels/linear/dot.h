@@ -1,11 +1,11 @@
-/* Products of weight rows with token rows, both along K: every output is one dot product whose partial sums, one per
-   lane, run over k in steps of a vector, so its bits do not depend on its neighbours. Two ways to the same sums:
+/* Products of weight rows and token rows along K. Every output is one dot product whose partial sums, one for each lane, run
+   over k in steps of a vector, so that its bits do not depend on its neighbours. Two loops compute the same sums:
 
-   A few tokens (dot_few): the weights are read once, as they are stored, which is what memory allows.
-   Many (dot_many): rows are cut along K into pieces of 2 KB. The pieces of 12 tokens stay in the first-level cache while
-   the decoded pieces of 64 weight rows pass over them from the second; 96 tokens share a decoding. The partial sums of
-   a cut wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill AVX-512's 32 registers (4 x 3 those of AVX2;
-   3 x 4 where each weight is converted as it is read). */
+   dot_few, for a few tokens, reads the weights once, as they are stored.
+   dot_many cuts rows along K into pieces of 2 KB. The pieces of 12 tokens stay in the first-level cache while the decoded
+   pieces of 64 weight rows pass over them from the second-level cache. Weights are decoded once for 96 tokens. The partial
+   sums of a piece wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill the 32 registers of AVX-512, 4 x 3 the 16 of
+   AVX2 (3 x 4 where each weight is converted as it is read). */
 #ifndef CG_DOT_H
 #define CG_DOT_H
 
@@ -15,20 +15,20 @@
 enum {
     DOT_ROWS = CG_LANES == 16 ? 8 : 4,
     DOT_TOKENS = 3,
-    DOT_TOKENS_MOST = CG_LANES == 16 ? 8 : 4,
-    DOT_STEP = 32, /* values of a row between two fetches: a line of 16-bit weights */
-    DOT_FEW = 12,  /* tokens for which rows are best read as they are stored */
+    DOT_MAX_FEW_TOKENS = CG_LANES == 16 ? 8 : 4,
+    DOT_STEP = 32, /* values of a row between two prefetches: a cache line of 16-bit weights */
+    DOT_FEW = 12,  /* tokens up to which rows are best read as they are stored */
     DOT_AHEAD_BYTES = 1024,
     DOT_PIECE_BYTES = 2048,
     DOT_PIECE = DOT_PIECE_BYTES / (4 * CG_LANES), /* in vectors */
-    DOT_BATCH = 12,                               /* tokens whose pieces are neighbours */
-    DOT_MOST_TOKENS = 96,
-    DOT_PANEL = 64, /* rows decoded together */
+    DOT_BATCH = 12,                               /* tokens whose pieces are stored together */
+    DOT_MAX_TOKENS = 96,
+    DOT_PANEL = 64, /* rows that are decoded together */
 };
 
-/* How vectors of weights w and activations x are summed. DOT_F32: f32 lanes. DOT_PAIRS: pairs of bf16 a lane.
-   DOT_GROUPED: f32 lanes, each 8 vectors first, in the order of MXFP4's kernels (w x 2^scale is exact, so it does not
-   matter when the scale is applied). */
+/* How products of weights w and activations x are summed. DOT_F32: in f32 lanes. DOT_PAIRS: a lane has a pair of bf16.
+   DOT_GROUPED: in f32 lanes, first the products of 8 vectors, then these sums, as MXFP4's kernels do. (w * 2^scale is
+   exact, so the scale may be applied before or after.) */
 typedef enum { DOT_F32, DOT_PAIRS, DOT_GROUPED } dot_sums;
 enum { DOT_GROUP = 8 };
 
@@ -40,7 +40,7 @@ CG_INLINE vf dot_multiply(const dot_sums how, vf w, vf x, vf sum) {
     return vf_fma(w, x, sum);
 }
 
-/* What linear does with finished dot products: outputs n .. n+R-1 of token t get the bias, are added or stored. */
+/* Writes outputs n .. n+R-1 of token t from their lanes' sums, with the bias and what they are added to. */
 CG_INLINE void dot_finish(const int R, const cg_product *p, int64_t t, int64_t n, const vf *sums) {
     float out[DOT_ROWS], *y = p->y + t * p->y_stride + n;
     for (int r = 0; r + 4 <= R; r += 4) vf_sum4(out + r, sums[r], sums[r + 1], sums[r + 2], sums[r + 3]);
@@ -52,10 +52,10 @@ CG_INLINE void dot_finish(const int R, const cg_product *p, int64_t t, int64_t n
     for (int r = 0; r < R; r++) y[r] = out[r];
 }
 
-/* The same for outputs n, n + apart, .. of M tokens; sums[r * width + m]. */
-CG_INLINE void dot_finish_block(const int R, const int M, const cg_product *p, int64_t t, int64_t n, int64_t apart,
+/* The same for the R outputs n, n + row_stride, .. of M tokens; their sums are sums[r * width + m]. */
+CG_INLINE void dot_finish_block(const int R, const int M, const cg_product *p, int64_t t, int64_t n, int64_t row_stride,
                                 const vf *sums, const int width) {
-    float out[DOT_ROWS * DOT_TOKENS_MOST];
+    float out[DOT_ROWS * DOT_MAX_FEW_TOKENS];
     int i = 0;
 #define SUM(i) sums[(i) / M * width + (i) % M]
     for (; i + 4 <= R * M; i += 4) vf_sum4(out + i, SUM(i), SUM(i + 1), SUM(i + 2), SUM(i + 3));
@@ -63,18 +63,18 @@ CG_INLINE void dot_finish_block(const int R, const int M, const cg_product *p, i
 #undef SUM
     for (int r = 0; r < R; r++)
         for (int m = 0; m < M; m++) {
-            float *y = p->y + (t + m) * p->y_stride + n + r * apart, sum = out[r * M + m];
-            if (p->bias) sum += p->bias[n + r * apart];
+            float *y = p->y + (t + m) * p->y_stride + n + r * row_stride, sum = out[r * M + m];
+            if (p->bias) sum += p->bias[n + r * row_stride];
             *y = p->add ? sum + *y : sum;
         }
 }
 
 /* ------------------------------------------------------------------------------------------------------ packing */
 
-enum { DOT_SPAN = DOT_PIECE_BYTES / 4 }; /* values of x in a piece */
-CG_INLINE int64_t dot_pieces(int64_t K) { return (K + DOT_SPAN - 1) / DOT_SPAN; }
+enum { DOT_PIECE_VALUES = DOT_PIECE_BYTES / 4 }; /* of x */
+CG_INLINE int64_t dot_pieces(int64_t K) { return (K + DOT_PIECE_VALUES - 1) / DOT_PIECE_VALUES; }
 
-/* `few` tokens are packed as rows of whole groups of vectors, many in batches: [T / 12][pieces][12][2 KB]. */
+/* A few tokens are packed as rows of whole groups of vectors, many tokens in batches: [T / 12][pieces][12][2 KB]. */
 CG_INLINE int64_t dot_row_bytes(const dot_sums how, int64_t K) {
     return cg_round_up(how == DOT_PAIRS ? K * 2 : K * 4, DOT_GROUP * 4 * CG_LANES);
 }
@@ -83,7 +83,7 @@ CG_INLINE int64_t dot_packed_bytes(const dot_sums how, int few, int64_t T, int64
     return cg_round_up(T, DOT_BATCH) * dot_pieces(K) * DOT_PIECE_BYTES;
 }
 
-/* Brings `count` values of x into the order of the weights, zeros up to a whole group. */
+/* Writes `count` values of x in the order that the kernel has for weights, with zeros up to a whole group. */
 typedef void dot_order(void *out, const float *x, int64_t count);
 
 CG_INLINE void dot_as_it_is(void *out, const float *x, int64_t count) {
@@ -100,23 +100,23 @@ CG_INLINE void dot_pack(const dot_sums how, int few, dot_order *order, void *pac
         else
             for (int64_t s = 0; s < pieces; s++)
                 order((char *)packed + ((t / DOT_BATCH * pieces + s) * DOT_BATCH + t % DOT_BATCH) * DOT_PIECE_BYTES,
-                      from + s * DOT_SPAN, cg_min(DOT_SPAN, K - s * DOT_SPAN));
+                      from + s * DOT_PIECE_VALUES, cg_min(DOT_PIECE_VALUES, K - s * DOT_PIECE_VALUES));
     }
 }
 
 /* --------------------------------------------------------------------------------------------------- a few tokens */
 
-/* DOT_STEP values of R stored rows, every apart_bytes, and of M packed tokens. */
+/* Adds the products of DOT_STEP values of R stored rows, every stride_bytes, and M packed tokens. */
 CG_INLINE void dot_step(const int R, const int M, const dot_sums how, const cg_dtype dtype, const char *w,
-                        int64_t apart_bytes, const char *const *x, int64_t k, vf (*sum)[DOT_TOKENS_MOST]) {
+                        int64_t stride_bytes, const char *const *x, int64_t k, vf (*sum)[DOT_MAX_FEW_TOKENS]) {
     const int values = how == DOT_PAIRS ? 2 * CG_LANES : CG_LANES;
     k = how == DOT_PAIRS ? k / 2 : k;
 #pragma GCC unroll 8
     for (int i = 0; i < DOT_STEP; i += values) {
         vf wk[DOT_ROWS];
         for (int r = 0; r < R; r++) {
-            wk[r] = how == DOT_PAIRS ? vf_load((const float *)(w + r * apart_bytes))
-                                     : vf_load_as(dtype, w + r * apart_bytes, i);
+            wk[r] = how == DOT_PAIRS ? vf_load((const float *)(w + r * stride_bytes))
+                                     : vf_load_as(dtype, w + r * stride_bytes, i);
             if (M > 1) VF_KEEP(wk[r]);
         }
         for (int m = 0; m < M; m++) {
@@ -126,84 +126,88 @@ CG_INLINE void dot_step(const int R, const int M, const dot_sums how, const cg_d
     }
 }
 
-/* Rows n, n + apart, .. and M tokens from t on. The passes over the same rows fetch a share of what comes next each. */
+/* The R rows n, n + row_stride, .. for the M tokens from t on. Each pass over the same rows prefetches a part of what
+   comes next. */
 CG_INLINE void dot_few_tokens(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
-                              int64_t n, int64_t apart, int64_t t, int64_t passes, int64_t pass) {
-    int64_t w_bytes = cg_row_bytes(dtype, p->K), apart_bytes = apart * w_bytes, k = 0;
+                              int64_t n, int64_t row_stride, int64_t t, int64_t passes, int64_t pass) {
+    int64_t w_bytes = cg_row_bytes(dtype, p->K), stride_bytes = row_stride * w_bytes, k = 0;
     int64_t size = (int64_t)cg_dtype_bytes(dtype);
     const char *w = (const char *)p->w + n * w_bytes;
-    const char *fetch = w + R * pass / passes * apart_bytes + DOT_AHEAD_BYTES;
-    const char *fetch_end = w + R * (pass + 1) / passes * apart_bytes + DOT_AHEAD_BYTES;
-    const char *x[DOT_TOKENS_MOST];
-    vf sum[DOT_ROWS][DOT_TOKENS_MOST];
+    const char *fetch = w + R * pass / passes * stride_bytes + DOT_AHEAD_BYTES;
+    const char *fetch_end = w + R * (pass + 1) / passes * stride_bytes + DOT_AHEAD_BYTES;
+    const char *x[DOT_MAX_FEW_TOKENS];
+    vf sum[DOT_ROWS][DOT_MAX_FEW_TOKENS];
     for (int m = 0; m < M; m++) {
         x[m] = (const char *)p->x + (t + m) * dot_row_bytes(how, p->K);
         for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
     }
     for (; k + DOT_STEP <= p->K; k += DOT_STEP) {
-        if (dtype != CG_F32) /* f32 keep memory busy, and it costs (Zen 3) */
-            for (const char *at = fetch + k * size; at < fetch_end + k * size; at += apart_bytes)
+        if (dtype != CG_F32) /* f32 rows keep the memory busy without, and it costs (Zen 3) */
+            for (const char *at = fetch + k * size; at < fetch_end + k * size; at += stride_bytes)
                 __builtin_prefetch(at, 0, 3);
-        dot_step(R, M, how, dtype, w + k * size, apart_bytes, x, k, sum);
+        dot_step(R, M, how, dtype, w + k * size, stride_bytes, x, k, sum);
     }
     if (k < p->K) {
         char rest[DOT_ROWS][4 * DOT_STEP] = {0};
-        for (int r = 0; r < R; r++) memcpy(rest[r], w + r * apart_bytes + k * size, (size_t)((p->K - k) * size));
+        for (int r = 0; r < R; r++) memcpy(rest[r], w + r * stride_bytes + k * size, (size_t)((p->K - k) * size));
         dot_step(R, M, how, dtype, rest[0], sizeof rest[0], x, k, sum);
     }
-    dot_finish_block(R, M, p, t, n, apart, sum[0], DOT_TOKENS_MOST);
+    dot_finish_block(R, M, p, t, n, row_stride, sum[0], DOT_MAX_FEW_TOKENS);
 }
 
 CG_INLINE void dot_few_rows(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
-                            int64_t n, int64_t apart) {
+                            int64_t n, int64_t row_stride) {
     int64_t passes = (p->T + M - 1) / M, t = 0;
-    for (; t + M <= p->T; t += M) dot_few_tokens(R, M, how, dtype, p, n, apart, t, passes, t / M);
-    if (M > 4 && p->T - t >= 4) dot_few_tokens(R, 4, how, dtype, p, n, apart, t, passes, t / M), t += 4;
-    if (M > 3 && p->T - t == 3) dot_few_tokens(R, 3, how, dtype, p, n, apart, t, passes, t / M);
-    if (p->T - t == 2) dot_few_tokens(R, 2, how, dtype, p, n, apart, t, passes, t / M);
-    if (p->T - t == 1) dot_few_tokens(R, 1, how, dtype, p, n, apart, t, passes, t / M);
+    for (; t + M <= p->T; t += M) dot_few_tokens(R, M, how, dtype, p, n, row_stride, t, passes, t / M);
+    if (M > 4 && p->T - t >= 4) dot_few_tokens(R, 4, how, dtype, p, n, row_stride, t, passes, t / M), t += 4;
+    if (M > 3 && p->T - t == 3) dot_few_tokens(R, 3, how, dtype, p, n, row_stride, t, passes, t / M);
+    if (p->T - t == 2) dot_few_tokens(R, 2, how, dtype, p, n, row_stride, t, passes, t / M);
+    if (p->T - t == 1) dot_few_tokens(R, 1, how, dtype, p, n, row_stride, t, passes, t / M);
 }
 
-/* Rows are taken from as many places at once as are in registers: memory gives more so. */
+/* The R rows of a block are far from each other: several streams give more of the memory's bandwidth than one. */
 CG_INLINE void dot_few_blocks(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
                               int64_t n0, int64_t n1) {
-    int64_t apart = (n1 - n0) / R, n = n0;
-    for (; n < n0 + apart; n++) dot_few_rows(R, M, how, dtype, p, n, apart);
-    for (n = n0 + R * apart; n < n1; n++) dot_few_rows(1, M, how, dtype, p, n, 0);
+    int64_t row_stride = (n1 - n0) / R, n = n0;
+    for (; n < n0 + row_stride; n++) dot_few_rows(R, M, how, dtype, p, n, row_stride);
+    for (n = n0 + R * row_stride; n < n1; n++) dot_few_rows(1, M, how, dtype, p, n, 0);
 }
 
-/* Where a weight is converted first, more tokens share it. */
+/* A weight that has to be converted is multiplied by more tokens. */
 CG_INLINE void dot_few(const dot_sums how, const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
     if (how == DOT_PAIRS) dot_few_blocks(3, 8, how, dtype, p, n0, n1);
     else if (p->T > 1 && dtype != CG_F32 && CG_LANES < 16) dot_few_blocks(3, 4, how, dtype, p, n0, n1);
-    else if (p->T == 1) dot_few_blocks(4, 1, how, dtype, p, n0, n1); /* eight places are too many (Zen 4) */
+    else if (p->T == 1) dot_few_blocks(4, 1, how, dtype, p, n0, n1); /* eight streams are too many (Zen 4) */
     else dot_few_blocks(DOT_ROWS, DOT_TOKENS, how, dtype, p, n0, n1);
 }
 
 /* ---------------------------------------------------------------------------------------------------- many tokens */
 
-/* Writes the values k0 <= k < k1 of row n as dot_order orders them, zeros up to a whole group. */
+/* Writes the weights k0 <= k < k1 of row n in the order of dot_order, with zeros up to a whole group. */
 typedef void dot_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1);
 
 typedef struct {
     vf pieces[DOT_PANEL * DOT_PIECE];
-    vf state[DOT_MOST_TOKENS][DOT_PANEL];
+    vf state[DOT_MAX_TOKENS][DOT_PANEL];
 } dot_work;
 
 typedef struct {
     const cg_product *p;
     dot_work *work;
-    int64_t vectors; /* in the pieces at hand */
-    int first, last; /* whether these are the first, the last of their rows */
+    int64_t t0;      /* the first token for which rows are decoded at present */
+    int64_t n;       /* the first row that is decoded */
+    int64_t vectors; /* of a piece */
+    int first, last; /* whether the pieces are the first, the last of their rows */
 } dot_job;
 
-/* Rows n0 + r .. of the panel and tokens t .. of a block: x are the tokens' pieces, `at` the first token's state. */
-CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job *j, const vf *x, int64_t n0, int64_t r0,
-                          int64_t t, int64_t at) {
+/* The R rows from r0 on for the M tokens from t on, whose pieces are x. */
+CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job *j, const vf *x, int64_t r0,
+                          int64_t t) {
+    vf(*state)[DOT_PANEL] = j->work->state + t - j->t0;
     const vf *w = j->work->pieces + r0 * DOT_PIECE;
     vf sum[DOT_ROWS][DOT_TOKENS];
     for (int r = 0; r < R; r++)
-        for (int m = 0; m < M; m++) sum[r][m] = j->first ? vf_set(0.f) : j->work->state[at + m][r0 + r];
+        for (int m = 0; m < M; m++) sum[r][m] = j->first ? vf_set(0.f) : state[m][r0 + r];
     for (int64_t v = 0; v < j->vectors; v += DOT_GROUP) {
         vf part[DOT_ROWS][DOT_TOKENS];
 #pragma GCC unroll 8
@@ -226,39 +230,39 @@ CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job 
     for (int m = 0; m < M; m++) {
         vf column[DOT_ROWS];
         for (int r = 0; r < R; r++) column[r] = sum[r][m];
-        if (j->last) dot_finish(R, j->p, t + m, n0 + r0, column);
+        if (j->last) dot_finish(R, j->p, t + m, j->n + r0, column);
         else
-            for (int r = 0; r < R; r++) j->work->state[at + m][r0 + r] = column[r];
+            for (int r = 0; r < R; r++) state[m][r0 + r] = column[r];
     }
 }
 
-CG_INLINE void dot_rows(const int R, const dot_sums how, dot_job *j, const vf *x, int64_t n0, int64_t r0, int64_t t0,
-                        int64_t t1, int64_t at) {
-    int64_t t = t0;
+/* The R rows from r0 on for tokens t .. t1-1. */
+CG_INLINE void dot_rows(const int R, const dot_sums how, dot_job *j, const vf *x, int64_t r0, int64_t t, int64_t t1) {
     for (; t + DOT_TOKENS <= t1; t += DOT_TOKENS, x += DOT_TOKENS * DOT_PIECE)
-        dot_tokens(R, DOT_TOKENS, how, j, x, n0, r0, t, at + t - t0);
-    if (t1 - t == 2) dot_tokens(R, 2, how, j, x, n0, r0, t, at + t - t0);
-    if (t1 - t == 1) dot_tokens(R, 1, how, j, x, n0, r0, t, at + t - t0);
+        dot_tokens(R, DOT_TOKENS, how, j, x, r0, t);
+    if (t1 - t == 2) dot_tokens(R, 2, how, j, x, r0, t);
+    if (t1 - t == 1) dot_tokens(R, 1, how, j, x, r0, t);
 }
 
-/* Outputs n0 .. n1-1 for all tokens. */
+/* Outputs n0 .. n1-1 of all tokens. */
 CG_INLINE void dot_many(const dot_sums how, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
     const int R = how == DOT_GROUPED ? 4 : DOT_ROWS; /* grouped sums take two registers each */
     dot_job j = {.p = p, .work = p->work};
     int64_t pieces = dot_pieces(p->K);
-    for (int64_t t0 = 0; t0 < p->T; t0 += DOT_MOST_TOKENS)
-        for (int64_t n = n0; n < n1; n += DOT_PANEL)
+    for (j.t0 = 0; j.t0 < p->T; j.t0 += DOT_MAX_TOKENS)
+        for (j.n = n0; j.n < n1; j.n += DOT_PANEL)
             for (int64_t s = 0; s < pieces; s++) {
-                int64_t rows = cg_min(DOT_PANEL, n1 - n), k0 = s * DOT_SPAN, k1 = cg_min(k0 + DOT_SPAN, p->K);
-                for (int64_t r = 0; r < rows; r++) decode(j.work->pieces + r * DOT_PIECE, p, n + r, k0, k1);
+                int64_t rows = cg_min(DOT_PANEL, n1 - j.n), k0 = s * DOT_PIECE_VALUES;
+                int64_t k1 = cg_min(k0 + DOT_PIECE_VALUES, p->K);
+                for (int64_t r = 0; r < rows; r++) decode(j.work->pieces + r * DOT_PIECE, p, j.n + r, k0, k1);
                 j.vectors = cg_round_up((k1 - k0 + CG_LANES - 1) / CG_LANES, DOT_GROUP);
                 j.first = s == 0;
                 j.last = s == pieces - 1;
-                for (int64_t t = t0; t < cg_min(t0 + DOT_MOST_TOKENS, p->T); t += DOT_BATCH) {
+                for (int64_t t = j.t0; t < cg_min(j.t0 + DOT_MAX_TOKENS, p->T); t += DOT_BATCH) {
                     int64_t end = cg_min(t + DOT_BATCH, p->T), r = 0;
                     const vf *x = (const vf *)p->x + (t / DOT_BATCH * pieces + s) * DOT_BATCH * DOT_PIECE;
-                    for (; r + R <= rows; r += R) dot_rows(R, how, &j, x, n, r, t, end, t - t0);
-                    for (; r < rows; r++) dot_rows(1, how, &j, x, n, r, t, end, t - t0);
+                    for (; r + R <= rows; r += R) dot_rows(R, how, &j, x, r, t, end);
+                    for (; r < rows; r++) dot_rows(1, how, &j, x, r, t, end);
                 }
             }
 }

@@ -2,7 +2,7 @@
    summed in the order of tile.h, which differs from that of a few tokens: faster, and not the same bits. Parallel over n. */
 #include "kernels/linear/tile.h"
 
-enum { TILE_LEAST_F32 = 48 }; /* fewer tokens are as fast in the order of one */
+enum { TILE_MIN_TOKENS_F32 = 48 }; /* fewer tokens are as fast in the order of one */
 
 static int64_t CG_NAME(tile_packed_f32)(int64_t T, int64_t K) { return tile_packed_bytes(K, T); }
 
@@ -30,10 +30,10 @@ CG_INLINE void tile_floats(const cg_dtype dtype, float *out, const cg_product *p
         tile_floats(dtype, out, p, n, k0, k1); \
     } \
     static void CG_NAME(tile_panel_##name)(const cg_product *p, int64_t n0, int64_t n1) { \
-        tile_many(p->K, 1, TILE_STEPS, dtype, tile_floats_##name, tile_rows_f32, p, n0, n1); \
+        tile_many(p->K, 1, TILE_STEPS, dtype, tile_floats_##name, tile_multiply_f32, p, n0, n1); \
     } \
     static cg_linear CG_NAME(linear_##name##_tile) = {CG_NAME(tile_packed_f32), CG_NAME(tile_pack_f32), \
-                                                      CG_NAME(tile_panel_##name), .least_tokens = TILE_LEAST_F32, \
+                                                      CG_NAME(tile_panel_##name), .min_tokens = TILE_MIN_TOKENS_F32, \
                                                       .work_bytes = sizeof(tile_work)};
 TILE(f32, CG_F32)
 TILE(f16, CG_F16)

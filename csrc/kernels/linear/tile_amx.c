@@ -5,7 +5,7 @@
 #include "kernels/linear/bf16_rows.h"
 #include "simd/amx_tiles.h"
 
-enum { AMX_ROWS = 2 * TILE_EDGE, AMX_LEAST = 8 }; /* fewer tokens are memory-bound */
+enum { AMX_ROWS = 2 * TILE_EDGE, AMX_MIN_TOKENS = 8 }; /* fewer tokens are memory-bound */
 
 static int64_t packed_bytes_tile__amx(int64_t T, int64_t K) {
     return cg_round_up(T, TILE_EDGE) * cg_round_up(K, TILE_K) * 2;
@@ -133,8 +133,8 @@ static void panel_int8_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
 }
 
 static cg_linear linear_bf16_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_bf16_tile__amx,
-                                          .least_tokens = AMX_LEAST, .work_bytes_per_input = AMX_ROWS * 2};
+                                          .min_tokens = AMX_MIN_TOKENS, .work_bytes_per_input = AMX_ROWS * 2};
 static cg_linear linear_mxfp4_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_mxfp4_tile__amx,
-                                           .least_tokens = AMX_LEAST, .work_bytes_per_input = AMX_ROWS * 2};
+                                           .min_tokens = AMX_MIN_TOKENS, .work_bytes_per_input = AMX_ROWS * 2};
 static cg_linear linear_int8_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_int8_tile__amx,
-                                          .least_tokens = AMX_LEAST, .work_bytes_per_input = AMX_ROWS * 2};
+                                          .min_tokens = AMX_MIN_TOKENS, .work_bytes_per_input = AMX_ROWS * 2};

@@ -4,9 +4,9 @@
 #include "kernels/linear/tile.h"
 
 enum {
-    TILE_FEW = 15,          /* tokens for which bf16 rows are best read as they are stored */
-    TILE_LEAST = 8,         /* fewer are memory-bound: the exact kernel is as fast */
-    TILE_LEAST_DECODED = 24 /* fewer are as fast in fixed point */
+    TILE_FEW = 15,               /* tokens for which bf16 rows are best read as they are stored */
+    TILE_MIN_TOKENS = 8,         /* fewer are memory-bound: the exact kernel is as fast */
+    TILE_MIN_TOKENS_DECODED = 24 /* fewer are as fast in fixed point */
 };
 
 static int64_t packed_bytes_tile__avx512bf16(int64_t T, int64_t K) { return tile_packed_bytes((K + 1) / 2, T); }
@@ -48,23 +48,23 @@ CG_INLINE void tile_decode_int8(void *out, const cg_product *p, int64_t n, int64
 
 static void panel_bf16_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
     if (p->T <= TILE_FEW) dot_few(DOT_PAIRS, CG_BF16, p, n0, n1);
-    else tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_BF16, tile_decode_bf16, tile_rows_pairs, p, n0, n1);
+    else tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_BF16, tile_decode_bf16, tile_multiply_pairs, p, n0, n1);
 }
 
 static void panel_mxfp4_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
-    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_MXFP4, tile_decode_mxfp4, tile_rows_pairs, p, n0, n1);
+    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_MXFP4, tile_decode_mxfp4, tile_multiply_pairs, p, n0, n1);
 }
 
 static void panel_int8_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
-    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_INT8, tile_decode_int8, tile_rows_pairs, p, n0, n1);
+    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_INT8, tile_decode_int8, tile_multiply_pairs, p, n0, n1);
 }
 
 static cg_linear linear_bf16_tile__avx512bf16 = {packed_bytes_bf16_tile__avx512bf16, pack_bf16_tile__avx512bf16,
-                                                 panel_bf16_tile__avx512bf16, .least_tokens = TILE_LEAST,
+                                                 panel_bf16_tile__avx512bf16, .min_tokens = TILE_MIN_TOKENS,
                                                  .work_bytes = sizeof(tile_work)};
 static cg_linear linear_mxfp4_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
-                                                  panel_mxfp4_tile__avx512bf16, .least_tokens = TILE_LEAST_DECODED,
+                                                  panel_mxfp4_tile__avx512bf16, .min_tokens = TILE_MIN_TOKENS_DECODED,
                                                   .work_bytes = sizeof(tile_work)};
 static cg_linear linear_int8_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
-                                                 panel_int8_tile__avx512bf16, .least_tokens = TILE_LEAST_DECODED,
+                                                 panel_int8_tile__avx512bf16, .min_tokens = TILE_MIN_TOKENS_DECODED,
                                                  .work_bytes = sizeof(tile_work)};

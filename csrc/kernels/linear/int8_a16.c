@@ -1,0 +1,114 @@
+/* linear_int8_a16: as int8.c, with activations rounded to 16 bits in groups of 64 (round.h). The products and their sums
+   within a group are exact integers, so the error is that of rounding x, 2^-16 of the largest magnitude in its group.
+   Parallel over n. */
+#include "kernels/linear/dot.h"
+#include "kernels/linear/round.h"
+#include "kernels/linear/int8.h"
+
+enum {
+    INT8_TOKENS = 4,                    /* that a row is multiplied by in registers */
+    INT8_ROWS = 4,                      /* that are read at once for one token */
+    INT8_PAIR = CG_LANES == 16 ? 2 : 1, /* rows for which a token is loaded once */
+    INT8_AHEAD_BYTES = 2048,
+    INT8_BLOCK_BYTES = 24576, /* of packed tokens, which stay in the first-level cache while the rows pass */
+    INT8_VECTORS = CG_INT8_GROUP / (2 * CG_LANES),
+};
+
+/* A packed row: [groups][64] int16, then [groups] scales, rounded up to whole vectors. */
+CG_INLINE int64_t int8_a16_bytes(int64_t K) {
+    return int8_groups(K) * CG_INT8_GROUP * 2 + cg_round_up(int8_groups(K) * 4, 64);
+}
+
+static int64_t CG_NAME(int8_a16_packed_bytes)(int64_t T, int64_t K) { return T * int8_a16_bytes(K); }
+
+static void CG_NAME(int8_a16_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    (void)T;
+    int64_t groups = int8_groups(K);
+    for (int64_t t = t0; t < t1; t++) {
+        int16_t *to = (int16_t *)((char *)packed + t * int8_a16_bytes(K));
+        float *scales = (float *)(to + groups * CG_INT8_GROUP);
+        for (int64_t g = 0; g < groups; g++, to += CG_INT8_GROUP) {
+            const float *from = cg_row_of(x, t) + g * CG_INT8_GROUP;
+            float last[CG_INT8_GROUP] = {0};
+            if (K - g * CG_INT8_GROUP < CG_INT8_GROUP) {
+                memcpy(last, from, (size_t)(K - g * CG_INT8_GROUP) * 4);
+                from = last;
+            }
+            scales[g] = group_round_a16(CG_INT8_GROUP, to, from);
+        }
+    }
+}
+
+/* Rows n, n + row_stride, .., R of them, for tokens t .. t+M-1. */
+CG_INLINE void int8_a16_block(const int R, const int M, const cg_product *p, int64_t n, int64_t row_stride, int64_t t) {
+    int64_t groups = int8_groups(p->K), row_bytes = groups * CG_INT8_GROUP;
+    const int pair = R < INT8_PAIR ? R : INT8_PAIR;
+    const uint8_t *w = p->w + n * row_bytes;
+    const int16_t *x[INT8_TOKENS];
+    const float *x_scales[INT8_TOKENS];
+    vf sum[INT8_ROWS][INT8_TOKENS];
+    for (int m = 0; m < M; m++) {
+        x[m] = (const int16_t *)((const char *)p->x + (t + m) * int8_a16_bytes(p->K));
+        x_scales[m] = (const float *)(x[m] + groups * CG_INT8_GROUP);
+        for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
+    }
+    for (int64_t g0 = 0; g0 < groups; g0 += CG_LANES) {
+        int64_t lanes = cg_min(CG_LANES, groups - g0), from = cg_max(0, cg_min(g0, groups - CG_LANES));
+        float factor[INT8_ROWS][INT8_TOKENS][CG_LANES]; /* the weights' scale x the activations' */
+        for (int r = 0; r < R; r++) {
+            const uint16_t *scales = (const uint16_t *)p->scales + (n + r * row_stride) * groups + from;
+            vf scale = groups < CG_LANES ? vf_load_as_n(CG_BF16, scales, 0, groups) : vf_load_bf16(scales);
+            for (int m = 0; m < M; m++) vf_store(factor[r][m], scale * vf_load(x_scales[m] + from));
+        }
+        for (int64_t g = 0; g < lanes; g++, w += CG_INT8_GROUP)
+            for (int r0 = 0; r0 < R; r0 += pair) {
+                vs wide[INT8_PAIR][INT8_VECTORS];
+                for (int r = 0; r < pair; r++) {
+                    const uint8_t *at = w + (r0 + r) * row_stride * row_bytes;
+                    __builtin_prefetch(at + INT8_AHEAD_BYTES, 0, 3);
+                    for (int v = 0; v < INT8_VECTORS; v++) wide[r][v] = vs_load_i8(at + v * 2 * CG_LANES);
+                }
+                for (int m = 0; m < M; m++) {
+                    vi dot[INT8_PAIR];
+                    for (int r = 0; r < pair; r++) dot[r] = (vi){0};
+                    for (int v = 0; v < INT8_VECTORS; v++) {
+                        vs q;
+                        memcpy(&q, x[m] + (g0 + g) * CG_INT8_GROUP + v * 2 * CG_LANES, sizeof q);
+                        if (pair > 1) VF_KEEP(q);
+                        for (int r = 0; r < pair; r++) dot[r] = vs_dot_pairs(dot[r], wide[r][v], q);
+                    }
+                    for (int r = 0; r < pair; r++) {
+                        vf by = vf_set(factor[r0 + r][m][g0 - from + g]);
+                        sum[r0 + r][m] = vf_fma(__builtin_convertvector(dot[r], vf), by, sum[r0 + r][m]);
+                    }
+                }
+            }
+    }
+    dot_finish_block(R, M, p, t, n, row_stride, sum[0], INT8_TOKENS);
+}
+
+/* Tokens t .. t1-1. */
+CG_INLINE void int8_a16_tokens(const int R, const cg_product *p, int64_t n, int64_t row_stride, int64_t t, int64_t t1) {
+    for (; t + INT8_TOKENS <= t1; t += INT8_TOKENS) int8_a16_block(R, INT8_TOKENS, p, n, row_stride, t);
+    for (; t + 2 <= t1; t += 2) int8_a16_block(R, 2, p, n, row_stride, t);
+    for (; t < t1; t++) int8_a16_block(R, 1, p, n, row_stride, t);
+}
+
+static void CG_NAME(int8_a16_panel)(const cg_product *p, int64_t n0, int64_t n1) {
+    int64_t block = cg_max(INT8_TOKENS, INT8_BLOCK_BYTES / int8_a16_bytes(p->K) / INT8_TOKENS * INT8_TOKENS), n = n0;
+    if (p->T ==
+        1) { /* four streams give more of the memory's bandwidth than one, and a token is loaded once for four rows */
+        int64_t row_stride = (n1 - n0) / INT8_ROWS;
+        for (; n < n0 + row_stride; n++) int8_a16_block(INT8_ROWS, 1, p, n, row_stride, 0);
+        n = n0 + INT8_ROWS * row_stride;
+    }
+    for (int64_t t0 = 0, first = n; t0 < p->T; t0 += block) {
+        int64_t t1 = cg_min(t0 + block, p->T);
+        int64_t row_stride = (n1 - first) / INT8_PAIR;
+        for (n = first; n < first + row_stride; n++) int8_a16_tokens(INT8_PAIR, p, n, row_stride, t0, t1);
+        for (n = first + INT8_PAIR * row_stride; n < n1; n++) int8_a16_tokens(1, p, n, 0, t0, t1);
+    }
+}
+
+static cg_linear CG_NAME(linear_int8_a16) = {
+    .packed_bytes = CG_NAME(int8_a16_packed_bytes), .pack = CG_NAME(int8_a16_pack), .panel = CG_NAME(int8_a16_panel)};
