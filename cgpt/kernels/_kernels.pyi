@@ -89,11 +89,11 @@ def embed(
 ) -> None: ...
 def mxfp4_dequantize(blocks: _Array, scales: _Array) -> NDArray[np.float32]: ...
 def quantize_int8(
-    array: _Array,  # [N, K], or [K, N] where turned
+    array: _Array,  # [N, K], or [K, N] where transposed
     dtype: str,
     threads: int,
     empty: Callable[[tuple[int, ...], DTypeLike], _Array] = ...,
-    turned: bool = False,
+    transposed: bool = False,
 ) -> tuple[NDArray[np.int8], NDArray[np.uint16]]: ...
 
 # Linear, experts, attention

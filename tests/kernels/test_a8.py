@@ -19,7 +19,7 @@ from support.kernel_cases import (
     rounding,
     true_product,
 )
-from support.tolerance import assert_close, dot_tolerance
+from support.tolerance import assert_close
 
 INPUTS = {"INT8": (1, 63, 64, 200, 768, 800), "MXFP4": (32, 64, 96, 768, 800)}
 OUTPUTS = (1, 3, 21, 70)

@@ -22,7 +22,7 @@ from support.kernel_cases import (
     to_bf16,
     true_product,
 )
-from support.tolerance import F32, assert_close, dot_tolerance
+from support.tolerance import F32, assert_close
 
 INPUTS = (1, 63, 64, 65, 128, 200, 2880)
 OUTPUTS = (1, 3, 16, 21, 70)

@@ -21,7 +21,7 @@ from support.kernel_cases import (
     tiled,
     true_product,
 )
-from support.tolerance import F32, assert_close, dot_tolerance
+from support.tolerance import F32, assert_close
 
 SLOTS = {
     "F32": "linear_f32",

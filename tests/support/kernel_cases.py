@@ -5,11 +5,11 @@ import math
 import os
 
 import numpy as np
-from support.tolerance import dot_tolerance
 
 from cgpt.kernels import _kernels
 
 from reference.mxfp4 import dequantise
+from support.tolerance import dot_tolerance
 
 # The variants that each level must run: of row-wise and exact kernels, of tile kernels ("-": none), of the a16 kernels
 # for MXFP4 and for INT8, of the a8 kernels. A kernel that silently falls back to a lower level's fails the test.
