@@ -134,7 +134,7 @@ class BuildExt(build_ext):
         stale = [name for name in objects if not up_to_date(Path(name))]
         stale.sort(key=lambda name: [*SLOWEST, Path(name).stem].index(Path(name).stem))
         if stale:
-            tell(f"compiling the C kernels on {cores()} of the cores here; two take about a minute")
+            tell(f"compiling the C kernels on {cores()} cores (a minute or less)")
         with ThreadPool(cores()) as pool:
             for _ in pool.imap_unordered(
                 lambda name: compiler._compile(name, *build[name], arguments, extra_postargs, options), stale
