@@ -23,10 +23,14 @@ SOURCES = sorted(str(p) for folder in ("core", "drivers", "isa") for p in Path("
 SLOWEST = ("ref", "avx512", "avx2", "_kernels", "avx512bf16", "avx512vnni")
 # Never -ffast-math: it changes sums, and linking with it turns denormals off for the whole process.
 FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+# Threads may have small stacks: a frame above 64 KB is an error, as GCC says it and as Clang does.
+FRAMES = [["-Werror=frame-larger-than=65536"], ["-Wframe-larger-than=65536", "-Werror=frame-larger-than="]]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1", "-fno-omit-frame-pointer"]
 WERROR = ["-Wall", "-Wextra", "-Werror"]
 SWITCHES = [name for name in ("CGPT_REF_ONLY", "CGPT_EMULATE") if os.environ.get(name) == "1"]
 
+MAIN = "int main(void) { return 0; }"
+OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }"
 NO_COMPILER = """cgpt's kernels are written in C, and no C compiler works here: {}
 Install one, then try again:
     Debian, Ubuntu   apt install build-essential python3-dev
@@ -69,11 +73,6 @@ def tell(lines: str) -> None:
             pass
 
 
-# Threads may have small stacks: a frame above 64 KB is an error, as GCC says it and as Clang does.
-FRAMES = [["-Werror=frame-larger-than=65536"], ["-Wframe-larger-than=65536", "-Werror=frame-larger-than="]]
-OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }"
-
-
 class BuildExt(build_ext):
     def finalize_options(self):
         """Keeps the objects in one folder for every kind of build, an editable one too."""
@@ -81,17 +80,16 @@ class BuildExt(build_ext):
         self.build_temp = str(Path("build", "objects"))
 
     def build_extensions(self):
-        problem = self.problem_with("int main(void) { return 0; }")
+        problem = self.problem_with(MAIN)
         if problem:
             raise CompileError(NO_COMPILER.format(problem))
-        problem = self.problem_with("#include <Python.h>\nint main(void) { return 0; }")
+        problem = self.problem_with("#include <Python.h>\n" + MAIN)
         if problem:
             raise CompileError(NO_HEADERS.format(sys.executable, problem))
         serial = self.problem_with(OPENMP, "-fopenmp")
         for extension in self.extensions:
             if os.environ.get("CGPT_SANITIZE") != "1" and "CGPT_EMULATE" not in SWITCHES:
-                main = "int main(void) { return 0; }"
-                frames = (flags for flags in FRAMES if not self.problem_with(main, "-Werror", *flags))
+                frames = (flags for flags in FRAMES if not self.problem_with(MAIN, "-Werror", *flags))
                 extension.extra_compile_args += next(frames, [])
             if not serial:
                 extension.extra_compile_args.append("-fopenmp")

@@ -20,7 +20,7 @@ MAX_EXPERTS: Final[int]
 MAX_TOP_K: Final[int]
 KV_BLOCK: Final[int]  # positions
 KV_PANEL: Final[int]  # positions of keys, dimensions of values
-KV_SPAN: Final[int]  # positions
+KV_SPLIT: Final[int]  # positions
 INT8_GROUP: Final[int]  # weights that share a scale
 
 # The level of instructions in use
@@ -96,12 +96,45 @@ def quantize_int8(
     transposed: bool = False,
 ) -> tuple[NDArray[np.int8], NDArray[np.uint16]]: ...
 
+# Sampling
+
+LOGIT_CHANGE: Final[np.dtype[np.void]]  # id int32, seen int32, count int32, bias float32
+
+@disjoint_base
+class SamplingState:
+    def __init__(
+        self,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        repetition_penalty: float,
+    ) -> None: ...
+    @property
+    def changes(self) -> _Array: ...  # LOGIT_CHANGE [n], ids ascending
+    @changes.setter
+    def changes(self, value: _Array) -> None: ...
+
+def sample(
+    ctx: Context,
+    logits: Tensor,  # [T, V]
+    states: list[SamplingState],
+    draws: NDArray[np.float64],  # [T]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...  # ids, the largest logits
+def logprobs(
+    ctx: Context,
+    logits: Tensor,  # [T, V]
+    k: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]: ...
+
 # Linear, experts, attention
 
 def linear(
     ctx: Context, y: Tensor, x: Tensor, w: Matrix, T: int, *, column: int = 0, row: int = 0, add: bool = False
 ) -> None: ...
-def uniform_tokens(w: Matrix, most: int, precision: str) -> int: ...
+def uniform_tokens(w: Matrix, limit: int, precision: str) -> int: ...
 def moe(
     ctx: Context,
     out: Tensor,  # [T, C], added to
@@ -118,7 +151,7 @@ def attention(
     ctx: Context,
     out: Tensor,  # [rows, H D]
     qkv: Tensor,  # [rows, (H + 2 G) D]
-    spans: list[tuple[LayerCache, int, int, int]],  # (cache, row, start, T)
+    slices: list[tuple[LayerCache, int, int, int]],  # (cache, row, start, T)
     H: int,
     *,
     scale: float,
