@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = (
     ("errors", "version"),
     ("fields",),
+    ("arguments",),
     ("kernels",),
     ("machine",),
     ("checkpoint",),
