@@ -19,12 +19,12 @@ from cgpt.models.logprobs import gather_logprobs
 
 PARAMS = {
     "greedy": SamplingParams(),
-    "temperature 1": SamplingParams(1.0),
-    "temperature 0.7": SamplingParams(0.7),
-    "top_p 0.95": SamplingParams(1.0, top_p=0.95),
-    "top_k 50": SamplingParams(1.0, top_k=50),
-    "min_p 0.05": SamplingParams(1.0, min_p=0.05),
-    "penalties, top_p": SamplingParams(1.0, top_p=0.95, repetition_penalty=1.1, presence_penalty=0.5),
+    "temperature 1": SamplingParams(temperature=1.0),
+    "temperature 0.7": SamplingParams(temperature=0.7),
+    "top_p 0.95": SamplingParams(temperature=1.0, top_p=0.95),
+    "top_k 50": SamplingParams(temperature=1.0, top_k=50),
+    "min_p 0.05": SamplingParams(temperature=1.0, min_p=0.05),
+    "penalties, top_p": SamplingParams(temperature=1.0, top_p=0.95, repetition_penalty=1.1, presence_penalty=0.5),
 }
 
 
@@ -53,7 +53,7 @@ def main() -> None:
             logits = rng.standard_normal((a.rows, a.vocab), np.float32) * np.float32(deviation)
             head = f"{level:7s} deviation {deviation}  "
             for name, params in PARAMS.items():
-                samplers = [Sampler(params, a.vocab, seed=i, prompt_ids=range(1000)) for i in range(a.rows)]
+                samplers = [Sampler(params, a.vocab, prompt_ids=range(1000)) for _ in range(a.rows)]
                 alone = median_ms(lambda s=samplers[0], x=logits[0]: s.choose(x), a.seconds)
                 batch = median_ms(lambda s=samplers, x=logits: choose_tokens(s, x, a.threads), a.seconds) / a.rows
                 print(f"{head}{name:17s} {alone:.3f}, {a.rows} rows on {a.threads} threads {batch:.3f}", flush=True)

@@ -98,10 +98,11 @@ def quantize_int8(
 
 # Sampling
 
-LOGIT_CHANGE: Final[np.dtype[np.void]]  # id int32, seen int32, count int32, bias float32
+LOGIT_CHANGE: Final[np.dtype[np.void]]  # id, seen, count: int32; bias: float32
 
 @disjoint_base
 class SamplingState:
+    changes: _Array  # LOGIT_CHANGE [n], ids ascending
     def __init__(
         self,
         temperature: float,
@@ -112,21 +113,12 @@ class SamplingState:
         frequency_penalty: float,
         repetition_penalty: float,
     ) -> None: ...
-    @property
-    def changes(self) -> _Array: ...  # LOGIT_CHANGE [n], ids ascending
-    @changes.setter
-    def changes(self, value: _Array) -> None: ...
 
 def sample(
-    ctx: Context,
-    logits: Tensor,  # [T, V]
-    states: list[SamplingState],
-    draws: NDArray[np.float64],  # [T]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...  # ids, the largest logits
+    ctx: Context, logits: Tensor, states: list[SamplingState], draws: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
 def logprobs(
-    ctx: Context,
-    logits: Tensor,  # [T, V]
-    k: int,
+    ctx: Context, logits: Tensor, k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]: ...
 
 # Linear, experts, attention
