@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cgpt.analysis.info import count, scaled, size
-from cgpt.checkpoint.config import FULL, SLIDING, GPT2Config
+from cgpt.checkpoint.config import FULL, SLIDING, GPT2Config, GptOssConfig
 from cgpt.errors import InputError
 from cgpt.fields import Fields
 from cgpt.models.accounting import (
@@ -28,10 +28,12 @@ from cgpt.models.accounting import (
     parameters,
     parameters_of,
     part_of,
+    shape_of,
 )
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE
 
 WIDTH, LABELS, NARROWEST, WIDEST = 100, 21, 25, 40  # columns: of the table, what precedes its cells, and a cell
+SHAPE = ("layers", "width", "vocabulary", "context")
 SAME, FOOTNOTE = "=", "= the same in all"
 
 _ACTIVATIONS = {
@@ -59,7 +61,7 @@ WHY = {
 
 
 def compare(
-    names: Sequence[str | os.PathLike],
+    names: Sequence[str | os.PathLike[str]],
     context: int | None = None,
     kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"],
 ) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def compare(
     return {"context": context, "longest": max(limits), "kv_cache_dtype": kv_cache_dtype, "models": models}
 
 
-def _name(name: str | os.PathLike) -> str:
+def _name(name: str | os.PathLike[str]) -> str:
     """Of a directory or a file, without the path; a config.json is called as its directory."""
     path = Path(os.path.abspath(name))
     return path.parent.name if path.name == "config.json" else path.name
@@ -102,19 +104,14 @@ def _name(name: str | os.PathLike) -> str:
 
 def _facts(name: str, found: Inventory, context: int, longest: int, kv_cache_dtype: str) -> dict[str, Any]:
     config, tensors, limit = found.config, found.tensors, context_limit(found.config)
-    learned = isinstance(config, GPT2Config)
+    learned, shape = isinstance(config, GPT2Config), shape_of(config)
     before_last = cache_read(config, limit - 1, kv_cache_dtype)
     return {
         "name": name,
         "source": found.source,
         "architecture": architecture(config),
         "choices": _choices(found),
-        "shape": {
-            "layers": config.n_layer if learned else config.num_hidden_layers,
-            "width": config.n_embd if learned else config.hidden_size,
-            "vocabulary": config.vocab_size,
-            "context": limit,
-        },
+        "shape": {key: shape[key] for key in SHAPE},
         "parameters": parameters(config, tensors),
         "bytes": {
             "disk": found.disk,
@@ -131,7 +128,7 @@ def _facts(name: str, found: Inventory, context: int, longest: int, kv_cache_dty
             "within": limit == longest,
             "cache": cache_bytes(config, longest, kv_cache_dtype),
             "attention_flops": flops(config, tensors, longest)["attention"],
-            "position_parameters": (longest - limit) * config.n_embd if learned else 0,
+            "position_parameters": (longest - limit) * shape["width"] if learned else 0,
         },
     }
 
@@ -141,9 +138,9 @@ def _facts(name: str, found: Inventory, context: int, longest: int, kv_cache_dty
 
 def _choices(found: Inventory) -> dict[str, Any]:
     """What differs between GPT-2 and gpt-oss, in the order of the steps from one to the other."""
-    learned = isinstance(found.config, GPT2Config)
+    config = found.config
     return {
-        **(_gpt2(found) if learned else _gpt_oss(found)),
+        **(_gpt2(found, config) if isinstance(config, GPT2Config) else _gpt_oss(found, config)),
         "sinks": sum(tensor.shape[0] for tensor in found.tensors if tensor.name.endswith("sinks")),
         "biases": _biases(found),
         "tied_head": found.config.tie_word_embeddings,
@@ -151,8 +148,8 @@ def _choices(found: Inventory) -> dict[str, Any]:
     }
 
 
-def _gpt2(found: Inventory) -> dict[str, Any]:
-    config, settings = found.config, Fields(dict(found.settings))
+def _gpt2(found: Inventory, config: GPT2Config) -> dict[str, Any]:
+    settings = Fields(dict(found.settings))
     keys = {"embedding": "embd_pdrop", "attention": "attn_pdrop", "residual": "resid_pdrop"}
     return {
         "dropout": {part: settings.number(key, 0.1, null=0.0) for part, key in keys.items()},
@@ -165,8 +162,8 @@ def _gpt2(found: Inventory) -> dict[str, Any]:
     }
 
 
-def _gpt_oss(found: Inventory) -> dict[str, Any]:
-    config, rope = found.config, found.config.rope
+def _gpt_oss(found: Inventory, config: GptOssConfig) -> dict[str, Any]:
+    rope = config.rope
     dropout = Fields(dict(found.settings)).number("attention_dropout", 0.0, null=0.0)
     positions: dict[str, Any] = {"kind": "rope", "theta": rope.theta, "scaling": None}
     if rope.type != "default":
@@ -243,15 +240,13 @@ def groups(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
 
     found = {
         "choices, step by step": [
-            row(label, lambda m, text=text: text(m["choices"]), step) for step, label, text in _CHOICES
+            Row(label, [text(m["choices"]) for m in models], step) for step, label, text in _CHOICES
         ],
-        "shape": [
-            row(key, lambda m, key=key: f"{m['shape'][key]:,}") for key in ("layers", "width", "vocabulary", "context")
-        ],
+        "shape": [Row(key, [f"{m['shape'][key]:,}" for m in models]) for key in SHAPE],
         "parameters": [
             row("total", lambda m: f"{m['parameters']['total']:,}"),
             row("active a token", lambda m: _share(m["parameters"]["active"], m)),
-            *(row(part, lambda m, part=part: _part(part, m)) for part in PARTS),
+            *(Row(part, [_part(part, m) for m in models]) for part in PARTS),
         ],
         "checkpoint": [
             row("on disk", lambda m: f"{size(m['bytes']['disk'])} ({m['bytes']['disk'] / 2**30:.3g} GiB)"),

@@ -20,6 +20,7 @@ from cgpt.machine.threads import ONE_THREAD, cpu_quota, default_threads, thread_
 from cgpt.models.forecast import CONTEXT, REACHED, VARIANTS, forecast
 from cgpt.version import __version__
 
+Rows = list[tuple[str, ...]]
 WIDTH = 110
 DENSE = {None: "as published", "bf16": 'dense="bf16"', "int8": 'dense="int8"'}
 ENVIRONMENT = (
@@ -150,7 +151,7 @@ def render(facts: Mapping[str, Any]) -> str:
 
 def _level_text(level: Mapping[str, Any]) -> str:
     above = next((f"{name} needs {missing}" for name, missing in level["missing"].items() if missing), None)
-    return level["in_use"] + (f"; {above}" if above else "")
+    return str(level["in_use"]) + (f"; {above}" if above else "")
 
 
 def _cores_text(cpu: Mapping[str, Any], usable: Mapping[str, Any]) -> str:
@@ -212,7 +213,9 @@ def _flops(rate: float) -> str:
 
 
 def _table(models: Mapping[str, Any]) -> list[str]:
-    rows = [("", "", "weights", "fits up to", "decode tok/s", f"prompt of {models['context']} tok/s")]
+    rows: list[tuple[str, ...]] = [
+        ("", "", "weights", "fits up to", "decode tok/s", f"prompt of {models['context']} tok/s")
+    ]
     before = None
     for size in models["sizes"]:
         name, before = "" if size["name"] == before else size["name"], size["name"]

@@ -6,12 +6,14 @@ multiply-add is two operations; those of norms, activations and the like are not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cgpt.kernels import _kernels as k
+
+Cost = Callable[..., tuple[int, int]]
 
 
 def cost(kernel: str, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, int]:
@@ -24,12 +26,15 @@ def matrix_bytes(matrix: k.Matrix) -> int:
     return sum(array.nbytes for array in matrix.arrays)
 
 
-def _linear(ctx, y, x, w, T, **_: Any) -> tuple[int, int]:
+def _linear(ctx: k.Context, y: k.Tensor, x: k.Tensor, w: k.Matrix, T: int, **_: Any) -> tuple[int, int]:
     N, K = w.shape
     return matrix_bytes(w), 2 * T * N * K
 
 
-def _moe(ctx, out, x, index, weight, gate_up, down, alpha, limit, T) -> tuple[int, int]:
+def _moe(
+    ctx: k.Context, out: k.Tensor, x: k.Tensor, index: Any, weight: k.Tensor, gate_up: k.Matrix, down: k.Matrix,
+    alpha: float, limit: float, T: int,
+) -> tuple[int, int]:  # fmt: skip
     """The experts that some token chose."""
     chosen = index[:T]
     E, experts = gate_up.shape[0], len(np.unique(chosen))
@@ -37,7 +42,9 @@ def _moe(ctx, out, x, index, weight, gate_up, down, alpha, limit, T) -> tuple[in
     return (matrix_bytes(gate_up) + matrix_bytes(down)) * experts // E, 2 * chosen.size * active
 
 
-def _attention(ctx, out, qkv, spans, H, *, window=0, **_: Any) -> tuple[int, int]:
+def _attention(
+    ctx: k.Context, out: k.Tensor, qkv: k.Tensor, spans: Sequence[Any], H: int, *, window: int = 0, **_: Any
+) -> tuple[int, int]:
     """The positions that some query sees; a query and each of its keys meet in D products, its values in as many."""
     D, read, pairs = out.cols // H, 0, 0
     G = (qkv.cols // D - H) // 2
@@ -48,10 +55,15 @@ def _attention(ctx, out, qkv, spans, H, *, window=0, **_: Any) -> tuple[int, int
     return read, 4 * D * H * pairs
 
 
-def _embed(out, table, ids, positions=None, **_: Any) -> tuple[int, int]:
+def _embed(out: k.Tensor, table: k.Matrix, ids: Any, positions: k.Matrix | None = None, **_: Any) -> tuple[int, int]:
     """A row of each table for a token."""
     tables = [table] if positions is None else [table, positions]
     return sum(matrix_bytes(t) // t.shape[0] for t in tables) * len(ids), 0
 
 
-_COSTS = {"linear": _linear, "moe": _moe, "attention": _attention, "embed": _embed}
+_COSTS: dict[str, Callable[..., tuple[int, int]]] = {
+    "linear": _linear,
+    "moe": _moe,
+    "attention": _attention,
+    "embed": _embed,
+}

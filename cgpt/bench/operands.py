@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from cgpt.kernels import _kernels as k
 
 RING = 200_000_000  # bytes of copies
+T = TypeVar("T")
 _rng = np.random.default_rng(0)
 
 
@@ -41,6 +42,6 @@ def matrix(dtype: str, *shape: int, bias: bool = False) -> k.Matrix:
     return k.Matrix(dtype, np.resize(_values(dtype), shape), bias=added)
 
 
-def copies(make: Callable[[], Any], size: int, most: int = 24) -> list:
-    """Of what takes `size` bytes: as many as fill the ring, `most` at the highest."""
-    return [make() for _ in range(max(1, min(RING // size, most)))]
+def copies(make: Callable[[], T], size: int, limit: int = 24) -> list[T]:
+    """As many copies of what takes `size` bytes as fill RING, at most `limit`."""
+    return [make() for _ in range(max(1, min(RING // size, limit)))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from cgpt.bench.noise import Watch
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Case, cases, measure, run
 from cgpt.machine import roofline
-from cgpt.models.base import Transformer
+from cgpt.models.base import Precision, Transformer
 
 ROOFLINE_SECONDS = 0.6  # for each of the rooflines
 
@@ -30,9 +30,9 @@ def bench(
     parallels: Sequence[int] = (1,),
     threads: Sequence[int | None] = (None,),
     repetitions: int = 5,
-    precision: str = "auto",
-    dense: str | None = None,
-    kv_cache_dtype: str | None = None,
+    precision: Precision = "auto",
+    dense: Literal["bf16", "int8"] | None = None,
+    kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
     profile: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -64,7 +64,7 @@ def bench(
             measured = measure(model.transformer, case, repetitions, rng)
             shares, faults, memory = watch.shares(), watch.faults(), rows.peak_memory()
             after = roofline.measure(model.threads, ROOFLINE_SECONDS, precision)
-            memory = None if memory is None else max(memory, loading)
+            memory = max(memory, loading) if memory and loading else None
             row = facts | rows.row(measured, (before, after), shares, memory, faults)
             if profile:
                 row["profile"] = profiled(model.transformer, case, rng, row)

@@ -34,7 +34,7 @@ class Trace:
     def __init__(self, model: Any) -> None:
         self.ops: dict[str, Op] = {}
         self._names = {id(matrix): name for name, matrix in model.matrices()}
-        self._kept: dict[str, Callable] = {}
+        self._kept: dict[str, Callable[..., Any]] = {}
 
     def __enter__(self) -> Trace:
         self._kept = {name: getattr(k, name) for name in KERNELS}
@@ -58,7 +58,7 @@ class Trace:
     def flops(self) -> int:
         return sum(op.flops for op in self.ops.values())
 
-    def _watched(self, name: str, kernel: Callable) -> Callable:
+    def _watched(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             start = time.perf_counter()
             result = kernel(*args, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,7 +51,9 @@ class Measured:
         return [sum(steps) for steps in self.repetitions]
 
 
-def cases(context: int, prompts, gens, depths, parallels) -> tuple[list[Case], list[Case]]:
+def cases(
+    context: int, prompts: Sequence[int], gens: Sequence[int], depths: Sequence[int], parallels: Sequence[int]
+) -> tuple[list[Case], list[Case]]:
     """Every prompt and every number of generated tokens at every depth, generation for every number of sequences; a 0
     among prompts or gens is none. Those that fit `context` positions, and those that do not. ContextLengthError where
     none does, InputError for nonsense."""

@@ -9,7 +9,7 @@ ignored.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ class GptOssConfig:
             raise ConfigError("sliding_window is null but there are sliding layers")
 
 
-def read_config(directory_or_file: str | os.PathLike) -> GPT2Config | GptOssConfig:
+def read_config(directory_or_file: str | os.PathLike[str]) -> GPT2Config | GptOssConfig:
     """The config of a checkpoint's directory, or of its config.json: and the eos ids of generation_config.json there.
 
     Raises ConfigError naming the file and the key: not a model cgpt runs, a value of the wrong type or out of
@@ -133,14 +133,13 @@ def read_config(directory_or_file: str | os.PathLike) -> GPT2Config | GptOssConf
     fields = Fields(read_json_object(path, ConfigError))
     generation = read_json_object(generation_path, ConfigError) if os.path.lexists(generation_path) else {}
     try:
-        parse = {"gpt2": _gpt2, "gpt_oss": _gpt_oss, "original": _original_gpt_oss}[_dialect(fields)]
-        return parse(fields, Fields(generation, "generation_config.json: "))
+        return _DIALECTS[_dialect(fields)](fields, Fields(generation, "generation_config.json: "))
     except ConfigError as problem:
         raise ConfigError(f"{path}: {problem}") from None
 
 
 def _dialect(fields: Fields) -> str:
-    kind = fields.text("model_type", None, null=None)
+    kind: str | None = fields.text("model_type", None, null=None)
     if kind in ("gpt2", "gpt_oss"):
         return kind
     if kind is not None:
@@ -252,6 +251,13 @@ def _gpt_oss_shape(fields: Fields, num_experts: str, aliases: Sequence[str] = ()
     )
 
 
+_DIALECTS: dict[str, Callable[[Fields, Fields], GPT2Config | GptOssConfig]] = {
+    "gpt2": _gpt2,
+    "gpt_oss": _gpt_oss,
+    "original": _original_gpt_oss,
+}
+
+
 def _refuse_common(fields: Fields) -> None:
     """The keys of any transformers config that change the forward pass and that cgpt does not compute."""
     if not fields.boolean("is_causal", True):
@@ -277,7 +283,8 @@ def _alternating(layers: int) -> tuple[str, ...]:
 
 
 def _epsilon(fields: Fields, key: str) -> float:
-    return fields.number(key, 1e-5, low=1e-30, high=1.0)  # smaller ones vanish in float32
+    epsilon: float = fields.number(key, 1e-5, low=1e-30, high=1.0)  # smaller ones vanish in float32
+    return epsilon
 
 
 def _eos_token_ids(fields: Fields, generation: Fields, default: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ class Loader:
         stored, dtype = self.checkpoint.tensors[name], self.checkpoint.tensors[name].dtype
         if self.dense == "bf16" and dtype != "BF16":
             dtype = "BF16"
-        aligned = self.checkpoint.array(name, aligned=False).flags.aligned
+        aligned = self._raw(name).flags.aligned
         convert = dtype != stored.dtype or not aligned
         array = self._copied(name, dtype) if convert else self._stored(name)
         return Matrix(dtype, array, bias=self.floats(bias) if bias else None)
@@ -75,7 +75,7 @@ class Loader:
         if not self._rows_stay:
             return self.table(name)
         self._count(name)
-        return Matrix(self.checkpoint.tensors[name].dtype, self.checkpoint.array(name, aligned=False), aligned=False)
+        return Matrix(self.checkpoint.tensors[name].dtype, self._raw(name), aligned=False)
 
     def head(self, embedding: Matrix, embedding_name: str, name: str, tied: bool) -> Matrix:
         """The logits matrix: the embedding where they are tied, unless the checkpoint stores a head that differs from
@@ -84,7 +84,7 @@ class Loader:
         if tied and (
             stored is None
             or stored.shape != embedding.shape
-            or np.array_equal(*(self.checkpoint.array(n, aligned=False) for n in (name, embedding_name)))
+            or np.array_equal(self._raw(name), self._raw(embedding_name))
         ):
             return self.matrix(embedding_name) if self._rows_stay else embedding
         return self.matrix(name)
@@ -106,6 +106,10 @@ class Loader:
         """Experts [E, N, K/32, 16] and [E, N, K/32], as stored."""
         return Matrix("MXFP4", self._stored(blocks), self._stored(scales), self.floats(bias))
 
+    def _raw(self, name: str) -> np.ndarray:
+        """The values as they lie in the mapped file, aligned or not."""
+        return self.checkpoint.array(name, aligned=False)
+
     def _stored(self, name: str) -> np.ndarray:
         """The values as they lie in the mapped file, or a copy in huge pages."""
         self._count(name)
@@ -122,7 +126,7 @@ class Loader:
         """A tensor that is read once, to be stored otherwise: its values, aligned or not, and dtype."""
         self._count(name)
         self.checkpoint.prefetch(name)
-        return self.checkpoint.array(name, aligned=False), self.checkpoint.tensors[name].dtype
+        return self._raw(name), self.checkpoint.tensors[name].dtype
 
     def _quantised(
         self, name: str, array: np.ndarray, dtype: str, bias: str | None, transposed: bool = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -72,7 +71,7 @@ class RopeConfig:
         # float32 where transformers has float32; only the power is rounded from float64, which comes closer
         # to torch's powf than NumPy's does.
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        pos_freqs = np.power(self.theta, exponents.astype(np.float64)).astype(np.float32)
+        pos_freqs: np.ndarray = np.power(self.theta, exponents.astype(np.float64)).astype(np.float32)
         one, factor = np.float32(1), np.float32(self.factor)
         if self.type in ("default", "dynamic"):
             return one / pos_freqs
@@ -82,7 +81,8 @@ class RopeConfig:
         steps = np.arange(head_dim // 2, dtype=np.float32)
         interpolated = np.clip((steps - np.float32(low)) / np.float32(high - low), 0, 1)
         extrapolated = one - interpolated
-        return one / (factor * pos_freqs) * (one - extrapolated) + one / pos_freqs * extrapolated
+        found: np.ndarray = one / (factor * pos_freqs) * (one - extrapolated) + one / pos_freqs * extrapolated
+        return found
 
     def _ramp_range(self, head_dim: int) -> tuple[float, float]:
         """The pair indices between which YaRN goes from extrapolation to interpolation."""
@@ -121,24 +121,22 @@ def hf_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
 def original_rope(fields: Fields) -> RopeConfig:
     """The RoPE of a config in OpenAI's dialect: YaRN, never truncated; plain where the factor is <= 1."""
     theta = _theta(fields, DEFAULT_THETA)
-    factor = _factor(fields, "rope_scaling_factor", 32.0)
+    factor = _factor(fields, "rope_scaling_factor", default=32.0)
     initial_context = fields.integer("initial_context_length", 4096)
-    alpha, beta = _rotations(fields, "rope_ntk_alpha", 1.0), _rotations(fields, "rope_ntk_beta", 32.0)
+    alpha, beta = (_factor(fields, f"rope_ntk_{name}", default=n) for name, n in (("alpha", 1.0), ("beta", 32.0)))
     if factor <= 1:
         return RopeConfig(theta=theta)
     return RopeConfig("yarn", theta, factor, initial_context, beta_fast=beta, beta_slow=alpha, truncate=False)
 
 
 def _theta(fields: Fields, default: float) -> float:
-    return fields.number("rope_theta", default, low=1.001, high=1e30)  # its logarithm is a divisor
+    theta: float = fields.number("rope_theta", default, low=1.001, high=1e30)  # its logarithm is a divisor
+    return theta
 
 
-def _factor(fields: Fields, key: str, *default: float, **how: Any) -> float:
-    return fields.number(key, *default, low=1e-6, high=1e6, **how)
-
-
-def _rotations(fields: Fields, key: str, default: float) -> float:
-    return fields.number(key, default, low=1e-6, high=1e6)
+def _factor(fields: Fields, key: str, **how: float) -> float:
+    factor: float = fields.number(key, low=1e-6, high=1e6, **how)
+    return factor
 
 
 def _whole_head(fields: Fields) -> None:

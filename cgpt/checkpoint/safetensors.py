@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -64,7 +65,7 @@ class Checkpoint:
     holds a tensor that another one has too. The files must not be changed while the checkpoint is in use.
     """
 
-    def __init__(self, directory: str | os.PathLike) -> None:
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         self.tensors: dict[str, StoredTensor] = {}
         self._maps: dict[Path, mmap.mmap] = {}
@@ -206,7 +207,7 @@ def _read_header(path: Path, mapped: mmap.mmap) -> list[StoredTensor]:
     return [_stored_tensor(name, entry, path, data_start, len(mapped)) for name, entry in header.items()]
 
 
-def _stored_tensor(name: str, entry: object, path: Path, data_start: int, file_size: int) -> StoredTensor:
+def _stored_tensor(name: str, entry: Any, path: Path, data_start: int, file_size: int) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         valid = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))

@@ -20,14 +20,14 @@ def _gpt_oss(layers: int, experts: int) -> GptOssConfig:
     return GptOssConfig(num_hidden_layers=layers, num_experts=experts, layer_types=(SLIDING, FULL) * (layers // 2))
 
 
-SIZES: dict[str, GPT2Config | GptOssConfig] = {
+GPT2_SIZES = {
     "gpt2": _gpt2(12, 768, 12),
     "gpt2-medium": _gpt2(24, 1024, 16),
     "gpt2-large": _gpt2(36, 1280, 20),
     "gpt2-xl": _gpt2(48, 1600, 25),
-    "gpt-oss-20b": _gpt_oss(24, 32),
-    "gpt-oss-120b": _gpt_oss(36, 128),
 }
+GPT_OSS_SIZES = {"gpt-oss-20b": _gpt_oss(24, 32), "gpt-oss-120b": _gpt_oss(36, 128)}
+SIZES: dict[str, GPT2Config | GptOssConfig] = {**GPT2_SIZES, **GPT_OSS_SIZES}
 
 
 def published_config(name: str, layout: str = "hf") -> dict[str, Any]:

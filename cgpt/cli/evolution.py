@@ -15,8 +15,8 @@ from cgpt.evolution.steps import chosen
 from cgpt.kernels import _kernels, isa
 from cgpt.machine.threads import thread_count
 
-QUICK = {"width": 960, "contexts": [256, 2048], "prompt": 64, "seconds": 0.05}
-FULL = {"width": 2880, "contexts": [512, 2048, 8192], "prompt": 512, "seconds": 0.6}
+QUICK: dict[str, Any] = {"width": 960, "contexts": [256, 2048], "prompt": 64, "seconds": 0.05}
+FULL: dict[str, Any] = {"width": 2880, "contexts": [512, 2048, 8192], "prompt": 512, "seconds": 0.6}
 
 
 def add_parser(commands: Any) -> None:

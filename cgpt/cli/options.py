@@ -59,7 +59,10 @@ def add_model_options(
 
 def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
     """The model that the options ask for; reference: at precision "exact" with its weights and cache as stored."""
-    precision, dense, kept = ("exact", None, None) if reference else (args.precision, args.dense, args.kv_cache_dtype)
+    settings: tuple[Any, Any, Any] = (args.precision, args.dense, args.kv_cache_dtype)
+    if reference:
+        settings = "exact", None, None
+    precision, dense, kept = settings
     with ProgressBar(f"loading {args.model}") as progress:
         return load(
             args.model,

@@ -20,6 +20,7 @@ def load_functions(path: str | Path) -> list[Callable[..., Any]]:
     if path.suffix != ".py" or not path.is_file():
         raise InputError(f"{path} is no Python file; tools are the functions of one, FILE.py")
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader  # as it ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:

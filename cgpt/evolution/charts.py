@@ -85,11 +85,11 @@ def spans(rows: Sequence[tuple[str, float, float]], names: tuple[str, str], titl
     return _figure(title, "".join(out), height, names)
 
 
-def interval(ratio: float, low: float, high: float, counted: float | None, least: float, most: float) -> str:
-    """A ratio and what it may be, on an axis from `least` to `most`; a line where nothing is gained, a ring at what was
+def interval(ratio: float, low: float, high: float, counted: float | None, start: float, end: float) -> str:
+    """A ratio and what it may be, on an axis from `start` to `end`; a line where nothing is gained, a ring at what was
     counted."""
     width, height = 150, 18
-    at = _log_scale(least, most, 8, width - 8)
+    at = _log_scale(start, end, 8, width - 8)
     out = [_line(at(1), 0, at(1), height, "even"), _line(at(low), 9, at(high), 9, "range")]
     if counted:
         out.append(f'<circle class="counted" cx="{at(counted):.1f}" cy="9" r="5"/>')

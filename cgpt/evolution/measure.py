@@ -14,7 +14,7 @@ from cgpt.machine.roofline import Roofline
 SAMPLE = 0.0005  # seconds that a sample takes at least: short calls are repeated
 PAIRS, FEW = 9, 3  # so many, if they fit into LONG; so many in any case
 LONG = 2.0  # seconds
-Call = tuple[str, tuple, dict[str, Any]]  # a kernel, its arguments, its options
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # a kernel, its arguments, its options
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,9 @@ def _table(step: Found) -> str:
     if not step["cases"]:
         return ""
     ends = [end for case in step["cases"] for end in (case["low"], case["high"], case["counted"] or 1, 1)]
-    least, most = min(ends) / 1.1, max(ends) * 1.1
+    low, high = min(ends) / 1.1, max(ends) * 1.1
     head = ("measured", "", "ratio", "", "counted", "old way", "new way", "bytes", "operations", "of them cache")
-    rows = [head, *(_cells(case, least, most) for case in step["cases"])]
+    rows = [head, *(_cells(case, low, high) for case in step["cases"])]
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     first, *others = zip(*columns, strict=True)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in others)
@@ -90,10 +90,10 @@ def _table(step: Found) -> str:
     )
 
 
-def _cells(case: Found, least: float, most: float) -> tuple[str, ...]:
+def _cells(case: Found, low: float, high: float) -> tuple[str, ...]:
     old, new = case["old"], case["new"]
     is_ratio = case["claim"] not in ("share", "portion")
-    figures = (case["ratio"], case["low"], case["high"], case["counted"], least, most)
+    figures = (case["ratio"], case["low"], case["high"], case["counted"], low, high)
     return (
         escape(case["label"]),
         _chip(case["verdict"]),
@@ -127,7 +127,8 @@ def _footer(result: Found) -> str:
 
 
 def _charts(step: Found, result: Found) -> str:
-    found = {4: _model_charts, 5: _attention_charts, 6: _cache_chart}.get(step["number"], lambda result: [])(result)
+    draw = {4: _model_charts, 5: _attention_charts, 6: _cache_chart}.get(step["number"])
+    found = draw(result) if draw else []
     return f'<div class="charts">{"".join(found)}</div>' if found else ""
 
 
@@ -138,13 +139,14 @@ def _attention_charts(result: Found) -> list[str]:
     prompt = result["setting"]["prompt"]
     for phase, title in (("decode", "One token, one layer"), ("prompt", f"{prompt} tokens, one layer")):
         series: dict[str, list[tuple[float, float]]] = {}
-        for number, per in ((5, lambda name: 1), (6, lambda name: 6 if "5 windows" in name else 2)):
+        for number in (5, 6):
             for case in by_number.get(number, ()):
                 ways = (case["old"], case["new"]) if number == 5 else (case["new"],)
                 if case["context"] is not None and case["phase"].startswith(phase):
                     for way in ways:
-                        name = way["name"] if number == 5 else f"{way['name']}: mean of {per(way['name'])} layers"
-                        series.setdefault(name, []).append((case["context"], way["median_s"] / per(way["name"])))
+                        layers = 1 if number == 5 else 6 if "5 windows" in way["name"] else 2
+                        name = way["name"] if number == 5 else f"{way['name']}: mean of {layers} layers"
+                        series.setdefault(name, []).append((case["context"], way["median_s"] / layers))
         drawn.append(charts.lines(list(series.items()), "positions", title, _positions, _time))
     return drawn
 

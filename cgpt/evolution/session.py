@@ -100,7 +100,7 @@ def _step(setting: Setting, step: Step, rooflines: list[Roofline], say: Callable
             [(fact.label, fact.holds) for fact in facts],
         ),
         # How far repetitions differ is in each ratio's interval.
-        "warnings": warnings([1.0], *shares, *rooflines[-2:], faults),
+        "warnings": warnings([1.0], *shares, rooflines[-2], rooflines[-1], faults),
     }
 
 

@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 from cgpt.bench.operands import copies, matrix, tensor
-from cgpt.checkpoint.sizes import SIZES
+from cgpt.checkpoint.sizes import GPT_OSS_SIZES
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.evolution.measure import Call, Way, way
 from cgpt.kernels import _kernels as k
@@ -19,12 +19,12 @@ from cgpt.machine.threads import thread_count
 from cgpt.models.gpt_oss import RopeTables
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
 
-GPT_OSS = SIZES["gpt-oss-20b"]
+GPT_OSS = GPT_OSS_SIZES["gpt-oss-20b"]
 D, TOP_K, EPS = GPT_OSS.head_dim, GPT_OSS.experts_per_token, GPT_OSS.rms_norm_eps
 SWIGLU = GPT_OSS.swiglu_alpha, GPT_OSS.swiglu_limit
-WINDOW = GPT_OSS.sliding_window
-FEW, MANY = SIZES["gpt-oss-20b"].num_experts, SIZES["gpt-oss-120b"].num_experts
-MOST_WIDTH = 4096  # the dense layer of as many active weights has TOP_K times as many inputs
+WINDOW = GPT_OSS.sliding_window or 0
+FEW, MANY = GPT_OSS.num_experts, GPT_OSS_SIZES["gpt-oss-120b"].num_experts
+MAX_WIDTH = 4096  # the dense layer of as many active weights has TOP_K times as many inputs
 KEPT = KV_DTYPES[DEFAULT_KV_DTYPE["auto"]]
 CACHES = 256  # copies of one layer's cache at most
 
@@ -41,13 +41,13 @@ class Setting:
     seconds: float = 0.6
 
     def __post_init__(self) -> None:
-        if not 64 <= self.width <= MOST_WIDTH or self.width % 64:
-            raise InputError(f"width: {self.width} is not a multiple of 64 from 64 to {MOST_WIDTH:,}")
-        most = GPT_OSS.max_position_embeddings
+        if not 64 <= self.width <= MAX_WIDTH or self.width % 64:
+            raise InputError(f"width: {self.width} is not a multiple of 64 from 64 to {MAX_WIDTH:,}")
+        limit = GPT_OSS.max_position_embeddings
         if not self.contexts or min(self.contexts) < 1:
             raise InputError(f"contexts: {list(self.contexts)} are not numbers of positions, each at least 1")
-        if max(self.contexts) > most:
-            raise ContextLengthError(f"context {max(self.contexts):,} is beyond the {most:,} positions of gpt-oss")
+        if max(self.contexts) > limit:
+            raise ContextLengthError(f"context {max(self.contexts):,} is beyond the {limit:,} positions of gpt-oss")
         if len(set(self.contexts)) < len(self.contexts):
             raise InputError(f"contexts: {list(self.contexts)} has one twice")
         if not 1 <= self.prompt <= 4096:
@@ -83,7 +83,7 @@ class Setting:
         y, size = tensor(T, N), N * K * {"F32": 4, "MXFP4": 17 / 32}.get(dtype, 2)
         x = tensor(T, K)
         weights = copies(lambda: matrix(dtype, N, K, bias=bias), int(size))
-        turns = [[("linear", (self.ctx, y, x, w, T), {})] for w in weights]
+        turns: list[list[Call]] = [[("linear", (self.ctx, y, x, w, T), {})] for w in weights]
         return way(name, turns, parameters=N * K + N * bias)
 
     def projections(self, T: int) -> list[tuple[k.Matrix, k.Matrix]]:
@@ -102,16 +102,19 @@ class Setting:
             held.clear()
             for part, N in (("gate_up", 2 * self.width), ("down", self.width)):
                 held[part], held[part + " scales"] = matrix("MXFP4", number, N, self.width).arrays
-        parts = [(held[part][:number], held[part + " scales"][:number]) for part in ("gate_up", "down")]
-        return tuple(k.Matrix("MXFP4", *arrays) for arrays in parts)
+        gate_up, down = (
+            k.Matrix("MXFP4", held[part][:number], held[part + " scales"][:number]) for part in ("gate_up", "down")
+        )
+        return gate_up, down
 
     def slices(self, number: int) -> tuple[k.Matrix, k.Matrix]:
         """The same weights as slices of one dense layer [E / TOP_K, .., ..], each as wide as the experts of a token."""
-        made, C = [], self.width
+        made: list[k.Matrix] = []
+        C = self.width
         for w, (N, K) in zip(self.experts(number), ((2 * TOP_K * C, C), (C, TOP_K * C)), strict=True):
             blocks, scales = w.arrays
             made.append(k.Matrix("MXFP4", blocks.reshape(-1, N, K // 32, 16), scales.reshape(-1, N, K // 32)))
-        return tuple(made)
+        return made[0], made[1]
 
     def fits(self, number: int) -> bool:
         """Whether so many experts take at most half of what memory is free."""
@@ -135,7 +138,7 @@ class Setting:
         for array in (a for cache in caches for arrays in cache.arrays for a in arrays):
             array.view(np.uint8).fill(0x38)  # an ordinary number of any dtype; left alone, all pages are one
         options = {"scale": D**-0.5, "sinks": tensor(1, H) if sinks else None}
-        turns = [
+        turns: list[list[Call]] = [
             [
                 ("attention", (self.ctx, out, qkv, [(layer, 0, start, T)], H), options | {"window": window})
                 for layer, window in zip(cache.layers, windows, strict=True)
@@ -153,7 +156,7 @@ class Setting:
         start = self.contexts[0] - 1 if T == 1 else 0
         qkv, attended = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
         x, normed, weight = tensor(T, C), tensor(T, C), tensor(1, C)
-        pieces, turns = self.routed(FEW, T), []
+        routed, turns = self.routed(FEW, T), list[list[Call]]()
         for n, (w_qkv, w_out) in enumerate(self.projections(T)):
             cache = KVCache([0], G, D, start + T, dtype=KEPT)
             turns.append(
@@ -164,7 +167,7 @@ class Setting:
                     ("attention", (self.ctx, attended, qkv, [(cache.layers[0], 0, start, T)], H), {"scale": D**-0.5}),
                     ("linear", (self.ctx, x, attended, w_out, T), {"add": False}),
                     ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
-                    *pieces[n % len(pieces)],
+                    *routed[n % len(routed)],
                 ]
             )
         return way("the whole block", turns)
@@ -174,7 +177,7 @@ class Setting:
         other experts are chosen."""
         gate_up, down = self.experts(number)
         router, out = matrix("F32", number, self.width, bias=True), tensor(T, self.width)
-        logits, turns = tensor(T, number), []
+        logits, turns = tensor(T, number), list[list[Call]]()
         for _ in range(16 if T <= 8 else 2):
             x, index, weight = tensor(T, self.width), np.zeros((T, TOP_K), np.int32), tensor(T, TOP_K)
             route: list[Call] = [("linear", (self.exact, logits, x, router, T), {})]
@@ -190,7 +193,7 @@ class Setting:
         S = gate_up.shape[0]
         x, out = tensor(T, self.width), tensor(T, self.width)
         chosen = [range(S)] if all_slices else [[s] for s in range(S)]
-        turns = []
+        turns: list[list[Call]] = []
         for choice in chosen:
             index = np.repeat(np.array([choice], np.int32), T, 0)
             one = k.Tensor(np.ones(index.shape, np.float32))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cgpt.checkpoint.config import FULL, SLIDING, GptOssConfig
-from cgpt.checkpoint.sizes import SIZES
+from cgpt.checkpoint.sizes import GPT_OSS_SIZES
 from cgpt.evolution.measure import Case
 from cgpt.evolution.setting import GPT_OSS, KEPT, WINDOW, D, Setting
 from cgpt.evolution.step import Fact
@@ -48,16 +48,17 @@ def grouped(s: Setting) -> Iterator[Case]:
 
 def grouped_facts(s: Setting) -> list[Fact]:
     old, new = VARIANTS["64 KV heads, no windows"], VARIANTS["8 KV heads, no windows"]
-    most, per_head = GPT_OSS.max_position_embeddings, 2 * D * (GPT_OSS.hidden_size + 1) * LAYERS
+    limit, per_head = GPT_OSS.max_position_embeddings, 2 * D * (GPT_OSS.hidden_size + 1) * LAYERS
     grown = cache_read(old, 1) / cache_read(new, 1)
     return [
         Fact("cache of a token, gpt-oss-20b", "B", cache_read(new, 1), cache_read(old, 1)),
-        Fact(f"cache at all {most:,} positions", "B", cache_bytes(new, most), cache_bytes(old, most)),
+        Fact(f"cache at all {limit:,} positions", "B", cache_bytes(new, limit), cache_bytes(old, limit)),
         Fact("times that the cache is smaller (8 claimed)", "", grown, claimed=(8, 8)),
         Fact(
             "parameters of keys' and values' projections",
             "parameters",
-            *(config.num_key_value_heads * per_head for config in (new, old)),
+            new.num_key_value_heads * per_head,
+            old.num_key_value_heads * per_head,
         ),
     ]
 
@@ -109,7 +110,7 @@ def sinks(s: Setting) -> Iterator[Case]:
 
 
 def sink_facts(s: Setting) -> list[Fact]:
-    small, large = (SIZES[name] for name in ("gpt-oss-20b", "gpt-oss-120b"))
+    small, large = GPT_OSS_SIZES.values()
     return [
         Fact("parameters, gpt-oss-20b", "parameters", small.num_hidden_layers * small.num_attention_heads, 0),
         Fact("parameters, gpt-oss-120b", "parameters", large.num_hidden_layers * large.num_attention_heads, 0),

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from cgpt.bench.operands import copies, matrix, tensor
-from cgpt.checkpoint.sizes import SIZES
-from cgpt.evolution.measure import Case, Way, way
+from cgpt.checkpoint.config import GPT2Config
+from cgpt.checkpoint.sizes import GPT2_SIZES
+from cgpt.evolution.measure import Call, Case, Way, way
 from cgpt.evolution.setting import EPS, GPT_OSS, D, Setting
 from cgpt.evolution.step import Fact
 from cgpt.evolution.steps_mlp import gelu_mlp
 from cgpt.kernels import _kernels as k
 from cgpt.models.accounting import describe
+from cgpt.models.gpt_oss import RopeTables
 
-GPT2_XL = SIZES["gpt2-xl"]
+GPT2_XL = GPT2_SIZES["gpt2-xl"]
 KEEP = 0.9  # GPT-2's dropout leaves nine of ten
+Rows = list[tuple[k.Tensor, k.Tensor]]  # (out, x)
 ROWS = 16  # of activations, which the caches hold
 
 # ------------------------------------------------------------------------------------------------------- 1 dropout
@@ -54,7 +57,7 @@ def dropout_facts(s: Setting) -> list[Fact]:
     ]
 
 
-def dropout_masks(T: int, c) -> int:
+def dropout_masks(T: int, c: GPT2Config) -> int:
     """The values that dropout draws for a sequence of T tokens in a GPT-2: after the embedding, after both branches of
     each block, and on the attention's weights."""
     return T * c.n_embd + c.n_layer * (2 * T * c.n_embd + c.n_head * T * T)
@@ -70,8 +73,8 @@ def positions(s: Setting) -> Iterator[Case]:
     for T in dict.fromkeys((1, s.prompt)):
         x, qkv, cos_sin = tensor(T, C), tensor(T, (s.heads + 2 * s.kv_heads) * D), s.rope_tables(T)
         ids = np.random.default_rng(0).integers(0, 8192, T)
-        rope = ("rope", (s.ctx, qkv, *cos_sin, 0, 0, rotated, D, T), {})
-        embed = ("embed", (x, table, ids), {})
+        rope: Call = ("rope", (s.ctx, qkv, *cos_sin, 0, 0, rotated, D, T), {})
+        embed: Call = ("embed", (x, table, ids), {})
         phase = "one token" if T == 1 else f"prompt of {T}"
         if T <= GPT2_XL.n_positions:
             yield Case(
@@ -90,10 +93,10 @@ def rope_flops(T: int, heads: int) -> int:
 
 
 def positions_facts(s: Setting) -> list[Fact]:
-    most, C = GPT_OSS.max_position_embeddings, GPT_OSS.hidden_size
+    limit, C = GPT_OSS.max_position_embeddings, GPT_OSS.hidden_size
     return [
-        Fact("positions that there are", "", most, GPT2_XL.n_positions),
-        Fact(f"parameters of positions, were there {most:,} at width {C:,}", "parameters", 0, most * C),
+        Fact("positions that there are", "", limit, GPT2_XL.n_positions),
+        Fact(f"parameters of positions, were there {limit:,} at width {C:,}", "parameters", 0, limit * C),
         Fact(
             "largest change of q k, 100 tokens apart, by where both stand (of |q||k|)",
             "",
@@ -107,8 +110,6 @@ def relative_change(distance: int) -> float:
     """How much the score of a query and a key `distance` positions before it depends on where both stand: the largest
     difference from its value at the first position, over positions up to the last of gpt-oss, in units of |q||k|.
     By the kernel, with YaRN's frequencies. 0 would be RoPE without rounding."""
-    from cgpt.models.gpt_oss import RopeTables
-
     last = GPT_OSS.max_position_embeddings - 1
     cos, sin = RopeTables(GPT_OSS)(last + 1)
     q, key = np.random.default_rng(0).standard_normal((2, D), np.float32)
@@ -136,17 +137,17 @@ def norms(s: Setting) -> Iterator[Case]:
     yield norm_case(s, f"{T} rows from memory", rows, weight, bias, T, cached=False)
     for T in dict.fromkeys((1, s.prompt)):
         x, out = tensor(T, C), tensor(T, C)
-        both = [("rmsnorm", (s.ctx, out, x, weight, EPS, T), {})] * 2
+        both: list[Call] = [("rmsnorm", (s.ctx, out, x, weight, EPS, T), {})] * 2
         part = way("two RMSNorms", [both], 2 * 8 * T * C, 2 * 4 * T * C, cached=True)
         yield Case(f"share of a block, {'one token' if T == 1 else f'prompt of {T}'}", part, s.block(T), "share", 0.02)
 
 
-def norm_case(s: Setting, phase: str, rows: list, weight, bias, T: int, cached: bool) -> Case:
+def norm_case(s: Setting, phase: str, rows: Rows, weight: k.Tensor, bias: k.Tensor, T: int, cached: bool) -> Case:
     """Rows are read and written once. LayerNorm: a sum (1 operation a value), a sum of squared differences (3), and to
     subtract, scale, weight and shift (4); RMSNorm: a sum of squares (2), scale and weight (2)."""
     moved, C = 8 * T * weight.cols, weight.cols
-    layer = [[("layernorm", (s.ctx, out, x, weight, bias, EPS, T), {})] for out, x in rows]
-    rms = [[("rmsnorm", (s.ctx, out, x, weight, EPS, T), {})] for out, x in rows]
+    layer: list[list[Call]] = [[("layernorm", (s.ctx, out, x, weight, bias, EPS, T), {})] for out, x in rows]
+    rms: list[list[Call]] = [[("rmsnorm", (s.ctx, out, x, weight, EPS, T), {})] for out, x in rows]
     return Case(
         phase,
         way("LayerNorm", layer, moved, 8 * T * C, parameters=2 * C, cached=cached),

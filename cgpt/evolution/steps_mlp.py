@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cgpt.bench.operands import copies, matrix, tensor
-from cgpt.evolution.measure import Case, Way, way
+from cgpt.evolution.measure import Call, Case, Way, way
 from cgpt.evolution.setting import FEW, MANY, SWIGLU, TOP_K, Setting
 from cgpt.evolution.step import Fact, rounded
 from cgpt.kernels import _kernels as k
@@ -41,7 +41,7 @@ def gelu_mlp(s: Setting, T: int) -> Way:
     C, I = s.width, 4 * s.width
     x, hidden, out = tensor(T, C), tensor(T, I), tensor(T, C)
     pairs = copies(lambda: (matrix("BF16", I, C), matrix("BF16", C, I)), 4 * I * C)
-    turns = [
+    turns: list[list[Call]] = [
         [
             ("linear", (s.ctx, hidden, x, fc, T), {}),
             ("activation", (s.ctx, hidden, "gelu_tanh", T), {}),
@@ -57,7 +57,7 @@ def swiglu_mlp(s: Setting, T: int) -> Way:
     C, I = s.width, swiglu_width(s.width)
     x, out, index, one = tensor(T, C), tensor(T, C), np.zeros((T, 1), np.int32), k.Tensor(np.ones((T, 1), np.float32))
     pairs = copies(lambda: (matrix("BF16", 1, 2 * I, C), matrix("BF16", 1, C, I)), 6 * I * C)
-    turns = [[("moe", (s.ctx, out, x, index, one, *pair, *SWIGLU, T), {})] for pair in pairs]
+    turns: list[list[Call]] = [[("moe", (s.ctx, out, x, index, one, *pair, *SWIGLU, T), {})] for pair in pairs]
     return way("SwiGLU, 3 of 8/3 C", turns, parameters=3 * I * C)
 
 
@@ -80,9 +80,9 @@ def largest_swiglu(limit: float) -> float:
     values = np.linspace(-50, 50, 101, dtype=np.float32)
     x = np.stack(np.meshgrid(values, values), 2).reshape(len(values), -1)
     T, I = len(x), x.shape[1] // 2
-    eyes = [k.Matrix("F32", np.eye(n, dtype=np.float32)[None]) for n in (2 * I, I)]
+    gate_up, down = (k.Matrix("F32", np.eye(n, dtype=np.float32)[None]) for n in (2 * I, I))
     out, one = k.Tensor(np.zeros((T, I), np.float32)), k.Tensor(np.ones((T, 1), np.float32))
-    k.moe(k.Context(1, "exact"), out, k.Tensor(x), np.zeros((T, 1), np.int32), one, *eyes, SWIGLU[0], limit, T)
+    k.moe(k.Context(1, "exact"), out, k.Tensor(x), np.zeros((T, 1), np.int32), one, gate_up, down, SWIGLU[0], limit, T)
     return float(np.abs(out.array).max())
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 HOLDS, PARTLY, CONTRADICTED, NONE = "holds", "holds in part", "contradicted", "no difference"
 UNCLEAR, NOTED = "too noisy", "noted"
-LEAST = 0.03  # a smaller difference is none: where memory happens to lie makes as much
+MIN_DIFFERENCE = 0.03  # a smaller difference is none: where memory happens to lie makes as much
 NEAR = 0.10  # an interval within so much of 1 shows that there is no difference; a wider one shows nothing
 ENOUGH = 0.75  # of the gain that bytes and operations promise
 DOUBT = 40  # one in so many on each side: 95 % confidence
@@ -68,51 +68,51 @@ def times(ratio: float) -> str:
     return f"{ratio:,.0f} x" if ratio >= 99.5 else f"{ratio:.1f} x" if ratio >= 9.95 else f"{ratio:.2f} x"
 
 
-def _faster(ratio, low, high, counted, within) -> tuple[str, str]:
-    if low > 1 + LEAST:
+def _faster(ratio: float, low: float, high: float, counted: float | None, within: float) -> tuple[str, str]:
+    if low > 1 + MIN_DIFFERENCE:
         if counted is not None and high < 1 + ENOUGH * (counted - 1):
             return PARTLY, f"{faster(ratio)}, {times(counted)} counted"
         return HOLDS, faster(ratio)
-    if high < 1 - LEAST:
+    if high < 1 - MIN_DIFFERENCE:
         return CONTRADICTED, faster(ratio)
     near = 1 - NEAR <= low and high <= 1 + NEAR
     return NONE if near else UNCLEAR, _no_difference(ratio, low, high)
 
 
-def _free(ratio, low, high, counted, within) -> tuple[str, str]:
-    cost, least, most = 1 / ratio - 1, 1 / high - 1, 1 / low - 1
-    if least > within:
+def _free(ratio: float, low: float, high: float, counted: float | None, within: float) -> tuple[str, str]:
+    cost, min_cost, max_cost = 1 / ratio - 1, 1 / high - 1, 1 / low - 1
+    if min_cost > within:
         return CONTRADICTED, f"{percent(cost)} more time"
-    if most > within:
+    if max_cost > within:
         return UNCLEAR, f"takes {1 / ratio:.2f} of the old time, {1 / high:.2f} to {1 / low:.2f}"
-    if most < -LEAST:
+    if max_cost < -MIN_DIFFERENCE:
         return HOLDS, f"costs nothing: {faster(ratio)}"
-    return HOLDS, "costs nothing measurable" if least <= 0 else f"{percent(cost)} more time"
+    return HOLDS, "costs nothing measurable" if min_cost <= 0 else f"{percent(cost)} more time"
 
 
-def _share(ratio, low, high, counted, within) -> tuple[str, str]:
+def _share(ratio: float, low: float, high: float, counted: float | None, within: float) -> tuple[str, str]:
     text = f"{percent(ratio)} of it"
     if high <= within:
         return HOLDS, text
     return (CONTRADICTED, text) if low > within else (UNCLEAR, f"{text}, {percent(low)} to {percent(high)}")
 
 
-def _portion(ratio, low, high, counted, within) -> tuple[str, str]:
+def _portion(ratio: float, low: float, high: float, counted: float | None, within: float) -> tuple[str, str]:
     return NOTED, f"{percent(ratio)} of it"
 
 
-def _none(ratio, low, high, counted, within) -> tuple[str, str]:
-    if low <= 1 <= high or max(abs(low - 1), abs(high - 1)) <= LEAST:
+def _none(ratio: float, low: float, high: float, counted: float | None, within: float) -> tuple[str, str]:
+    if low <= 1 <= high or max(abs(low - 1), abs(high - 1)) <= MIN_DIFFERENCE:
         return NOTED, _no_difference(ratio, low, high)
     return NOTED, faster(ratio)
 
 
-def _no_difference(ratio, low, high) -> str:
+def _no_difference(ratio: float, low: float, high: float) -> str:
     return f"no difference beyond the noise ({ratio:.2f} x, {low:.2f} to {high:.2f})"
 
 
 def percent(share: float) -> str:
-    digits = next((n for n, least in enumerate((0.095, 0.0095, 0.00095, 0.000095)) if abs(share) >= least), 0)
+    digits = next((n for n, low in enumerate((0.095, 0.0095, 0.00095, 0.000095)) if abs(share) >= low), 0)
     if share and not digits and abs(share) < 0.095:
         return "less than 0.01 %"
     return f"{100 * share:.{digits}f} %"

@@ -39,9 +39,11 @@ class CpuTime:
 
     def shares_since(self, before: CpuTime) -> tuple[float | None, float | None]:
         """(what other processes used, what was stolen), as shares of the CPUs' time since `before`; None: unknown."""
-        if self.busy is None or before.busy is None:
+        now, then = (self.busy, self.idle, self.stolen), (before.busy, before.idle, before.stolen)
+        passed = [b - a for a, b in zip(then, now, strict=True) if a is not None and b is not None]
+        if len(passed) < len(now):
             return None, None
-        busy, idle, stolen = self.busy - before.busy, self.idle - before.idle, self.stolen - before.stolen
+        busy, idle, stolen = passed
         total = busy + idle + stolen
         if total <= 0:
             return None, None

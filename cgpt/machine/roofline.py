@@ -87,17 +87,19 @@ def _last_level_caches(root: Path = Path("/")) -> int:
     for index in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]*"):
         try:
             level, cpus = int((index / "level").read_text()), (index / "shared_cpu_list").read_text().strip()
-            number, unit = re.fullmatch(r"(\d+)([KMG]?)\s*", (index / "size").read_text()).groups()
-        except (OSError, ValueError, AttributeError):
+            size = re.fullmatch(r"(\d+)([KMG]?)\s*", (index / "size").read_text())
+        except (OSError, ValueError):
             continue
-        found[level, cpus] = int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
+        if size:
+            found[level, cpus] = int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]]
     last = max((level for level, _ in found), default=0)
     return sum(size for (level, _), size in found.items() if level == last)
 
 
 def _fastest(call: Callable[[], object], seconds: float) -> float:
     """The shortest of at least three calls, and of as many as fit into `seconds`."""
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         call()

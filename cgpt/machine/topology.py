@@ -12,6 +12,7 @@ from cgpt.kernels import _kernels
 from cgpt.machine import sysfs
 
 CPU = "sys/devices/system/cpu"
+Core = tuple[int | str | None, ...]  # (package, die, core)
 
 
 def online_cpus(root: Path = Path("/")) -> set[int]:
@@ -31,12 +32,12 @@ def usable_cpus(root: Path = Path("/")) -> set[int]:
     return mask & sysfs.cpus(root / CPU / "online") or mask  # places may list what is switched off
 
 
-def cores(cpus: set[int], root: Path = Path("/")) -> set[tuple]:
+def cores(cpus: set[int], root: Path = Path("/")) -> set[Core]:
     """The physical cores that `cpus` belong to, as (package, die, core). A CPU that sysfs does not place is a core."""
     return {_core(cpu, root) for cpu in cpus}
 
 
-def _core(cpu: int, root: Path) -> tuple:
+def _core(cpu: int, root: Path) -> Core:
     place = root / CPU / f"cpu{cpu}" / "topology"
     package, die, core = (sysfs.number(place / f) for f in ("physical_package_id", "die_id", "core_id"))
     return ("cpu", cpu) if core is None else (package, die, core)

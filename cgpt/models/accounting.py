@@ -39,6 +39,7 @@ PARTS = ("embedding", "attention", "mlp", "norms", "unembedding")
 RUNTIME = 300_000_000  # bytes beside weights and cache: the interpreter, libraries, activations of a chunk
 
 Config = GPT2Config | GptOssConfig
+AnyTensor = StoredTensor | SynthTensor
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ class Inventory:
 
     config: Config
     settings: Mapping[str, Any]  # what config.json holds
-    tensors: Sequence[StoredTensor | SynthTensor]  # those the model uses
+    tensors: Sequence[AnyTensor]  # those the model uses
     disk: int  # bytes of the files that hold them
     source: str  # "files", "published size" or "config.json"
 
 
-def look_up(name: str | os.PathLike) -> Inventory:
+def look_up(name: str | os.PathLike[str]) -> Inventory:
     """The inventory of a checkpoint directory, a model of the package, a published size, or a config.json alone, whose
     tensors are then in the published layout and dtypes. Raises CheckpointError, ConfigError or InputError."""
     if os.path.isdir(name) or str(name) in demo_models():
-        directory = locate(name)
+        directory = locate(os.fspath(name))
         config, checkpoint = read_config(directory), Checkpoint(directory)
         specs = _specs(config, checkpoint.tensors)
         checkpoint.check(specs, ignore=(*gpt2.MASK_BUFFERS, "lm_head.weight"))
@@ -103,7 +104,7 @@ def attention_shape(config: Config) -> tuple[list[int], int, int]:
     """The window of each layer (0: none), the key/value heads G, and their size D."""
     if isinstance(config, GPT2Config):
         return [0] * config.n_layer, config.n_head, config.n_embd // config.n_head
-    windows = [config.sliding_window if kind == SLIDING else 0 for kind in config.layer_types]
+    windows = [config.sliding_window or 0 if kind == SLIDING else 0 for kind in config.layer_types]
     return windows, config.num_key_value_heads, config.head_dim
 
 
@@ -140,10 +141,10 @@ def part_of(name: str) -> str:
     return next(part for part, pattern in _PATTERNS.items() if re.search(pattern, name))
 
 
-def _use(config: Config, tensor: Any) -> tuple[str, float]:
+def _use(config: Config, tensor: AnyTensor) -> tuple[str, float]:
     """For what, and how much of it, a token uses a tensor: the chosen experts, a row of a table, else all."""
     part = part_of(tensor.name)
-    if re.search(r"\.mlp\.(experts\.|mlp[12]_)", tensor.name):
+    if isinstance(config, GptOssConfig) and re.search(r"\.mlp\.(experts\.|mlp[12]_)", tensor.name):
         return part, config.experts_per_token / config.num_experts
     if part != "embedding":
         return part, 1.0
@@ -152,7 +153,7 @@ def _use(config: Config, tensor: Any) -> tuple[str, float]:
     return part, 1 / tensor.shape[0]
 
 
-def parameters(config: Config, tensors: Iterable[Any]) -> dict[str, Any]:
+def parameters(config: Config, tensors: Iterable[AnyTensor]) -> dict[str, Any]:
     """{"total", "active" (those a token is multiplied with, and its rows of the tables), "parts": {part: number}}."""
     parts: Counter[str] = Counter()
     active = 0.0
@@ -162,14 +163,14 @@ def parameters(config: Config, tensors: Iterable[Any]) -> dict[str, Any]:
     return {"total": parts.total(), "active": round(active), "parts": _in_order(parts)}
 
 
-def parameters_of(tensor: Any) -> int:
+def parameters_of(tensor: AnyTensor) -> int:
     """The parameters a tensor holds."""
     if tensor.name.endswith("scales"):
         return 0  # one for 32 parameters: part of how those are stored
     return prod(tensor.shape) * (2 if tensor.name.endswith("blocks") else 1)
 
 
-def flops(config: Config, tensors: Iterable[Any], context: int) -> dict[str, int]:
+def flops(config: Config, tensors: Iterable[AnyTensor], context: int) -> dict[str, int]:
     """The operations of decoding the token at the end of `context` positions, counted as cgpt.bench.costs does: two for
     each weight of a matrix the token meets ("products"), four for each number of a key it sees ("attention")."""
     products = sum(2 * parameters_of(t) * _use(config, t)[1] for t in tensors if _is_multiplied(config, t))
@@ -178,35 +179,35 @@ def flops(config: Config, tensors: Iterable[Any], context: int) -> dict[str, int
     return {"products": round(products), "attention": 4 * H * D * sum(_seen(windows, context))}
 
 
-def _is_multiplied(config: Config, tensor: Any) -> bool:
+def _is_multiplied(config: Config, tensor: AnyTensor) -> bool:
     return _is_matrix(tensor) and _use(config, tensor)[0] != "embedding"
 
 
-def _is_matrix(tensor: Any) -> bool:
+def _is_matrix(tensor: AnyTensor) -> bool:
     """Biases of experts have two dimensions, too."""
     return len(tensor.shape) > 1 and not tensor.name.endswith("bias")
 
 
-def bytes_per_token(config: Config, tensors: Iterable[Any], dense: str | None = None) -> dict[str, int]:
+def bytes_per_token(config: Config, tensors: Iterable[AnyTensor], dense: str | None = None) -> dict[str, int]:
     """{part: the bytes of weights that decoding a token reads}."""
-    parts: Counter[str] = Counter()
+    parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for tensor in tensors:
         part, share = _use(config, tensor)
         parts[part] += loaded_bytes(config, tensor, dense) * share
-    return _in_order(parts)
+    return _in_order({part: read for part, read in parts.items() if read})
 
 
-def loaded_bytes(config: Config, tensor: Any, dense: str | None) -> float:
+def loaded_bytes(config: Config, tensor: AnyTensor, dense: str | None) -> float:
     """The bytes of a tensor in memory, once load() has heard of `dense`."""
     if not dense or not _is_matrix(tensor) or tensor.dtype == "U8":
         return tensor.nbytes
     if dense == "int8" and not _becomes_int8(config, tensor):
         return tensor.nbytes
-    turned = isinstance(config, GPT2Config) and ".h." in f".{tensor.name}" or len(tensor.shape) == 3  # [.., K, N]
-    return prod(tensor.shape) * dense_bits(dense, tensor.shape[-2 if turned else -1]) / 8
+    transposed = isinstance(config, GPT2Config) and ".h." in f".{tensor.name}" or len(tensor.shape) == 3  # [.., K, N]
+    return prod(tensor.shape) * dense_bits(dense, tensor.shape[-2 if transposed else -1]) / 8
 
 
-def _becomes_int8(config: Config, tensor: Any) -> bool:
+def _becomes_int8(config: Config, tensor: AnyTensor) -> bool:
     """The projections of attention, MLPs but for the routers, and the head."""
     part, _ = _use(config, tensor)
     return part in ("attention", "unembedding") or (
@@ -227,7 +228,7 @@ def _in_order(parts: Mapping[str, float]) -> dict[str, int]:
 
 
 def describe(
-    name_or_dir: str | os.PathLike,
+    name_or_dir: str | os.PathLike[str],
     context: int | None = None,
     dense: str | None = None,
     kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"],
@@ -260,7 +261,7 @@ def describe(
         "name": Path(name_or_dir).name or str(name_or_dir),
         "source": found.source,
         "architecture": architecture(config),
-        "shape": _shape(config, limit),
+        "shape": shape_of(config),
         "parameters": parameters(config, tensors),
         "bytes": {
             "disk": found.disk,
@@ -294,7 +295,9 @@ def checked_context(context: int | None, limit: int, name: str) -> int:
     return context
 
 
-def _shape(config: Config, limit: int) -> dict[str, int]:
+def shape_of(config: Config) -> dict[str, int]:
+    """layers, sliding_layers, width, mlp_width, heads, kv_heads, head_dim, vocabulary, context; of gpt-oss also
+    experts, experts_per_token and window."""
     windows, G, D = attention_shape(config)
     if isinstance(config, GPT2Config):
         shape = {"width": config.n_embd, "mlp_width": config.n_inner, "heads": config.n_head}
@@ -315,7 +318,7 @@ def _shape(config: Config, limit: int) -> dict[str, int]:
         "kv_heads": G,
         "head_dim": D,
         "vocabulary": config.vocab_size,
-        "context": limit,
+        "context": context_limit(config),
     }
 
 

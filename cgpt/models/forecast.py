@@ -63,7 +63,8 @@ def flops_per_token(facts: Mapping[str, Any]) -> int:
     keys = (shape["layers"] - shape["sliding_layers"]) * _keys(CONTEXT)
     if shape["sliding_layers"]:
         keys += shape["sliding_layers"] * _keys(shape["window"])
-    return round(products + 4 * shape["heads"] * shape["head_dim"] * keys)
+    flops: float = products + 4 * shape["heads"] * shape["head_dim"] * keys
+    return round(flops)
 
 
 def _keys(window: int) -> float:

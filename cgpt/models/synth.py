@@ -35,7 +35,7 @@ from cgpt.models import gpt2, gpt_oss
 HF_SHARD, ORIGINAL_SHARD, ORIGINAL_SINGLE = 4_800_000_000, 10_500_000_000, 14_000_000_000
 CHUNK = 1 << 22  # bytes made and written at a time, so that memory stays small and the caches are used
 
-_NUMPY_TYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "U8": np.dtype("u1")}
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "U8": np.dtype("u1")}
 
 # gpt-oss-20b was cut into files in the order of the names its tensors have in OpenAI's layout. gpt-oss-120b
 # was cut in another order, into as many files of other sizes.
@@ -69,8 +69,8 @@ class SynthTensor:
 
 
 def write(
-    size_or_config: str | os.PathLike | Mapping[str, Any],
-    directory: str | os.PathLike,
+    size_or_config: str | os.PathLike[str] | Mapping[str, Any],
+    directory: str | os.PathLike[str],
     *,
     seed: int = 0,
     layout: str | None = None,
@@ -95,7 +95,7 @@ def write(
         config = read_config(directory)
         mxfp4 = json_files["config.json"].get("quantization_config") is not None
         files = checkpoint_files(config, mxfp4)
-        if len(files) > 1 and config.layout == "hf":
+        if len(files) > 1 and isinstance(config, GptOssConfig) and config.layout == "hf":
             new_file(INDEX_FILE).write_text(checkpoint_index(files), encoding="utf-8")
         headers = {name: file_header(tensors) for name, tensors in files.items()}
         total = sum(map(len, headers.values())) + sum(t.nbytes for tensors in files.values() for t in tensors)
@@ -175,7 +175,7 @@ def _of_specs(specs: Mapping[str, TensorSpec], dtype: str) -> list[SynthTensor]:
     ]
 
 
-def _hf_order(tensor: SynthTensor) -> tuple:
+def _hf_order(tensor: SynthTensor) -> tuple[int, str, int]:
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", tensor.name)
     if layer:
         return 0, layer[1], _HF_LAYER_ORDER.index(layer[2])  # the layer as text: 0, 1, 10, 11, ..., 2, ...
@@ -269,8 +269,9 @@ def _normal_quantiles(mean: float, std: float, dtype: str) -> np.ndarray:
     values = (mean + std * _standard_quantiles()).astype("<f4")
     if dtype == "F32":
         return values
-    bits = values.view("<u4")
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")  # to the nearest even
+    bits: np.ndarray = values.view("<u4")
+    nearest: np.ndarray = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # ties to even
+    return nearest.astype("<u2")
 
 
 @cache
@@ -282,7 +283,9 @@ def _standard_quantiles() -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- input, output
 
 
-def _json_files(size_or_config: str | os.PathLike | Mapping[str, Any], layout: str | None) -> dict[str, dict]:
+def _json_files(
+    size_or_config: str | os.PathLike[str] | Mapping[str, Any], layout: str | None
+) -> dict[str, dict[str, Any]]:
     """The JSON files to write: config.json, and the generation_config.json of a published size in "hf"."""
     if isinstance(size_or_config, str) and size_or_config in SIZES:
         files = {"config.json": published_config(size_or_config, layout or "hf")}
