@@ -78,9 +78,11 @@ def run(args: argparse.Namespace) -> None:
     date = datetime.date.today().isoformat() if args.date is None else args.date or None
     chat = model.chat(system=args.system, tools=tools, reasoning=args.reasoning, date=date)
     shown = interactive and not args.hide_reasoning
-    terminal = Terminal(chat, sampling_options(args), show_reasoning=shown, yes_tools=args.yes_tools)
+    terminal = Terminal(
+        chat, sampling_options(args), name=model.directory.name, show_reasoning=shown, yes_tools=args.yes_tools
+    )
     if interactive:
-        terminal.run(args.model)
+        terminal.run()
     else:
         _answer_lines(terminal)
 
@@ -111,21 +113,24 @@ def _visible(text: str) -> str:
 
 
 class Terminal:
-    """The conversation as the terminal shows it. Reasoning and calls are dimmed where stdout is a terminal; through
-    pipes calls go to stderr. yes_tools: calls run without being asked about."""
+    """The conversation with the model `name` as the terminal shows it. Reasoning and calls are dimmed where stdout is a
+    terminal; through pipes calls go to stderr. yes_tools: calls run without being asked about."""
 
-    def __init__(self, chat: Chat, options: dict[str, Any], *, show_reasoning: bool, yes_tools: bool = False) -> None:
-        self.chat, self.options, self.show_reasoning, self.yes_tools = chat, options, show_reasoning, yes_tools
+    def __init__(
+        self, chat: Chat, options: dict[str, Any], *, name: str = "", show_reasoning: bool, yes_tools: bool = False
+    ) -> None:
+        self.chat, self.options, self.name = chat, options, name
+        self.show_reasoning, self.yes_tools = show_reasoning, yes_tools
         self._interactive = False
         self._kind: str | None = None  # of what was printed last; None at the beginning of a line
 
-    def run(self, name: str) -> None:
+    def run(self) -> None:
         self._interactive = True
         try:
             import readline  # noqa: F401, gives input() a history and editing
         except ImportError:
             pass
-        print(f"{name}; /help lists the commands")
+        print(f"{self.name}; /help lists the commands")
         while True:
             try:
                 line = input("> ").strip()
@@ -173,9 +178,10 @@ class Terminal:
             return
         finally:
             self._print(self._style(None) + "\n")
-        if self.chat.reply.finish_reason == "length":
+        reply = self.chat.reply
+        if reply and reply.finish_reason == "length":
             print("[cut off: --max-new-tokens, or the context is full]", file=sys.stderr)
-        if self.chat.reply.tool_calls:
+        if reply and reply.tool_calls:
             print(f"[stopped: the model went on calling after {MAX_ROUNDS} rounds]", file=sys.stderr)
 
     def _run(self, call: ToolCall) -> str:
@@ -233,7 +239,7 @@ class Terminal:
     def _conversation(self) -> dict[str, Any]:
         messages = [{k: v for k, v in asdict(m).items() if v is not None} for m in self.chat.messages]
         return {
-            "model": str(self.chat.model.directory.name),
+            "model": self.name,
             "instructions": self.chat.developer.instructions,
             "reasoning": self.chat.system.reasoning,
             "messages": messages,

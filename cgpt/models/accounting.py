@@ -6,7 +6,7 @@ import os
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -81,7 +81,7 @@ def _unwritten(config: Config, settings: Mapping[str, Any], source: str) -> Inve
     return Inventory(config, settings, [stored[name] for name in _specs(config, stored)], disk, source)
 
 
-def _specs(config: Config, names: Iterable[str]) -> Mapping[str, Any]:
+def _specs(config: Config, names: Collection[str]) -> Mapping[str, Any]:
     if isinstance(config, GPT2Config):
         return gpt2.tensor_specs(config, gpt2.name_prefix(names))
     return gpt_oss.tensor_specs(config, gpt_oss.layout_of(names))
