@@ -93,7 +93,10 @@ class Reads:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         if self.then:
-            return core_schema.with_info_before_validator_function(self._validate, handler(source))
+            inner: Any = handler(source)
+            if inner["type"] == "list":
+                inner["fail_fast"] = True  # one wrong entry is enough; a body may have a million of them
+            return core_schema.with_info_before_validator_function(self._validate, inner)
         return core_schema.with_info_plain_validator_function(self._validate)
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:

@@ -70,6 +70,22 @@ def test_a_wrong_value_says_more_than_a_missing_one():
         validate(*respond(tools=[{"type": "web_search"}]), BOUNDS)
 
 
+def test_the_first_wrong_entry_ends_the_reading():
+    """A body may hold a million of them."""
+    read = []
+
+    class Part(dict):
+        def get(self, key, default=None):
+            read.append(key)
+            return super().get(key, default)
+
+    for body in (chat(*[{"role": "user", "content": [Part(type="x") for _ in range(50)]}] * 4), respond(*[Part()] * 4)):
+        with pytest.raises(ApiError):
+            validate(*body, BOUNDS)
+        assert 0 < len(read) < 5
+        read.clear()
+
+
 def test_long_values_are_shortened():
     with pytest.raises(ApiError) as refused:
         validate(*chat(temperature="hot" * 1000), BOUNDS)
