@@ -59,7 +59,8 @@ class Model:
     @property
     def config(self) -> GPT2Config | GptOssConfig:
         """What config.json says."""
-        return self.transformer.config
+        config: GPT2Config | GptOssConfig = self.transformer.config
+        return config
 
     @property
     def context_length(self) -> int:
@@ -122,7 +123,8 @@ class Model:
         if self.transformer.closed:
             raise ModelClosed("the model was closed and its weights given back; load it again")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return self.transformer.check_ids(ids).tolist()
+        checked: list[int] = self.transformer.check_ids(ids).tolist()
+        return checked
 
     @checked_arguments
     def logits(self, prompt: Prompt) -> Floats:
@@ -155,7 +157,7 @@ class Model:
     # ------------------------------------------------------------------------------------------------ writing
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, and one prompt
         self,
         prompt: str | Sequence[int] | npt.NDArray[np.integer[Any]],
         *,

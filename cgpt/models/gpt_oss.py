@@ -170,7 +170,8 @@ class RopeTables:
         """The tables, made anew, of positions 0 .. positions - 1."""
         angles = np.arange(positions, dtype=np.float32)[:, None] * self.inv_freq
         angles = angles.astype(np.float64)
-        return tuple(k.Tensor((f(angles) * self.concentration).astype(np.float32)) for f in (np.cos, np.sin))
+        cos, sin = ((f(angles) * self.concentration).astype(np.float32) for f in (np.cos, np.sin))
+        return k.Tensor(cos), k.Tensor(sin)
 
     def __call__(self, positions: int) -> tuple[k.Tensor, k.Tensor]:
         """Tables of at least this many positions."""

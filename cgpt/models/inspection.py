@@ -29,6 +29,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cgpt.arguments import require_integer
 from cgpt.errors import InputError
@@ -80,8 +81,9 @@ def inspect(
 
 def _check(model: Transformer, what: str | Iterable[str] | None) -> list[str]:
     known = names_of(model)
-    listed = isinstance(what, Iterable) and not isinstance(what, (str, bytes))
-    names = list(known) if what is None else list(what) if listed else [what]
+    names: list[Any] = list(known) if what is None else [what]
+    if isinstance(what, Iterable) and not isinstance(what, (str, bytes)):
+        names = list(what)
     for name in names:
         if not isinstance(name, str) or name not in known:
             raise InputError(f"{type(model).__name__} has no {shown(name)} to inspect; it has {', '.join(known)}")
@@ -102,7 +104,8 @@ class _Inspector:
         dtypes = {"lens_ids": np.int32, "router_choices": np.int32, "expert_load": np.int64}
         self.out = {name: np.zeros(shapes[name], dtypes.get(name, np.float32)) for name in names}
         self.dtype = KV_DTYPES[model.kv_cache_dtype]
-        self.ones = self.marks = np.empty(0)  # values that take the place of a layer's, once they are needed
+        self.ones: npt.NDArray[Any] = np.empty(0)  # values that take the place of a layer's, once they are needed
+        self.marks: npt.NDArray[Any] = np.empty(0)
 
     def __call__(self, blocks: int, ws: Workspace, x: k.Tensor, slices: list[BatchSlice]) -> None:
         (part,), out = slices, self.out
@@ -175,7 +178,7 @@ class _Inspector:
     def _mark(self, position: int) -> None:
         """Makes column c of the values before `position` 1 where the query at position + c has the key before its
         window, else 0. All columns of older ones are 1 already."""
-        _, _, panels, _, _ = self.marks.shape
+        panels = self.marks.shape[2]
         first = max(0, position - self.window - self.model.head_dim) // k.KV_BLOCK
         last = -(-position // k.KV_BLOCK)
         at = np.arange(first * k.KV_BLOCK, last * k.KV_BLOCK)
