@@ -143,7 +143,7 @@ class TurnGrammar:
     ) -> None:
         """tools: those that are offered, as functions. answer_schema: of the final answer; None leaves it free. strict:
         names of tools whose arguments conform to their schemas. forced: names of tools one of which must be called at
-        once; their arguments conform too, strict or not, wherever llguidance is installed (to any JSON object, if no
+        once; their arguments conform too, strict or not, wherever llguidance is installed (being any JSON object, if no
         grammar can be made of a schema that is not strict). InputError where a grammar cannot be made."""
         self.special, self._encode = compiler.special, compiler.tokenizer.encode
         self._answer = None if answer_schema is None else compiler.compile(answer_schema)
@@ -180,9 +180,10 @@ class TurnGrammar:
             kind = message_kind(Header("assistant", None, channel, recipient), offered, self.rules.has_schema)
             if kind == "malformed" or (kind == "call" and channel != "commentary"):
                 continue
+            content = self._content(kind, recipient)
             types = CALL_TYPES if kind == "call" else ANSWER_TYPES if kind == "answer" else (None,)
             for content_type, is_first in product(types, (True, False) if recipient else (False,)):
-                yield self._ids(channel, recipient, content_type, is_first), self._content(kind, recipient)
+                yield self._ids(channel, recipient, content_type, is_first), content
 
     def _ids(self, channel: str, recipient: str | None, content_type: str | None, is_first: bool = False) -> list[int]:
         """A header in the model's own form. is_first: the recipient stands before the channel, not behind it."""
@@ -201,17 +202,21 @@ class TurnGrammar:
             matcher, ends = self._answer, {self.special.return_}
         else:
             matcher, ends = None, {self.special.end, *self._stops}
-        return Content(matcher, tuple(ends), np.array(sorted(self._markup - ends), np.int64))
+        return Content(matcher, tuple(ends), np.array(list(self._markup - ends), np.int64))
 
 
 def _arguments(compiler: GrammarCompiler, tool: Tool, is_strict: bool) -> Any:
-    """The matcher of the tool's arguments; of any object, if that cannot be had and the tool is not strict."""
-    try:
-        return compiler.compile(tool.parameters or NO_ARGUMENTS)
-    except InputError:
-        if is_strict:
-            raise
-        return compiler.compile({"type": "object"})
+    """The matcher of the tool's arguments. Where it is not strict, they have no properties that the schema does not
+    name, lest a model goes on inventing some; and they are any object, if the schema has no grammar."""
+    schema = tool.parameters or NO_ARGUMENTS
+    closed = [{"additionalProperties": False} | schema] if "properties" in schema else []
+    *first, last = [schema] if is_strict else [*closed, schema, {"type": "object"}]
+    for one in first:
+        try:
+            return compiler.compile(one)
+        except InputError:
+            pass
+    return compiler.compile(last)
 
 
 def _trie(paths: Iterable[tuple[list[int], State]]) -> State:

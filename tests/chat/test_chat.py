@@ -375,7 +375,7 @@ def test_schemas_that_are_no_json(model):
 
 
 def test_a_conversation_too_long(monkeypatch, model):
-    monkeypatch.setattr(type(model.transformer), "context_length", 80)
+    monkeypatch.setattr(type(model.transformer), "context_length", 80, raising=False)
     chat = model.chat()
     with pytest.raises(ContextLengthError, match="begin a new chat"):
         chat.send("word " * 50)

@@ -116,6 +116,16 @@ def test_forced_arguments_without_llguidance_are_free(client, monkeypatch, choic
     assert json.loads(call.function.arguments)["city"] == "Chicago"
 
 
+def test_forced_arguments_have_the_named_properties_alone(model, compiler):
+    """Where the schema does not say that there may be others, and neither that there may not."""
+    for schema, is_open in ((cities("Oslo"), False), (cities("Oslo") | {"additionalProperties": True}, True)):
+        constraint = TurnGrammar(compiler, [Tool("f", parameters=schema)], forced=["f"]).constraint()
+        for token in model.tokenizer.encode('{"city": "Oslo"'):
+            constraint.push(token)
+        assert constraint.problem is None
+        assert (model.tokenizer.encode(",")[0] in allowed_by(constraint, model)) == is_open
+
+
 def test_forced_arguments_whose_schema_has_no_grammar(client):
     tools = strict({"type": "object", "properties": {"city": {"$ref": "http://x.invalid/"}}})
     with pytest.raises(openai.BadRequestError, match="no grammar"):
