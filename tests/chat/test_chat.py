@@ -53,6 +53,7 @@ def moved(problem):
     return any(message.get("in_role") is False for message in problem["messages"])
 
 
+@pytest.mark.slow
 def test_solves_the_problems_of_the_demo(model):
     """As recorded where the prompt is the recorded one; where a past call had its recipient elsewhere it is not."""
     same = right = 0
