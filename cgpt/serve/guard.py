@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import re
 import time
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cgpt.serve.errors import ApiError, error_response
 from cgpt.serve.service import Service
 
+Names = Collection[str]
 OPEN = {"/", "/health"}  # without a key
 HOST = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(:\d{0,5})?", re.ASCII)
 log = logging.getLogger("cgpt.serve")
@@ -29,13 +31,7 @@ class Guard:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        service: Service,
-        paths: frozenset[str],
-        hosts: tuple[str, ...],
-        origins: tuple[str, ...],
-        key: str | None,
+        self, app: ASGIApp, service: Service, paths: Names, hosts: Names, origins: Names, key: str | None
     ) -> None:
         self._app, self._service, self._paths = app, service, paths
         self._hosts = {name.lower() for name in hosts}

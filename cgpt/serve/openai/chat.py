@@ -1,4 +1,4 @@
-"""/v1/chat/completions."""
+"""The endpoint /v1/chat/completions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Texts = Content[Annotated[TextPart, protocol.PART]]
 
 
 class FunctionCall(RequestModel):
-    """arguments: JSON text."""
+    """The function of a call. arguments: JSON text."""
 
     name: Text
     arguments: Text = "{}"
@@ -46,7 +46,7 @@ class ToolCall(RequestModel):
 
 
 class InputMessage(RequestModel):
-    """What the user says, or an instruction; "system" and "developer" are the same here."""
+    """A message of the user, or an instruction; "system" and "developer" mean the same here."""
 
     role: Literal["system", "developer", "user"]
     content: Texts = ""
@@ -56,7 +56,7 @@ class InputMessage(RequestModel):
 
 
 class AssistantMessage(RequestModel):
-    """What the model said before. Its reasoning comes back under either name."""
+    """A message that the model wrote before, with its reasoning under either name."""
 
     role: Literal["assistant"]
     content: Content[Annotated[TextPart | protocol.RefusalPart, protocol.PART]] = ""
@@ -138,7 +138,7 @@ class ChatRequest(protocol.SamplingRequest):
         return self
 
     def to_conversation(self) -> Conversation:
-        """Puts the conversation together; ApiError where its parts do not go together."""
+        """Makes the conversation; ApiError where the fields contradict each other."""
         made = Conversation(effort=self.reasoning_effort, stops=self.stop)
         form = self.response_format
         made.set_format(form.json_schema if isinstance(form, SchemaResponseFormat) else form)
@@ -155,7 +155,7 @@ class ChatRequest(protocol.SamplingRequest):
         return made
 
     def params(self, max_tokens: int) -> SamplingParams:
-        """How to sample, but for the stops. max_tokens: where the body does not say."""
+        """Makes the parameters of sampling, without the stops. max_tokens: where the body sets no limit."""
         limit = self.max_completion_tokens or self.max_tokens or max_tokens
         logprobs = self.top_logprobs if self.logprobs else None
         return SamplingParams(**self.sampling(), max_new_tokens=limit, logprobs=logprobs)
@@ -202,7 +202,7 @@ class ChatCompletion(protocol.Head):
 
 
 class Choice:
-    """One answer, as it comes. turn: what the model says."""
+    """One answer while it is generated. turn: sorts what the model writes."""
 
     def __init__(self, body: ChatRequest, conversation: Conversation, service: Service, request: Request) -> None:
         self.turn = Turn(service.model, request, conversation.rules, conversation.stops)
@@ -211,7 +211,8 @@ class Choice:
         self._calls = 0
 
     def advance(self, job: Job, event: Event) -> tuple[list[dict[str, Any]], ChatLogprobs | None]:
-        """What an event of the job adds, as OpenAI's deltas and log. The end of the turn cancels the request."""
+        """Returns what an event of the job adds: OpenAI's deltas, and the log-probabilities where they are wanted. The
+        end of the turn cancels the request."""
         deltas = self.turn.advance(event)
         if self.turn.finish_reason:
             job.cancel(event.index)
@@ -239,7 +240,7 @@ class Choice:
 
 
 def message_of(parts: list[dict[str, Any]]) -> AnswerMessage:
-    """Joins the deltas of an answer."""
+    """Joins the deltas of an answer, which may change."""
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
     calls: list[dict[str, Any]] = []
     for name in ("content", "reasoning", "reasoning_content"):
@@ -284,7 +285,7 @@ async def _whole(job: Job, body: ChatRequest, choices: list[Choice], head: dict[
 
 
 async def _chunks(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
-    empty = {"usage": None} if body.include_usage else {}
+    empty = {"usage": None} if body.stream_options.include_usage else {}
 
     def chunk(index: int, delta: dict[str, Any], log: ChatLogprobs | None, reason: str | None) -> tuple[None, Any]:
         choice = {"index": index, "delta": delta, "logprobs": log, "finish_reason": reason}
@@ -301,7 +302,7 @@ async def _chunks(job: Job, body: ChatRequest, choices: list[Choice], head: dict
             yield chunk(event.index, part, log if i == len(parts) - 1 else None, None)
         if choice.turn.finish_reason:
             yield chunk(event.index, {}, None if parts else log, choice.turn.finish_reason)
-    if body.include_usage:
+    if body.stream_options.include_usage:
         yield None, head | {"choices": [], "usage": _usage(choices, body)}
 
 

@@ -147,10 +147,10 @@ def _usage(job: Job, body: CompletionRequest) -> Usage:
 
 
 async def _chunks(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
-    empty = {"usage": None} if body.include_usage else {}
+    empty = {"usage": None} if body.stream_options.include_usage else {}
     async for event in job:
         part = choices[event.index].advance(event)
         if part.text or part.finish_reason or (part.logprobs and part.logprobs.tokens):
             yield None, head | {"choices": [part]} | empty
-    if body.include_usage:
+    if body.stream_options.include_usage:
         yield None, head | {"choices": [], "usage": _usage(job, body)}

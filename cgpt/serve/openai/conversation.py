@@ -1,4 +1,4 @@
-"""What /v1/chat/completions and /v1/responses have in common: a conversation, and the requests it makes."""
+"""A conversation as /v1/chat/completions and /v1/responses share it, and the requests of its next turn."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from cgpt.serve.service import Service
 
 @dataclass
 class Conversation:
-    """A conversation, and what is asked of the next turn.
+    """A conversation, and the rules of its next turn.
 
-    forced: the functions of which one must be called. strict: those whose arguments conform to their schemas.
-    answer_schema: of the final text. calls: the functions of earlier calls by their ids
+    tools: that the model may call. forced: the names of those of which it must call one. strict: the names of those
+    whose arguments must conform to their schema. answer_schema: of the final text. stops: strings that end it.
+    instructions: before the first message. calls: the functions of earlier calls, by the calls' ids.
     """
 
     tools: list[Tool] = field(default_factory=list)
@@ -39,7 +40,8 @@ class Conversation:
     rules: TurnRules = field(default_factory=TurnRules)  # of the turn that follows, once there are requests
 
     def add(self, role: str, text: str) -> None:
-        """role: user, assistant, system or developer; the latter two stand at the beginning or change it later."""
+        """Adds a message. role: "user" or "assistant"; or "system" or "developer", whose text is an instruction for all
+        that follows."""
         if role in ("system", "developer"):
             if self.messages:
                 self.messages.append(Message("developer", Developer(text)))
@@ -66,7 +68,7 @@ class Conversation:
         self.messages.append(Message("assistant", arguments, "commentary", f"functions.{name}", f"{CONSTRAIN}json"))
 
     def add_result(self, param: str, call_id: str, text: str) -> None:
-        """param: the field that names the call, for the error if there was none such."""
+        """Adds the result of a call. param: the field that names the call, for the error if there is no such call."""
         if call_id not in self.calls:
             raise ApiError(f"{param} {shown(call_id)} is no earlier call's", param=param)
         name = f"functions.{self.calls[call_id]}"
@@ -80,8 +82,8 @@ class Conversation:
             self.answer_schema = {"type": "object"}
 
     def set_tools(self, functions: Sequence[FunctionDefinition], mode: str, chosen: list[str] | None = None) -> None:
-        """mode: "auto", "none", "required"; with tools that are chosen "auto" and "required" mean that there are no
-        others, and "named" that one of them must be called."""
+        """Offers functions to the model. mode: whether it may ("auto"), must ("required") or cannot ("none") call one.
+        chosen: the names of the only ones that are offered; with the mode "named", of one that must be called."""
         names = [one.name for one in functions]
         if len(set(names)) < len(names):
             raise ApiError(f"tools must have names of their own, found {shown(names)}", param="tools")
@@ -96,7 +98,7 @@ class Conversation:
         self.strict = [one.name for one in functions if one.strict]
 
     def requests(self, service: Service, count: int, params: SamplingParams) -> list[Request]:
-        """Makes `count` requests, of seeds one after another. ChatError where the model has no chat format."""
+        """Makes `count` requests, with consecutive seeds. ChatError where the model has no chat format."""
         head = [Message("system", System(reasoning=self.effort))]
         developer = Developer("\n\n".join(self.instructions) or None, tuple(self.tools), (), self.response_format)
         if developer != Developer():

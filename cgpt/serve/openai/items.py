@@ -68,18 +68,18 @@ Item = Annotated[ReasoningItem | MessageItem | CallItem, Field(discriminator="ty
 
 
 class Items:
-    """The items so far; the last one may be open."""
+    """The output so far. The last item may be open: text still comes."""
 
     def __init__(self) -> None:
         self._items: list[ReasoningItem | MessageItem | CallItem] = []
         self._open: int | None = None  # the turn's number of it
 
     def output(self) -> list[ReasoningItem | MessageItem | CallItem]:
-        """All of them; events hold what they held when it was sent, this does not."""
+        """Returns the items, which go on changing as long as one is open."""
         return list(self._items)
 
     def add(self, delta: Delta, logprobs: list[TokenLogprob]) -> Events:
-        """Yields the events of a delta. logprobs: of its tokens, where they are wanted."""
+        """Adds a delta and yields its events. logprobs: of its tokens, where they are wanted."""
         if delta.item != self._open:
             yield from self.close("completed")
             self._open = delta.item
@@ -117,7 +117,7 @@ class Items:
         yield self._about("response.content_part.added", content_index=0, part=type(item.content[0])())
 
     def close(self, status: Status) -> Events:
-        """Ends the open item, if there is one."""
+        """Ends the open item, if there is one, and yields its last events."""
         if self._open is None:
             return
         self._open, item = None, self._items[-1]

@@ -117,17 +117,13 @@ class SamplingRequest(GenerationRequest):
     logit_bias: Annotated[dict[int, float] | None, Reads(_read_logit_bias, "must be an object", BIASES)] = None
     seed: Annotated[int | None, integer(-(2**63), 2**63 - 1)] = None
     stop: Annotated[list[str], Reads(_read_stop, STOPS_WANTED, STOPS)] = []
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions = StreamOptions()
 
     @model_validator(mode="after")
     def _options_go_with_stream(self) -> Self:
-        if self.stream_options and not self.stream:
+        if "stream_options" in self.model_fields_set and not self.stream:
             raise Invalid("goes with stream: true only", "stream_options")
         return self
-
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self) -> dict[str, Any]:
         names = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")

@@ -1,4 +1,4 @@
-"""/v1/responses, without a store: each request brings its whole conversation."""
+"""The endpoint /v1/responses, without a store: each request brings its whole conversation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ReasoningPart(RequestModel):
 
 
 class InputMessage(RequestModel):
-    """phase: "commentary" for what the assistant said before a call."""
+    """A message. phase: "commentary" for what the assistant said before a call."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -71,7 +71,7 @@ class InputReasoning(RequestModel):
 
 
 class InputCall(RequestModel):
-    """arguments: JSON text."""
+    """A call that the model made before. arguments: JSON text."""
 
     type: Literal["function_call"]
     call_id: Text
@@ -152,7 +152,7 @@ class ResponseRequest(protocol.GenerationRequest):
     max_tool_calls: Any = None
 
     def to_conversation(self) -> Conversation:
-        """Puts the conversation together; ApiError where its parts do not go together."""
+        """Makes the conversation; ApiError where the fields contradict each other."""
         made = Conversation(effort=self.reasoning.effort)
         made.set_format(self.text.format)
         choice = self.tool_choice
@@ -172,13 +172,13 @@ class ResponseRequest(protocol.GenerationRequest):
         return made
 
     def params(self, max_tokens: int) -> SamplingParams:
-        """How to sample, but for the stops. max_tokens: where the body does not say."""
+        """Makes the parameters of sampling, without the stops. max_tokens: where the body sets no limit."""
         logprobs = self.top_logprobs if self.top_logprobs or LOGPROBS in self.include else None
         limit = self.max_output_tokens or max_tokens
         return SamplingParams(**self.sampling(), max_new_tokens=limit, logprobs=logprobs)
 
     def echoed(self) -> dict[str, Any]:
-        """The fields that the answer repeats."""
+        """Returns the fields that the answer repeats."""
         fields = {"max_output_tokens", "temperature", "top_p", "top_logprobs", "tools", "tool_choice", "text"}
         return self.model_dump(include=fields, by_alias=True) | {
             "instructions": self.instructions or None,
@@ -200,7 +200,7 @@ class ResponseUsage:
 
 @with_config(ConfigDict(extra="allow"))
 class ResponseObject(TypedDict):
-    """The answer, which also repeats fields of the request; see ResponseRequest.echoed."""
+    """The answer. It also repeats fields of the request; see ResponseRequest.echoed."""
 
     id: str
     object: Literal["response"]
@@ -215,7 +215,7 @@ class ResponseObject(TypedDict):
 
 
 class Answer:
-    """The response object as it grows, and the events that tell of it."""
+    """The response object while it grows, and its events."""
 
     def __init__(self, body: ResponseRequest, conversation: Conversation, service: Service, request: Request) -> None:
         self._tokenizer = service.tokenizer
@@ -253,7 +253,7 @@ class Answer:
         )
 
     async def events(self, job: Job) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """All of them; the last one holds the whole response."""
+        """Yields the events of the job; the last one holds the whole response."""
         first = True
         async for event in job:
             deltas = self._turn.advance(event)
@@ -262,9 +262,8 @@ class Answer:
                 for kind in ("response.created", "response.in_progress"):
                     yield self._event(kind, {"response": self.response("in_progress")})
             for delta in deltas:
-                for kind, data in self._items.add(
-                    delta, token_logprobs(self._tokenizer, self._turn.request, delta.indices)
-                ):
+                entries = token_logprobs(self._tokenizer, self._turn.request, delta.indices)
+                for kind, data in self._items.add(delta, entries):
                     yield self._event(kind, data)
             if self._turn.finish_reason:
                 self._metrics.repairs.update(self._turn.parser.repairs)
@@ -276,7 +275,7 @@ class Answer:
         yield self._event(f"response.{status}", {"response": self.response(status)})
 
     async def stream(self, job: Job) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """events(); what fails after the first of them is told by one, as nothing else can tell it any more."""
+        """Yields events(). A failure after the first of them becomes an event, as the status has been sent."""
         try:
             async for event in self.events(job):
                 yield event
