@@ -7,8 +7,8 @@
 
    Kernels do not allocate, print, exit or keep state. Their stack frames are below 64 KB because threads may have small
    stacks. Each row of a float result depends on its own inputs alone, never on the number of threads. Two kinds of
-   kernels give more bits away for speed: in a *_tile kernel the order of a sum also depends on the number of tokens, and
-   the *_a16, *_a8 and bf16 kernels round activations.
+   kernels give more bits away for speed: in a *_tile kernel the order of a sum also depends on the number of tokens,
+   and the *_a16, *_a8 and bf16 kernels round activations.
 
    A kernel works on one partition of a job and knows nothing of threads. The drivers at the end of this file cut jobs
    into partitions. */
@@ -19,7 +19,7 @@
 
 /* ------------------------------------------------------------------------------------------- one row at a time */
 
-/* out[C] = table[id] (+ positions[position] unless positions is NULL). Tables are of any float dtype, row-major [.., C]. */
+/* out[C] = table[id] (+ positions[position] unless positions is NULL). Tables are [.., C] of any float dtype. */
 typedef void cg_embed_fn(float *out, const void *table, cg_dtype dtype, int64_t id, const void *positions,
                          cg_dtype positions_dtype, int64_t position, int64_t C);
 
@@ -52,9 +52,9 @@ typedef void cg_combine_fn(float *out, const float *y, int64_t y_stride, const i
 /* out[groups * 32] = the exact f32 values of MXFP4 blocks [groups, 16] and scales [groups]. Scale 255 gives NaN. */
 typedef void cg_mxfp4_dequantize_fn(float *out, const uint8_t *blocks, const uint8_t *scales, int64_t groups);
 
-/* Quantises a row of K floats of any float dtype to INT8: scales[g] = the group's largest magnitude / 127, rounded up to
-   bf16; out = x / scale, rounded to nearest, with zeros up to a whole group. A group whose largest magnitude is below
-   2^-100 becomes zero. A group that is not finite gets scale NaN. x need not be aligned. */
+/* Quantises a row of K floats of any float dtype to INT8: scales[g] = the group's largest magnitude / 127, rounded up
+   to bf16; out = x / scale, rounded to nearest, with zeros up to a whole group. A group whose largest magnitude is
+   below 2^-100 becomes zero. A group that is not finite gets scale NaN. x need not be aligned. */
 typedef void cg_quantize_int8_fn(int8_t *out, uint16_t *scales, const void *x, cg_dtype dtype, int64_t K);
 
 /* ------------------------------------------------------------------------------------------------------ linear */
@@ -103,9 +103,9 @@ static inline int64_t cg_work_bytes(cg_linear *kernel, int64_t K) {
 
 /* --------------------------------------------------------------------------------------------------- attention */
 
-/* The keys and values of one sequence in one layer, in f32, f16 or bf16. Block b holds positions 32b .. 32b+31: its keys
-   as two panels [D, 16], so that one pass over D gives 16 scores, its values as Dv / 16 panels [32, 16], where Dv is D
-   rounded up to 16. Block b is stored at b % blocks, so that the cache of a sliding window is a ring. */
+/* The keys and values of one sequence in one layer, in f32, f16 or bf16. Block b holds positions 32b .. 32b+31: its
+   keys as two panels [D, 16], so that one pass over D gives 16 scores, its values as Dv / 16 panels [32, 16], where Dv
+   is D rounded up to 16. Block b is stored at b % blocks, so that the cache of a sliding window is a ring. */
 typedef struct {
     void *k; /* [G, blocks, 2, D, 16] */
     void *v; /* [G, blocks, Dv / 16, 32, 16] */
@@ -118,11 +118,12 @@ typedef struct {
 typedef void cg_kv_append_fn(const cg_kv *kv, const float *k, const float *v, int64_t kv_stride, int64_t start,
                              int64_t T, int64_t g, int64_t D);
 
-/* Causal attention of T queries at positions start .. start+T-1: out[t][h] = softmax(q k * scale) v over the positions p
-   with max(0, position - window + 1) <= p <= position (window 0: all earlier ones). A sink adds exp(sink[h]) to the
+/* Causal attention of T queries at positions start .. start+T-1: out[t][h] = softmax(q k * scale) v over the positions
+   p with max(0, position - window + 1) <= p <= position (window 0: all earlier ones). A sink adds exp(sink[h]) to the
    denominator. Blocks >= first_fresh are read from `fresh`, whose block 0 is first_fresh, and earlier ones from `past`,
    the sequence's cache. Online softmax over blocks of absolute positions: Milakov & Gimelshein, arXiv:1805.02867; KV
-   splits of a long cache: Dao et al., "Flash-Decoding" (2023); sinks: Xiao et al., arXiv:2309.17453, learned in gpt-oss. */
+   splits of a long cache: Dao et al., "Flash-Decoding" (2023); sinks: Xiao et al., arXiv:2309.17453, learned in
+   gpt-oss. */
 typedef struct {
     const float *q;
     int64_t q_stride; /* per token */
@@ -158,8 +159,9 @@ static inline int64_t cg_attention_work(int64_t D) {
     return CG_ATTENTION_FLOATS + CG_ATTENTION_STATE + CG_KV_BLOCK * (D + cg_round_up(D, CG_V_ALIGN));
 }
 
-/* Writes the state of the partition's rows over its KV splits. A row of it is [Dv] the sum over p of e^(score - max) v[p],
-   [16] the sum of e^(score - max) spread over any of the lanes, and [0] of the last 16 `max`, the largest score. */
+/* Writes the state of the partition's rows over its KV splits. A row of it is [Dv] the sum over p of e^(score - max)
+   v[p], [16] the sum of e^(score - max) spread over any of the lanes, and first of
+   the last 16 `max`, the largest score. */
 typedef void cg_attention_fn(const cg_attention *a, const cg_attention_part *part);
 /* Writes the partition's rows of out from the states [n, rows, stride] of n runs of KV splits, in the order of their
    positions. Overwrites the first state. */
@@ -242,7 +244,7 @@ const char *cg_level_name(cg_level level);
 cg_level cg_highest_level(void);            /* of this machine and build */
 const char *cg_missing_for(cg_level level); /* the first feature that a level needs and the machine lacks, or NULL */
 cg_status cg_use_level(cg_level level);     /* CG_BAD_VALUE above the highest level */
-/* Treats the CPU as one without a feature, and without those that came with it or later. The next cg_use_level applies it. */
+/* From the next cg_use_level on, treats the CPU as one without a feature and those that came with it or later. */
 typedef enum { CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16 } cg_feature;
 void cg_mask_feature(cg_feature feature);
 cg_level cg_current_level(void);
@@ -251,8 +253,8 @@ const char *cg_kernel_variant(int slot); /* "ref", "avx2", ..., or "-" where the
 
 /* --------------------------------------------------------------------------------------------------- the drivers */
 
-/* How products treat activations. AUTO: rounded where that is faster and loses no more than bf16 does. EXACT: f32. INT8:
-   as AUTO, and rounded to 8 bits where weights have 8 or 4 bits. */
+/* How products treat activations. AUTO: rounded where that is faster and loses no more than bf16 does. EXACT: f32.
+   INT8: as AUTO, and rounded to 8 bits where weights have 8 or 4 bits. */
 typedef enum { CG_PRECISION_AUTO, CG_PRECISION_EXACT, CG_PRECISION_INT8 } cg_precision;
 
 typedef struct {
@@ -286,7 +288,7 @@ int64_t cg_uniform_tokens(const cg_matrix *w, int64_t limit, cg_precision precis
 cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const float *x, int64_t x_stride, int64_t T,
                         const cg_matrix *w, int add);
 
-/* A mixture of experts: out[t] += sum over j < k of weight[t][j] * down(swiglu(gate_up(x[t]))), by expert index[t][j]. */
+/* Mixture of experts: out[t] += sum over j < k of weight[t][j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t][j]. */
 typedef struct {
     float *out;
     int64_t out_stride;
@@ -302,8 +304,8 @@ int64_t cg_moe_scratch(const cg_context *ctx, const cg_moe *m);
 cg_status cg_run_moe(const cg_context *ctx, const cg_moe *m);
 
 /* Attention of n sequences of the same H, G and D over their caches, a[i].past, to which it appends their new keys and
-   values. It sets a[i].fresh and a[i].first_fresh. A ring needs no more positions than the window, rounded up to 32: the
-   keys that a chunk would overwrite too early wait in scratch. */
+   values. It sets a[i].fresh and a[i].first_fresh. A ring needs no more positions than the window, rounded up to 32:
+   the keys that a chunk would overwrite too early wait in scratch. */
 enum { CG_MAX_SEQUENCES = 16 }; /* of one call */
 int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n);
 cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n);

@@ -1,4 +1,4 @@
-/* Types shared by every kernel. */
+/* Types, limits and conversions that every kernel uses. */
 #ifndef CG_TYPES_H
 #define CG_TYPES_H
 
@@ -17,21 +17,21 @@ enum {
     CG_MXFP4_GROUP_BYTES = 16, /* their nibbles, element 2j in the low half of byte j */
     CG_INT8_GROUP = 64,
     CG_KV_BLOCK = 32,  /* keys per block of the cache, see attention/kv_append.c */
-    CG_KV_SPLIT = 512, /* keys whose sum is finished by itself, see cg_attention; a multiple of CG_KV_BLOCK */
-    CG_KV_PANEL = 16,  /* its columns that lie together: keys, or dimensions of values */
+    CG_KV_SPLIT = 512, /* keys of a KV split, which is summed by itself; a multiple of CG_KV_BLOCK */
+    CG_KV_PANEL = 16,  /* columns of a block that are stored together: keys, or dimensions of values */
     CG_V_ALIGN = 16,   /* value rows are padded to a multiple of this many floats */
     CG_MAX_HEAD_DIM = 4096,
     CG_MAX_EXPERTS = 1024,
     CG_MAX_TOP_K = 64,
-    CG_MAX_THREADS = 1024, /* that work at one job; who asks for more gets so many */
+    CG_MAX_THREADS = 1024, /* of one job; more are never started */
 };
 
 /* E2M1 in the order of its codes (OCP Microscaling Formats v1.0, section 5.3.3). */
 #define CG_E2M1_VALUES 0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f, -0.f, -.5f, -1.f, -1.5f, -2.f, -3.f, -4.f, -6.f
 
-/* Constant arguments become constants of the code. */
+/* Always inlined, so that constant arguments become constants of the code. */
 #define CG_INLINE static inline __attribute__((always_inline))
-/* A parameter that an interface has and this function does not need. */
+/* A parameter that the function does not need. */
 #define CG_UNUSED __attribute__((unused))
 
 static inline int64_t cg_min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -69,7 +69,7 @@ static inline uint16_t cg_f32_to_f16(float f) {
     return (uint16_t)(sign | (size - 0x38000000u + 0xfff + (size >> 13 & 1)) >> 13);
 }
 
-/* Denormal halves are scaled by a float multiplication, so no table and no loop. */
+/* A float multiplication scales denormal halves: no table and no loop. */
 static inline float cg_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
     if (rest < 0x0400) return cg_f32_from_bits(sign | cg_bits_from_f32((float)rest * 0x1p-24f));

@@ -1,4 +1,5 @@
-/* CPUID, XGETBV and the AMX permission call. Intel SDM vol. 1 ch. 13 and vol. 2 CPUID; Linux Documentation/arch/x86/xstate.rst. */
+/* CPUID, XGETBV and the system call that permits AMX. Intel SDM vol. 1 ch. 13, vol. 2 CPUID; Linux,
+   Documentation/arch/x86/xstate.rst. */
 #include "core/arch.h"
 #include "core/cpu.h"
 

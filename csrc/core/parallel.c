@@ -6,7 +6,7 @@
 #include <pthread.h>
 #include <time.h>
 
-static int forks = 1;  /* and one */
+static int forks = 1;  /* one more than there were */
 static int asked, had; /* by the last one who got fewer threads than it asked for; 0: nobody did */
 
 /* A child of fork() has none of its parent's threads, and libgomp waits for them for ever. So the pool is given back
@@ -67,11 +67,11 @@ int cg_threads_short(int *wanted) {
     return __atomic_load_n(&had, __ATOMIC_RELAXED);
 }
 
-int cg_openmp_places(int *cpus, int most) {
+int cg_openmp_places(int *cpus, int max) {
     int found = 0;
     for (int i = 0; i < omp_get_num_places(); i++) {
         int n = omp_get_place_num_procs(i);
-        if (n <= most - found) omp_get_place_proc_ids(i, cpus + found), found += n;
+        if (n <= max - found) omp_get_place_proc_ids(i, cpus + found), found += n;
     }
     return found;
 }
@@ -91,7 +91,7 @@ int cg_has_openmp(void) { return 0; }
 
 int cg_threads_short(int *wanted) { return *wanted = 0; }
 
-int cg_openmp_places(CG_UNUSED int *cpus, CG_UNUSED int most) { return 0; }
+int cg_openmp_places(CG_UNUSED int *cpus, CG_UNUSED int max) { return 0; }
 
 void cg_parallel(CG_UNUSED int threads, int64_t tasks, cg_task_fn *fn, void *job) {
     for (int64_t i = 0; i < tasks; i++) fn(job, i, 0);

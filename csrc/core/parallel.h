@@ -4,7 +4,7 @@
 
 #include "cgpt.h"
 
-/* The threads that work at so many tasks. */
+/* How many threads work on so many tasks. */
 static inline int cg_team(int threads, int64_t tasks) {
     return (int)cg_max(1, cg_min(cg_min(threads, CG_MAX_THREADS), tasks));
 }

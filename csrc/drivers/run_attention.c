@@ -1,7 +1,7 @@
 /* The driver of attention: appends the new keys and values to the caches and cuts the queries of each sequence into
-   partitions, rows (token, head) of one key/value head. Where a sequence has one partition per head only, as in decoding
-   with several threads, each KV split of its cache is a partition too. The threads take the partitions of all sequences
-   from one queue. */
+   partitions, rows (token, head) of one key/value head. Where a sequence has one partition per head only, as in
+   decoding with several threads, each KV split of its cache is a partition too. The threads take the partitions of all
+   sequences from one queue. */
 #include "core/parallel.h"
 
 enum { FORK = 32768 }; /* multiplications of queries and keys that are worth starting threads for */

@@ -2,12 +2,12 @@
 #include "drivers/products.h"
 
 enum {
-    PANEL_ROWS = 64, /* several passes over which stay in the second-level cache */
-    PANEL_FEW = 15,  /* tokens that read rows once, from memory: it gives more to long streams */
+    PANEL_ROWS = 64, /* they stay in the second-level cache for several passes */
+    PANEL_FEW = 15,  /* tokens up to which rows are read once, from memory, which gives more to long streams */
     PANEL_BYTES = 512 * 1024,
 };
 
-/* With the activations as they are. */
+/* The kernel for f32 activations. */
 static cg_linear *exact_of(cg_dtype dtype) {
     switch (dtype) {
     case CG_F32: return cg_active->linear_f32;
@@ -86,9 +86,9 @@ cg_product cg_product_of(const cg_matrix *w, int64_t expert) {
 }
 
 int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads) {
-    int64_t rows = cg_round_up(w->N / ((int64_t)threads * 8) + 1, 16), most = PANEL_ROWS;
-    if (T <= PANEL_FEW) most = cg_max(most, PANEL_BYTES / cg_row_bytes(w->dtype, w->K) / 16 * 16);
-    return cg_max(16, cg_min(rows, most));
+    int64_t rows = cg_round_up(w->N / ((int64_t)threads * 8) + 1, 16), max = PANEL_ROWS;
+    if (T <= PANEL_FEW) max = cg_max(max, PANEL_BYTES / cg_row_bytes(w->dtype, w->K) / 16 * 16);
+    return cg_max(16, cg_min(rows, max));
 }
 
 int64_t cg_panels(const cg_matrix *w, int64_t T, int threads) {
@@ -103,10 +103,10 @@ int64_t cg_linear_scratch(const cg_context *ctx, const cg_matrix *w, int64_t T) 
     return kernel->packed_bytes(T, w->K) + team * cg_work_bytes(kernel, w->K);
 }
 
-/* One kernel gives a row the same bits among any number of rows; the *_tile ones do not, but none is for one token. */
-int64_t cg_uniform_tokens(const cg_matrix *w, int64_t most, cg_precision precision) {
+/* A kernel gives a row the same bits among any number of rows. The *_tile kernels do not, but none takes one token. */
+int64_t cg_uniform_tokens(const cg_matrix *w, int64_t limit, cg_precision precision) {
     int64_t T = 1;
-    while (T < most && cg_pick_linear(w, T + 1, precision) == cg_pick_linear(w, 1, precision)) T++;
+    while (T < limit && cg_pick_linear(w, T + 1, precision) == cg_pick_linear(w, 1, precision)) T++;
     return T;
 }
 

@@ -1,5 +1,6 @@
-/* int8 weights at load: rows of K as they are stored, or as the columns of GPT-2's Conv1D [in, out], 16 of which are
-   transposed at a time, so that no f32 copy of a matrix is ever made. The source may be unaligned. */
+/* The driver of quantize_int8, for weights at load: rows [N, K] as they are stored, or the columns of GPT-2's Conv1D
+   [in, out], of which 16 are transposed at a time, so that the matrix is never copied as f32. The source may be
+   unaligned. */
 #include "core/parallel.h"
 
 enum { QUANTIZE_COLUMNS = 16 };
@@ -18,9 +19,9 @@ static void quantize_row(void *data, int64_t n) {
                              j->src + n * j->K * j->bytes, j->dtype, j->K);
 }
 
-/* cols groups of `rows` weights, from columns of [K, N] into rows of a tile. */
-CG_INLINE void turn(const quantize_job *j, char *tile, int64_t k0, int64_t n0, int64_t rows, int64_t cols,
-                    const int bytes) {
+/* Transposes `rows` weights of `cols` columns of [K, N] into rows of a tile. */
+CG_INLINE void transpose_tile(const quantize_job *j, char *tile, int64_t k0, int64_t n0, int64_t rows, int64_t cols,
+                              const int bytes) {
     for (int64_t k = 0; k < rows; k++) {
         const char *from = j->src + ((k0 + k) * j->N + n0) * bytes;
         __builtin_prefetch(from + 2 * QUANTIZE_COLUMNS * bytes);
@@ -29,7 +30,7 @@ CG_INLINE void turn(const quantize_job *j, char *tile, int64_t k0, int64_t n0, i
     }
 }
 
-/* A group of every row of the result. */
+/* Quantises one group of every row of the result. */
 static void columns_task(void *data, int64_t group, CG_UNUSED int thread) {
     const quantize_job *j = data;
     char tile[QUANTIZE_COLUMNS * CG_INT8_GROUP * 4];
@@ -37,10 +38,10 @@ static void columns_task(void *data, int64_t group, CG_UNUSED int thread) {
     for (int64_t n = 0; n < j->N; n += QUANTIZE_COLUMNS) {
         int64_t cols = cg_min(QUANTIZE_COLUMNS, j->N - n);
         int whole = rows == CG_INT8_GROUP && cols == QUANTIZE_COLUMNS;
-        if (whole && j->bytes == 4) turn(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 4);
-        else if (whole) turn(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 2);
-        else if (j->bytes == 4) turn(j, tile, k, n, rows, cols, 4);
-        else turn(j, tile, k, n, rows, cols, 2);
+        if (whole && j->bytes == 4) transpose_tile(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 4);
+        else if (whole) transpose_tile(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 2);
+        else if (j->bytes == 4) transpose_tile(j, tile, k, n, rows, cols, 4);
+        else transpose_tile(j, tile, k, n, rows, cols, 2);
         for (int64_t c = 0; c < cols; c++)
             cg_active->quantize_int8(j->out + ((n + c) * j->groups + group) * CG_INT8_GROUP,
                                      j->scales + (n + c) * j->groups + group, tile + c * CG_INT8_GROUP * j->bytes,

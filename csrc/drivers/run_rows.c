@@ -1,7 +1,7 @@
-/* The driver of the row-wise kernels: blocks of rows, in parallel where that is worth a fork. */
+/* The driver of the row-wise kernels: blocks of rows, in parallel where that pays. */
 #include "core/parallel.h"
 
-enum { FORK_COST = 32768 }; /* float operations that are worth waking the other threads */
+enum { FORK_COST = 32768 }; /* float operations that are worth starting threads for */
 
 typedef struct {
     cg_row_fn *fn;

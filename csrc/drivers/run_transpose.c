@@ -1,5 +1,6 @@
-/* GPT-2's Conv1D weights are [in, out]; the kernels read rows of inputs. One transpose at load, and with it the
-   rounding to bf16 where it is asked for. Neither side has to be aligned: old checkpoints' tensors are not. */
+/* The driver of transpose. GPT-2's Conv1D weights are [in, out], and the kernels read rows of inputs: they are
+   transposed once, at load, and rounded to bf16 where the caller wants it. Neither side has to be aligned, as tensors
+   of old checkpoints are not. */
 #include "core/parallel.h"
 
 typedef struct {
@@ -45,8 +46,8 @@ CG_INLINE void block(const transpose_job *j, int64_t r0, int64_t rows, int64_t c
     }
 }
 
-/* A strip of 16 rows, in blocks of 16 x 16: a cache line of each f32 row. Rows are read along their pages; a strip of
-   columns would need as many at once as there are rows. */
+/* A strip of 16 rows in blocks of 16 x 16, one cache line of each f32 row. Rows are read along their pages; a strip of
+   columns would read as many pages at once as there are rows. */
 CG_INLINE void strip(const transpose_job *j, int64_t r0, const cg_dtype from, const cg_dtype to) {
     int64_t rows = cg_min(TRANSPOSE_EDGE, j->rows - r0);
     for (int64_t c0 = 0; c0 < j->cols; c0 += TRANSPOSE_EDGE) {

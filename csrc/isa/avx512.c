@@ -1,4 +1,4 @@
-/* The avx512 level: AVX-512 F, BW, DQ, VL (Skylake-X and later); what needs more is in avx512vnni.c and avx512bf16.c. */
+/* The avx512 level: AVX-512 F, BW, DQ, VL (Skylake-X and later). avx512vnni.c and avx512bf16.c have what needs more. */
 #include "core/arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>

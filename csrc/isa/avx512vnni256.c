@@ -1,4 +1,4 @@
-/* The part of avx512vnni.c that takes vectors half as long. */
+/* The part of avx512vnni.c with vectors of 256 bits. */
 #include "core/arch.h"
 #ifdef CGPT_X86
 #include <immintrin.h>

@@ -1,5 +1,6 @@
-/* quantize_int8: groups of 64 weights as integers of -127 .. 127 and a bf16 scale. The scale is rounded up, so that the
-   largest stays within 127, before the integers are: no error but theirs, at most half a scale. */
+/* quantize_int8: groups of 64 weights as integers of -127 .. 127 and a bf16 scale. The scale is rounded first, and up,
+   so that the largest weight is at most 127 scales and the only error is that of the integers, half a scale at the
+   most. */
 #include "kernels/linear/round.h"
 
 static void CG_NAME(quantize_int8)(int8_t *out, uint16_t *scales, const void *x, cg_dtype dtype, int64_t K) {

@@ -1,5 +1,5 @@
-/* The eight AMX tiles, all of the same size. Tile state belongs to the thread: every share of a job begins and ends it.
-   Intel SDM vol. 1 ch. 18; vol. 2, LDTILECFG. Tile numbers are literals. */
+/* The eight AMX tiles, all of the same size. Tile state belongs to the thread: every partition of a job begins and ends
+   it. Tile numbers must be literals. Intel SDM vol. 1 ch. 18; vol. 2, LDTILECFG. */
 #ifndef CG_AMX_TILES_H
 #define CG_AMX_TILES_H
 
@@ -15,7 +15,7 @@ static inline void tiles_begin(void) {
         config.row_bytes[t] = 64;
         config.rows[t] = 16;
     }
-    /* GCC 12 believes that 8 of these 64 bytes are read and drops the other stores */
+    /* GCC 12 assumes that 8 of these 64 bytes are read, and drops the other stores */
     __asm__ volatile("" ::"m"(config) : "memory");
     _tile_loadconfig(&config);
 }

@@ -1,6 +1,7 @@
-/* AVX-512 and AMX in C, where CGPT_EMULATE builds them so: their kernels can then be tested, under the sanitizers too, on
-   any machine with AVX2. Just the instructions that the kernels use, lane by lane as Intel's SDM vol. 2 has them; where
-   it says how bf16 products round, this does without: the tests' bounds allow for either. Included after immintrin.h. */
+/* AVX-512 and AMX in C, for builds with CGPT_EMULATE: their kernels can then be tested on any machine with AVX2, under
+   the sanitizers too. It has the instructions that the kernels use, lane by lane, as Intel's SDM vol. 2 defines them,
+   except that bf16 products are not rounded as it says; the bounds of the tests allow for either. Included after
+   immintrin.h. */
 #ifndef CG_EMULATE_H
 #define CG_EMULATE_H
 #ifdef CGPT_EMULATE

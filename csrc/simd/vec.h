@@ -1,6 +1,6 @@
-/* One vector of floats, as wide as the level's registers: CG_ISA and CG_LANES are set by the file in isa/ that includes a
-   kernel, under the target pragma of its level. GCC and Clang vector types, so one source serves every level and every
-   architecture. CG_NAME(f) is f__<isa>. */
+/* A vector of floats that is as wide as the level's registers. The file in isa/ that includes a kernel sets CG_ISA and
+   CG_LANES under the target pragma of its level. The types are GCC's and Clang's, so that one source serves every level
+   and every architecture. CG_NAME(f) is f__<isa>. */
 #ifndef CG_VEC_H
 #define CG_VEC_H
 
@@ -17,7 +17,7 @@ typedef uint32_t vu __attribute__((vector_size(4 * CG_LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
 typedef int16_t vs __attribute__((vector_size(4 * CG_LANES))); /* two to a lane */
 
-/* Keeps a value in a register: GCC would rather load it again at each use. */
+/* Keeps a value in a register. Without this GCC loads it again at each use. */
 #if !defined(__x86_64__) || (CG_LANES == 16 && defined(CGPT_EMULATE))
 #define VF_KEEP(v) (void)(v)
 #elif CG_LANES == 16
@@ -26,7 +26,7 @@ typedef int16_t vs __attribute__((vector_size(4 * CG_LANES))); /* two to a lane 
 #define VF_KEEP(v) __asm__("" : "+x"(v))
 #endif
 
-CG_INLINE vf vf_set(float f) { return f - (vf){0}; } /* x - 0 is x; 0 + x would be a sum, for the sake of -0 */
+CG_INLINE vf vf_set(float f) { return f - (vf){0}; } /* x - 0 is x, but 0 + x is not where x is -0 */
 
 CG_INLINE vf vf_load(const float *p) {
     vf v;
@@ -36,8 +36,8 @@ CG_INLINE vf vf_load(const float *p) {
 
 CG_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
-/* a * b + c, rounded once where the level has FMA, whatever the compiler would make of it: it may leave a sum
-   uncontracted (at -O1), or contract the wrong product of two. */
+/* a * b + c, rounded once where the level has FMA. From the expression a compiler may make two roundings (at -O1), or
+   contract the other product of two. */
 CG_INLINE vf vf_fma(vf a, vf b, vf c) {
 #if CG_LANES == 16 && defined(CGPT_EMULATE)
     for (int i = 0; i < CG_LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
@@ -51,7 +51,7 @@ CG_INLINE vf vf_fma(vf a, vf b, vf c) {
 #endif
 }
 
-/* 2 * CG_LANES bytes widened; __builtin_convertvector makes five instructions of each half (GCC 12). */
+/* Widens 2 * CG_LANES bytes. __builtin_convertvector becomes five instructions for each half (GCC 12). */
 CG_INLINE vs vs_load_i8(const void *p) {
 #if CG_LANES == 16 && !defined(CGPT_EMULATE)
     return (vs)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
@@ -114,7 +114,7 @@ CG_INLINE vf vf_max(vf a, vf b) {
 }
 CG_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 
-/* By intrinsics for the same reason. */
+/* Intrinsics, because GCC does not find these instructions either. */
 CG_INLINE vf vf_load_bf16(const uint16_t *p) {
 #if CG_LANES == 16 && !defined(CGPT_EMULATE)
     return (vf)((vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)) << 16);
@@ -168,7 +168,7 @@ CG_INLINE void vf_store_as(cg_dtype d, void *row, int64_t k, vf v) {
     }
 }
 
-/* n < CG_LANES values, the rest zero. */
+/* Loads n < CG_LANES values; the other lanes are zero. */
 CG_INLINE vf vf_load_as_n(cg_dtype d, const void *row, int64_t k, int64_t n) {
 #if CG_LANES == 16 && !defined(CGPT_EMULATE)
     __mmask16 mask = (__mmask16)((1u << n) - 1);
@@ -176,7 +176,7 @@ CG_INLINE vf vf_load_as_n(cg_dtype d, const void *row, int64_t k, int64_t n) {
     __m256i h = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + k);
     return d == CG_BF16 ? (vf)((vu)_mm512_cvtepu16_epi32(h) << 16) : (vf)_mm512_cvtph_ps(h);
 #endif
-    uint16_t tail[2 * CG_LANES] = {0}; /* as halves are read; floats are copied out */
+    uint16_t tail[2 * CG_LANES] = {0}; /* read as 16-bit values, or copied to floats */
     size_t size = cg_dtype_bytes(d);
     memcpy(tail, (const char *)row + (size_t)k * size, (size_t)n * size);
     return vf_load_as(d, tail, 0);
@@ -185,7 +185,6 @@ CG_INLINE vf vf_load_as_n(cg_dtype d, const void *row, int64_t k, int64_t n) {
 CG_INLINE vf vf_load_n(const float *p, int64_t n) { return vf_load_as_n(CG_F32, p, 0, n); }
 CG_INLINE void vf_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof(float)); }
 
-/* Halves are added until four lanes are left, then (0 + 2) + (1 + 3): a fixed order. */
 typedef float f4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
 #if __has_builtin(__builtin_shufflevector)
@@ -204,6 +203,7 @@ CG_INLINE void f4_transpose(f4 *v) {
     v[3] = F4_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
 }
 
+/* Adds the halves of v until four lanes are left. */
 CG_INLINE f4 vf_quarter(vf v) {
     f4 q[CG_LANES / 4];
     memcpy(q, &v, sizeof v);
@@ -212,6 +212,7 @@ CG_INLINE f4 vf_quarter(vf v) {
     return q[0];
 }
 
+/* The sum of all lanes, always in the same order. */
 CG_INLINE float vf_sum(vf v) {
     f4 q = vf_quarter(v);
     return (q[0] + q[2]) + (q[1] + q[3]);
@@ -227,7 +228,7 @@ CG_INLINE void vf_sum4(float *out, vf a, vf b, vf c, vf d) {
     memcpy(out, &sum, sizeof sum);
 }
 
-/* As vf_max. */
+/* b where a or b is NaN, as vf_max. */
 CG_INLINE f4 f4_max(f4 a, f4 b) {
 #if CG_LANES > 4
     return (f4)_mm_max_ps((__m128)a, (__m128)b);

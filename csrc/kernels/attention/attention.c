@@ -6,7 +6,7 @@
 #include "kernels/attention/tile.h"
 
 /* Functions of their own: where they are inlined into the loop over tiles, the constants of e^x take the registers of
-   the sums. Several tiles share keys and values that are widened to f32 first; one tile or one row widens as it reads. */
+   the sums. Several tiles share keys and values that are widened to f32 first; one tile or row widens as it reads. */
 #define ATT_BLOCK(name, rows, dtype) \
     static __attribute__((noinline)) void att_block_##name(const att_row *row, const float *q, const att_kv *kv) { \
         att_block(rows, dtype, row, q, kv); \
@@ -48,7 +48,7 @@ CG_INLINE void att_merge(float *total, const float *part, int64_t Dv) {
     *top = now;
 }
 
-/* N rows over one block. The first two tiles prefetch one half of the next block each; a single tile prefetches it all. */
+/* N rows over one block. The first two tiles prefetch half of the next block each, a single tile all of it. */
 static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int64_t end, const att_row *row,
                             const float *q, int64_t N, float *wide) {
     cg_dtype dtype = a->past.dtype;

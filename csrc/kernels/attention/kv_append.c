@@ -1,21 +1,21 @@
 /* kv_append: stores T keys and values of head g at positions start .. start+T-1 of a cache, see cg_kv in cgpt.h.
-   k, v: rows of D floats. Keys are transposed inside their block of 32 positions, so that attention gets 32 scores
-   from one pass over D without adding across lanes; panels of 16 let each of its loops read on in one direction, as
-   the processor expects. */
+   k, v: rows of D floats. Keys are transposed inside their block of 32 positions, so that attention computes 32 scores
+   in one pass over D and adds nothing across lanes. Panels of 16 keys let each of its loops read in one direction, as
+   the processor's prefetcher expects. */
 
-/* n <= CG_LANES floats, rounded to what the cache stores. */
+/* Stores n <= CG_LANES floats, rounded to the cache's type. */
 CG_INLINE void kv_store(const cg_dtype dtype, char *to, const float *x, int64_t n) {
     char last[4 * CG_LANES];
     vf_store_as(dtype, n < CG_LANES ? last : to, 0, n < CG_LANES ? vf_load_n(x, n) : vf_load(x));
     if (n < CG_LANES) memcpy(to, last, (size_t)n * cg_dtype_bytes(dtype));
 }
 
-/* The keys of a whole panel: D floats each, every `stride`, become its columns. */
+/* Stores the keys of a whole panel, D floats each, every `stride`, as its columns. */
 CG_INLINE void kv_put_panel(const cg_dtype dtype, char *to, const float *k, int64_t stride, int64_t D) {
-    enum { P = CG_KV_PANEL, MOST = 64 };
-    float columns[MOST][P];
-    for (int64_t d0 = 0; d0 < D; d0 += MOST) {
-        int64_t some = cg_min(MOST, D - d0), d = 0;
+    enum { P = CG_KV_PANEL, MAX = 64 };
+    float columns[MAX][P];
+    for (int64_t d0 = 0; d0 < D; d0 += MAX) {
+        int64_t some = cg_min(MAX, D - d0), d = 0;
         for (; d + 4 <= some; d += 4)
             for (int i = 0; i < P; i += 4) {
                 f4 v[4];
@@ -29,7 +29,7 @@ CG_INLINE void kv_put_panel(const cg_dtype dtype, char *to, const float *k, int6
     }
 }
 
-/* One key, into its column. */
+/* Stores one key as a column. */
 CG_INLINE void kv_put_key(const cg_dtype dtype, char *to, const float *k, int64_t D) {
     int64_t size = (int64_t)cg_dtype_bytes(dtype);
     char row[4 * CG_LANES];
@@ -43,7 +43,7 @@ CG_INLINE void kv_put_key(const cg_dtype dtype, char *to, const float *k, int64_
 CG_INLINE void kv_append(const cg_dtype dtype, const cg_kv *kv, const float *k, const float *v, int64_t kv_stride,
                          int64_t start, int64_t T, int64_t g, int64_t D) {
     enum { P = CG_KV_PANEL };
-    int64_t size = (int64_t)cg_dtype_bytes(dtype), stored = 0; /* keys before this one are */
+    int64_t size = (int64_t)cg_dtype_bytes(dtype), stored = 0; /* keys before this one are stored */
     for (int64_t t = 0; t < T; t++, k += kv_stride, v += kv_stride) {
         int64_t at = (start + t) % CG_KV_BLOCK;
         int64_t block = (g * kv->blocks + (start + t) / CG_KV_BLOCK % kv->blocks) * CG_KV_BLOCK;

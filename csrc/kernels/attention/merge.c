@@ -1,5 +1,5 @@
-/* attention_merge: out[t][h] from the states that `attention` left of n runs of KV splits. They are merged in order, then
-   the sink is added, a key of score sink[h] and value 0. Contract in cgpt.h. Parallel over (g, rows). f32. */
+/* attention_merge: out[t][h] from the states that `attention` left of n runs of KV splits. They are merged in order,
+   then the sink is added, a key of score sink[h] and value 0. Contract in cgpt.h. Parallel over (g, rows). f32. */
 static void CG_NAME(attention_merge)(const cg_attention *a, const cg_attention_part *part, int64_t n) {
     int64_t rep = a->H / a->G, D = a->D, Dv = cg_round_up(D, CG_V_ALIGN), stride = cg_attention_stride(D);
     int64_t N = part->row1 - part->row0;

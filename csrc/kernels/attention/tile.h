@@ -136,9 +136,9 @@ CG_INLINE void att_all_values(const int M, const cg_dtype dtype, const att_row *
     for (; d < Dv; d += CG_LANES) next = att_values(M, 1, dtype, row, p, factor, kv, d, j0, j1, next);
 }
 
-/* The same for a block that some row sees only in part. All rows together sum positions j0 .. j1-1, which every row sees;
-   each row sums those before and after by itself, in their order. A row skips what it does not see, because 0 x NaN is
-   not 0. */
+/* The same for a block that some row sees only in part. All rows together sum positions j0 .. j1-1, which every row
+   sees; each row sums those before and after by itself, in their order. A row skips what it does not see, because 0 x
+   NaN is not 0. */
 CG_INLINE void att_masked_values(const int M, const cg_dtype dtype, const att_row *row, float (*p)[CG_KV_BLOCK],
                                  float *factor, const att_kv *kv) {
     att_kv fetched = *kv; /* once is enough */

@@ -1,7 +1,7 @@
-/* Activations as 8-bit integers with one scale for each group of weights, for vpdpbusd, which multiplies four of them by four
-   weights in a lane. A lane is a token. The sums of a group are exact integers, so the error is that of rounding x, 1/254 of
-   the largest magnitude in its group. vpdpbusd takes one side unsigned: the weights get an offset, and the sums of a group
-   begin with what the offset adds to them, negated. */
+/* Activations as 8-bit integers with one scale for each group of weights, for vpdpbusd, which multiplies four of them
+   by four weights in a lane. A lane is a token. The sums of a group are exact integers, so the error is that of
+   rounding x, 1/254 of the largest magnitude in its group. vpdpbusd takes one side unsigned: the weights get an offset,
+   and the sums of a group begin with what the offset adds to them, negated. */
 #ifndef CG_A8_H
 #define CG_A8_H
 
@@ -22,7 +22,7 @@ CG_INLINE vi a8_dot(vi sum, vi w, vi x) {
 #endif
 }
 
-/* Packed tokens: [T / CG_LANES][k-steps][CG_LANES] times four bytes, then the heads of groups, [T / CG_LANES][groups]. */
+/* Packed tokens: [T / CG_LANES][k-steps][CG_LANES] times four bytes, then heads, [T / CG_LANES][groups]. */
 typedef struct {
     int32_t begin[CG_LANES]; /* the sum of -offset * q */
     float scale[CG_LANES];

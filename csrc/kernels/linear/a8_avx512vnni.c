@@ -1,5 +1,5 @@
-/* linear_int8_a8, linear_mxfp4_a8 for AVX512_VNNI: products of many tokens in the order of tile.h, with the activations of
-   a8.h. A k-step is four values. The integer sums of a group and the float sums of a slice are both in registers. */
+/* linear_int8_a8, linear_mxfp4_a8 for AVX512_VNNI: products of many tokens in the order of tile.h, with the activations
+   of a8.h. A k-step is four values. The integer sums of a group and the float sums of a slice are both in registers. */
 #include "kernels/linear/a8.h"
 #include "kernels/linear/tile.h"
 

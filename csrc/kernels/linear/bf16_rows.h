@@ -1,4 +1,4 @@
-/* Weights as rows of bf16 for the tile kernels: MXFP4 rows decoded by AVX-512, activations rounded. */
+/* Rows of bf16 for the tile kernels: decoded MXFP4 and INT8 weights, rounded activations. By AVX-512. */
 #ifndef CG_BF16_ROWS_H
 #define CG_BF16_ROWS_H
 

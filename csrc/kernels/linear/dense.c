@@ -1,6 +1,6 @@
 /* linear_f32, linear_f16, linear_bf16: y[t][n] = sum over k of x[t][k] w[n][k] + bias[n] (+ y[t][n])
-   x [T, K] f32 rows, w [N, K] row-major as stored, y [T, N]. The weights' exact values, f32 products and sums; each
-   output's order of summation is its own (dot.h), so the bits are the same in any batch. Parallel over n. */
+   x [T, K] f32 rows, w [N, K] row-major as stored, y [T, N]. The weights have their exact values, products and sums are
+   f32. Each output has its own order of summation (dot.h), so its bits are the same in any batch. Parallel over n. */
 #include "kernels/linear/dot.h"
 
 CG_INLINE void dense_decode(const cg_dtype dtype, void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {

@@ -1,11 +1,12 @@
-/* Products of weight rows and token rows along K. Every output is one dot product whose partial sums, one for each lane, run
-   over k in steps of a vector, so that its bits do not depend on its neighbours. Two loops compute the same sums:
+/* Products of weight rows and token rows along K. Every output is one dot product whose partial sums, one for each
+   lane, run over k in steps of a vector, so that its bits do not depend on its neighbours. Two loops compute the same
+   sums:
 
    dot_few, for a few tokens, reads the weights once, as they are stored.
-   dot_many cuts rows along K into pieces of 2 KB. The pieces of 12 tokens stay in the first-level cache while the decoded
-   pieces of 64 weight rows pass over them from the second-level cache. Weights are decoded once for 96 tokens. The partial
-   sums of a piece wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill the 32 registers of AVX-512, 4 x 3 the 16 of
-   AVX2 (3 x 4 where each weight is converted as it is read). */
+   dot_many cuts rows along K into pieces of 2 KB. The pieces of 12 tokens stay in the first-level cache while the
+   decoded pieces of 64 weight rows pass over them from the second-level cache. Weights are decoded once for 96 tokens.
+   The partial sums of a piece wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill the 32 registers of AVX-512,
+   4 x 3 the 16 of AVX2 (3 x 4 where each weight is converted as it is read). */
 #ifndef CG_DOT_H
 #define CG_DOT_H
 

@@ -1,5 +1,5 @@
-/* linear_int8: as dense.c, with w [N, K] integers and a bf16 scale per group of 64. The weights' exact values (an
-   integer times a bf16 is exact in f32) are multiplied as f32 rows are. Parallel over n. */
+/* linear_int8: as dense.c, with w [N, K] integers and a bf16 scale for each group of 64. An integer times a bf16 is
+   exact in f32, so the weights' exact values are multiplied, as f32 rows are. Parallel over n. */
 #include "kernels/linear/dot.h"
 #include "kernels/linear/int8.h"
 

@@ -1,6 +1,6 @@
-/* linear_int8_a16: as int8.c, with activations rounded to 16 bits in groups of 64 (round.h). The products and their sums
-   within a group are exact integers, so the error is that of rounding x, 2^-16 of the largest magnitude in its group.
-   Parallel over n. */
+/* linear_int8_a16: as int8.c, with activations rounded to 16 bits in groups of 64 (round.h). The products and their
+   sums within a group are exact integers, so the error is that of rounding x, 2^-16 of the largest magnitude in its
+   group. Parallel over n. */
 #include "kernels/linear/dot.h"
 #include "kernels/linear/round.h"
 #include "kernels/linear/int8.h"

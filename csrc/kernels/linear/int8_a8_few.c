@@ -1,6 +1,6 @@
-/* linear_int8_a8_few for AVX512_VNNI, up to 8 tokens, in vectors of 8 lanes. The weights are read once, as they are stored,
-   and broadcast four at a time. R rows far from each other are read together, which gives more of the memory's bandwidth.
-   Activations and sums: a8.h. */
+/* linear_int8_a8_few for AVX512_VNNI, up to 8 tokens, in vectors of 8 lanes. The weights are read once, as they are
+   stored, and broadcast four at a time. R rows far from each other are read together, which gives more of the memory's
+   bandwidth. Activations and sums: a8.h. */
 #include "kernels/linear/a8.h"
 
 enum {

@@ -1,6 +1,6 @@
 /* linear_mxfp4: as dense.c, with w [N, K/32, 16] nibbles and scales [N, K/32].
-   Pieces of rows are dequantised to f32 (exact: a weight has two significant bits), then multiplied as f32 rows are;
-   with one token and with many, in the same order. */
+   Pieces of rows are dequantised to f32, which is exact because a weight has two significant bits, and multiplied as
+   f32 rows are, in the same order for one token and for many. */
 #include "kernels/linear/dot.h"
 
 CG_INLINE void mxfp4_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
@@ -10,7 +10,7 @@ CG_INLINE void mxfp4_decode(void *out, const cg_product *p, int64_t n, int64_t k
     memset((float *)out + count, 0, (size_t)(cg_round_up(count, DOT_GROUP * CG_LANES) - count) * 4);
 }
 
-/* One layout for any number of tokens; INT8's too. */
+/* The same packing for any number of tokens; linear_int8 has it too. */
 static int64_t CG_NAME(decoded_packed_bytes)(int64_t T, int64_t K) { return dot_packed_bytes(DOT_F32, 0, T, K); }
 
 static void CG_NAME(decoded_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {

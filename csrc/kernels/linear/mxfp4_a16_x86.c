@@ -1,8 +1,8 @@
-/* linear_mxfp4_a16 for AVX2 and AVX-512. vpshufb looks up twice the weight as a byte. The upper byte of 16 bits is 256 times
-   its value, and a shift brings the lower byte there; vpmaddwd (vpdpwssd where the CPU has VNNI) multiplies these 16 bits by
-   the activations. A vector holds the codes of G = 2 or 4 groups; four vectors make a block, which has one vector of scales.
-   A lane sums 8 products of at most 3072 * 32767, which fit an int32 and are exact in a float. A token gets the same bits
-   alone and among others. */
+/* linear_mxfp4_a16 for AVX2 and AVX-512. vpshufb looks up twice the weight as a byte. The upper byte of 16 bits is 256
+   times its value, and a shift brings the lower byte there; vpmaddwd (vpdpwssd where the CPU has VNNI) multiplies these
+   16 bits by the activations. A vector holds the codes of G = 2 or 4 groups; four vectors make a block, which has one
+   vector of scales. A lane sums 8 products of at most 3072 * 32767, which fit an int32 and are exact in a float. A
+   token gets the same bits alone and among others. */
 #include "kernels/linear/dot.h"
 #include "kernels/linear/round.h"
 

@@ -1,9 +1,9 @@
 /* linear_mxfp4 for AVX2: f32 activations times the weights' exact values, straight from the stored nibbles.
 
-   vpshufb looks up the high and the low byte of each value as bf16; interleaved and shifted they are floats: about 27
-   instructions per 64 weights (two groups), 8 of them FMAs. Vector v = 4 h + q of a block holds, in lane 4 g + i, weight
-   32 g + 16 h + 4 i + q, and the activations are packed in that order once per call. One FMA applies both scales.
-   One row x 4 tokens; each output keeps its own order, so one token or many give the same bits. */
+   vpshufb looks up the high and the low byte of each value as bf16. Interleaved and shifted they are floats: about 27
+   instructions for 64 weights (two groups), 8 of them FMAs. Lane 4 g + i of vector v = 4 h + q of a block has weight
+   32 g + 16 h + 4 i + q; the activations are packed in that order once for each call. One FMA applies both scales.
+   One row is multiplied by 4 tokens. Each output keeps its own order, so one token or many give the same bits. */
 #include "kernels/linear/dot.h"
 
 enum { MX_BLOCK = 64, MX_BLOCK_BYTES = 32, MX_AHEAD_BYTES = 1024, MX_TOKENS = 4, MX_FEW = 5 };
@@ -30,7 +30,7 @@ CG_INLINE __m256 mx_scales(uint8_t first, uint8_t second) {
     return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32(exponent, 23), _mm256_set1_epi32(0x00400000)));
 }
 
-/* Eight weights a vector: the words of u that stand at even (odd = 0) or odd places, as floats. */
+/* The even (odd = 0) or the odd words of u as floats, eight weights. */
 CG_INLINE __m256 mx_floats(__m256i u, const int odd) {
     return _mm256_castsi256_ps(odd ? _mm256_and_si256(u, _mm256_set1_epi32((int)0xffff0000))
                                    : _mm256_slli_epi32(u, 16));

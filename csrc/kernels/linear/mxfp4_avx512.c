@@ -1,10 +1,10 @@
 /* linear_mxfp4 for AVX-512: f32 activations times the weights' exact values, straight from the stored nibbles.
 
-   vpermps looks up only the low 4 bits of each 32-bit lane, so with the 16 E2M1 values as its table, v, v >> 4, ..,
-   v >> 28 are indices as they are: 7 shifts, 8 lookups and 8 FMAs per 128 weights. Lane l of the n-th lookup is weight
-   8 l + n of the 128, so the activations are transposed from [16, 8] to [8, 16] once per call. Four lanes are one
-   group, hence one more FMA applies four groups' scales.
-   Each output keeps its own order, so one token or many (dot.h) give the same bits. */
+   vpermps uses only the low 4 bits of each 32-bit lane. So with the 16 E2M1 values as its table, v, v >> 4, .., v >> 28
+   can be its indices: 7 shifts, 8 lookups and 8 FMAs for 128 weights. Lane l of the n-th lookup is weight 8 l + n of
+   the 128, so the activations are transposed from [16, 8] to [8, 16] once for each call. Four lanes belong to one
+   group, so one more FMA applies the scales of four groups. Each output keeps its own order, so one token or many
+   (dot.h) give the same bits. */
 #include "kernels/linear/dot.h"
 
 enum { MX_BLOCK = 128, MX_AHEAD_BYTES = 2048, MX_TOKENS = 4, MX_FEW = 5 };
@@ -27,7 +27,7 @@ static void mx_pack__avx512(void *packed, const cg_rows *x, int64_t T, int64_t K
 /* The scales of four groups, each in its group's four lanes; `groups` < 4 in a row's last block. */
 CG_INLINE __m512 mx_scales(const uint8_t *scales, int64_t groups) {
     uint32_t four = 0;
-    if (groups == 4) memcpy(&four, scales, sizeof four); /* of a length not known it is a call */
+    if (groups == 4) memcpy(&four, scales, sizeof four); /* a copy of variable length is a call */
     else memcpy(&four, scales, (size_t)groups);
     const __m128i spread = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     __m512i exponent = _mm512_cvtepu8_epi32(_mm_shuffle_epi8(_mm_cvtsi32_si128((int)four), spread));
@@ -80,7 +80,7 @@ static void mx_panel__avx512(const cg_product *p, int64_t n0, int64_t n1) {
         dot_many(DOT_GROUPED, mx_decode, p, n0, n1);
         return;
     }
-    for (int64_t n = n0; n < n1; n++) { /* one row after the other is one stream of memory */
+    for (int64_t n = n0; n < n1; n++) { /* one row after the other: one stream of memory */
         int64_t t = 0;
         for (; t + MX_TOKENS <= p->T; t += MX_TOKENS) mx_row(MX_TOKENS, p, n, t);
         for (; t + 2 <= p->T; t += 2) mx_row(2, p, n, t);

@@ -1,5 +1,5 @@
-/* Groups of floats rounded to integers times a scale: q * scale, scale = the group's largest magnitude / max. A group whose
-   largest magnitude is below 2^-100 becomes zero. A group that is not finite gets q = 0 and scale NaN. */
+/* Groups of floats rounded to integers times a scale: q * scale, scale = the group's largest magnitude / max. A group
+   whose largest magnitude is below 2^-100 becomes zero. A group that is not finite gets q = 0 and scale NaN. */
 #ifndef CG_ROUND_H
 #define CG_ROUND_H
 

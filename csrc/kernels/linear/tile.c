@@ -1,8 +1,9 @@
-/* linear_f32_tile, linear_f16_tile, linear_bf16_tile: as dense.c, the weights' exact values and f32 products, but
-   summed in the order of tile.h, which differs from that of a few tokens: faster, and not the same bits. Parallel over n. */
+/* linear_f32_tile, linear_f16_tile, linear_bf16_tile: as dense.c, with the weights' exact values and f32 products, but
+   summed in the order of tile.h, which differs from that of a few tokens. It is faster and does not give the same bits.
+   Parallel over n. */
 #include "kernels/linear/tile.h"
 
-enum { TILE_MIN_TOKENS_F32 = 48 }; /* fewer tokens are as fast in the order of one */
+enum { TILE_MIN_TOKENS_F32 = 48 }; /* fewer tokens are as fast with dense.c */
 
 static int64_t CG_NAME(tile_packed_f32)(int64_t T, int64_t K) { return tile_packed_bytes(K, T); }
 

@@ -1,7 +1,7 @@
-/* Products of many tokens with an order of sums of their own: lanes are tokens, weights are broadcast, and a register sums a
-   slice of K. Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008). A k-step is 4 bytes of K: one
-   f32, a pair of bf16, or four 8-bit integers. A slice of the tokens stays in the first-level cache while the decoded rows
-   of a panel pass over it. Rows are decoded once for TILE_MAX_VECTORS vectors of tokens. */
+/* Products of many tokens with an order of sums of their own: lanes are tokens, weights are broadcast, and a register
+   sums a slice of K. Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008). A k-step is 4
+   bytes of K: one f32, a pair of bf16, or four 8-bit integers. A slice of the tokens stays in the first-level cache
+   while the decoded rows of a panel pass over it. Rows are decoded once for TILE_MAX_VECTORS vectors of tokens. */
 #ifndef CG_TILE_H
 #define CG_TILE_H
 
@@ -73,7 +73,7 @@ CG_INLINE void tile_fetch(const int R, const tile_job *j, int64_t r0) {
     }
 }
 
-/* The sums of R rows from r0 on and vector v + m of tokens: outputs after the last slice, else kept for the next one. */
+/* The sums of R rows from r0 on for vector v + m of tokens become outputs, or are kept for the next slice. */
 CG_INLINE void tile_keep(const int R, tile_job *j, int64_t r0, int64_t v, int m, const vf *column) {
     if (!j->last)
         for (int r = 0; r < R; r++) j->work->sums[v - j->v0 + m][r0 + r] = column[r];
@@ -120,7 +120,7 @@ TILE_MULTIPLY(tile_multiply_f32, DOT_F32)
 TILE_MULTIPLY(tile_multiply_pairs, DOT_PAIRS)
 #undef TILE_MULTIPLY
 
-/* Outputs n0 .. n1-1 of all tokens. A row has `steps` k-steps of `values` values each; slices have up to `max_steps`. */
+/* Outputs n0 .. n1-1 of all tokens. A row has `steps` k-steps of `values` values each; slices up to `max_steps`. */
 CG_INLINE void tile_many(int64_t steps, const int64_t values, const int64_t max_steps, const cg_dtype dtype,
                          tile_decode *decode, tile_multiply *multiply, const cg_product *p, int64_t n0, int64_t n1) {
     tile_job j = {.p = p, .work = p->work, .all_steps = steps, .row_bytes = cg_row_bytes(dtype, p->K)};

@@ -1,7 +1,8 @@
-/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AMX: activations rounded to bf16, products and sums in f32.
-   The weights are the A operand: 16 rows x 32 k straight from row-major memory, so they are never packed. The
-   activations are B: blocks of 16 tokens as [K/2, 16 tokens, 2], K padded by zeros to a multiple of 32 and T to 16.
-   2 x 2 tiles: 32 rows x 32 tokens. MXFP4 and INT8 rows are decoded first, rows of odd length and the last ones copied. */
+/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AMX: activations are rounded to bf16, products and sums are
+   f32. The weights are the A operand: 16 rows x 32 k are loaded from row-major memory as they are. The activations are
+   B: blocks of 16 tokens as [K/2, 16 tokens, 2], with zeros up to a multiple of 32 for K and of 16 for T. 2 x 2 tiles
+   give 32 rows x 32 tokens. MXFP4 and INT8 rows are decoded first. Rows whose K is no multiple of 32 are copied first,
+   and so are the last rows. */
 #include "kernels/linear/bf16_rows.h"
 #include "simd/amx_tiles.h"
 
@@ -48,7 +49,7 @@ static void amx_block(const cg_product *p, const uint16_t *w, int64_t w_stride, 
     const uint16_t *x0 = (const uint16_t *)p->x + t * Kp, *x1 = x0 + TILE_EDGE * Kp;
     const uint16_t *w1 = w + TILE_EDGE * w_stride;
     float c[4][TILE_EDGE][TILE_EDGE];
-    __asm__ volatile("" ::: "memory"); /* GCC 12 does not know that _tile_loadd reads: rows must have been written */
+    __asm__ volatile("" ::: "memory"); /* the rows must be in memory, and GCC 12 does not know that _tile_loadd reads */
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

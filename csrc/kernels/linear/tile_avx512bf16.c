@@ -1,12 +1,13 @@
-/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AVX512_BF16: activations rounded to bf16, products and sums in f32.
-   vdpbf16ps on slices of weight rows and of activations, both bf16 (tile.h); MXFP4 is decoded to bf16, exactly, INT8 rounded. */
+/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AVX512_BF16: activations are rounded to bf16, products and
+   sums are f32. vdpbf16ps multiplies slices of weight rows and of activations (tile.h). MXFP4 weights become bf16
+   exactly, INT8 weights are rounded. */
 #include "kernels/linear/bf16_rows.h"
 #include "kernels/linear/tile.h"
 
 enum {
     TILE_FEW = 15,               /* tokens for which bf16 rows are best read as they are stored */
     TILE_MIN_TOKENS = 8,         /* fewer are memory-bound: the exact kernel is as fast */
-    TILE_MIN_TOKENS_DECODED = 24 /* fewer are as fast in fixed point */
+    TILE_MIN_TOKENS_DECODED = 24 /* fewer are as fast with 16-bit integers */
 };
 
 static int64_t packed_bytes_tile__avx512bf16(int64_t T, int64_t K) { return tile_packed_bytes((K + 1) / 2, T); }

@@ -1,10 +1,10 @@
 /* peak: how many f32 operations a core can do, as multiply-adds that stay in registers.
-   Each of the sums is a = a * one + x, `rounds` times from 0; the result is their total. As many independent sums as
-   two pipes need with a latency of 4 to 5 cycles, in 16 registers. */
+   Each of the sums is a = a * one + x, `rounds` times from 0; the result is their total. Two pipes with a latency of 4
+   to 5 cycles need so many independent sums, and they fit 16 registers. */
 enum { CG_NAME(PEAK_SUMS) = 12 };
 
 static float CG_NAME(peak_run)(float one, float x, int64_t rounds) {
-    volatile float zero = 0.f; /* read anew for each sum: else the compiler sees that they are all the same one */
+    volatile float zero = 0.f; /* volatile, or the compiler computes one sum and uses it for all */
     vf a[CG_NAME(PEAK_SUMS)], factor = vf_set(one), term = vf_set(x);
     for (int i = 0; i < CG_NAME(PEAK_SUMS); i++) a[i] = vf_set(zero);
     for (int64_t r = 0; r < rounds; r++)

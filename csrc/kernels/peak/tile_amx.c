@@ -1,5 +1,5 @@
-/* peak_tile for AMX: tdpbf16ps on loaded tiles. Each round adds four products [16, 32] x [32, 16] of tiles full of `one`
-   and of `x`, both rounded to bf16, to tiles of their own, which is as many as fit beside their operands. */
+/* peak_tile for AMX: tdpbf16ps on tiles. A round adds the products [16, 32] x [32, 16] of tiles full of `one` and of
+   `x`, both rounded to bf16, to four tiles, which are as many as there are beside the operands. */
 #include "simd/amx_tiles.h"
 
 static float peak_tile_run__amx(float one, float x, int64_t rounds) {
@@ -9,7 +9,7 @@ static float peak_tile_run__amx(float one, float x, int64_t rounds) {
         factor[i] = cg_f32_to_bf16(one);
         term[i] = cg_f32_to_bf16(x);
     }
-    __asm__ volatile("" ::"m"(factor), "m"(term) : "memory"); /* GCC does not see that tileloadd reads them */
+    __asm__ volatile("" ::"m"(factor), "m"(term) : "memory"); /* GCC does not know that tileloadd reads them */
     tiles_begin();
     _tile_zero(0);
     _tile_zero(1);
