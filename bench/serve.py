@@ -94,7 +94,7 @@ async def ask(client: httpx.AsyncClient, body: dict, leave: int | None = None) -
 
 
 async def counted(client: httpx.AsyncClient) -> dict[str, float]:
-    """Of /metrics what has no labels."""
+    """The values of /metrics that have no labels."""
     lines = (await client.get("/metrics")).text.splitlines()
     return {line.split()[0]: float(line.split()[1]) for line in lines if line[0] != "#" and "{" not in line}
 

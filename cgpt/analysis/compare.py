@@ -97,7 +97,7 @@ def compare(
 
 
 def _name(name: str | os.PathLike[str]) -> str:
-    """Of a directory or a file, without the path; a config.json is called as its directory."""
+    """The last part of the path of a directory or a file; a config.json has its directory's name."""
     path = Path(os.path.abspath(name))
     return path.parent.name if path.name == "config.json" else path.name
 
@@ -403,7 +403,7 @@ def render(facts: Mapping[str, Any], why: bool = False) -> str:
 
 
 def markdown(facts: Mapping[str, Any], why: bool = False) -> str:
-    """The same as a table in Markdown."""
+    """The table of render() in Markdown."""
     names = [model["name"].replace("|", "\\|") for model in facts["models"]]
     rows = [["", "", *names], ["---"] * (len(names) + 2)]
     for title, group in groups(facts).items():

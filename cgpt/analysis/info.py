@@ -56,13 +56,13 @@ def _verdict(here: Mapping[str, Any], limit: int) -> str:
 
 
 def _list(numbers: Mapping[str, int], show: Callable[[int], str]) -> str:
-    """All but the negligible."""
+    """The numbers by name, without those below a thousandth of their sum."""
     least = sum(numbers.values()) / 1000
     return ", ".join(f"{name} {show(number)}" for name, number in numbers.items() if number >= least)
 
 
 def count(number: int) -> str:
-    """Such as "20.91 B"."""
+    """A number with its unit of thousands, millions or billions: "20.91 B"."""
     return scaled(number, "")
 
 

@@ -124,7 +124,7 @@ def measure(reference: np.ndarray, logits: np.ndarray, targets: np.ndarray) -> n
 
 
 def summary(measured: np.ndarray, windows: int, context: int) -> Quality:
-    """Of what measure() gave for all tokens, float64 [4, T]."""
+    """The Quality of all tokens, from what measure() gave for them, float64 [4, T]."""
     kl, agree, expected, found = measured
     change = np.exp(np.mean(found - expected))
     return Quality(
@@ -145,5 +145,5 @@ def summary(measured: np.ndarray, windows: int, context: int) -> Quality:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of the mean of two values or more."""
+    """Standard error of the mean; needs at least two values."""
     return float(values.std(ddof=1) / np.sqrt(len(values)))

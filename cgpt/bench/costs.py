@@ -22,7 +22,7 @@ def cost(kernel: str, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[
 
 
 def matrix_bytes(matrix: k.Matrix) -> int:
-    """Of its weights, scales and biases."""
+    """The bytes of a matrix: its weights, scales and biases."""
     return sum(array.nbytes for array in matrix.arrays)
 
 

@@ -127,7 +127,7 @@ OUTSIDE = "outside the kernels"
 
 
 def peak_memory(root: Path = Path("/")) -> int | None:
-    """Bytes this process had in memory at most, since reset_peak_memory(); None where the system does not tell."""
+    """The most bytes this process had in memory since reset_peak_memory(); None where the system does not tell."""
     for line in sysfs.text(root / "proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

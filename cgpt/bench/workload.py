@@ -124,7 +124,7 @@ def run(
 
 
 def _fill(cache: KVCache, depth: int, rng: np.random.Generator) -> None:
-    """As if `depth` tokens had been there."""
+    """Fills a cache with random keys and values, as if `depth` tokens had been read."""
     if not depth:
         return
     noise = rng.standard_normal(1 << 16, np.float32)

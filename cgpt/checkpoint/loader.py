@@ -60,7 +60,7 @@ class Loader:
         return self._quantised(name, array, dtype, bias)
 
     def table(self, name: str, bias: str | None = None) -> Matrix:
-        """As matrix(), for what int8 leaves alone: the routers, whose choices a rounding may turn."""
+        """A weight stored as [N, K] rows that int8 leaves alone: a router's, whose choices a rounding may change."""
         stored, dtype = self.checkpoint.tensors[name], self.checkpoint.tensors[name].dtype
         if self.dense == "bf16" and dtype != "BF16":
             dtype = "BF16"
@@ -70,7 +70,7 @@ class Loader:
         return Matrix(dtype, array, bias=self.floats(bias) if bias else None)
 
     def embedding(self, name: str) -> Matrix:
-        """As table(), for matrices of which a token reads one row. Where a tied head has a copy of its own, nothing
+        """A matrix of which a token reads one row. Where a tied head has a copy of its own, nothing
         else reads them, so they stay in the file, aligned or not."""
         if not self._rows_stay:
             return self.table(name)
@@ -139,7 +139,7 @@ class Loader:
         return Matrix("INT8", q, scales, bias=self.floats(bias) if bias else None, columns=columns)
 
     def _copied(self, name: str, to: str) -> np.ndarray:
-        """As dtype `to`, in the same order: the transpose of one long row."""
+        """A copy as dtype `to`, in the same order: the transpose of one long row."""
         array, dtype = self._to_convert(name)
         copy = self._memory.empty(array.shape, np.uint16 if to == "BF16" else array.dtype)
         transpose(copy.reshape(-1, 1), to, array.reshape(1, -1), dtype, self.threads)

@@ -35,5 +35,5 @@ def load_functions(path: str | Path) -> list[Callable[..., Any]]:
 
 
 def _is_defined_in(module: str, value: Any) -> bool:
-    """Whether it is a function of the module, or one in a wrapper such as functools.cache makes."""
+    """Tells whether `value` is a function of the module, or one in a wrapper such as functools.cache makes."""
     return getattr(value, "__module__", None) == module and inspect.isfunction(inspect.unwrap(value))

@@ -64,7 +64,7 @@ def stacked(rows: Sequence[tuple[str, str, Sequence[float]]], parts: Sequence[st
 
 
 def spans(rows: Sequence[tuple[str, float, float]], names: tuple[str, str], title: str, show: Show) -> str:
-    """For each row (label, less, more) both values on one logarithmic axis, joined."""
+    """A chart of rows (label, less, more): both values of each on one logarithmic axis, joined."""
     left, step = 104, 34
     height = step * len(rows) + BOTTOM - 8
     low, high = min(r[1] for r in rows) / 1.5, max(r[2] for r in rows) * 1.5
@@ -101,7 +101,7 @@ def interval(ratio: float, low: float, high: float, counted: float | None, start
 
 
 def _log_scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """From values to places; a value outside stands at the border."""
+    """A function from values to coordinates on a logarithmic axis; a value outside lands on the border."""
     low, high = math.log(low), math.log(high)
     width = high - low or 1.0
     return lambda value: start + (end - start) * min(max((math.log(value) - low) / width, 0.0), 1.0)

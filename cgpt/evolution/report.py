@@ -83,7 +83,7 @@ def ratio(case: Found) -> str:
 
 
 def pair(old: float, new: float, unit: str) -> str:
-    """Both figures, one where they are the same, none where nothing was counted."""
+    """The two figures as text: one where they are the same, none where nothing was counted."""
     if not (old or new):
         return ""
     unit = "" if unit == "FLOP" else unit

@@ -26,7 +26,7 @@ class Arena:
         self._free = np.empty(0, np.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
-        """As numpy.empty, 64-byte aligned. OutOfMemoryError where there is none."""
+        """An uninitialised array, 64-byte aligned. OutOfMemoryError where there is no memory for it."""
         dtype = np.dtype(dtype)
         size = prod(shape) * dtype.itemsize
         taken = -(-size // ALIGN) * ALIGN

@@ -9,7 +9,7 @@ from cgpt.machine import cgroups, sysfs
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that can be had without swapping, page cache counted as free; None where nothing tells.
+    """The bytes that can be had without swapping, page cache counted as free; None where nothing tells.
 
     The least of what the machine has and what the limits of this process's cgroups (v2 or v1) leave.
     root: the root of the file system that holds proc and sys.

@@ -73,7 +73,7 @@ def look_up(name: str | os.PathLike[str]) -> Inventory:
 
 
 def _unwritten(config: Config, settings: Mapping[str, Any], source: str) -> Inventory:
-    """Of files that synth would write."""
+    """The inventory of the files that synth would write."""
     files = checkpoint_files(config, settings.get("quantization_config") is not None)
     stored = {tensor.name: tensor for tensors in files.values() for tensor in tensors}
     disk = sum(len(file_header(tensors)) for tensors in files.values())
@@ -142,7 +142,7 @@ def part_of(name: str) -> str:
 
 
 def _use(config: Config, tensor: AnyTensor) -> tuple[str, float]:
-    """For what, and how much of it, a token uses a tensor: the chosen experts, a row of a table, else all."""
+    """(part, share): what a token uses a tensor for, and how much of it: chosen experts, a row of a table, or all."""
     part = part_of(tensor.name)
     if isinstance(config, GptOssConfig) and re.search(r"\.mlp\.(experts\.|mlp[12]_)", tensor.name):
         return part, config.experts_per_token / config.num_experts

@@ -183,7 +183,7 @@ def _hf_order(tensor: SynthTensor) -> tuple[int, str, int]:
 
 
 def _in_file_order(tensors: Iterable[SynthTensor]) -> list[SynthTensor]:
-    """As the safetensors package sorts them: by size of the dtype, largest first, then by name."""
+    """The tensors as the safetensors package sorts them: by size of the dtype, largest first, then by name."""
     return sorted(tensors, key=lambda t: (-_NUMPY_TYPES[t.dtype].itemsize, t.name))
 
 

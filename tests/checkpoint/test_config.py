@@ -8,6 +8,7 @@ import pytest
 from cgpt.checkpoint.config import ACTIVATIONS, FULL, SLIDING, GPT2Config, GptOssConfig, read_config
 from cgpt.checkpoint.rope import RopeConfig
 from cgpt.errors import ConfigError
+from cgpt.kernels._kernels import MAX_HEAD_DIM
 
 YARN = {
     "rope_type": "yarn",
@@ -328,7 +329,6 @@ REFUSED = [
     (gpt_oss(quantization_config={}), "quantization_config.quant_method is missing"),
     (gpt_oss(quantization_config={"quant_method": "mxfp4"}, hidden_size=72), "hidden_size"),
     (gpt_oss(quantization_config={"quant_method": "mxfp4"}, intermediate_size=40), "intermediate_size"),
-    (gpt_oss(quantization_config={"quant_method": "mxfp4"}, intermediate_size=16416), "intermediate_size"),
     (original(hidden_size=72), "hidden_size"),
     (original(hidden_act="silu"), "hidden_act: no such key"),
     (original(initial_context_length=1 << 24), "initial_context_length"),
@@ -338,10 +338,10 @@ REFUSED = [
     (gpt_oss(num_local_experts=1025), "num_local_experts"),
     (gpt_oss(num_experts_per_tok=65), "num_experts_per_tok"),
     (gpt_oss(num_attention_heads=4096, head_dim=512), "num_attention_heads"),
-    (gpt_oss(head_dim=514), "head_dim must be at most 512"),
-    (gpt_oss(head_dim=None, hidden_size=4096), "head_dim must be at most 512"),
-    (original(head_dim=514), "head_dim must be at most 512"),
-    (gpt2(n_embd=1026, n_head=2), "n_head 2 makes heads of more than 512"),
+    (gpt_oss(head_dim=MAX_HEAD_DIM + 2), "head_dim must be at most"),
+    (gpt_oss(head_dim=None, hidden_size=4 * MAX_HEAD_DIM + 8), "head_dim must be at most"),
+    (original(head_dim=MAX_HEAD_DIM + 2), "head_dim must be at most"),
+    (gpt2(n_embd=2 * MAX_HEAD_DIM + 2, n_head=2), "n_head 2 makes heads of more than"),
     (gpt_oss(layer_types=[SLIDING]), "layer_types has 1 entries for 3 layers"),
     (gpt_oss(layer_types=[SLIDING, FULL, "chunked_attention"]), r"layer_types\[2\]"),
     (gpt_oss(layer_types=[SLIDING, FULL, {}]), r"layer_types\[2\]"),

@@ -19,8 +19,8 @@ from support.kernel_cases import assert_same_bits, from_bf16, round_bf16
 from support.synth_cases import PLAIN
 
 MODELS = ("demo-gpt2", "demo-gpt-oss")
-TURNED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored [K, N]
-QUANTISED = (*TURNED, "q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight", "lm_head.weight")
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored [K, N]
+QUANTISED = (*TRANSPOSED, "q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight", "lm_head.weight")
 
 
 def quantised(w):
@@ -41,7 +41,7 @@ def rewritten(name, directory, change, tied_head=False):
         if tensor.endswith("wte.weight") and not tied_head:
             tensors["lm_head.weight"] = np.ascontiguousarray(change(values))
         if tensor.endswith(QUANTISED):
-            values = change(values.T).T if tensor.endswith(TURNED) else change(values)
+            values = change(values.T).T if tensor.endswith(TRANSPOSED) else change(values)
         tensors[tensor] = np.ascontiguousarray(values)
     config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": tied_head}
     (directory / "config.json").write_text(json.dumps(config))
