@@ -101,7 +101,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         limit = self.kv_cache_bytes
-        taken = 0 if limit is None else sum(map(self.cache_bytes, self.running))
+        taken = sum(map(self.cache_bytes, self.running)) if self.waiting and limit is not None else 0
         while self.waiting and len(self.running) < self.max_running:
             taken += 0 if limit is None else self.cache_bytes(self.waiting[0])
             if self.running and limit is not None and taken > limit:
