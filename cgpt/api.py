@@ -243,32 +243,14 @@ class Model:
         TokenizerError where text is given to a model without a tokenizer; ModelClosed. A text that fails raises
         NumericsError or OutOfMemoryError, and the model is usable after.
         """
+        arguments = locals()
         batch = _is_batch(prompt)
         prompts = list(prompt) if batch else [prompt]
         several = batch and isinstance(seed, Iterable) and not isinstance(seed, (str, bytes))
         seeds = list(seed) if several else [seed] * len(prompts)
         if len(seeds) != len(prompts):
             raise InputError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one, or one for each")
-        params = [
-            SamplingParams(
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                presence_penalty=presence_penalty,
-                frequency_penalty=frequency_penalty,
-                logit_bias=logit_bias,
-                seed=one,
-                stop=stop,
-                logprobs=logprobs,
-                prompt_logprobs=prompt_logprobs,
-                ignore_eos=ignore_eos,
-                prompt_lookup_num_tokens=prompt_lookup_num_tokens,
-            )
-            for one in seeds
-        ]
+        params = [SamplingParams.pick(arguments | {"seed": one}) for one in seeds]
         done = generation.generate(self, prompts, params, _checked(prefix_cache))
         return done if batch else done[0]
 
@@ -297,21 +279,7 @@ class Model:
         Each comes as soon as it is certain: whole characters, and no beginning of a stop string. Closing the iterator
         ends the work. Arguments and errors are those of generate().
         """
-        params = SamplingParams(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
-        )
+        params = SamplingParams.pick(locals())
         return generation.stream(self, prompt, params, _checked(prefix_cache))
 
     @checked_arguments

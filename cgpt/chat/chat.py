@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from cgpt.arguments import checked_arguments, require_integer
@@ -146,18 +145,7 @@ class Chat:
         ContextLengthError where the conversation has become too long, InputError for an argument that cannot be used;
         the conversation is then what it was.
         """
-        deltas = self.stream(
-            text,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
-        )
-        return _last(deltas)
+        return _last(self._reply(text, SamplingParams.pick(locals())))
 
     @checked_arguments
     def stream(
@@ -179,29 +167,7 @@ class Chat:
         Closing it, or Ctrl-C, stops the reply ("cancelled") and keeps the chat: an answer that has begun stays in the
         conversation; without one the turn is taken back.
         """
-        if text is not None and not isinstance(text, str):
-            raise InputError(f"a message is a str, not {type(text).__name__}")
-        said = [] if text is None else [Message("user", text)]
-        ids = self._prompt(said)
-        positions = self.model.transformer.context_length
-        if len(ids) >= positions:
-            raise ContextLengthError(
-                f"the conversation has {len(ids)} tokens, the model {positions} positions; "
-                f"begin a new chat, or drop some of chat.messages"
-            )
-        params = SamplingParams(
-            stop=self.special.stops,
-            detokenize=False,  # the turn does it
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
-        )
-        return self._run(Request(self.model, ids, params), said)
+        return self._reply(text, SamplingParams.pick(locals()))
 
     @checked_arguments
     def run(
@@ -225,20 +191,7 @@ class Chat:
         gets calls of tools that were offered; the model is told of any other that there is no such tool. max_rounds:
         of calls; after these the reply still holds the next ones. The others are as for send(), for each reply.
         """
-        deltas = self.run_stream(
-            text,
-            run_call=run_call,
-            max_rounds=max_rounds,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
-        )
-        return _last(deltas)
+        return _last(self._rounds(text, SamplingParams.pick(locals()), run_call, max_rounds))
 
     @checked_arguments
     def run_stream(
@@ -261,36 +214,7 @@ class Chat:
         Closing it, or an exception, stops it: an answer that has begun stays in the conversation; without one the turn
         is taken back, calls, results and all.
         """
-        if run_call is not None and not callable(run_call):
-            raise InputError(f"run_call is a function of a ToolCall, not {shown(run_call)}")
-        reply_to = partial(
-            self.stream,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
-        )
-        rounds_left = require_integer("max_rounds", max_rounds, low=0)
-        before, is_whole = len(self.messages), False
-        try:
-            reply = yield from reply_to(text)
-            while rounds_left and (reply.tool_calls or reply.unknown_calls):
-                rounds_left -= 1
-                for call in reply.unknown_calls:
-                    self.add_result(call, self._run_call(call))  # an error that names the functions there are
-                for call in reply.tool_calls:
-                    self.add_result(call, (run_call or self._run_call)(call))
-                reply = yield from reply_to()
-            is_whole = reply.finish_reason in ("stop", "tool_calls")
-            return reply
-        finally:
-            if len(self.messages) > before and not is_whole and self.messages[-1].channel != "final":
-                del self.messages[before:]
-                self._loop = None
+        return self._rounds(text, SamplingParams.pick(locals()), run_call, max_rounds)
 
     def add_result(self, call: ToolCall, result: str) -> None:
         """Adds a call's result to the conversation; send() then lets the model go on."""
@@ -305,6 +229,43 @@ class Chat:
         self.reply = self._loop = None
 
     # ------------------------------------------------------------------------------------------------ one reply
+
+    def _reply(self, text: str | None, params: SamplingParams) -> Generator[Delta, None, Reply]:
+        if text is not None and not isinstance(text, str):
+            raise InputError(f"a message is a str, not {type(text).__name__}")
+        said = [] if text is None else [Message("user", text)]
+        ids = self._prompt(said)
+        positions = self.model.transformer.context_length
+        if len(ids) >= positions:
+            raise ContextLengthError(
+                f"the conversation has {len(ids)} tokens, the model {positions} positions; "
+                f"begin a new chat, or drop some of chat.messages"
+            )
+        params = replace(params, stop=self.special.stops, detokenize=False)  # the turn makes the text
+        return self._run(Request(self.model, ids, params), said)
+
+    def _rounds(
+        self, text: str | None, params: SamplingParams, run_call: Callable[[ToolCall], str] | None, max_rounds: int
+    ) -> Generator[Delta, None, Reply]:
+        if run_call is not None and not callable(run_call):
+            raise InputError(f"run_call is a function of a ToolCall, not {shown(run_call)}")
+        rounds_left = require_integer("max_rounds", max_rounds, low=0)
+        before, is_whole = len(self.messages), False
+        try:
+            reply = yield from self._reply(text, params)
+            while rounds_left and (reply.tool_calls or reply.unknown_calls):
+                rounds_left -= 1
+                for call in reply.unknown_calls:
+                    self.add_result(call, self._run_call(call))  # an error that names the functions there are
+                for call in reply.tool_calls:
+                    self.add_result(call, (run_call or self._run_call)(call))
+                reply = yield from self._reply(None, params)
+            is_whole = reply.finish_reason in ("stop", "tool_calls")
+            return reply
+        finally:
+            if len(self.messages) > before and not is_whole and self.messages[-1].channel != "final":
+                del self.messages[before:]
+                self._loop = None
 
     def _run_call(self, call: ToolCall) -> str:
         return run_tool(self.tools, call.name, call.arguments)

@@ -7,7 +7,7 @@ threads nor on the CPU.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any
 
@@ -95,6 +95,11 @@ class SamplingParams:
     def _set(self, name: str, value: object) -> None:
         """Replaces what was passed by the checked, plain value."""
         object.__setattr__(self, name, value)
+
+    @classmethod
+    def pick(cls, arguments: Mapping[str, Any]) -> "SamplingParams":
+        """Those of a call's arguments, as its locals() has them, that are parameters of sampling."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

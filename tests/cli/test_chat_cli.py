@@ -71,13 +71,13 @@ def test_commands(chat, tmp_path):
 
 def test_options_reach_the_model(chat, monkeypatch):
     asked = []
-    stream = Chat.stream
+    run_stream = Chat.run_stream
 
     def noting(self, text, **options):
         asked.append((self, options))
-        return stream(self, text, **options)
+        return run_stream(self, text, **options)
 
-    monkeypatch.setattr(Chat, "stream", noting)
+    monkeypatch.setattr(Chat, "run_stream", noting)
     options = ("--system", "Answer briefly.", "--reasoning", "low", "--temperature", "0.5", "--top-p", "0.9",
                "--top-k", "40", "--min-p", "0.01", "--repetition-penalty", "1.1",
                "--seed", "1", "--max-new-tokens", "60", "--date", "2025-06-28")  # fmt: skip
