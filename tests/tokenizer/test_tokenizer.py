@@ -256,7 +256,7 @@ for tokenizer in (
     Tokenizer.packaged("gpt2"),
     Tokenizer.packaged("o200k_harmony"),
     Tokenizer.from_directory({str(tmp_path)!r}, 50257),
-    Tokenizer.from_directory({str(DATA.with_name("demo") / "demo-gpt2")!r}, 2048),
+    Tokenizer.from_directory({str(DATA.parents[1] / "demo" / "demo-gpt2")!r}, 2048),
 ):
     assert tokenizer.decode(tokenizer.encode("offline")) == "offline"
 """
