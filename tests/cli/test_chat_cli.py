@@ -83,6 +83,7 @@ def test_options_reach_the_model(chat, monkeypatch):
                "--seed", "1", "--max-new-tokens", "60", "--date", "2025-06-28")  # fmt: skip
     assert chat(ADD, options=options)[0] == 0
     made, given = asked[0]
+    assert given.pop("max_rounds") and given.pop("run_call")
     assert {name: value for name, value in given.items() if value is not None} == {
         "max_new_tokens": 60,
         "temperature": 0.5,
