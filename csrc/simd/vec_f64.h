@@ -47,7 +47,7 @@ CG_INLINE vl vl_first(int64_t n) {
     return lane < n;
 }
 
-/* Stores the lanes where mask is -1 one after the other; returns how many. The other lanes may be stored behind them. */
+/* Stores the lanes where mask is -1 one after the other; returns how many. Other lanes may be stored behind them. */
 CG_INLINE int64_t vd_compress(double *to, vd v, vl mask) {
 #if CG_LANES == 16 && !defined(CGPT_EMULATE)
     __mmask8 bits = _mm512_movepi64_mask((__m512i)mask);
