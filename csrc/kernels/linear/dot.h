@@ -248,18 +248,21 @@ CG_INLINE void dot_rows(const int R, const dot_sums how, dot_job *j, const vf *x
 /* Outputs n0 .. n1-1 of all tokens. */
 CG_INLINE void dot_many(const dot_sums how, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
     const int R = how == DOT_GROUPED ? 4 : DOT_ROWS; /* grouped sums take two registers each */
-    dot_job j = {.p = p, .work = p->work};
+    dot_work *work = p->work;
+    dot_job j = {.p = p, .work = work};
     int64_t pieces = dot_pieces(p->K);
-    for (j.t0 = 0; j.t0 < p->T; j.t0 += DOT_MAX_TOKENS)
-        for (j.n = n0; j.n < n1; j.n += DOT_PANEL)
+    for (int64_t t0 = 0; t0 < p->T; t0 += DOT_MAX_TOKENS)
+        for (int64_t n = n0; n < n1; n += DOT_PANEL)
             for (int64_t s = 0; s < pieces; s++) {
-                int64_t rows = cg_min(DOT_PANEL, n1 - j.n), k0 = s * DOT_PIECE_VALUES;
+                int64_t rows = cg_min(DOT_PANEL, n1 - n), k0 = s * DOT_PIECE_VALUES;
                 int64_t k1 = cg_min(k0 + DOT_PIECE_VALUES, p->K);
-                for (int64_t r = 0; r < rows; r++) decode(j.work->pieces + r * DOT_PIECE, p, j.n + r, k0, k1);
+                for (int64_t r = 0; r < rows; r++) decode(work->pieces + r * DOT_PIECE, p, n + r, k0, k1);
+                j.t0 = t0;
+                j.n = n;
                 j.vectors = cg_round_up((k1 - k0 + CG_LANES - 1) / CG_LANES, DOT_GROUP);
                 j.first = s == 0;
                 j.last = s == pieces - 1;
-                for (int64_t t = j.t0; t < cg_min(j.t0 + DOT_MAX_TOKENS, p->T); t += DOT_BATCH) {
+                for (int64_t t = t0; t < cg_min(t0 + DOT_MAX_TOKENS, p->T); t += DOT_BATCH) {
                     int64_t end = cg_min(t + DOT_BATCH, p->T), r = 0;
                     const vf *x = (const vf *)p->x + (t / DOT_BATCH * pieces + s) * DOT_BATCH * DOT_PIECE;
                     for (; r + R <= rows; r += R) dot_rows(R, how, &j, x, r, t, end);

@@ -6,7 +6,10 @@
 CG_INLINE void int8_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
     const uint8_t *row = p->w + n * cg_row_bytes(CG_INT8, p->K);
     vf *to = out;
-    for (int64_t k = k0; k < k1; k += CG_LANES) *to++ = vf_load_i8(row + k) * int8_scale(p, n, k / CG_INT8_GROUP);
+    for (int64_t k = k0; k < k1; k += CG_INT8_GROUP) {
+        float scale = int8_scale(p, n, k / CG_INT8_GROUP);
+        for (int64_t i = k; i < cg_min(k + CG_INT8_GROUP, k1); i += CG_LANES) *to++ = vf_load_i8(row + i) * scale;
+    }
     while ((to - (vf *)out) % DOT_GROUP) *to++ = vf_set(0.f);
 }
 
