@@ -66,7 +66,7 @@ def moe(model, x, index, weight, out, exact=True, threads=1):
         tensor(x),
         np.ascontiguousarray(index),
         tensor(weight),
-        *model.transformer.matrices,
+        *model.matrices,
         ALPHA,
         LIMIT,
         T,
