@@ -42,7 +42,7 @@ Stop = str | int | Iterable[str | int] | None
 class Model:
     """A checkpoint that is ready to run: a transformer and its tokenizer. Made by load().
 
-    transformer: steps, caches and weights, without text. directory: of the checkpoint. Threads may share a model.
+    transformer: steps, caches and weights, without text. directory: the checkpoint's. Threads may share a model.
     `with cgpt.load(..) as model:` closes it at the end.
     """
 
@@ -58,13 +58,13 @@ class Model:
 
     @property
     def config(self) -> GPT2Config | GptOssConfig:
-        """What config.json says."""
+        """The model's configuration, as config.json gives it."""
         config: GPT2Config | GptOssConfig = self.transformer.config
         return config
 
     @property
     def context_length(self) -> int:
-        """The positions the model has."""
+        """The number of positions that the model has, in tokens."""
         return self.transformer.context_length
 
     @property
@@ -79,17 +79,17 @@ class Model:
 
     @property
     def threads(self) -> int:
-        """The threads of a step."""
+        """The number of threads that compute a step."""
         return self.transformer.threads
 
     @property
     def precision(self) -> Precision:
-        """As load() was told."""
+        """How activations are rounded, as load() was told: "auto", "exact" or "int8"."""
         return self.transformer.precision
 
     @property
     def kv_cache_dtype(self) -> str:
-        """What keys and values are kept as: "f32", "f16" or "bf16"."""
+        """The type of the cached keys and values: "f32", "f16" or "bf16"."""
         return self.transformer.kv_cache_dtype
 
     def at_precision(self, precision: Precision) -> Model:
@@ -226,7 +226,7 @@ class Model:
     ) -> Completion | list[Completion]:
         """Continues a prompt, a str or ids, to a Completion; a list of prompts, run as one batch, to a list of them.
 
-        max_new_tokens: at most; a prompt of n tokens gets context_length - n + 1 at most
+        max_new_tokens: the most new tokens; the context has room for context_length - n + 1 after a prompt of n
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: how a
             token is chosen, see cgpt.SamplingParams; greedy unless temperature is above 0
         seed: an integer that makes sampling repeatable: the same text alone, in a batch or streamed; None takes a
@@ -300,8 +300,7 @@ class Model:
 
         system: instructions. tools: Python functions, or schemas in OpenAI's shape. builtin_tools: "browser", "python".
         reasoning: how long the model thinks. response_format: a JSON schema that the model is asked to follow.
-        identity,
-        knowledge_cutoff, date: lines of the system message
+        identity, knowledge_cutoff, date: lines of the system message
         """
         return Chat(
             self,
@@ -343,7 +342,7 @@ def load(
 ) -> Model:
     """Opens a checkpoint directory, or a model of the package by its name, as a Model that is ready to run.
 
-    threads: default is the physical cores this process may use (machine.threads)
+    threads: None takes the physical cores that this process may use (cgpt.machine.threads)
     precision: "auto" lets prompts use bf16 products where the CPU has them, 16-bit fixed-point activations and other
         orders of sums; "exact" keeps f32 activations everywhere, and then every logit is the same to the bit for any
         threads, batch companions and chunking; "int8" is "auto", but where the CPU has AVX512_VNNI and no matrix units
@@ -353,11 +352,10 @@ def load(
         in groups of 64 (`cgpt quality` measures the price)
     kv_cache_dtype: what keys and values are kept as, "f32", "f16" (up to 65,504; beyond, NumericsError says so) or
         "bf16"; None is f32 with "exact", else f16
-    huge_pages: copies weights that would be read where the file is mapped into memory of huge pages: gpt-oss-20b's
-    decode
-        was 9 % faster there, but it took 20 s to open instead of 0.3, and processes no longer share one copy, so it is
-        off by default; what load() copies anyway lies in them. It needs the checkpoint's size in free memory
-    progress: called with (bytes done, bytes in all)
+    huge_pages: copies weights that would be read from the mapped file into huge pages, which needs the checkpoint's
+        size in free memory. gpt-oss-20b decoded 9 % faster, but took 20 s to open instead of 0.3, and processes no
+        longer share one copy. What load() copies anyway is in huge pages without it
+    progress: a function that is called with (bytes done, bytes in all)
 
     Raises CheckpointError, ConfigError, InputError or OutOfMemoryError, which say what is wrong and what to do.
     """

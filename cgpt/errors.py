@@ -46,7 +46,7 @@ class ModelClosed(InputError):
 class NumericsError(CgptError, ArithmeticError):
     """NaN or infinity came out of the model.
 
-    caches: the KVCaches of the step that it came out for
+    caches: the KVCaches of the sequences for which it did
     """
 
     def __init__(self, message: str, caches: tuple[Any, ...] = ()) -> None:
@@ -59,11 +59,11 @@ class KernelError(CgptError, RuntimeError):
 
 
 class OutOfMemoryError(CgptError, MemoryError):
-    """The memory a model or a sequence needs cannot be had."""
+    """A model, a sequence or a step needs more memory than there is."""
 
 
 class QueueFull(CgptError, RuntimeError):
-    """The engine has as many requests as it takes; they are worth trying again in a while."""
+    """The engine has as many requests as it takes; submit them again later."""
 
 
 class EngineClosed(CgptError, RuntimeError):

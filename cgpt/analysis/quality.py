@@ -32,7 +32,7 @@ class Quality:
     quite.
 
     tokens: how many next tokens were predicted
-    windows, context: the pieces that the text was cut into, and the tokens of the longest
+    windows, context: the windows that the text was cut into, and the tokens of the longest
     kl_*: KL(reference || model) of the next token's distributions over the tokens, in nats
     top1_agreement: the share of tokens where both find the same one likeliest
     perplexity_reference, perplexity: of either

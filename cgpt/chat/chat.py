@@ -62,11 +62,11 @@ class ToolCall:
 class Reply:
     """What the model said in answer to one prompt; messages of a kind (cgpt.chat.turn.message_kind) are joined by LF.
 
-    messages: all of it. text: the answer; text that the model put under no channel, or an unknown one, is not lost.
-    reasoning: what it thought before. preamble: what it says to the user before it calls. tool_calls: those that are
-    complete; send their results back, or let Chat.run do it. unknown_calls: those of tools that were not offered.
+    messages: everything the model wrote. text: the answer, with what has no channel or an unknown one. reasoning: the
+    thoughts before it. preamble: what the model tells the user before a call. tool_calls: the complete calls; send
+    their results back, or let Chat.run do it. unknown_calls: calls of tools that were not offered.
     finish_reason: "stop", "tool_calls", "length" (max_new_tokens, or the context is full), or "cancelled".
-    raw_text: what the model wrote, with special tokens. repairs: how often the parser had to guess, by kind.
+    raw_text: what the model wrote, with special tokens. repairs: how often the parser mended the format, by kind.
     prompt_tokens, reused_tokens: of the prompt, and how many of these were computed before. completion_tokens: all new
     ones. first_token_seconds: from the call to the first new token, in seconds; None where there is none.
     """
@@ -138,10 +138,10 @@ class Chat:
         seed: int | None = None,
         prompt_lookup_num_tokens: int | None = None,
     ) -> Reply:
-        """Says something and gives the reply; None lets the model go on, as after tool results.
+        """Sends a message of the user and returns the reply; with None the model goes on, as after tool results.
 
-        max_new_tokens: of the reply with its reasoning. temperature: 0 takes the likeliest token each time.
-        prompt_lookup_num_tokens: so many draft tokens a step. All as in cgpt.generation.generate. Raises
+        max_new_tokens: the most tokens of the reply with its reasoning. temperature: 0 takes the likeliest token each
+        time. prompt_lookup_num_tokens: draft tokens of a step. All are as in Model.generate. Raises
         ContextLengthError where the conversation has become too long, InputError for an argument that cannot be used;
         the conversation is then what it was.
         """
@@ -161,8 +161,8 @@ class Chat:
         seed: int | None = None,
         prompt_lookup_num_tokens: int | None = None,
     ) -> Generator[Delta, None, Reply]:
-        """send() as it comes: text of a kind, "answer", "reasoning", "preamble" or "call". When it ends, `chat.reply`
-        is the whole.
+        """Does what send() does, and gives the reply as it comes, in deltas of a kind: "answer", "reasoning",
+        "preamble" or "call". At the end `chat.reply` is the whole.
 
         Closing it, or Ctrl-C, stops the reply ("cancelled") and keeps the chat: an answer that has begun stays in the
         conversation; without one the turn is taken back.
@@ -185,11 +185,13 @@ class Chat:
         seed: int | None = None,
         prompt_lookup_num_tokens: int | None = None,
     ) -> Reply:
-        """send(), and as long as the reply calls tools, runs them and sends the results: the last reply.
+        """Does what send() does, runs the tools that the reply calls and sends their results, until a reply calls none;
+        returns the last reply.
 
-        run_call: gives the result of a ToolCall; without it the chat's functions do, and their errors are results. It
-        gets calls of tools that were offered; the model is told of any other that there is no such tool. max_rounds:
-        of calls; after these the reply still holds the next ones. The others are as for send(), for each reply.
+        run_call: a function that gives the result of a ToolCall; without it the chat's functions run, and their errors
+        are results. It gets calls of tools that were offered; for any other the model is told that there is no such
+        tool. max_rounds: the most rounds of calls; after these the reply still holds the next ones. The other arguments
+        are those of send(), for each reply.
         """
         return _last(self._rounds(text, SamplingParams.pick(locals()), run_call, max_rounds))
 
@@ -209,7 +211,7 @@ class Chat:
         seed: int | None = None,
         prompt_lookup_num_tokens: int | None = None,
     ) -> Generator[Delta, None, Reply]:
-        """run() as it comes: the deltas of all its replies.
+        """Does what run() does, and gives the deltas of all its replies as they come.
 
         Closing it, or an exception, stops it: an answer that has begun stays in the conversation; without one the turn
         is taken back, calls, results and all.

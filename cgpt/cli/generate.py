@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     add("--stop", action="append", metavar="TEXT", help="stop before this text (may be given several times)")
-    lookup = "guess K tokens at a time where the text repeats itself: the same text, often sooner"
+    lookup = "draft K tokens at a time where the text repeats itself: the same text, often sooner"
     add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
     add("--json", action="store_true", help="print one JSON object: text, ids, finish_reason, timings")
     add_sampling_options(parser, max_new_tokens=256)

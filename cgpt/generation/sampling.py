@@ -42,8 +42,8 @@ class SamplingParams:
     logprobs: True keeps the log-probability of each new id, a number k also those of the k likeliest
     prompt_logprobs: the same of the prompt's ids; such a prompt is read anew, whatever a prefix cache holds
     ignore_eos: go on after the checkpoint's eos ids
-    prompt_lookup_num_tokens: draft so many tokens at a time from what followed the same words before
-    detokenize: whether the text is wanted, and not the ids alone
+    prompt_lookup_num_tokens: draft so many tokens at a time from what followed the same tokens before
+    detokenize: make text of the ids; without it a Completion has none
     """
 
     max_new_tokens: int = 256

@@ -74,7 +74,7 @@ def peak(threads: int, dtype: str, seconds: float) -> float:
 
 
 def buffer_bytes(caches: int, available: int | None) -> int:
-    """The bytes to read, in whole pieces. caches: bytes of all last-level caches; available: of free memory."""
+    """The bytes to read, in whole blocks. caches: bytes of all last-level caches; available: of free memory."""
     size = min(max(4 * caches, 4 * MIN_BUFFER), MAX_BUFFER)
     if available is not None:
         size = min(size, max(available // 4, MIN_BUFFER))

@@ -44,7 +44,7 @@ class Metrics:
         first = {"_sum": stats.first_token_seconds, "_count": stats.first_tokens}
         add("first_token_seconds", "summary", "From submission to a text's first token.", first)
         repairs = {"": sum(self.repairs.values())}
-        add("harmony_repairs_total", "counter", "Places where a chat had to be guessed.", repairs)
+        add("harmony_repairs_total", "counter", "Malformed headers of chats that were mended.", repairs)
         cached = engine.prefix_cache.nbytes if engine.prefix_cache else 0
         add("prefix_cache_bytes", "gauge", "Keys and values of finished texts.", {"": cached})
         return "\n".join(lines) + "\n"

@@ -21,10 +21,10 @@ from cgpt.tokenizer.vocabulary import PUBLISHED, Vocabulary, read_published
 class Tokenizer:
     """A byte-level BPE tokenizer.
 
-    name: of the published vocabulary that it is ("gpt2", "o200k_harmony"), else of its directory
+    name: "gpt2" or "o200k_harmony" for a published vocabulary, else the name of its directory
     vocab_size: ids run from 0 to vocab_size - 1, and each of them decodes
-    special_tokens: the id of each text that is one token only where asked for. Ids without a name in the
-        vocabulary are among them as "<|reserved_ID|>", which is what tiktoken's o200k_harmony calls them.
+    special_tokens: {name: id} of the texts that encode() makes one token only where allowed_special names them. Ids
+        without a name in the vocabulary are among them as "<|reserved_ID|>", as in tiktoken's o200k_harmony.
     """
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
@@ -58,13 +58,13 @@ class Tokenizer:
 
         It is built from tokenizer.json, else from vocab.json and merges.txt. A directory without any of these
         gets the vocabulary that ships with cgpt if vocab_size is 50257 (GPT-2's) or 201088 (gpt-oss's).
-        TokenizerError: it has another size, or a file is damaged or describes what cgpt does not support.
+        Raises TokenizerError where it has another size, or a file is damaged or describes what cgpt does not support.
         """
         return cls(read_directory(directory, vocab_size), vocab_size)
 
     @classmethod
     def packaged(cls, name: str) -> Tokenizer:
-        """One of the vocabularies that ship with cgpt: "gpt2" or "o200k_harmony"."""
+        """The tokenizer of a vocabulary that ships with cgpt, "gpt2" or "o200k_harmony"; else TokenizerError."""
         if name not in PUBLISHED:
             raise TokenizerError(f"only {' and '.join(PUBLISHED)} ship with cgpt, not {shown(name)}")
         return cls(read_published(name), PUBLISHED[name].vocab_size)
@@ -136,7 +136,7 @@ def _any_of(texts: Collection[str]) -> re.Pattern[str] | None:
 
 
 class StreamDecoder:
-    """Decodes ids one at a time into pieces of text that never end within a character; joined, they are
+    """Decodes ids one at a time into deltas of text that never end within a character; joined, they are
     decode(ids)."""
 
     def __init__(self, tokenizer: Tokenizer, *, errors: str = "replace") -> None:
