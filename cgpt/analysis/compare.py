@@ -61,9 +61,7 @@ WHY = {
 
 
 def compare(
-    names: Sequence[str | os.PathLike[str]],
-    context: int | None = None,
-    kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"],
+    names: Sequence[str | os.PathLike[str]], context: int | None = None, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]
 ) -> dict[str, Any]:
     """Facts about two models or more, each a checkpoint directory, a model of the package, a published size or a
     config.json.

@@ -67,11 +67,7 @@ def examine(
         "environment": {name: os.environ[name] for name in ENVIRONMENT if os.environ.get(name)},
         "level": {"in_use": isa.level(), "missing": isa.levels()},
         "cpu": _cpu(root),
-        "usable": {
-            "cpus": len(usable),
-            "cores": len(topology.cores(usable, root)),
-            "quota": cpu_quota(root),
-        },
+        "usable": {"cpus": len(usable), "cores": len(topology.cores(usable, root)), "quota": cpu_quota(root)},
         "threads": {"default": default, "in_use": in_use, "openmp": _kernels.has_openmp()},
         "memory": _memory(root),
         "load": {"average": _load_average(root), "others": others, "stolen": stolen},

@@ -5,28 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 from contextlib import ExitStack
-from typing import Any
 
 from cgpt.bench import plot, report
 from cgpt.bench.checkpoints import checkpoint
 from cgpt.bench.session import bench
 from cgpt.checkpoint.sizes import SIZES
-from cgpt.cli.options import ProgressBar, add_command, add_model_options, integers, say
+from cgpt.cli.options import ProgressBar, add_model_options, integers, say
 from cgpt.errors import InputError
 
+SUMMARY = "measure how fast a model runs here, beside what this machine could do"
+EXAMPLES = """\
+  cgpt bench
+  cgpt bench --model ./gpt-oss-20b -d 0,4096 -b 1,8 -t 1,2 --profile
+  cgpt bench --model gpt-oss-20b --keep /data --jsonl     (random weights, no download)
+  cgpt bench --model gpt2 -p 128,512 -n 0 --plot gpt2.png"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "bench",
-        run,
-        "measure how fast a model runs here, beside what this machine could do",
-        "  cgpt bench\n"
-        "  cgpt bench --model ./gpt-oss-20b -d 0,4096 -b 1,8 -t 1,2 --profile\n"
-        "  cgpt bench --model gpt-oss-20b --keep /data --jsonl     (random weights, no download)\n"
-        "  cgpt bench --model gpt2 -p 128,512 -n 0 --plot gpt2.png",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     keep = "where the random weights of a published size stay, or are found (default: a temporary directory)"
     parser.add_argument("--keep", metavar="DIR", help=keep)
     add = parser.add_argument_group("what is measured (lists: 0,4096; --threads takes one too)").add_argument

@@ -14,15 +14,7 @@ from typing import Any
 from cgpt.chat.chat import Chat, ToolCall
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import EFFORTS
-from cgpt.cli.options import (
-    add_command,
-    add_model_options,
-    add_sampling_options,
-    decode,
-    load_model,
-    sampling_options,
-    say,
-)
+from cgpt.cli.options import add_model_options, add_sampling_options, decode, load_model, sampling_options, say
 from cgpt.cli.tool_file import load_functions
 from cgpt.errors import CgptError, InputError
 
@@ -41,19 +33,16 @@ MAX_RESULT = 1000  # characters of a result that are shown; the model gets them 
 # What steers a terminal, and what changes the order of letters: a call must look like what it is.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+SUMMARY = "talk with a gpt-oss model; /help lists what else it understands"
+EXAMPLES = """\
+  cgpt chat
+  cgpt chat --model ./gpt-oss-20b --reasoning low --temperature 1 --system 'Answer in one sentence.'
+  cgpt chat --tools weather.py     (its functions, each call shown and asked about)
+  echo "What is 17 + 25?" | cgpt chat --date ""      (a line is a message; the answers alone are printed)"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "chat",
-        run,
-        "talk with a gpt-oss model; /help lists what else it understands",
-        "  cgpt chat\n"
-        "  cgpt chat --model ./gpt-oss-20b --reasoning low --temperature 1 --system 'Answer in one sentence.'\n"
-        "  cgpt chat --tools weather.py     (its functions, each call shown and asked about)\n"
-        '  echo "What is 17 + 25?" | cgpt chat --date ""      (a line is a message; the answers alone are printed)',
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     add = parser.add_argument
     add("--system", metavar="TEXT", help="instructions that hold for the whole conversation")
     add("--reasoning", choices=EFFORTS, default="medium", help="how long to think (default: medium)")
@@ -97,14 +86,13 @@ def _answer_lines(terminal: Terminal) -> None:
 
 def _spelled(call: ToolCall) -> str:
     """The call as Python has it; what is no JSON object as the model wrote it."""
+    arguments = call.arguments
     try:
-        given = json.loads(call.arguments or "{}")
+        given = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
         given = None
     if isinstance(given, dict):
         arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
-    else:
-        arguments = call.arguments
     return _visible(f"{call.name}({arguments})")
 
 

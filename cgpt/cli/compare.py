@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from cgpt.analysis.compare import compare, markdown, render
 from cgpt.checkpoint.locate import demo_models
 from cgpt.checkpoint.sizes import SIZES
-from cgpt.cli.options import add_command
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 
+SUMMARY = "put models side by side: what each chose, step by step from GPT-2 to gpt-oss, and what it comes to"
+EXAMPLES = """\
+  cgpt compare gpt2-xl gpt-oss-20b gpt-oss-120b
+  cgpt compare --why demo-gpt2 demo-gpt-oss
+  cgpt compare --markdown gpt2 ./my-model/config.json"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "compare",
-        run,
-        "put models side by side: what each chose, step by step from GPT-2 to gpt-oss, and what it comes to",
-        "  cgpt compare gpt2-xl gpt-oss-20b gpt-oss-120b\n"
-        "  cgpt compare --why demo-gpt2 demo-gpt-oss\n"
-        "  cgpt compare --markdown gpt2 ./my-model/config.json",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     add, known = parser.add_argument, ", ".join([*demo_models(), *SIZES])
     add("models", metavar="MODEL", nargs="+", help=f"a checkpoint directory, a config.json, or one of {known}")
     add("--context", type=int, metavar="N", help="decode at the end of N positions (default: all of the shortest)")

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from cgpt.analysis import doctor
-from cgpt.cli.options import add_command
 from cgpt.machine import roofline
 
 SECONDS = 1.0  # of measuring
 
+SUMMARY = "say what this machine offers, what stands in the way, and which models it will run how fast"
+EXAMPLES = """\
+  cgpt doctor
+  cgpt doctor --threads 4
+  cgpt doctor --json --no-measure"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "doctor",
-        run,
-        "say what this machine offers, what stands in the way, and which models it will run how fast",
-        "  cgpt doctor\n  cgpt doctor --threads 4\n  cgpt doctor --json --no-measure",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
     parser.add_argument("--no-measure", action="store_true", help="measure nothing, so expect nothing: takes no second")
     parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cgpt.cli.options import add_command, integers, say
+from cgpt.cli.options import integers, say
 from cgpt.errors import InputError
 from cgpt.evolution import page, report, session
 from cgpt.evolution.setting import Setting
@@ -18,19 +18,16 @@ from cgpt.machine.threads import thread_count
 QUICK: dict[str, Any] = {"width": 960, "contexts": [256, 2048], "prompt": 64, "seconds": 0.05}
 FULL: dict[str, Any] = {"width": 2880, "contexts": [512, 2048, 8192], "prompt": 512, "seconds": 0.6}
 
+SUMMARY = "run every step from GPT-2 to gpt-oss both ways, and say which claims hold on this CPU"
+EXAMPLES = """\
+  cgpt evolution --quick
+  cgpt evolution --html evolution.html     (some two minutes; opens in any browser, offline)
+  cgpt evolution --step 5,6 --contexts 512,8192,32768
+  cgpt evolution --step 7 --level ref --json"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "evolution",
-        run,
-        "run every step from GPT-2 to gpt-oss both ways, and say which claims hold on this CPU",
-        "  cgpt evolution --quick\n"
-        "  cgpt evolution --html evolution.html     (some two minutes; opens in any browser, offline)\n"
-        "  cgpt evolution --step 5,6 --contexts 512,8192,32768\n"
-        "  cgpt evolution --step 7 --level ref --json",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     add = parser.add_argument
     add("--step", type=integers, metavar="N", help="only these of the ten (default: all)")
     add("--quick", action="store_true", help="smaller shapes and shorter measurements: some ten seconds")

@@ -6,29 +6,20 @@ import argparse
 import json
 from typing import Any
 
-from cgpt.cli.options import (
-    add_command,
-    add_model_options,
-    add_sampling_options,
-    load_model,
-    read_stdin,
-    sampling_options,
-)
+from cgpt.cli.options import add_model_options, add_sampling_options, load_model, read_stdin, sampling_options
 from cgpt.generation.request import Completion
 
+SUMMARY = "continue a prompt, as a stream of text"
+EXAMPLES = """\
+  cgpt generate "ROMEO:"
+  cgpt generate --temperature 0.8 --top-p 0.95 --seed 1 --max-new-tokens 100 "To be"
+  cgpt generate --stop $'\\n\\n' --json - < prompt.txt
+  cgpt generate --model ./gpt-oss-20b --threads 8 "Roses are red, violets"
+"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "generate",
-        run,
-        "continue a prompt, as a stream of text",
-        '  cgpt generate "ROMEO:"\n'
-        '  cgpt generate --temperature 0.8 --top-p 0.95 --seed 1 --max-new-tokens 100 "To be"\n'
-        "  cgpt generate --stop $'\\n\\n' --json - < prompt.txt\n"
-        '  cgpt generate --model ./gpt-oss-20b --threads 8 "Roses are red, violets"',
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     add = parser.add_argument
     add("prompt", metavar="PROMPT", help="the text to continue; - reads it from stdin")
     add("--stop", action="append", metavar="TEXT", help="stop before this text (may be given several times)")

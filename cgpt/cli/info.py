@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from cgpt.analysis.info import render
 from cgpt.checkpoint.locate import demo_models
 from cgpt.checkpoint.sizes import SIZES
-from cgpt.cli.options import add_command
 from cgpt.models.accounting import describe
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 
+SUMMARY = "say what a model is, what it reads per token, and whether it fits here"
+EXAMPLES = """\
+  cgpt info demo-gpt-oss
+  cgpt info ./gpt-oss-20b --context 8192"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "info",
-        run,
-        "say what a model is, what it reads per token, and whether it fits here",
-        "  cgpt info demo-gpt-oss\n  cgpt info ./gpt-oss-20b --context 8192",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     add, known = parser.add_argument, ", ".join([*demo_models(), *SIZES])
     add("model", metavar="NAME_OR_DIR", help=f"a checkpoint directory, a config.json, or one of {known}")
     add("--context", type=int, metavar="N", help="tokens to have room for (default: all)")

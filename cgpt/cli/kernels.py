@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from cgpt.cli.options import add_command
 from cgpt.kernels import isa
 
+SUMMARY = "say which instruction set is in use, and which variant of each kernel"
+EXAMPLES = """\
+  cgpt kernels
+  CGPT_ISA=avx2 cgpt kernels"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    add_command(
-        commands,
-        "kernels",
-        run,
-        "say which instruction set is in use, and which variant of each kernel",
-        "  cgpt kernels\n  CGPT_ISA=avx2 cgpt kernels",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The command line: a module for each command."""
+"""The command line: a module for each command, with its SUMMARY, EXAMPLES, add_options() and run()."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import warnings
+from types import ModuleType
 from typing import Any
 
 from cgpt.cli import bench, chat, compare, doctor, evolution, generate, info, kernels, quality, serve, synth
@@ -67,6 +68,20 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
     say(f"warning: {message}")
 
 
+def _add_command(commands: Any, command: ModuleType) -> None:
+    """Adds the parser of a module's command; commands: what add_subparsers() gave."""
+    summary: str = command.SUMMARY
+    parser = commands.add_parser(
+        command.__name__.rpartition(".")[2],
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{command.EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=command.run)
+    command.add_options(parser)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cgpt",
@@ -77,5 +92,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cgpt {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        command.add_parser(commands)
+        _add_command(commands, command)
     return parser

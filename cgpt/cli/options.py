@@ -1,4 +1,4 @@
-"""What several commands share: how one is added, the options of a model and of sampling, loading, and reading text."""
+"""What several commands share: the options of a model and of sampling, loading, and reading text."""
 
 from __future__ import annotations
 
@@ -16,21 +16,6 @@ from cgpt.models.kv_cache import KV_DTYPES
 
 DEFAULT_MODEL = "demo-gpt2"
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-
-
-def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, examples: str
-) -> argparse.ArgumentParser:
-    """The parser of a new command; run: what the command does. commands: what add_subparsers() gave."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def add_model_options(
@@ -57,19 +42,15 @@ def add_model_options(
     add("--huge-pages", action="store_true", help=huge)
 
 
-def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
-    """The model that the options ask for; reference: at precision "exact" with its weights and cache as stored."""
-    settings: tuple[Any, Any, Any] = (args.precision, args.dense, args.kv_cache_dtype)
-    if reference:
-        settings = "exact", None, None
-    precision, dense, kept = settings
+def load_model(args: argparse.Namespace) -> Model:
+    """The model that the options ask for."""
     with ProgressBar(f"loading {args.model}") as progress:
         return load(
             args.model,
             args.threads,
-            precision,
-            dense,
-            kv_cache_dtype=kept,
+            args.precision,
+            args.dense,
+            kv_cache_dtype=args.kv_cache_dtype,
             huge_pages=args.huge_pages,
             progress=progress,
         )

@@ -6,22 +6,18 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cgpt.analysis import quality
-from cgpt.cli.options import ProgressBar, add_command, add_model_options, decode, load_model, read_stdin
+from cgpt.cli.options import ProgressBar, add_model_options, decode, load_model, read_stdin
+
+SUMMARY = "say how far a setting is from the exact computation: KL divergence, agreement, perplexity"
+EXAMPLES = """\
+  cgpt quality --model ./gpt2 --dense bf16
+  cgpt quality --model ./gpt-oss-20b --decode --text notes.txt --context 512"""
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "quality",
-        run,
-        "say how far a setting is from the exact computation: KL divergence, agreement, perplexity",
-        "  cgpt quality --model ./gpt2 --dense bf16\n"
-        "  cgpt quality --model ./gpt-oss-20b --decode --text notes.txt --context 512",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     add = parser.add_argument
     add("--text", metavar="FILE", help="UTF-8; - reads stdin (default: 4.5 kB of mixed text from the package)")
     add("--context", type=int, metavar="N", help="tokens of the windows that the text is cut into (default: 1024)")
@@ -35,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     text = read_text(args.text)
     model = load_model(args)
     # The same weights if they are as stored: no second copy of what is not mapped.
-    reference = model.at_precision("exact") if args.dense is None else load_model(args, reference=True)
+    as_stored = argparse.Namespace(**vars(args) | {"precision": "exact", "dense": None, "kv_cache_dtype": None})
+    reference = model.at_precision("exact") if args.dense is None else load_model(as_stored)
     with ProgressBar("comparing", unit="tokens") as progress:
         found = quality.compare(reference, model, text, context=args.context, decode=args.decode, progress=progress)
     setting = {name: getattr(args, name) for name in ("model", "precision", "dense", "decode")}

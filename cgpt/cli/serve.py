@@ -5,27 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from typing import Any
 
-from cgpt.cli.options import add_command, add_model_options, load_model, say
+from cgpt.cli.options import add_model_options, load_model, say
 from cgpt.errors import CgptError, InputError
 from cgpt.generation.engine import Engine
 from cgpt.generation.scheduler import Scheduler
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+SUMMARY = "serve a model by HTTP, as clients of OpenAI's API expect it"
+EXAMPLES = """\
+  cgpt serve
+  cgpt serve --model ./gpt-oss-20b --dense int8 --port 8080
+  CGPT_API_KEY=secret cgpt serve --host 0.0.0.0 --allow-host box.example"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "serve",
-        run,
-        "serve a model by HTTP, as clients of OpenAI's API expect it",
-        "  cgpt serve\n"
-        "  cgpt serve --model ./gpt-oss-20b --dense int8 --port 8080\n"
-        "  CGPT_API_KEY=secret cgpt serve --host 0.0.0.0 --allow-host box.example",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     add = parser.add_argument
     add("--name", metavar="NAME", help="what clients call the model (default: the last part of --model)")
 

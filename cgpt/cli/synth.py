@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from cgpt.checkpoint.sizes import SIZES
-from cgpt.cli.options import ProgressBar, add_command
+from cgpt.cli.options import ProgressBar
 from cgpt.models import synth
 
+SUMMARY = "write a checkpoint of random weights, to measure a machine before a download"
+EXAMPLES = """\
+  cgpt synth gpt2 /tmp/gpt2
+  cgpt synth gpt-oss-20b /tmp/gpt-oss-20b    (13.8 GB)"""
 
-def add_parser(commands: Any) -> None:
-    """Adds the command; commands: what add_subparsers() gave."""
-    parser = add_command(
-        commands,
-        "synth",
-        run,
-        "write a checkpoint of random weights, to measure a machine before a download",
-        "  cgpt synth gpt2 /tmp/gpt2\n  cgpt synth gpt-oss-20b /tmp/gpt-oss-20b    (13.8 GB)",
-    )
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options to its parser."""
     parser.add_argument("size", metavar="SIZE", help=f"one of {', '.join(SIZES)}; or a config.json")
     parser.add_argument("directory", metavar="DIR", help="where to write; must be empty or not exist yet")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random weights (default: 0)")

@@ -52,9 +52,7 @@ def dropout(s: Setting) -> Iterator[Case]:
 
 
 def dropout_facts(s: Setting) -> list[Fact]:
-    return [
-        Fact("masks of one sequence of 1,024 in training GPT-2 XL", "B", 0, dropout_masks(1024, GPT2_XL)),
-    ]
+    return [Fact("masks of one sequence of 1,024 in training GPT-2 XL", "B", 0, dropout_masks(1024, GPT2_XL))]
 
 
 def dropout_masks(T: int, c: GPT2Config) -> int:
