@@ -42,8 +42,10 @@ def add_model_options(
     add("--huge-pages", action="store_true", help=huge)
 
 
-def load_model(args: argparse.Namespace) -> Model:
-    """The model that the options ask for."""
+def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
+    """The model that the options ask for; reference: at precision "exact" with its weights and cache as stored."""
+    if reference:
+        args = argparse.Namespace(**vars(args) | {"precision": "exact", "dense": None, "kv_cache_dtype": None})
     with ProgressBar(f"loading {args.model}") as progress:
         return load(
             args.model,

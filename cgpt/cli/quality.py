@@ -31,8 +31,7 @@ def run(args: argparse.Namespace) -> None:
     text = read_text(args.text)
     model = load_model(args)
     # The same weights if they are as stored: no second copy of what is not mapped.
-    as_stored = argparse.Namespace(**vars(args) | {"precision": "exact", "dense": None, "kv_cache_dtype": None})
-    reference = model.at_precision("exact") if args.dense is None else load_model(as_stored)
+    reference = model.at_precision("exact") if args.dense is None else load_model(args, reference=True)
     with ProgressBar("comparing", unit="tokens") as progress:
         found = quality.compare(reference, model, text, context=args.context, decode=args.decode, progress=progress)
     setting = {name: getattr(args, name) for name in ("model", "precision", "dense", "decode")}

@@ -152,15 +152,8 @@ def _attention_charts(result: Found) -> list[str]:
 
 
 def _cache_chart(result: Found) -> list[str]:
-    return [
-        charts.lines(
-            list(result["caches"].items()),
-            "positions",
-            "Keys and values of a sequence, f16, in gpt-oss-20b's shape",
-            _positions,
-            lambda y: shown(y, "B"),
-        )
-    ]
+    title, curves = "Keys and values of a sequence, f16, in gpt-oss-20b's shape", list(result["caches"].items())
+    return [charts.lines(curves, "positions", title, _positions, lambda y: shown(y, "B"))]
 
 
 def _model_charts(result: Found) -> list[str]:
@@ -170,14 +163,10 @@ def _model_charts(result: Found) -> list[str]:
         (name, shown(model["total"], "parameters"), [model["parts"].get(part, 0) for part in parts])
         for name, model in models.items()
     ]
+    met = [(name, model["active"], model["total"]) for name, model in models.items()]
     return [
         charts.stacked(rows, parts, "Where the parameters are", _parameters),
-        charts.spans(
-            [(name, model["active"], model["total"]) for name, model in models.items()],
-            ("active", "total"),
-            "Parameters that a token meets, of all",
-            _parameters,
-        ),
+        charts.spans(met, ("active", "total"), "Parameters that a token meets, of all", _parameters),
     ]
 
 

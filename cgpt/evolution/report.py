@@ -61,20 +61,10 @@ def _names(case: Found) -> tuple[str, str]:
 
 def _case(case: Found) -> str:
     old, new = case["old"], case["new"]
-    return (
-        _columns(
-            [
-                f"    {case['label']}",
-                shown(old["median_s"], "s"),
-                shown(new["median_s"], "s"),
-                ratio(case),
-                times(case["counted"]) if case["counted"] else "",
-                pair(old["bytes"], new["bytes"], "B"),
-                pair(old["flops"], new["flops"], "FLOP"),
-            ]
-        )
-        + f"  {case['verdict']}"
-    )
+    cells = [f"    {case['label']}", shown(old["median_s"], "s"), shown(new["median_s"], "s"), ratio(case)]
+    cells.append(times(case["counted"]) if case["counted"] else "")
+    cells += [pair(old["bytes"], new["bytes"], "B"), pair(old["flops"], new["flops"], "FLOP")]
+    return f"{_columns(cells)}  {case['verdict']}"
 
 
 def ratio(case: Found) -> str:
@@ -86,8 +76,7 @@ def pair(old: float, new: float, unit: str) -> str:
     """The two figures as text: one where they are the same, none where nothing was counted."""
     if not (old or new):
         return ""
-    unit = "" if unit == "FLOP" else unit
-    texts = [shown(value, unit or "FLOP").removesuffix("FLOP") for value in (old, new)]
+    texts = [shown(value, unit).removesuffix("FLOP") for value in (old, new)]
     return texts[0] if texts[0] == texts[1] else " > ".join(texts)
 
 

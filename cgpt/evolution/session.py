@@ -34,8 +34,7 @@ def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = la
     cgpt_version, test_time, cpu_info, level, threads, setting; rooflines (before each step and at the end), steps (see
     _step), models {published size: parameters and checkpoint} and caches {variant: [[positions, bytes], ..]}.
     """
-    before, found, rooflines = _roofline(setting), [], []
-    rooflines.append(before)
+    rooflines, found = [_roofline(setting)], []
     for step in steps:
         say(f"{step.number:2d} {step.title}")
         found.append(_step(setting, step, rooflines, say))
@@ -45,14 +44,7 @@ def run(setting: Setting, steps: Sequence[Step], say: Callable[[str], None] = la
         "cpu_info": topology.cpu_name(),
         "level": isa.level(),
         "threads": setting.threads,
-        "setting": {
-            "width": setting.width,
-            "heads": setting.heads,
-            "kv_heads": setting.kv_heads,
-            "contexts": list(setting.contexts),
-            "prompt": setting.prompt,
-            "seconds": setting.seconds,
-        },
+        "setting": _fields(setting, "width", "heads", "kv_heads", "contexts", "prompt", "seconds"),
         "rooflines": [asdict(top) for top in rooflines],
         "steps": found,
         "models": {name: _model(name) for name in SIZES},
@@ -78,20 +70,13 @@ def _step(setting: Setting, step: Step, rooflines: list[Roofline], say: Callable
     shares, faults, overall = watch.shares(), watch.faults(), _taken(watch)
     rooflines.append(_roofline(setting))
     promised = [counted(case, _best(rooflines)) for case, _, _ in timed]
-    found = [
-        verdict.judge(case.claim, old, new, more, case.within)
-        for (case, old, new), more in zip(timed, promised, strict=True)
-    ]
-    found = [
-        verdict.disturbed(each, share) if (share := overall if own is None else own) > DISTURBED else each
-        for each, own in zip(found, taken, strict=True)
-    ]
+    found = []
+    for (case, old, new), more, own in zip(timed, promised, taken, strict=True):
+        judged, share = verdict.judge(case.claim, old, new, more, case.within), overall if own is None else own
+        found.append(verdict.disturbed(judged, share) if share > DISTURBED else judged)
     facts = step.facts(setting)
     return {
-        "number": step.number,
-        "title": step.title,
-        "claim": step.claim,
-        "note": step.note,
+        **_fields(step, "number", "title", "claim", "note"),
         "cases": [_case(*each) for each in zip(timed, promised, found, strict=True)],
         "facts": [asdict(fact) | {"holds": fact.holds} for fact in facts],
         "verdict": verdict.of_step([each.kind for each in found], [fact.holds for fact in facts]),
@@ -111,10 +96,8 @@ def _taken(watch: Watch) -> float:
 
 def _best(rooflines: Sequence[Roofline]) -> Roofline:
     """The most that was reached so far: what disturbs a roofline can only lower it."""
-    read, flops = (
-        max(getattr(roofline, name) for roofline in rooflines) for name in ("read_bytes_per_s", "flops_per_s")
-    )
-    return replace(rooflines[-1], read_bytes_per_s=read, flops_per_s=flops)
+    read = max(roofline.read_bytes_per_s for roofline in rooflines)
+    return replace(rooflines[-1], read_bytes_per_s=read, flops_per_s=max(top.flops_per_s for top in rooflines))
 
 
 def _case(
@@ -124,17 +107,11 @@ def _case(
     verdict, text; the figures of the ratio as in cgpt.evolution.verdict.Verdict."""
     case, old, new = timed
     return {
-        "label": case.label,
-        "phase": case.phase,
-        "context": case.context,
-        "claim": case.claim,
-        "within": case.within,
+        **_fields(case, "label", "phase", "context", "claim", "within"),
         "old": _way(case.old, old),
         "new": _way(case.new, new),
         "counted": promised,
-        "ratio": found.ratio,
-        "low": found.low,
-        "high": found.high,
+        **_fields(found, "ratio", "low", "high"),
         "verdict": found.kind,
         "text": found.text,
     }
@@ -150,6 +127,11 @@ def _way(way: Way, samples: list[float]) -> dict[str, Any]:
         "cache_bytes": way.cache,
         "parameters": way.parameters,
     }
+
+
+def _fields(source: object, *names: str) -> dict[str, Any]:
+    """{name: value} of some attributes, in this order."""
+    return {name: getattr(source, name) for name in names}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -39,6 +39,7 @@ class Setting:
     contexts: tuple[int, ...] = (512, 2048, 8192)
     prompt: int = 512
     seconds: float = 0.6
+    _held: list[k.Matrix] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 64 <= self.width <= MAX_WIDTH or self.width % 64:
@@ -97,14 +98,11 @@ class Setting:
 
     def experts(self, number: int) -> tuple[k.Matrix, k.Matrix]:
         """gate_up [E, 2I, C] and down [E, C, I] in MXFP4, I = C: the first of the most that were asked for."""
-        held = self._held
-        if len(held.get("gate_up", ())) < number:
+        held, C = self._held, self.width
+        if not held or held[0].shape[0] < number:
             held.clear()
-            for part, N in (("gate_up", 2 * self.width), ("down", self.width)):
-                held[part], held[part + " scales"] = matrix("MXFP4", number, N, self.width).arrays
-        gate_up, down = (
-            k.Matrix("MXFP4", held[part][:number], held[part + " scales"][:number]) for part in ("gate_up", "down")
-        )
+            held += [matrix("MXFP4", number, 2 * C, C), matrix("MXFP4", number, C, C)]
+        gate_up, down = (k.Matrix("MXFP4", w.arrays[0][:number], w.arrays[1][:number]) for w in held)
         return gate_up, down
 
     def slices(self, number: int) -> tuple[k.Matrix, k.Matrix]:
@@ -120,10 +118,6 @@ class Setting:
         """Whether so many experts take at most half of what memory is free."""
         free = available_memory()
         return free is None or 2 * number * 3 * self.width**2 * 17 // 32 <= free
-
-    @cached_property
-    def _held(self) -> dict[str, np.ndarray]:
-        return {}
 
     # -------------------------------------------------------------------------------------------------- attention
 

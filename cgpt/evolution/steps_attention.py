@@ -19,11 +19,10 @@ from cgpt.models.kv_cache import KVCache
 GEMMA = (WINDOW,) * 5 + (0,)  # five layers with a window for each that sees everything
 # gpt-oss-20b's shape with one choice undone at a time, and Gemma's.
 LAYERS = GPT_OSS.num_hidden_layers
+ALL_FULL = replace(GPT_OSS, layer_types=(FULL,) * LAYERS)
 VARIANTS: dict[str, GptOssConfig] = {
-    "64 KV heads, no windows": replace(
-        GPT_OSS, num_key_value_heads=GPT_OSS.num_attention_heads, layer_types=(FULL,) * LAYERS
-    ),
-    "8 KV heads, no windows": replace(GPT_OSS, layer_types=(FULL,) * LAYERS),
+    "64 KV heads, no windows": replace(ALL_FULL, num_key_value_heads=GPT_OSS.num_attention_heads),
+    "8 KV heads, no windows": ALL_FULL,
     "8 KV heads, every other layer a window (gpt-oss)": GPT_OSS,
     "8 KV heads, five windows for each full layer (Gemma's)": replace(
         GPT_OSS, layer_types=((SLIDING,) * 5 + (FULL,)) * (LAYERS // 6)
@@ -35,13 +34,11 @@ VARIANTS: dict[str, GptOssConfig] = {
 
 def grouped(s: Setting) -> Iterator[Case]:
     H, G = s.heads, s.kv_heads
-    for context in s.contexts:
-        old, new = (s.attention(f"{g} KV heads", context, 1, g) for g in (H, G))
-        yield Case("decode", old, new, "faster", context=context)
-    for context in s.contexts:
-        T = min(s.prompt, context)
-        old, new = (s.attention(f"{g} KV heads", context, T, g) for g in (H, G))
-        yield Case(f"prompt of {T}", old, new, "free", context=context)
+    for claim in ("faster", "free"):
+        for context in s.contexts:
+            T = 1 if claim == "faster" else min(s.prompt, context)
+            old, new = (s.attention(f"{g} KV heads", context, T, g) for g in (H, G))
+            yield Case("decode" if claim == "faster" else f"prompt of {T}", old, new, claim, context=context)
     old, new = (s.linear(f"{g} KV heads", "BF16", (H + 2 * g) * D, s.width, 1) for g in (H, G))
     yield Case("qkv product, one token", old, new, "faster")
 
@@ -50,16 +47,12 @@ def grouped_facts(s: Setting) -> list[Fact]:
     old, new = VARIANTS["64 KV heads, no windows"], VARIANTS["8 KV heads, no windows"]
     limit, per_head = GPT_OSS.max_position_embeddings, 2 * D * (GPT_OSS.hidden_size + 1) * LAYERS
     grown = cache_read(old, 1) / cache_read(new, 1)
+    fewer, more = (config.num_key_value_heads * per_head for config in (new, old))
     return [
         Fact("cache of a token, gpt-oss-20b", "B", cache_read(new, 1), cache_read(old, 1)),
         Fact(f"cache at all {limit:,} positions", "B", cache_bytes(new, limit), cache_bytes(old, limit)),
         Fact("times that the cache is smaller (8 claimed)", "", grown, claimed=(8, 8)),
-        Fact(
-            "parameters of keys' and values' projections",
-            "parameters",
-            new.num_key_value_heads * per_head,
-            old.num_key_value_heads * per_head,
-        ),
+        Fact("parameters of keys' and values' projections", "parameters", fewer, more),
     ]
 
 
@@ -67,25 +60,18 @@ def grouped_facts(s: Setting) -> list[Fact]:
 
 
 def windows(s: Setting) -> Iterator[Case]:
-    H_kv = s.kv_heads
-    for context in s.contexts:
-        old = s.attention("2 full layers", context, 1, H_kv, (0, 0))
-        new = s.attention("window, full", context, 1, H_kv, (WINDOW, 0))
-        yield Case("decode, alternating", old, new, _claim(context), context=context)
-    for context in s.contexts:
-        old = s.attention("6 full layers", context, 1, H_kv, (0,) * len(GEMMA))
-        new = s.attention("5 windows, full", context, 1, H_kv, GEMMA)
-        yield Case("decode, Gemma's 5:1", old, new, _claim(context), context=context)
-    for context in s.contexts:
-        T = min(s.prompt, context)
-        old = s.attention("2 full layers", context, T, H_kv, (0, 0))
-        new = s.attention("window, full", context, T, H_kv, (WINDOW, 0))
-        yield Case(f"prompt of {T}, alternating", old, new, _claim(context), context=context)
-
-
-def _claim(context: int) -> str:
-    """Nothing is promised where all fits into the window."""
-    return "faster" if context > WINDOW else "none"
+    alternating = (WINDOW, 0)
+    for phase, name, pattern, most in (
+        ("decode, alternating", "window, full", alternating, 1),
+        ("decode, Gemma's 5:1", "5 windows, full", GEMMA, 1),
+        ("prompt of {}, alternating", "window, full", alternating, s.prompt),
+    ):
+        for context in s.contexts:
+            T = min(most, context)
+            old = s.attention(f"{len(pattern)} full layers", context, T, s.kv_heads, (0,) * len(pattern))
+            new = s.attention(name, context, T, s.kv_heads, pattern)
+            claim = "faster" if context > WINDOW else "none"  # nothing is promised where all fits into the window
+            yield Case(phase.format(T), old, new, claim, context=context)
 
 
 def window_facts(s: Setting) -> list[Fact]:
@@ -110,17 +96,13 @@ def sinks(s: Setting) -> Iterator[Case]:
 
 
 def sink_facts(s: Setting) -> list[Fact]:
-    small, large = GPT_OSS_SIZES.values()
+    forced = "what a head must give to tokens (without sink, with one of 20)"
     return [
-        Fact("parameters, gpt-oss-20b", "parameters", small.num_hidden_layers * small.num_attention_heads, 0),
-        Fact("parameters, gpt-oss-120b", "parameters", large.num_hidden_layers * large.num_attention_heads, 0),
-        Fact(
-            "what a head must give to tokens (without sink, with one of 20)",
-            "share",
-            attended(20.0),
-            attended(None),
-            claimed=(0, 1e-3),
+        *(
+            Fact(f"parameters, {name}", "parameters", c.num_hidden_layers * c.num_attention_heads, 0)
+            for name, c in GPT_OSS_SIZES.items()
         ),
+        Fact(forced, "share", attended(20.0), attended(None), claimed=(0, 1e-3)),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,14 +42,10 @@ def dropout(s: Setting) -> Iterator[Case]:
 
     moved = 3 * x.nbytes  # x and y read, the sum written
     drawn = 2 * noise.nbytes + 2 * mask.nbytes + 4 * out.nbytes  # written and read again
-    yield Case(
-        f"training, residual of {T} tokens",
-        Way("with dropout", [with_masks], moved + drawn, 5 * T * C),
-        Way("without", [lambda: np.add(x, y, out=out)], moved, T * C),
-        "faster",
-    )
-    added = Way("dropout", [with_masks], moved + drawn, 5 * T * C)
-    yield Case("dropout's share of a feed-forward", added, gelu_mlp(s, T), "portion")
+    masked = Way("with dropout", [with_masks], moved + drawn, 5 * T * C)
+    plain = Way("without", [lambda: np.add(x, y, out=out)], moved, T * C)
+    yield Case(f"training, residual of {T} tokens", masked, plain, "faster")
+    yield Case("dropout's share of a feed-forward", replace(masked, name="dropout"), gelu_mlp(s, T), "portion")
 
 
 def dropout_facts(s: Setting) -> list[Fact]:
@@ -75,12 +72,9 @@ def positions(s: Setting) -> Iterator[Case]:
         embed: Call = ("embed", (x, table, ids), {})
         phase = "one token" if T == 1 else f"prompt of {T}"
         if T <= GPT2_XL.n_positions:
-            yield Case(
-                f"{phase}, all {layers} layers",
-                way("wpe added once", [[("embed", (x, table, ids, wpe), {})]], 0, T * C, cached=True),
-                way("q, k rotated", [[embed] + [rope] * layers], 0, layers * rope_flops(T, rotated), cached=True),
-                "none",
-            )
+            old = way("wpe added once", [[("embed", (x, table, ids, wpe), {})]], 0, T * C, cached=True)
+            new = way("q, k rotated", [[embed] + [rope] * layers], 0, layers * rope_flops(T, rotated), cached=True)
+            yield Case(f"{phase}, all {layers} layers", old, new, "none")
         part = way("RoPE", [[rope]], 8 * T * rotated * D, rope_flops(T, rotated), cached=True)
         yield Case(f"share of a block, {phase}", part, s.block(T), "share", 0.02)
 
@@ -92,15 +86,11 @@ def rope_flops(T: int, heads: int) -> int:
 
 def positions_facts(s: Setting) -> list[Fact]:
     limit, C = GPT_OSS.max_position_embeddings, GPT_OSS.hidden_size
+    change = "largest change of q k, 100 tokens apart, by where both stand (of |q||k|)"
     return [
         Fact("positions that there are", "", limit, GPT2_XL.n_positions),
         Fact(f"parameters of positions, were there {limit:,} at width {C:,}", "parameters", 0, limit * C),
-        Fact(
-            "largest change of q k, 100 tokens apart, by where both stand (of |q||k|)",
-            "",
-            relative_change(100),
-            claimed=(0, 0.01),
-        ),
+        Fact(change, "", relative_change(100), claimed=(0, 0.01)),
     ]
 
 
@@ -146,24 +136,17 @@ def norm_case(s: Setting, phase: str, rows: Rows, weight: k.Tensor, bias: k.Tens
     moved, C = 8 * T * weight.cols, weight.cols
     layer: list[list[Call]] = [[("layernorm", (s.ctx, out, x, weight, bias, EPS, T), {})] for out, x in rows]
     rms: list[list[Call]] = [[("rmsnorm", (s.ctx, out, x, weight, EPS, T), {})] for out, x in rows]
-    return Case(
-        phase,
-        way("LayerNorm", layer, moved, 8 * T * C, parameters=2 * C, cached=cached),
-        way("RMSNorm", rms, moved, 4 * T * C, parameters=C, cached=cached),
-        "faster",
-    )
+    old = way("LayerNorm", layer, moved, 8 * T * C, parameters=2 * C, cached=cached)
+    return Case(phase, old, way("RMSNorm", rms, moved, 4 * T * C, parameters=C, cached=cached), "faster")
 
 
 def norms_facts(s: Setting) -> list[Fact]:
-    old, new = describe("gpt2-xl"), describe("gpt-oss-20b")
+    models = (describe(name)["parameters"] for name in ("gpt-oss-20b", "gpt2-xl"))
+    shares = (found["parts"]["norms"] / found["total"] for found in models)
     return [
         Fact("reductions over a row", "", 1, 2, claimed=(1, 1)),
         Fact("parameters of a norm (each at this width)", "parameters", s.width, 2 * s.width),
-        Fact(
-            "share of the parameters in norms (GPT-2 XL, gpt-oss-20b)",
-            "share",
-            *(facts["parameters"]["parts"]["norms"] / facts["parameters"]["total"] for facts in (new, old)),
-        ),
+        Fact("share of the parameters in norms (GPT-2 XL, gpt-oss-20b)", "share", *shares),
     ]
 
 
