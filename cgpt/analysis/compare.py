@@ -84,13 +84,11 @@ def compare(
     if len(names) < 2:
         raise InputError(f"a comparison takes two models or more, found {len(names)}")
     inventories = [look_up(name) for name in names]
-    limits = [context_limit(found.config) for found in inventories]
+    limits = [context_limit(inventory.config) for inventory in inventories]
     shortest = min(range(len(names)), key=limits.__getitem__)
     context = checked_context(context, limits[shortest], str(names[shortest]))
-    models = [
-        _facts(_name(name), found, context, max(limits), kv_cache_dtype)
-        for name, found in zip(names, inventories, strict=True)
-    ]
+    found = zip(map(_name, names), inventories, strict=True)
+    models = [_facts(name, inventory, context, max(limits), kv_cache_dtype) for name, inventory in found]
     return {"context": context, "longest": max(limits), "kv_cache_dtype": kv_cache_dtype, "models": models}
 
 
@@ -137,11 +135,21 @@ def _facts(name: str, found: Inventory, context: int, longest: int, kv_cache_dty
 def _choices(found: Inventory) -> dict[str, Any]:
     """What differs between GPT-2 and gpt-oss, in the order of the steps from one to the other."""
     config = found.config
+    windows, kv_heads, head_dim = attention_shape(config)
+    heads = shape_of(config)["heads"]
+    if isinstance(config, GPT2Config):
+        choices, norm, eps = _gpt2(found, config), "LayerNorm", config.layer_norm_epsilon
+    else:
+        choices, norm, eps = _gpt_oss(found, config), "RMSNorm", config.rms_norm_eps
+    kind = "multi-head" if kv_heads == heads else "grouped-query"
     return {
-        **(_gpt2(found, config) if isinstance(config, GPT2Config) else _gpt_oss(found, config)),
+        **choices,
+        "attention": {"kind": kind, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim},
+        "windows": _windows(config, windows),
+        "norm": {"kind": norm, "eps": eps, "place": "before"},
         "sinks": sum(tensor.shape[0] for tensor in found.tensors if tensor.name.endswith("sinks")),
         "biases": _biases(found),
-        "tied_head": found.config.tie_word_embeddings,
+        "tied_head": config.tie_word_embeddings,
         "formats": _formats(found),
     }
 
@@ -154,9 +162,6 @@ def _gpt2(found: Inventory, config: GPT2Config) -> dict[str, Any]:
         "positions": {"kind": "learned", "number": config.n_positions},
         "activation": {"kind": config.activation},
         "feed_forward": {"width": config.n_inner, "experts": 1, "experts_per_token": 1, "router": None},
-        "attention": _attention(found, config.n_head),
-        "windows": _windows(found),
-        "norm": {"kind": "LayerNorm", "eps": config.layer_norm_epsilon, "place": "before"},
     }
 
 
@@ -179,23 +184,13 @@ def _gpt_oss(found: Inventory, config: GptOssConfig) -> dict[str, Any]:
             "experts_per_token": config.experts_per_token,
             "router": "softmax over the chosen",
         },
-        "attention": _attention(found, config.num_attention_heads),
-        "windows": _windows(found),
-        "norm": {"kind": "RMSNorm", "eps": config.rms_norm_eps, "place": "before"},
     }
 
 
-def _attention(found: Inventory, heads: int) -> dict[str, Any]:
-    _, kv_heads, head_dim = attention_shape(found.config)
-    kind = "multi-head" if kv_heads == heads else "grouped-query"
-    return {"kind": kind, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-
-
-def _windows(found: Inventory) -> dict[str, Any]:
+def _windows(config: GPT2Config | GptOssConfig, windows: Sequence[int]) -> dict[str, Any]:
     """positions: what a sliding layer sees, its own included; None where all layers see all."""
-    windows, _, _ = attention_shape(found.config)
     sliding = sum(1 for window in windows if window)
-    types = getattr(found.config, "layer_types", ())
+    types = getattr(config, "layer_types", ())
     alternating = sliding > 0 and all(kind == (SLIDING, FULL)[n % 2] for n, kind in enumerate(types))
     return {"positions": max(windows) or None, "layers": sliding, "of_layers": len(windows), "alternating": alternating}
 
@@ -233,13 +228,11 @@ def groups(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
     """{title: rows} of what compare() found."""
     models = facts["models"]
 
-    def row(label: str, cell: Callable[[Mapping[str, Any]], str], step: int | None = None) -> Row:
-        return Row(label, [cell(model) for model in models], step)
+    def row(label: str, cell: Callable[[Mapping[str, Any]], str]) -> Row:
+        return Row(label, [cell(model) for model in models])
 
     found = {
-        "choices, step by step": [
-            Row(label, [text(m["choices"]) for m in models], step) for step, label, text in _CHOICES
-        ],
+        "choices, step by step": [Row(name, [text(m["choices"]) for m in models], n) for n, name, text in _CHOICES],
         "shape": [Row(key, [f"{m['shape'][key]:,}" for m in models]) for key in SHAPE],
         "parameters": [
             row("total", lambda m: f"{m['parameters']['total']:,}"),

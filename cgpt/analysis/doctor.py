@@ -24,16 +24,9 @@ Rows = list[tuple[str, ...]]
 WIDTH = 110
 DENSE = {None: "as published", "bf16": 'dense="bf16"', "int8": 'dense="int8"'}
 ENVIRONMENT = (
-    "CGPT_ISA",
-    "CGPT_MASK",
-    "OMP_NUM_THREADS",
-    "OMP_THREAD_LIMIT",
-    "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-    "OMP_PROC_BIND",
-    "OMP_PLACES",
-    "GOMP_CPU_AFFINITY",
-)
+    "CGPT_ISA CGPT_MASK OMP_NUM_THREADS OMP_THREAD_LIMIT OMP_WAIT_POLICY GOMP_SPINCOUNT OMP_PROC_BIND OMP_PLACES "
+    "GOMP_CPU_AFFINITY"
+).split()
 
 
 def examine(
@@ -62,6 +55,7 @@ def examine(
     before = CpuTime.now(usable, root)
     roofline = measure(in_use) if measure else None
     others, stolen = CpuTime.now(usable, root).shares_since(before) if measure else (None, None)
+    sizes = [forecast(name, dense, roofline, root) for name, dense in VARIANTS]
     facts = {
         "cgpt": __version__,
         "environment": {name: os.environ[name] for name in ENVIRONMENT if os.environ.get(name)},
@@ -72,11 +66,7 @@ def examine(
         "memory": _memory(root),
         "load": {"average": _load_average(root), "others": others, "stolen": stolen},
         "roofline": None if roofline is None else asdict(roofline),
-        "models": {
-            "context": CONTEXT,
-            "reached": REACHED,
-            "sizes": [forecast(name, dense, roofline, root) for name, dense in VARIANTS],
-        },
+        "models": {"context": CONTEXT, "reached": REACHED, "sizes": sizes},
     }
     return facts | {"advice": advice(facts)}
 
@@ -209,9 +199,7 @@ def _flops(rate: float) -> str:
 
 
 def _table(models: Mapping[str, Any]) -> list[str]:
-    rows: list[tuple[str, ...]] = [
-        ("", "", "weights", "fits up to", "decode tok/s", f"prompt of {models['context']} tok/s")
-    ]
+    rows: Rows = [("", "", "weights", "fits up to", "decode tok/s", f"prompt of {models['context']} tok/s")]
     before = None
     for size in models["sizes"]:
         name, before = "" if size["name"] == before else size["name"], size["name"]
@@ -221,14 +209,11 @@ def _table(models: Mapping[str, Any]) -> list[str]:
     if all(size["decode"] is None for size in models["sizes"]):
         rows = [row[:4] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = [
-        [
-            *(c.ljust(w) for c, w in zip(row[:2], widths, strict=False)),
-            *(c.rjust(w) for c, w in zip(row[2:], widths[2:], strict=False)),
-        ]
-        for row in rows
-    ]
-    return [("  " + "   ".join(row)).rstrip() for row in cells]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if n < 2 else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append(("  " + "   ".join(cells)).rstrip())
+    return lines
 
 
 def _fits(size: Mapping[str, Any]) -> str:

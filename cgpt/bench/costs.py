@@ -61,9 +61,4 @@ def _embed(out: k.Tensor, table: k.Matrix, ids: Any, positions: k.Matrix | None 
     return sum(matrix_bytes(t) // t.shape[0] for t in tables) * len(ids), 0
 
 
-_COSTS: dict[str, Callable[..., tuple[int, int]]] = {
-    "linear": _linear,
-    "moe": _moe,
-    "attention": _attention,
-    "embed": _embed,
-}
+_COSTS: dict[str, Cost] = {"linear": _linear, "moe": _moe, "attention": _attention, "embed": _embed}

@@ -47,21 +47,16 @@ def _roofline(axes: Any, rows: Sequence[Row]) -> None:
     tests = list(dict.fromkeys(row["test"] for row in rows))
     for n, threads in enumerate(dict.fromkeys(row["n_threads"] for row in rows)):
         mine = [row for row in rows if row["n_threads"] == threads]
-        read, peak = (
-            statistics.median(row[key] for row in mine) for key in ("roofline_bytes_per_s", "roofline_flops_per_s")
-        )
+        read = statistics.median(row["roofline_bytes_per_s"] for row in mine)
+        peak = statistics.median(row["roofline_flops_per_s"] for row in mine)
         xs = sorted({low, min(max(peak / read, low), high), high})
         label = f"{_threads(threads)}: {read / 1e9:.1f} GB/s, {peak / 1e9:.0f} GFLOP/s {mine[0]['roofline_dtype']}"
         axes.plot(xs, [min(peak, read * x) / 1e9 for x in xs], color=f"C{n}", label=label)
         for row in mine:
             share = max(row["bandwidth_share"], row["peak_share"])
-            axes.plot(
-                row["flops_per_token"] / row["bytes_per_token"],
-                row["flops_per_s"] / 1e9,
-                "osD^vP*Xpdh<>"[tests.index(row["test"]) % 13],
-                color=f"C{n}",
-                label=f"{row['test']}: {share:.0%} of the roofline",
-            )
+            x, y = row["flops_per_token"] / row["bytes_per_token"], row["flops_per_s"] / 1e9
+            marker = "osD^vP*Xpdh<>"[tests.index(row["test"]) % 13]
+            axes.plot(x, y, marker, color=f"C{n}", label=f"{row['test']}: {share:.0%} of the roofline")
     axes.set(xscale="log", yscale="log", xlabel="operations per byte read", ylabel="GFLOP/s", title="Roofline")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")

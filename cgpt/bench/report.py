@@ -14,8 +14,7 @@ def heading(row: Row) -> str:
     dense = f", dense={row['dense']}" if row["dense"] else ""
     return (
         f"{Path(row['model_filename']).name}: {row['model_type']}, {row['model_size'] / 1e9:.2f} GB stored; "
-        f"{row['cpu_info']}, {row['level']}, precision {row['precision']}{dense}, "
-        f"{row['type_k']} cache"
+        f"{row['cpu_info']}, {row['level']}, precision {row['precision']}{dense}, {row['type_k']} cache"
     )
 
 
@@ -60,11 +59,11 @@ def _machine(rows: Sequence[Row]) -> str:
     """The rooflines and the memory of the rows of one number of threads."""
     reads, peaks = _range(r["roofline_bytes_per_s"] for r in rows), _range(r["roofline_flops_per_s"] for r in rows)
     memory = [r["peak_memory_bytes"] for r in rows if r["peak_memory_bytes"] is not None]
-    text = (
+    most = f", at most {max(memory) / 1e9:.2f} GB in memory" if memory else ""
+    return (
         f"{rows[0]['n_threads']} threads: memory {reads} GB/s, {rows[0]['roofline_dtype']} products {peaks} GFLOP/s; "
+        f"loaded in {rows[0]['load_ns'] / 1e9:.2f} s{most}"
     )
-    text += f"loaded in {rows[0]['load_ns'] / 1e9:.2f} s"
-    return text + (f", at most {max(memory) / 1e9:.2f} GB in memory" if memory else "")
 
 
 def _range(values: Iterable[float]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,7 @@ def row(
     steps = [s for steps in measured.repetitions for s in steps]
     p50, p99 = (round(1e9 * float(np.percentile(steps, q))) for q in (50, 99)) if case.n_gen else (None, None)
     return {
-        "n_prompt": case.n_prompt,
-        "n_gen": case.n_gen,
-        "n_depth": case.n_depth,
-        "n_parallel": case.n_parallel,
+        **asdict(case),
         "test": str(case),
         "test_time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "avg_ns": round(1e9 * statistics.mean(seconds)),

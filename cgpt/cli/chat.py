@@ -67,9 +67,8 @@ def run(args: argparse.Namespace) -> None:
     date = datetime.date.today().isoformat() if args.date is None else args.date or None
     chat = model.chat(system=args.system, tools=tools, reasoning=args.reasoning, date=date)
     shown = interactive and not args.hide_reasoning
-    terminal = Terminal(
-        chat, sampling_options(args), name=model.directory.name, show_reasoning=shown, yes_tools=args.yes_tools
-    )
+    options, name = sampling_options(args), model.directory.name
+    terminal = Terminal(chat, options, name=name, show_reasoning=shown, yes_tools=args.yes_tools)
     if interactive:
         terminal.run()
     else:

@@ -68,12 +68,8 @@ def run(args: argparse.Namespace) -> None:
     logging.getLogger("cgpt.serve").setLevel(logging.INFO)
     listening = server.listen(args.host, args.port)  # before the model is loaded: it may fail
     model = load_model(args)
-    engine = Engine(
-        model,
-        max_running=args.max_running,
-        max_waiting=args.max_waiting,
-        prefix_cache_bytes=None if args.prefix_cache is None else int(args.prefix_cache * 1e9),
-    )
+    kept = None if args.prefix_cache is None else int(args.prefix_cache * 1e9)
+    engine = Engine(model, max_running=args.max_running, max_waiting=args.max_waiting, prefix_cache_bytes=kept)
     name = args.name or os.path.basename(os.path.normpath(args.model))
     service = Service(engine, name, Limits(max_tokens=args.max_tokens), args.log_prompts)
     app = make_app(service, (args.host, *args.allow_host), tuple(args.cors), key)
