@@ -32,6 +32,7 @@ from cgpt.models.accounting import (
 )
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE
 
+Choice = Mapping[str, Any]
 WIDTH, LABELS, NARROWEST, WIDEST = 100, 21, 25, 40  # columns: of the table, what precedes its cells, and a cell
 SHAPE = ("layers", "width", "vocabulary", "context")
 SAME, FOOTNOTE = "=", "= the same in all"
@@ -174,16 +175,12 @@ def _gpt_oss(found: Inventory, config: GptOssConfig) -> dict[str, Any]:
     if rope.type == "yarn":
         original = rope.original_max_position_embeddings
         positions |= {"original_context": original, "concentration": rope.concentration}
+    experts = {"experts": config.num_experts, "experts_per_token": config.experts_per_token}
     return {
         "dropout": {"attention": dropout},
         "positions": positions,
         "activation": {"kind": "swiglu", "alpha": config.swiglu_alpha, "clamp": config.swiglu_limit},
-        "feed_forward": {
-            "width": config.intermediate_size,
-            "experts": config.num_experts,
-            "experts_per_token": config.experts_per_token,
-            "router": "softmax over the chosen",
-        },
+        "feed_forward": {"width": config.intermediate_size, **experts, "router": "softmax over the chosen"},
     }
 
 
@@ -232,7 +229,9 @@ def groups(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
         return Row(label, [cell(model) for model in models])
 
     found = {
-        "choices, step by step": [Row(name, [text(m["choices"]) for m in models], n) for n, name, text in _CHOICES],
+        "choices, step by step": [
+            Row(label, [cell(m["choices"][key]) for m in models], step) for step, label, key, cell in _CHOICES
+        ],
         "shape": [Row(key, [f"{m['shape'][key]:,}" for m in models]) for key in SHAPE],
         "parameters": [
             row("total", lambda m: f"{m['parameters']['total']:,}"),
@@ -268,8 +267,7 @@ def groups(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
 # ------------------------------------------------------------------------------------------------------- cells
 
 
-def _dropout_cell(choices: Mapping[str, Any]) -> str:
-    rates = choices["dropout"]
+def _dropout_cell(rates: Mapping[str, float]) -> str:
     if not any(rates.values()):
         return "none"
     if len(set(rates.values())) == 1:
@@ -277,8 +275,7 @@ def _dropout_cell(choices: Mapping[str, Any]) -> str:
     return ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
 
 
-def _positions_cell(choices: Mapping[str, Any]) -> str:
-    positions = choices["positions"]
+def _positions_cell(positions: Choice) -> str:
     if positions["kind"] == "learned":
         return f"learned, {positions['number']:,}"
     if positions["scaling"] == "yarn":
@@ -287,72 +284,59 @@ def _positions_cell(choices: Mapping[str, Any]) -> str:
     return f"RoPE, base {positions['theta']:,.0f}{scaling}"
 
 
-def _activation_cell(choices: Mapping[str, Any]) -> str:
-    activation = choices["activation"]
+def _activation_cell(activation: Choice) -> str:
     if activation["kind"] == "swiglu":
         return f"SwiGLU, clamp {activation['clamp']:g}"
     return _ACTIVATIONS[activation["kind"]]
 
 
-def _feed_forward_cell(choices: Mapping[str, Any]) -> str:
-    part = choices["feed_forward"]
+def _feed_forward_cell(part: Choice) -> str:
     if part["router"] is None:
         return f"one, {part['width']:,} wide"
     return f"{part['experts_per_token']} of {part['experts']} experts, {part['width']:,}"
 
 
-def _router_cell(choices: Mapping[str, Any]) -> str:
-    part = choices["feed_forward"]
+def _router_cell(part: Choice) -> str:
     return f"softmax over the {part['experts_per_token']}" if part["router"] else "none"
 
 
-def _heads_cell(choices: Mapping[str, Any]) -> str:
-    attention = choices["attention"]
+def _heads_cell(attention: Choice) -> str:
     text = f"{attention['heads']} of {attention['head_dim']}"
     return text if attention["kind"] == "multi-head" else f"{text} on {attention['kv_heads']} key/value"
 
 
-def _windows_cell(choices: Mapping[str, Any]) -> str:
-    windows = choices["windows"]
+def _windows_cell(windows: Choice) -> str:
     if not windows["layers"]:
         return "none: each sees all"
     some = f"{windows['layers']} of {windows['of_layers']} layers"
     return f"{windows['positions']:,} in {'every other layer' if windows['alternating'] else some}"
 
 
-def _norm_cell(choices: Mapping[str, Any]) -> str:
-    return f"{choices['norm']['kind']}, eps {choices['norm']['eps']:g}"
+def _biases_cell(biases: Mapping[str, bool]) -> str:
+    return ", ".join(part for part, kept in biases.items() if kept) or "none"
 
 
-def _sinks_cell(choices: Mapping[str, Any]) -> str:
-    return f"{choices['sinks']:,} learned" if choices["sinks"] else "none"
-
-
-def _biases_cell(choices: Mapping[str, Any]) -> str:
-    return ", ".join(part for part, kept in choices["biases"].items() if kept) or "none"
-
-
-def _formats_cell(choices: Mapping[str, Any]) -> str:
-    formats = choices["formats"]
+def _formats_cell(formats: Mapping[str, int]) -> str:
     total = sum(formats.values())
     return ", ".join(formats) if len(formats) == 1 else ", ".join(f"{n} {v / total:.0%}" for n, v in formats.items())
 
 
-_CHOICES: list[tuple[int, str, Callable[[Mapping[str, Any]], str]]] = [
-    (1, "dropout", _dropout_cell),
-    (2, "positions", _positions_cell),
-    (3, "activation", _activation_cell),
-    (4, "feed-forward", _feed_forward_cell),
-    (4, "router", _router_cell),
-    (5, "attention", lambda choices: choices["attention"]["kind"]),
-    (5, "heads", _heads_cell),
-    (6, "windows", _windows_cell),
-    (7, "norm", _norm_cell),
-    (8, "sinks", _sinks_cell),
-    (9, "norms stand", lambda choices: f"{choices['norm']['place']} each part (Pre-LN)"),
-    (9, "biases", _biases_cell),
-    (9, "head", lambda choices: "tied to the embedding" if choices["tied_head"] else "its own"),
-    (10, "weights", _formats_cell),
+# The step, the row's label, the choice that it shows, and how.
+_CHOICES: list[tuple[int, str, str, Callable[[Any], str]]] = [
+    (1, "dropout", "dropout", _dropout_cell),
+    (2, "positions", "positions", _positions_cell),
+    (3, "activation", "activation", _activation_cell),
+    (4, "feed-forward", "feed_forward", _feed_forward_cell),
+    (4, "router", "feed_forward", _router_cell),
+    (5, "attention", "attention", lambda attention: attention["kind"]),
+    (5, "heads", "attention", _heads_cell),
+    (6, "windows", "windows", _windows_cell),
+    (7, "norm", "norm", lambda norm: f"{norm['kind']}, eps {norm['eps']:g}"),
+    (8, "sinks", "sinks", lambda number: f"{number:,} learned" if number else "none"),
+    (9, "norms stand", "norm", lambda norm: f"{norm['place']} each part (Pre-LN)"),
+    (9, "biases", "biases", _biases_cell),
+    (9, "head", "tied_head", lambda tied: "tied to the embedding" if tied else "its own"),
+    (10, "weights", "formats", _formats_cell),
 ]
 
 

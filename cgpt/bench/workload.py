@@ -62,14 +62,10 @@ def cases(
             raise InputError(f"{name} tokens: {min(values)} is less than none")
     if min(parallels, default=1) < 1:
         raise InputError(f"sequences at once: {min(parallels)} is less than one")
-    found = [
-        case
-        for depth in depths
-        for case in (
-            *(Case(n_prompt=p, n_depth=depth) for p in prompts if p),
-            *(Case(n_gen=n, n_depth=depth, n_parallel=b) for b in parallels for n in gens if n),
-        )
-    ]
+    found: list[Case] = []
+    for depth in depths:
+        found += [Case(n_prompt=p, n_depth=depth) for p in prompts if p]
+        found += [Case(n_gen=n, n_depth=depth, n_parallel=b) for b in parallels for n in gens if n]
     if not found:
         raise InputError("nothing to measure: give a number of prompt tokens or of tokens to generate")
     fitting = [case for case in found if case.n_depth + case.n_prompt + case.n_gen <= context]
@@ -85,10 +81,8 @@ def measure(model: Transformer, case: Case, repetitions: int, rng: np.random.Gen
     with Trace(model) as trace:
         run(model, case, rng, depth=middle, steps=watched)
     per_run = case.n_gen / watched if watched else 1
-    measured = Measured(case, trace.bytes * per_run, trace.flops * per_run)
-    for _ in range(repetitions):
-        measured.repetitions.append(run(model, case, rng))
-    return measured
+    timed = [run(model, case, rng) for _ in range(repetitions)]
+    return Measured(case, trace.bytes * per_run, trace.flops * per_run, timed)
 
 
 def run(
@@ -101,17 +95,13 @@ def run(
     """
     depth = case.n_depth if depth is None else depth
     steps = case.n_gen if steps is None else steps
-    batch = []
-    for _ in range(case.n_parallel):
-        batch.append(model.new_cache(depth + case.n_prompt + steps))
-        _fill(batch[-1], depth, rng)
+    batch = [model.new_cache(depth + case.n_prompt + steps) for _ in range(case.n_parallel)]
+    for cache in batch:
+        _fill(cache, depth, rng)
     if case.n_prompt:
         ids = rng.integers(0, model.vocab_size, case.n_prompt)
-        inputs = [
-            [(sequence, ids[i : i + model.PREFILL_CHUNK])]
-            for sequence in batch
-            for i in range(0, case.n_prompt, model.PREFILL_CHUNK)
-        ]
+        starts = range(0, case.n_prompt, model.PREFILL_CHUNK)
+        inputs = [[(sequence, ids[i : i + model.PREFILL_CHUNK])] for sequence in batch for i in starts]
     else:
         ids = rng.integers(0, model.vocab_size, (steps, case.n_parallel, 1))
         inputs = [list(zip(batch, step, strict=True)) for step in ids]

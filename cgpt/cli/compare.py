@@ -6,9 +6,7 @@ import argparse
 import json
 
 from cgpt.analysis.compare import compare, markdown, render
-from cgpt.checkpoint.locate import demo_models
-from cgpt.checkpoint.sizes import SIZES
-from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
+from cgpt.cli.options import add_inspection_options
 
 SUMMARY = "put models side by side: what each chose, step by step from GPT-2 to gpt-oss, and what it comes to"
 EXAMPLES = """\
@@ -19,12 +17,9 @@ EXAMPLES = """\
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
-    add, known = parser.add_argument, ", ".join([*demo_models(), *SIZES])
-    add("models", metavar="MODEL", nargs="+", help=f"a checkpoint directory, a config.json, or one of {known}")
-    add("--context", type=int, metavar="N", help="decode at the end of N positions (default: all of the shortest)")
-    kept = DEFAULT_KV_DTYPE["auto"]
-    add("--kv-cache-dtype", choices=KV_DTYPES, default=kept, help=f"of keys and values (default: {kept})")
-    add("--why", action="store_true", help="say below the table, in a line each, why the parts changed")
+    context = "decode at the end of N positions (default: all of the shortest)"
+    add_inspection_options(parser, "models", context, metavar="MODEL", nargs="+")
+    parser.add_argument("--why", action="store_true", help="say below the table, in a line each, why the parts changed")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     form.add_argument("--markdown", action="store_true", help="print the table in Markdown")

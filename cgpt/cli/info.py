@@ -6,10 +6,8 @@ import argparse
 import json
 
 from cgpt.analysis.info import render
-from cgpt.checkpoint.locate import demo_models
-from cgpt.checkpoint.sizes import SIZES
+from cgpt.cli.options import add_inspection_options
 from cgpt.models.accounting import describe
-from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 
 SUMMARY = "say what a model is, what it reads per token, and whether it fits here"
 EXAMPLES = """\
@@ -19,12 +17,8 @@ EXAMPLES = """\
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
-    add, known = parser.add_argument, ", ".join([*demo_models(), *SIZES])
-    add("model", metavar="NAME_OR_DIR", help=f"a checkpoint directory, a config.json, or one of {known}")
-    add("--context", type=int, metavar="N", help="tokens to have room for (default: all)")
-    kept = DEFAULT_KV_DTYPE["auto"]
-    add("--kv-cache-dtype", choices=KV_DTYPES, default=kept, help=f"of keys and values (default: {kept})")
-    add("--json", action="store_true", help="print the facts as one JSON object")
+    add_inspection_options(parser, "model", "tokens to have room for (default: all)", metavar="NAME_OR_DIR")
+    parser.add_argument("--json", action="store_true", help="print the facts as one JSON object")
 
 
 def run(args: argparse.Namespace) -> None:

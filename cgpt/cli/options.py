@@ -10,9 +10,10 @@ from typing import Any
 
 from cgpt.api import DENSE, Model, load
 from cgpt.checkpoint.locate import demo_models
+from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import InputError
 from cgpt.kernels._kernels import PRECISIONS
-from cgpt.models.kv_cache import KV_DTYPES
+from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 
 DEFAULT_MODEL = "demo-gpt2"
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -40,6 +41,15 @@ def add_model_options(
     add("--kv-cache-dtype", choices=KV_DTYPES, help=kept)
     huge = "copy mapped weights into huge pages: faster to read, slower to load, and takes the checkpoint's size"
     add("--huge-pages", action="store_true", help=huge)
+
+
+def add_inspection_options(parser: argparse.ArgumentParser, name: str, context: str, **model: Any) -> None:
+    """The options of commands that read no weights. name, model: the positional argument and how it is taken; context:
+    what --context means."""
+    add, known, kept = parser.add_argument, ", ".join([*demo_models(), *SIZES]), DEFAULT_KV_DTYPE["auto"]
+    add(name, help=f"a checkpoint directory, a config.json, or one of {known}", **model)
+    add("--context", type=int, metavar="N", help=context)
+    add("--kv-cache-dtype", choices=KV_DTYPES, default=kept, help=f"of keys and values (default: {kept})")
 
 
 def load_model(args: argparse.Namespace, reference: bool = False) -> Model:

@@ -38,7 +38,7 @@ class Step:
     note: str = ""
 
 
-def rounded(value: float, digits: int) -> tuple[float, float]:
-    """The bounds of what rounds to a published `value` of so many decimals."""
+def rounded(value: float, digits: int, unit: float = 1) -> tuple[float, float]:
+    """The bounds of what rounds to a published `value` of so many decimals, times `unit`."""
     half = 0.5 * 10.0**-digits
-    return value - half, value + half
+    return (value - half) * unit, (value + half) * unit

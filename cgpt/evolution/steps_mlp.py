@@ -112,17 +112,12 @@ def expert_facts(s: Setting) -> list[Fact]:
         found = describe(name)["parameters"]
         part = found["parts"]["mlp"] / found["total"]
         facts += [
-            Fact(f"{name}: parameters", "parameters", found["total"], claimed=billions(total)),
-            Fact(f"{name}: in experts and routers", "parameters", found["parts"]["mlp"], claimed=billions(mlp)),
+            Fact(f"{name}: parameters", "parameters", found["total"], claimed=rounded(total, 2, 1e9)),
+            Fact(f"{name}: in experts and routers", "parameters", found["parts"]["mlp"], claimed=rounded(mlp, 2, 1e9)),
             Fact(f"{name}: their share (more than 90 %)", "share", part, claimed=(0.9, 1)),
-            Fact(f"{name}: active in a token", "parameters", found["active"], claimed=billions(active)),
+            Fact(f"{name}: active in a token", "parameters", found["active"], claimed=rounded(active, 2, 1e9)),
         ]
     return facts
-
-
-def billions(published: float) -> tuple[float, float]:
-    low, high = rounded(published, 2)
-    return low * 1e9, high * 1e9
 
 
 # -------------------------------------------------------------------------------------------- 10 how weights are kept
