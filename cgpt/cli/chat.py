@@ -225,12 +225,8 @@ class Terminal:
 
     def _conversation(self) -> dict[str, Any]:
         messages = [{k: v for k, v in asdict(m).items() if v is not None} for m in self.chat.messages]
-        return {
-            "model": self.name,
-            "instructions": self.chat.developer.instructions,
-            "reasoning": self.chat.system.reasoning,
-            "messages": messages,
-        }
+        settings = {"instructions": self.chat.developer.instructions, "reasoning": self.chat.system.reasoning}
+        return {"model": self.name, **settings, "messages": messages}
 
     def _reset_command(self, _: str) -> None:
         self.chat.reset()

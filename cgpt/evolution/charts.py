@@ -37,10 +37,7 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, show_x: Show, sh
         path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="curve s{n}" points="{path}" {_data(name, points)}/>')
         for x, y in points:
-            parts.append(
-                f'<circle class="dot s{n}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.5">'
-                f"<title>{escape(f'{name}, {show_x(x)}: {show_y(y)}')}</title></circle>"
-            )
+            parts.append(_dot(n, at_x(x), at_y(y), 'r="3.5"', f"{name}, {show_x(x)}: {show_y(y)}"))
     return _figure(y_label, "".join(parts), HEIGHT, [name for name, _ in series])
 
 
@@ -77,10 +74,7 @@ def spans(rows: Sequence[tuple[str, float, float]], names: tuple[str, str], titl
         out += [_text(left - 8, y + 4, label, "end"), _line(at(less), y, at(more), y, "join")]
         for n, value in enumerate((less, more)):
             name = f"{label}: {names[n]}"
-            out.append(
-                f'<circle class="dot s{n}" cx="{at(value):.1f}" cy="{y}" r="6" {_data(name, [(0, value)])}>'
-                f"<title>{escape(f'{name} {show(value)}')}</title></circle>"
-            )
+            out.append(_dot(n, at(value), y, f'r="6" {_data(name, [(0, value)])}', f"{name} {show(value)}"))
         out.append(_text(at(more) + 11, y + 4, f"{less / more:.0%}" if less < more else "all", "start", "note"))
     return _figure(title, "".join(out), height, names)
 
@@ -117,6 +111,11 @@ def _ticks(low: float, high: float) -> Iterator[float]:
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _dot(n: int, x: float, y: float, attributes: str, hint: str) -> str:
+    circle = f'<circle class="dot s{n}" cx="{x:.1f}" cy="{y:.1f}" {attributes}>'
+    return f"{circle}<title>{escape(hint)}</title></circle>"
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:

@@ -159,10 +159,7 @@ def _cache_chart(result: Found) -> list[str]:
 def _model_charts(result: Found) -> list[str]:
     models = {name: model["parameters"] for name, model in result["models"].items()}
     parts = ("embedding", "attention", "mlp", "norms", "unembedding")
-    rows = [
-        (name, shown(model["total"], "parameters"), [model["parts"].get(part, 0) for part in parts])
-        for name, model in models.items()
-    ]
+    rows = [(name, _parameters(m["total"]), [m["parts"].get(part, 0) for part in parts]) for name, m in models.items()]
     met = [(name, model["active"], model["total"]) for name, model in models.items()]
     return [
         charts.stacked(rows, parts, "Where the parameters are", _parameters),

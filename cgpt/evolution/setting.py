@@ -107,12 +107,9 @@ class Setting:
 
     def slices(self, number: int) -> tuple[k.Matrix, k.Matrix]:
         """The same weights as slices of one dense layer [E / TOP_K, .., ..], each as wide as the experts of a token."""
-        made: list[k.Matrix] = []
+        gate_up, down = self.experts(number)
         C = self.width
-        for w, (N, K) in zip(self.experts(number), ((2 * TOP_K * C, C), (C, TOP_K * C)), strict=True):
-            blocks, scales = w.arrays
-            made.append(k.Matrix("MXFP4", blocks.reshape(-1, N, K // 32, 16), scales.reshape(-1, N, K // 32)))
-        return made[0], made[1]
+        return _sliced(gate_up, 2 * TOP_K * C, C), _sliced(down, C, TOP_K * C)
 
     def fits(self, number: int) -> bool:
         """Whether so many experts take at most half of what memory is free."""
@@ -186,10 +183,15 @@ class Setting:
         gate_up, down = self.slices(number)
         S = gate_up.shape[0]
         x, out = tensor(T, self.width), tensor(T, self.width)
-        chosen = [range(S)] if all_slices else [[s] for s in range(S)]
-        turns: list[list[Call]] = []
-        for choice in chosen:
-            index = np.repeat(np.array([choice], np.int32), T, 0)
+        width, turns = S if all_slices else 1, list[list[Call]]()
+        for choice in np.arange(S).reshape(-1, width):
+            index = np.tile(choice.astype(np.int32), (T, 1))
             one = k.Tensor(np.ones(index.shape, np.float32))
             turns.append([("moe", (self.ctx, out, x, index, one, gate_up, down, *SWIGLU, T), {})])
-        return way(name, turns, parameters=sum(prod(m.shape[1:]) for m in (gate_up, down)) * len(chosen[0]))
+        return way(name, turns, parameters=sum(prod(m.shape[1:]) for m in (gate_up, down)) * width)
+
+
+def _sliced(w: k.Matrix, N: int, K: int) -> k.Matrix:
+    """The weights of a matrix in MXFP4 as [.., N, K]."""
+    blocks, scales = w.arrays
+    return k.Matrix("MXFP4", blocks.reshape(-1, N, K // 32, 16), scales.reshape(-1, N, K // 32))

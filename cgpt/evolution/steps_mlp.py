@@ -128,9 +128,8 @@ def mxfp4(s: Setting) -> Iterator[Case]:
     N, C = 2 * s.width, s.width
     for T in dict.fromkeys((1, BATCH, s.prompt)):
         for name, dtype in (("f32", "F32"), ("bf16", "BF16")):
-            phase = f"{_tokens(T)} against {name}"
-            claim = "faster" if T == 1 else "free"
-            yield Case(phase, s.linear(name, dtype, N, C, T), s.linear("MXFP4", "MXFP4", N, C, T), claim, 0.10)
+            old, new = s.linear(name, dtype, N, C, T), s.linear("MXFP4", "MXFP4", N, C, T)
+            yield Case(f"{_tokens(T)} against {name}", old, new, "faster" if T == 1 else "free", 0.10)
 
 
 def mxfp4_facts(s: Setting) -> list[Fact]:

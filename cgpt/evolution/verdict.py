@@ -120,6 +120,9 @@ def percent(share: float) -> str:
 
 # ------------------------------------------------------------------------------------------------- of a whole step
 
+_HEADS = ((HOLDS, "holds"), (PARTLY, "holds, but by less than counted"), (NONE, "makes no difference here"),
+          (CONTRADICTED, "this CPU contradicts it"), (UNCLEAR, "too noisy to tell"), (NOTED, "beside it"))  # fmt: skip
+
 
 def of_step(kinds: Iterable[str], facts: Sequence[bool | None]) -> str:
     """One word for the verdicts on a step's measurements and on its figures (None: nothing was claimed of one). All
@@ -137,16 +140,8 @@ def of_step(kinds: Iterable[str], facts: Sequence[bool | None]) -> str:
 
 def line(cases: Sequence[tuple[str, Verdict]], facts: Sequence[tuple[str, bool | None]]) -> str:
     """One sentence of a step: where its claim holds, and by how much; where not."""
-    heads = {
-        HOLDS: "holds",
-        PARTLY: "holds, but by less than counted",
-        NONE: "makes no difference here",
-        CONTRADICTED: "this CPU contradicts it",
-        UNCLEAR: "too noisy to tell",
-        NOTED: "beside it",
-    }
     parts = []
-    for kind, head in heads.items():
+    for kind, head in _HEADS:
         found = [f"{label} ({verdict.text})" for label, verdict in cases if verdict.kind == kind]
         if kind == CONTRADICTED:
             found += [label for label, holds in facts if holds is False]
