@@ -13,23 +13,7 @@ from cgpt.analysis.info import count, scaled, size
 from cgpt.checkpoint.config import FULL, SLIDING, GPT2Config, GptOssConfig
 from cgpt.errors import InputError
 from cgpt.fields import Fields
-from cgpt.models.accounting import (
-    PARTS,
-    Inventory,
-    architecture,
-    attention_shape,
-    bytes_per_token,
-    cache_bytes,
-    cache_read,
-    checked_context,
-    context_limit,
-    flops,
-    look_up,
-    parameters,
-    parameters_of,
-    part_of,
-    shape_of,
-)
+from cgpt.models import accounting
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE
 
 Choice = Mapping[str, Any]
@@ -84,10 +68,10 @@ def compare(
     """
     if len(names) < 2:
         raise InputError(f"a comparison takes two models or more, found {len(names)}")
-    inventories = [look_up(name) for name in names]
-    limits = [context_limit(inventory.config) for inventory in inventories]
+    inventories = [accounting.look_up(name) for name in names]
+    limits = [accounting.context_limit(inventory.config) for inventory in inventories]
     shortest = min(range(len(names)), key=limits.__getitem__)
-    context = checked_context(context, limits[shortest], str(names[shortest]))
+    context = accounting.checked_context(context, limits[shortest], str(names[shortest]))
     found = zip(map(_name, names), inventories, strict=True)
     models = [_facts(name, inventory, context, max(limits), kv_cache_dtype) for name, inventory in found]
     return {"context": context, "longest": max(limits), "kv_cache_dtype": kv_cache_dtype, "models": models}
@@ -99,32 +83,35 @@ def _name(name: str | os.PathLike[str]) -> str:
     return path.parent.name if path.name == "config.json" else path.name
 
 
-def _facts(name: str, found: Inventory, context: int, longest: int, kv_cache_dtype: str) -> dict[str, Any]:
-    config, tensors, limit = found.config, found.tensors, context_limit(found.config)
-    learned, shape = isinstance(config, GPT2Config), shape_of(config)
-    before_last = cache_read(config, limit - 1, kv_cache_dtype)
+def _facts(name: str, found: accounting.Inventory, context: int, longest: int, kv_cache_dtype: str) -> dict[str, Any]:
+    config, tensors, limit = found.config, found.tensors, accounting.context_limit(found.config)
+    learned, shape = isinstance(config, GPT2Config), accounting.shape_of(config)
+
+    def cache_read(position: int) -> int:
+        return accounting.cache_read(config, position, kv_cache_dtype)
+
     return {
         "name": name,
         "source": found.source,
-        "architecture": architecture(config),
+        "architecture": accounting.architecture(config),
         "choices": _choices(found),
         "shape": {key: shape[key] for key in SHAPE},
-        "parameters": parameters(config, tensors),
+        "parameters": accounting.parameters(config, tensors),
         "bytes": {
             "disk": found.disk,
             "weights": sum(tensor.nbytes for tensor in tensors),
-            "per_token": bytes_per_token(config, tensors) | {"cache": cache_read(config, context, kv_cache_dtype)},
+            "per_token": accounting.bytes_per_token(config, tensors) | {"cache": cache_read(context)},
         },
-        "flops": flops(config, tensors, context),
+        "flops": accounting.flops(config, tensors, context),
         "cache": {
-            "first_position": cache_read(config, 1, kv_cache_dtype),
-            "last_position": cache_read(config, limit, kv_cache_dtype) - before_last,
-            "full": cache_bytes(config, limit, kv_cache_dtype),
+            "first_position": cache_read(1),
+            "last_position": cache_read(limit) - cache_read(limit - 1),
+            "full": accounting.cache_bytes(config, limit, kv_cache_dtype),
         },
         "longest": {
             "within": limit == longest,
-            "cache": cache_bytes(config, longest, kv_cache_dtype),
-            "attention_flops": flops(config, tensors, longest)["attention"],
+            "cache": accounting.cache_bytes(config, longest, kv_cache_dtype),
+            "attention_flops": accounting.flops(config, tensors, longest)["attention"],
             "position_parameters": (longest - limit) * shape["width"] if learned else 0,
         },
     }
@@ -133,11 +120,11 @@ def _facts(name: str, found: Inventory, context: int, longest: int, kv_cache_dty
 # ----------------------------------------------------------------------------------------------------- choices
 
 
-def _choices(found: Inventory) -> dict[str, Any]:
+def _choices(found: accounting.Inventory) -> dict[str, Any]:
     """What differs between GPT-2 and gpt-oss, in the order of the steps from one to the other."""
     config = found.config
-    windows, kv_heads, head_dim = attention_shape(config)
-    heads = shape_of(config)["heads"]
+    windows, kv_heads, head_dim = accounting.attention_shape(config)
+    heads = accounting.shape_of(config)["heads"]
     if isinstance(config, GPT2Config):
         choices, norm, eps = _gpt2(found, config), "LayerNorm", config.layer_norm_epsilon
     else:
@@ -155,7 +142,7 @@ def _choices(found: Inventory) -> dict[str, Any]:
     }
 
 
-def _gpt2(found: Inventory, config: GPT2Config) -> dict[str, Any]:
+def _gpt2(found: accounting.Inventory, config: GPT2Config) -> dict[str, Any]:
     settings = Fields(dict(found.settings))
     keys = {"embedding": "embd_pdrop", "attention": "attn_pdrop", "residual": "resid_pdrop"}
     return {
@@ -166,7 +153,7 @@ def _gpt2(found: Inventory, config: GPT2Config) -> dict[str, Any]:
     }
 
 
-def _gpt_oss(found: Inventory, config: GptOssConfig) -> dict[str, Any]:
+def _gpt_oss(found: accounting.Inventory, config: GptOssConfig) -> dict[str, Any]:
     rope = config.rope
     dropout = Fields(dict(found.settings)).number("attention_dropout", 0.0, null=0.0)
     positions: dict[str, Any] = {"kind": "rope", "theta": rope.theta, "scaling": None}
@@ -192,17 +179,17 @@ def _windows(config: GPT2Config | GptOssConfig, windows: Sequence[int]) -> dict[
     return {"positions": max(windows) or None, "layers": sliding, "of_layers": len(windows), "alternating": alternating}
 
 
-def _biases(found: Inventory) -> dict[str, bool]:
+def _biases(found: accounting.Inventory) -> dict[str, bool]:
     """Which parts add biases, by the tensors there are."""
-    with_bias = {part_of(tensor.name) for tensor in found.tensors if tensor.name.endswith("bias")}
+    with_bias = {accounting.part_of(tensor.name) for tensor in found.tensors if tensor.name.endswith("bias")}
     return {part: part in with_bias for part in ("attention", "mlp", "norms", "unembedding")}
 
 
-def _formats(found: Inventory) -> dict[str, int]:
+def _formats(found: accounting.Inventory) -> dict[str, int]:
     """Parameters by how they are stored: F32, F16, BF16 or MXFP4, the most first."""
     formats: Counter[str] = Counter()
     for tensor in found.tensors:
-        formats["MXFP4" if tensor.name.endswith("blocks") else tensor.dtype] += parameters_of(tensor)
+        formats["MXFP4" if tensor.name.endswith("blocks") else tensor.dtype] += accounting.parameters_of(tensor)
     return {name: number for name, number in formats.most_common() if number}
 
 
@@ -236,7 +223,7 @@ def groups(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
         "parameters": [
             row("total", lambda m: f"{m['parameters']['total']:,}"),
             row("active a token", lambda m: _share(m["parameters"]["active"], m)),
-            *(Row(part, [_part(part, m) for m in models]) for part in PARTS),
+            *(Row(part, [_part(part, m) for m in models]) for part in accounting.PARTS),
         ],
         "checkpoint": [
             row("on disk", lambda m: f"{size(m['bytes']['disk'])} ({m['bytes']['disk'] / 2**30:.3g} GiB)"),

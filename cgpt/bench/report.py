@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_COLUMNS = (-20, 8, 9, 8, 10, 10, 10, 9, 7, 9, 9, 9, -4)  # the first to the left, and the mark
 Row = Mapping[str, Any]
 
 
@@ -20,20 +21,20 @@ def heading(row: Row) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """A line for each row, then what disturbed them, the rooflines, and what loading took."""
-    lines = [_columns(["test", "threads", "tok/s", "spread", "first", "next p50", "p99", "MB/tok", "GB/s", "roofline",
-                       "GFLOP/s", "of peak", ""])]  # fmt: skip
+    lines = [columns(["test", "threads", "tok/s", "spread", "first", "next p50", "p99", "MB/tok", "GB/s", "roofline",
+                       "GFLOP/s", "of peak", ""], _COLUMNS)]  # fmt: skip
     notes = []
     for row in rows:
         mark = ""
         if row["warnings"]:
             notes.append(row["warnings"])
-            mark = f"({len(notes)})"
-        lines.append(_columns([
+            mark = f" ({len(notes)})"
+        lines.append(columns([
             row["test"], str(row["n_threads"]), _digits(row["median_ts"]), f"{row['spread']:.1%}",
             _ms(row["first_token_ns"]), _ms(row["token_ns_p50"]), _ms(row["token_ns_p99"]),
             _digits(row["bytes_per_token"] / 1e6), f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['bandwidth_share']:.0%}",
             f"{row['flops_per_s'] / 1e9:.1f}", f"{row['peak_share']:.0%}", mark,
-        ]))  # fmt: skip
+        ], _COLUMNS))  # fmt: skip
     lines += [f"({number}) noisy: {'; '.join(found)}" for number, found in enumerate(notes, 1)]
     for threads in dict.fromkeys(row["n_threads"] for row in rows):
         lines.append(_machine([row for row in rows if row["n_threads"] == threads]))
@@ -57,7 +58,7 @@ def profile_table(row: Row) -> str:
 
 def _machine(rows: Sequence[Row]) -> str:
     """The rooflines and the memory of the rows of one number of threads."""
-    reads, peaks = _range(r["roofline_bytes_per_s"] for r in rows), _range(r["roofline_flops_per_s"] for r in rows)
+    reads, peaks = span(r["roofline_bytes_per_s"] for r in rows), span(r["roofline_flops_per_s"] for r in rows)
     memory = [r["peak_memory_bytes"] for r in rows if r["peak_memory_bytes"] is not None]
     most = f", at most {max(memory) / 1e9:.2f} GB in memory" if memory else ""
     return (
@@ -66,17 +67,17 @@ def _machine(rows: Sequence[Row]) -> str:
     )
 
 
-def _range(values: Iterable[float]) -> str:
+def span(values: Iterable[float], digits: int = 1) -> str:
+    """The least and the most of some figures, in thousands of millions; one where they look the same."""
     values = [value / 1e9 for value in values]
-    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
     return low if low == high else f"{low} to {high}"
 
 
-def _columns(cells: Sequence[str]) -> str:
-    *cells, mark = cells
-    widths = (-20, 8, 9, 8, 10, 10, 10, 9, 7, 9, 9, 9)  # the first to the left
+def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """A line of cells, flush right; those of negative widths flush left."""
     padded = (cell.ljust(-w) if w < 0 else cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
-    return f"{''.join(padded)} {mark}".rstrip()
+    return "".join(padded).rstrip()
 
 
 def _digits(value: float) -> str:

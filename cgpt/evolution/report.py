@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from textwrap import wrap
 from typing import Any
 
+from cgpt.bench.report import columns, span
 from cgpt.evolution.units import shown
 from cgpt.evolution.verdict import UNCLEAR, percent, times
 
@@ -32,19 +33,15 @@ def heading(result: Found) -> str:
 
 def rooflines(result: Found) -> tuple[str, str]:
     """(GB/s, GFLOP/s) that the machine reached, as ranges."""
-
-    def span(key: str) -> str:
-        low, *_, high = sorted([roofline[key] / 1e9 for roofline in result["rooflines"]] * 2)
-        return f"{low:.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f}"
-
-    return span("read_bytes_per_s"), span("flops_per_s")
+    found = result["rooflines"]
+    return span((r["read_bytes_per_s"] for r in found), 0), span((r["flops_per_s"] for r in found), 0)
 
 
 def _step(step: Found) -> str:
     title = f"{step['number']:2d}  {step['title']}"
     lines = [f"{title:{WIDTH - 16}}{step['verdict']:>16}", *_wrapped("claimed: " + step["claim"])]
     if step["cases"]:
-        lines.append(_columns(["", "old", "new", "ratio", "counted", "bytes", "operations"]))
+        lines.append(columns(["", "old", "new", "ratio", "counted", "bytes", "operations"], _COLUMNS))
     for old, new in dict.fromkeys(_names(case) for case in step["cases"]):
         lines.append(f"   {old} -> {new}")
         lines += [_case(case) for case in step["cases"] if _names(case) == (old, new)]
@@ -64,7 +61,7 @@ def _case(case: Found) -> str:
     cells = [f"    {case['label']}", shown(old["median_s"], "s"), shown(new["median_s"], "s"), ratio(case)]
     cells.append(times(case["counted"]) if case["counted"] else "")
     cells += [pair(old["bytes"], new["bytes"], "B"), pair(old["flops"], new["flops"], "FLOP")]
-    return f"{_columns(cells)}  {case['verdict']}"
+    return f"{columns(cells, _COLUMNS)}  {case['verdict']}"
 
 
 def ratio(case: Found) -> str:
@@ -100,11 +97,6 @@ def extremes(step: Found) -> str:
         shares = [case["ratio"] for case in clear if case["claim"] == "share"]
         return f"{percent(max(shares))} of a block" if shares else ""
     return times(ratios[0]) if len(ratios) == 1 else f"{times(ratios[0])} to {times(ratios[-1])}"
-
-
-def _columns(cells: list[str]) -> str:
-    padded = (cell.ljust(-w) if w < 0 else cell.rjust(w) for cell, w in zip(cells, _COLUMNS, strict=True))
-    return "".join(padded).rstrip()
 
 
 def _wrapped(text: str) -> list[str]:

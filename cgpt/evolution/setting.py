@@ -150,17 +150,16 @@ class Setting:
         routed, turns = self.routed(FEW, T), list[list[Call]]()
         for n, (w_qkv, w_out) in enumerate(self.projections(T)):
             cache = KVCache([0], G, D, start + T, dtype=KEPT)
-            turns.append(
-                [
-                    ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
-                    ("linear", (self.ctx, qkv, normed, w_qkv, T), {}),
-                    ("rope", (self.ctx, qkv, *self.rope_tables(start + T), 0, start, H + G, D, T), {}),
-                    ("attention", (self.ctx, attended, qkv, [(cache.layers[0], 0, start, T)], H), {"scale": D**-0.5}),
-                    ("linear", (self.ctx, x, attended, w_out, T), {"add": False}),
-                    ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
-                    *routed[n % len(routed)],
-                ]
-            )
+            calls: list[Call] = [
+                ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
+                ("linear", (self.ctx, qkv, normed, w_qkv, T), {}),
+                ("rope", (self.ctx, qkv, *self.rope_tables(start + T), 0, start, H + G, D, T), {}),
+                ("attention", (self.ctx, attended, qkv, [(cache.layers[0], 0, start, T)], H), {"scale": D**-0.5}),
+                ("linear", (self.ctx, x, attended, w_out, T), {"add": False}),
+                ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
+                *routed[n % len(routed)],
+            ]
+            turns.append(calls)
         return way("the whole block", turns)
 
     def routed(self, number: int, T: int) -> list[list[Call]]:

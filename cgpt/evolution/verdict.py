@@ -37,9 +37,8 @@ def judge(
     """
     ratios = [a / b for a, b in zip(old, new, strict=True)]
     ratio, (low, high) = statistics.median(ratios), interval(ratios)
-    kind, text = {"faster": _faster, "free": _free, "share": _share, "portion": _portion, "none": _none}[claim](
-        ratio, low, high, counted, within
-    )
+    rules = {"faster": _faster, "free": _free, "share": _share, "portion": _portion, "none": _none}
+    kind, text = rules[claim](ratio, low, high, counted, within)
     return Verdict(kind, ratio, low, high, text)
 
 
