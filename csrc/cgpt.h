@@ -227,14 +227,12 @@ typedef const struct {
 typedef struct {
 #define KERNEL(name, type) type *name;
 #include "kernels.def"
-#undef KERNEL
 } cg_kernels;
 
 enum {
     CG_KERNEL_COUNT = 0
 #define KERNEL(name, type) +1
 #include "kernels.def"
-#undef KERNEL
 };
 
 typedef enum { CG_REF, CG_AVX2, CG_AVX512, CG_AMX, CG_LEVELS } cg_level;

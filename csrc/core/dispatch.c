@@ -20,7 +20,6 @@ static const char *const level_names[CG_LEVELS] = {"ref", "avx2", "avx512", "amx
 static const char *const kernel_names[CG_KERNEL_COUNT] = {
 #define KERNEL(name, type) #name,
 #include "kernels.def"
-#undef KERNEL
 };
 
 /* A table is an array of pointers; those that are not NULL replace what is there. */

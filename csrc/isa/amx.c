@@ -9,7 +9,6 @@ CG_TARGET(CG_FEATURES_AMX)
 #include "kernels/linear/tile_amx.c"
 #include "kernels/peak/tile_amx.c"
 
-extern const cg_kernels cg_kernels__amx;
 const cg_kernels cg_kernels__amx = {
     .linear_bf16_tile = &linear_bf16_tile__amx,
     .linear_mxfp4_tile = &linear_mxfp4_tile__amx,

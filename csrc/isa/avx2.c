@@ -9,7 +9,6 @@ CG_TARGET(CG_FEATURES_AVX2)
 #include "kernels/linear/mxfp4_avx2.c"
 #include "kernels/linear/mxfp4_a16_x86.c"
 
-extern const cg_kernels cg_kernels_hand__avx2;
 const cg_kernels cg_kernels_hand__avx2 = {
     .linear_mxfp4 = &mx_linear__avx2,
     .linear_mxfp4_a16 = &linear_mxfp4_a16_x86__avx2,

@@ -10,7 +10,6 @@ CG_TARGET(CG_FEATURES_AVX512)
 #include "kernels/linear/mxfp4_avx512.c"
 #include "kernels/linear/mxfp4_a16_x86.c"
 
-extern const cg_kernels cg_kernels_hand__avx512;
 const cg_kernels cg_kernels_hand__avx512 = {
     .linear_mxfp4 = &mx_linear__avx512,
     .linear_mxfp4_a16 = &linear_mxfp4_a16_x86__avx512,

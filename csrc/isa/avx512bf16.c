@@ -9,7 +9,6 @@ CG_TARGET(CG_FEATURES_AVX512BF16)
 #include "kernels/linear/tile_avx512bf16.c"
 #include "kernels/peak/tile_avx512bf16.c"
 
-extern const cg_kernels cg_kernels__avx512bf16;
 const cg_kernels cg_kernels__avx512bf16 = {
     .linear_bf16_tile = &linear_bf16_tile__avx512bf16,
     .linear_mxfp4_tile = &linear_mxfp4_tile__avx512bf16,

@@ -12,7 +12,6 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 #include "kernels/linear/a8_avx512vnni.c"
 #include "kernels/peak/a8_avx512vnni.c"
 
-extern const cg_kernels cg_kernels__avx512vnni;
 const cg_kernels cg_kernels__avx512vnni = {
     .linear_mxfp4_a16 = &linear_mxfp4_a16_x86__avx512vnni,
     .linear_int8_a16 = &linear_int8_a16__avx512vnni,

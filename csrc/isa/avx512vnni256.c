@@ -8,7 +8,6 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 #include "simd/emulate.h"
 #include "kernels/linear/int8_a8_few.c"
 
-extern const cg_kernels cg_kernels__avx512vnni256;
 const cg_kernels cg_kernels__avx512vnni256 = {
     .linear_int8_a8_few = &linear_int8_a8_few__avx512vnni256,
 };
