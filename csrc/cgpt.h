@@ -239,9 +239,8 @@ typedef enum { CG_REF, CG_AVX2, CG_AVX512, CG_AMX, CG_LEVELS } cg_level;
 
 extern const cg_kernels *cg_active; /* the kernels that the drivers call */
 const char *cg_level_name(cg_level level);
-cg_level cg_highest_level(void);            /* of this machine and build */
 const char *cg_missing_for(cg_level level); /* the first feature that a level needs and the machine lacks, or NULL */
-cg_status cg_use_level(cg_level level);     /* CG_BAD_VALUE above the highest level */
+cg_status cg_use_level(cg_level level);     /* CG_BAD_VALUE where something is missing */
 /* From the next cg_use_level on, treats the CPU as one without a feature and those that came with it or later. */
 typedef enum { CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16 } cg_feature;
 void cg_mask_feature(cg_feature feature);

@@ -8,9 +8,7 @@ cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_status:
         CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE
     ctypedef enum cg_feature:
-        CG_NO_FEATURE
-        CG_AVX512_VNNI
-        CG_AVX512_BF16
+        CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16
     ctypedef enum cg_level:
         CG_REF, CG_LEVELS
     ctypedef enum cg_activation:
@@ -39,36 +37,29 @@ cdef extern from "cgpt.h" nogil:
         cg_dtype dtype
     ctypedef struct cg_attention:
         const float *q
-        int64_t q_stride
-        float *out
-        int64_t out_stride
         const float *k
         const float *v
-        int64_t kv_stride
+        const float *sinks
+        float *out
+        int64_t q_stride, kv_stride, out_stride
         cg_kv past
         int64_t start, T, window, H, G, D
-        const float *sinks
         float scale
 
     ctypedef struct cg_logit_change:
-        int32_t id, seen, count
-        float bias
+        int32_t id
     ctypedef struct cg_sampling:
-        double temperature
-        int64_t top_k
-        double top_p, min_p, presence_penalty
+        double temperature, top_p, min_p, presence_penalty
         float frequency_penalty, repetition_penalty
         const cg_logit_change *changes
-        int64_t n_changes
+        int64_t top_k, n_changes
     int64_t cg_logits_scratch(int64_t)
     ctypedef struct cg_moe:
         float *out
-        int64_t out_stride
         const float *x
-        int64_t x_stride, T
-        const int32_t *index
         const float *weight
-        int64_t k
+        int64_t out_stride, x_stride, T, k
+        const int32_t *index
         const cg_matrix *gate_up
         const cg_matrix *down
         float alpha, limit
@@ -94,7 +85,6 @@ cdef extern from "cgpt.h" nogil:
     const cg_kernels *cg_active
 
     const char *cg_level_name(cg_level)
-    cg_level cg_highest_level()
     const char *cg_missing_for(cg_level)
     cg_status cg_use_level(cg_level)
     void cg_mask_feature(cg_feature)

@@ -108,8 +108,7 @@ cdef class Context:
         if size <= self.c.scratch_bytes:
             return 0
         free(self.c.scratch)
-        self.c.scratch = NULL
-        self.c.scratch_bytes = 0
+        self.c.scratch, self.c.scratch_bytes = NULL, 0
         if posix_memalign(&self.c.scratch, 64, size) != 0:
             raise OutOfMemoryError(f"no memory for {size} bytes of scratch; use shorter chunks or fewer sequences")
         self.c.scratch_bytes = size
@@ -229,19 +228,14 @@ def kv_shapes(int64_t blocks, int64_t G, int64_t D):
 
 cdef bint warned = False
 
-cdef int warn_of_threads() except -1:
-    """Says once that the system has fewer threads than were asked for."""
+cdef int check(cg_status status, str op, object details) except -1:
+    """KernelError unless `status` is CG_OK. Says once that the system has fewer threads than were asked for."""
     global warned
     cdef int wanted, had = cg_threads_short(&wanted)
     if had and not warned:
         warned = True
         warnings.warn(f"the system starts only {had} of {wanted} threads, so no more are used; what limits them is "
                       "ulimit -u, a container's limit of processes, or memory", RuntimeWarning, stacklevel=2)
-    return 0
-
-
-cdef int check(cg_status status, str op, object details) except -1:
-    warn_of_threads()
     if status == CG_OK:
         return 0
     why = {CG_BAD_SHAPE: "shapes do not fit", CG_BAD_DTYPE: "no kernel for this dtype",
@@ -291,6 +285,12 @@ cdef void topk_row(void *job, int64_t t) noexcept nogil:
     cg_active.topk(j.index + t * j.heads, j.out + t * j.heads, j.x + t * j.cols, j.cols, j.heads)
 
 
+cdef int for_rows(Context ctx, int64_t rows, int64_t cost, cg_row_fn *fn, void *job) except -1:
+    with nogil:
+        cg_for_rows(ctx.c.threads, rows, cost, fn, job)
+    return 0
+
+
 def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, float eps, int64_t T):
     """out[t] = layer norm of x[t]; out may be x."""
     cdef RowJob job
@@ -298,8 +298,7 @@ def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, flo
     job.cols, job.eps = x.cols, eps
     job.out = out.out(0, T, x.cols, "layernorm out")
     job.a, job.b = weight.f32(0, 1, x.cols, "layernorm weight"), bias.f32(0, 1, x.cols, "layernorm bias")
-    with nogil:
-        cg_for_rows(ctx.c.threads, T, job.cols, layernorm_row, &job)
+    for_rows(ctx, T, job.cols, layernorm_row, &job)
 
 
 def rmsnorm(Context ctx, Tensor out, Tensor x, Tensor weight, float eps, int64_t T):
@@ -309,8 +308,7 @@ def rmsnorm(Context ctx, Tensor out, Tensor x, Tensor weight, float eps, int64_t
     job.cols, job.eps = x.cols, eps
     job.out = out.out(0, T, x.cols, "rmsnorm out")
     job.a = weight.f32(0, 1, x.cols, "rmsnorm weight")
-    with nogil:
-        cg_for_rows(ctx.c.threads, T, job.cols, rmsnorm_row, &job)
+    for_rows(ctx, T, job.cols, rmsnorm_row, &job)
 
 
 def rope(Context ctx, Tensor x, Tensor cos, Tensor sin, int64_t row, int64_t start, int64_t heads, int64_t D, int64_t T):
@@ -322,8 +320,7 @@ def rope(Context ctx, Tensor x, Tensor cos, Tensor sin, int64_t row, int64_t sta
     if D < 2 or D % 2 or heads < 0 or heads > x.cols // D:
         raise KernelError(f"rope: {heads} heads of {D} do not fit {x.cols} columns")
     job.stride, job.heads, job.cols = x.cols, heads, D
-    with nogil:
-        cg_for_rows(ctx.c.threads, T, heads * D, rope_row, &job)
+    for_rows(ctx, T, heads * D, rope_row, &job)
 
 
 def activation(Context ctx, Tensor x, str which, int64_t T):
@@ -333,8 +330,7 @@ def activation(Context ctx, Tensor x, str which, int64_t T):
     if which not in ACTIVATIONS:
         raise KernelError(f"activation: {which!r} is none of {', '.join(ACTIVATIONS)}")
     job.which = ACTIVATIONS.index(which)
-    with nogil:
-        cg_for_rows(ctx.c.threads, T, job.cols * 8, activation_row, &job)
+    for_rows(ctx, T, job.cols * 8, activation_row, &job)
 
 
 def topk(Context ctx, int32_t[:, ::1] index, Tensor weight, Tensor logits, int64_t T):
@@ -347,8 +343,7 @@ def topk(Context ctx, int32_t[:, ::1] index, Tensor weight, Tensor logits, int64
     if T < 1:
         return
     job.index = &index[0, 0]
-    with nogil:
-        cg_for_rows(ctx.c.threads, T, job.cols * 8, topk_row, &job)
+    for_rows(ctx, T, job.cols * 8, topk_row, &job)
 
 
 def embed(Tensor out, Matrix table, const int64_t[::1] ids, Matrix positions=None, int64_t row=0, int64_t start=0):
@@ -444,8 +439,8 @@ cdef struct SampleJob:
     int64_t *ids
     double *largest
     double *log_sum
-    int32_t *top_ids
     double *top
+    int32_t *top_ids
 
 cdef void sample_rows(void *job, int64_t worker) noexcept nogil:
     cdef SampleJob *j = <SampleJob *>job
@@ -485,14 +480,12 @@ def sample(Context ctx, Tensor logits, list states, const double[::1] draws):
         raise KernelError(f"sample: {len(states)} states and {draws.shape[0]} draws for logits {logits.array.shape}")
     prepare(&job, ctx, logits, logits.rows * sizeof(cg_sampling))
     cdef cg_sampling *settings = <cg_sampling *>(job.scratch + job.workers * job.scratch_bytes)
-    for t in range(logits.rows):
-        state = states[t]
+    for t, state in enumerate(states):
         if state.c.n_changes and state.c.changes[state.c.n_changes - 1].id >= logits.cols:
             raise KernelError(f"sample: a changed logit's id is beyond the vocabulary, {logits.cols}")
         settings[t] = state.c
     job.settings, job.draws, job.ids, job.largest = settings, &draws[0], &to[0], &peaks[0]
-    with nogil:
-        cg_for_rows(ctx.c.threads, job.workers, job.V * 16, sample_rows, &job)
+    for_rows(ctx, job.workers, job.V * 16, sample_rows, &job)
     return ids, largest
 
 
@@ -509,11 +502,8 @@ def logprobs(Context ctx, Tensor logits, int64_t k):
     cdef int32_t[:, ::1] to_ids = ids
     cdef double[:, ::1] to_top = top
     job.largest, job.log_sum, job.k = &peaks[0], &sums[0], k
-    job.top_ids, job.top = NULL, NULL
-    if k:
-        job.top_ids, job.top = &to_ids[0, 0], &to_top[0, 0]
-    with nogil:
-        cg_for_rows(ctx.c.threads, job.workers, job.V * 16, logprobs_rows, &job)
+    job.top_ids, job.top = &to_ids[0, 0] if k else NULL, &to_top[0, 0] if k else NULL
+    for_rows(ctx, job.workers, job.V * 16, logprobs_rows, &job)
     return largest, log_sum, ids, top
 
 
@@ -616,8 +606,7 @@ def read(Context ctx, int32_t[::1] out, Tensor data):
     if out.shape[0] != data.rows or data.rows < 1:
         raise KernelError(f"read: {out.shape[0]} results for {data.rows} rows")
     job.index = &out[0]
-    with nogil:
-        cg_for_rows(ctx.c.threads, data.rows, job.cols, read_row, &job)
+    for_rows(ctx, data.rows, job.cols, read_row, &job)
 
 
 def peak(Context ctx, Tensor out, int64_t rounds, *, str dtype="f32", float one=1, float x=1):
@@ -631,6 +620,5 @@ def peak(Context ctx, Tensor out, int64_t rounds, *, str dtype="f32", float one=
         raise KernelError(f"peak: {rounds} rounds of {dtype} at level {level()}")
     job.one, job.x, job.rounds = one, x, rounds
     cdef int64_t tasks = out.cols, flops = job.kernel.flops * rounds
-    with nogil:
-        cg_for_rows(ctx.c.threads, tasks, flops, peak_row, &job)
+    for_rows(ctx, tasks, flops, peak_row, &job)
     return tasks * flops

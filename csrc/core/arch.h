@@ -9,6 +9,7 @@
 #if defined(__x86_64__) && !defined(CGPT_REF_ONLY)
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define CGPT_X86 1
+#include <immintrin.h>
 #else
 #warning "this compiler is too old for the AVX2, AVX-512 and AMX kernels; only the portable ones are built"
 #endif

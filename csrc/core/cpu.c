@@ -5,17 +5,11 @@
 
 #ifdef CGPT_X86
 #include <cpuid.h>
-#include <stdint.h>
+#include <string.h>
 #ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-
-static uint64_t enabled_state(void) {
-    uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (uint64_t)high << 32 | low;
-}
 
 static int ask_for_amx(void) {
 #if defined(CGPT_EMULATE)
@@ -28,35 +22,18 @@ static int ask_for_amx(void) {
 #endif
 }
 
-cg_cpu cg_detect_cpu(void) {
-    cg_cpu cpu = {0};
+void cg_detect_cpu(uint32_t *words) {
     uint32_t a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return cpu;
-    uint64_t state = c >> 27 & 1 ? enabled_state() : 0; /* without OSXSAVE there is no XGETBV */
-    cpu.ymm = (state & 0x6) == 0x6;
-    cpu.zmm = cpu.ymm && (state & 0xe0) == 0xe0;
-    cpu.tiles = (state & 0x60000) == 0x60000;
-    cpu.fma = c >> 12 & 1;
-    cpu.f16c = c >> 29 & 1;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
-        cpu.avx2 = b >> 5 & 1;
-        cpu.avx512f = b >> 16 & 1;
-        cpu.avx512dq = b >> 17 & 1;
-        cpu.avx512bw = b >> 30 & 1;
-        cpu.avx512vl = b >> 31 & 1;
-        cpu.avx512vnni = c >> 11 & 1;
-        cpu.amx_bf16 = d >> 22 & 1;
-        cpu.amx_tile = d >> 24 & 1;
-        if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) cpu.avx512bf16 = a >> 5 & 1;
-    }
+    if (!__get_cpuid(1, &a, &b, &words[LEAF1_ECX], &d)) return;
+    if (words[LEAF1_ECX] >> 27 & 1) /* without OSXSAVE there is no XGETBV */
+        __asm__ volatile("xgetbv" : "=a"(words[XCR0]), "=d"(d) : "c"(0));
+    if (__get_cpuid_count(7, 0, &a, &words[LEAF7_EBX], &words[LEAF7_ECX], &words[LEAF7_EDX]) && a >= 1)
+        __get_cpuid_count(7, 1, &words[LEAF7_1_EAX], &b, &c, &d);
 #ifdef CGPT_EMULATE
-    cpu.avx512f = cpu.avx512bw = cpu.avx512dq = cpu.avx512vl = cpu.avx512vnni = cpu.avx512bf16 = cpu.avx2;
-    cpu.amx_tile = cpu.amx_bf16 = cpu.avx2;
-    cpu.zmm = cpu.tiles = cpu.ymm;
+    if (words[LEAF7_EBX] & CPU_AVX2) memset(words + LEAF7_EBX, -1, (XCR0 - LEAF7_EBX) * sizeof *words);
+    if ((words[XCR0] & STATE_YMM) == STATE_YMM) words[XCR0] = UINT32_MAX;
 #endif
-    cpu.amx_permitted = cpu.tiles && cpu.amx_tile && cpu.amx_bf16 && ask_for_amx();
-    return cpu;
+    words[AMX_PERMITTED] =
+        (words[XCR0] & STATE_TILES) == STATE_TILES && (words[LEAF7_EDX] & CPU_AMX) == CPU_AMX && ask_for_amx();
 }
-#else
-cg_cpu cg_detect_cpu(void) { return (cg_cpu){0}; }
 #endif

@@ -2,16 +2,16 @@
 #ifndef CG_CPU_H
 #define CG_CPU_H
 
-typedef struct {
-    int avx2, fma, f16c;
-    int avx512f, avx512bw, avx512dq, avx512vl, avx512vnni, avx512bf16;
-    int amx_tile, amx_bf16;
-    int ymm, zmm, tiles, amx_permitted;
-} cg_cpu;
+#include <stdint.h>
 
-/* The features are what CPUID has; ymm, zmm and tiles say whether the system saves such registers (XCR0): without
-   that a feature cannot be used. AMX also needs the system's permission, which is asked for here; it holds for all
-   threads of the process. */
-cg_cpu cg_detect_cpu(void);
+/* Registers of CPUID (leaf 7 has two subleaves); XCR0, the registers that the system saves: without that a feature
+   cannot be used; and whether the system permits AMX, which is asked for here and holds for all threads of the
+   process. */
+enum { LEAF1_ECX, LEAF7_EBX, LEAF7_ECX, LEAF7_EDX, LEAF7_1_EAX, XCR0, AMX_PERMITTED, CPU_WORDS };
+enum { CPU_AVX2 = 1 << 5, CPU_VNNI = 1 << 11, CPU_BF16 = 1 << 5, CPU_AMX = 1 << 22 | 1 << 24 };
+enum { STATE_YMM = 0x6, STATE_ZMM = 0xe6, STATE_TILES = 0x60000 };
+
+/* Fills words[CPU_WORDS]; what there is not is 0. */
+void cg_detect_cpu(uint32_t *words);
 
 #endif

@@ -34,55 +34,46 @@ static void overlay(const cg_kernels *from, const char *variant) {
 }
 
 #ifdef CGPT_X86
-static const cg_cpu *cpu(void) {
-    static cg_cpu found;
-    static int known;
-    if (!known) {
-        found = cg_detect_cpu();
-        known = 1;
-    }
-    return &found;
-}
+/* Bits of the CPU's words that a level needs beside those of the levels below. */
+static const struct {
+    cg_level level;
+    int word;
+    uint32_t bits;
+    const char *name;
+} needs[] = {
+    {CG_AVX2, LEAF7_EBX, CPU_AVX2, "AVX2"},
+    {CG_AVX2, LEAF1_ECX, 1 << 12, "FMA"},
+    {CG_AVX2, LEAF1_ECX, 1 << 29, "F16C"},
+    {CG_AVX2, XCR0, STATE_YMM, "an operating system that enables AVX"},
+    {CG_AVX512, LEAF7_EBX, 1 << 16, "AVX512F"},
+    {CG_AVX512, LEAF7_EBX, 1 << 30, "AVX512BW"},
+    {CG_AVX512, LEAF7_EBX, 1 << 17, "AVX512DQ"},
+    {CG_AVX512, LEAF7_EBX, 1u << 31, "AVX512VL"},
+    {CG_AVX512, XCR0, STATE_ZMM, "an operating system that enables AVX-512"},
+    {CG_AMX, LEAF7_ECX, CPU_VNNI, "AVX512_VNNI"},
+    {CG_AMX, LEAF7_1_EAX, CPU_BF16, "AVX512_BF16"},
+    {CG_AMX, LEAF7_EDX, 1 << 24, "AMX-TILE"},
+    {CG_AMX, LEAF7_EDX, 1 << 22, "AMX-BF16"},
+    {CG_AMX, XCR0, STATE_TILES, "an operating system that enables AMX"},
+    {CG_AMX, AMX_PERMITTED, 1, "the system's permission for AMX"},
+};
 
-static int has_vnni(void) { return cpu()->avx512vnni && masked != CG_AVX512_VNNI; }
-static int has_bf16(void) { return has_vnni() && cpu()->avx512bf16 && masked != CG_AVX512_BF16; }
-#endif
+static int cpu_has(int word, uint32_t bits) {
+    static uint32_t words[CPU_WORDS];
+    if (!words[LEAF1_ECX]) cg_detect_cpu(words);
+    if (word == LEAF7_ECX && masked == CG_AVX512_VNNI) return 0;
+    if (word == LEAF7_1_EAX && (masked || !cpu_has(LEAF7_ECX, CPU_VNNI))) return 0;
+    return (words[word] & bits) == bits;
+}
 
 const char *cg_missing_for(cg_level level) {
-#ifdef CGPT_X86
-    const cg_cpu *c = cpu();
-    if (level >= CG_AVX2) {
-        if (!c->avx2) return "AVX2";
-        if (!c->fma) return "FMA";
-        if (!c->f16c) return "F16C";
-        if (!c->ymm) return "an operating system that enables AVX";
-    }
-    if (level >= CG_AVX512) {
-        if (!c->avx512f) return "AVX512F";
-        if (!c->avx512bw) return "AVX512BW";
-        if (!c->avx512dq) return "AVX512DQ";
-        if (!c->avx512vl) return "AVX512VL";
-        if (!c->zmm) return "an operating system that enables AVX-512";
-    }
-    if (level >= CG_AMX) {
-        if (!has_vnni()) return "AVX512_VNNI";
-        if (!has_bf16()) return "AVX512_BF16";
-        if (!c->amx_tile) return "AMX-TILE";
-        if (!c->amx_bf16) return "AMX-BF16";
-        if (!c->tiles) return "an operating system that enables AMX";
-        if (!c->amx_permitted) return "the system's permission for AMX";
-    }
+    for (size_t i = 0; i < sizeof needs / sizeof *needs; i++)
+        if (level >= needs[i].level && !cpu_has(needs[i].word, needs[i].bits)) return needs[i].name;
     return NULL;
+}
 #else
-    return level == CG_REF ? NULL : "an x86-64 processor";
+const char *cg_missing_for(cg_level level) { return level == CG_REF ? NULL : "an x86-64 processor"; }
 #endif
-}
-
-cg_level cg_highest_level(void) {
-    cg_level level = CG_AMX;
-    while (cg_missing_for(level)) level--;
-    return level;
-}
 
 cg_status cg_use_level(cg_level level) {
     if (level < 0 || level >= CG_LEVELS || cg_missing_for(level)) return CG_BAD_VALUE;
@@ -97,11 +88,11 @@ cg_status cg_use_level(cg_level level) {
     if (level >= CG_AVX512) {
         overlay(&cg_kernels__avx512, "avx512");
         overlay(&cg_kernels_hand__avx512, "avx512");
-        if (has_vnni()) {
+        if (cpu_has(LEAF7_ECX, CPU_VNNI)) {
             overlay(&cg_kernels__avx512vnni, "avx512vnni");
             overlay(&cg_kernels__avx512vnni256, "avx512vnni256");
         }
-        if (has_bf16()) overlay(&cg_kernels__avx512bf16, "avx512bf16");
+        if (cpu_has(LEAF7_1_EAX, CPU_BF16)) overlay(&cg_kernels__avx512bf16, "avx512bf16");
     }
     if (level >= CG_AMX) overlay(&cg_kernels__amx, "amx");
 #endif

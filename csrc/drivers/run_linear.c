@@ -7,38 +7,21 @@ enum {
     PANEL_BYTES = 512 * 1024,
 };
 
-/* The kernel for f32 activations. */
-static cg_linear *exact_of(cg_dtype dtype) {
-    switch (dtype) {
-    case CG_F32: return cg_active->linear_f32;
-    case CG_F16: return cg_active->linear_f16;
-    case CG_BF16: return cg_active->linear_bf16;
-    case CG_MXFP4: return cg_active->linear_mxfp4;
-    case CG_INT8: return cg_active->linear_int8;
-    default: return NULL;
-    }
-}
+/* The kinds of kernels, the first that is allowed and suits before the others. EXACT takes f32 activations. */
+enum { A8_FEW, A8, TILE, A16, EXACT, KINDS };
 
-static cg_linear *tile_of(cg_dtype dtype) {
-    switch (dtype) {
-    case CG_F32: return cg_active->linear_f32_tile;
-    case CG_F16: return cg_active->linear_f16_tile;
-    case CG_BF16: return cg_active->linear_bf16_tile;
-    case CG_MXFP4: return cg_active->linear_mxfp4_tile;
-    case CG_INT8: return cg_active->linear_int8_tile;
-    default: return NULL;
-    }
+static cg_linear *kernel_of(int kind, cg_dtype dtype) {
+    const cg_kernels *k = cg_active;
+    cg_linear *kernels[KINDS][CG_U8 + 1] = {
+        [A8_FEW] = {[CG_INT8] = k->linear_int8_a8_few},
+        [A8] = {[CG_MXFP4] = k->linear_mxfp4_a8, [CG_INT8] = k->linear_int8_a8},
+        [TILE] = {k->linear_f32_tile, k->linear_f16_tile, k->linear_bf16_tile, k->linear_mxfp4_tile,
+                  k->linear_int8_tile},
+        [A16] = {[CG_MXFP4] = k->linear_mxfp4_a16, [CG_INT8] = k->linear_int8_a16},
+        [EXACT] = {k->linear_f32, k->linear_f16, k->linear_bf16, k->linear_mxfp4, k->linear_int8},
+    };
+    return kernels[kind][dtype];
 }
-
-static cg_linear *a16_of(cg_dtype dtype) {
-    return dtype == CG_MXFP4 ? cg_active->linear_mxfp4_a16 : dtype == CG_INT8 ? cg_active->linear_int8_a16 : NULL;
-}
-
-static cg_linear *a8_of(cg_dtype dtype) {
-    return dtype == CG_MXFP4 ? cg_active->linear_mxfp4_a8 : dtype == CG_INT8 ? cg_active->linear_int8_a8 : NULL;
-}
-
-static cg_linear *a8_few_of(cg_dtype dtype) { return dtype == CG_INT8 ? cg_active->linear_int8_a8_few : NULL; }
 
 /* There is such a kernel, and it is meant for T tokens. */
 static int suits(cg_linear *kernel, int64_t T) {
@@ -46,25 +29,18 @@ static int suits(cg_linear *kernel, int64_t T) {
 }
 
 cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision) {
-    if (precision == CG_PRECISION_INT8) {
-        if (suits(a8_few_of(w->dtype), T)) return a8_few_of(w->dtype);
-        if (suits(a8_of(w->dtype), T)) return a8_of(w->dtype);
-    }
-    if (precision != CG_PRECISION_EXACT) {
-        if (suits(tile_of(w->dtype), T)) return tile_of(w->dtype);
-        if (suits(a16_of(w->dtype), T)) return a16_of(w->dtype);
-    }
-    return exact_of(w->dtype);
+    int kind = precision == CG_PRECISION_EXACT ? EXACT : precision == CG_PRECISION_INT8 ? A8_FEW : TILE;
+    while (kind < EXACT && !suits(kernel_of(kind, w->dtype), T)) kind++;
+    return kernel_of(kind, w->dtype);
 }
 
 void cg_product_bytes(const cg_matrix *w, int64_t T, int64_t *packed, int64_t *work) {
-    cg_linear *kernels[] = {exact_of(w->dtype), tile_of(w->dtype), a16_of(w->dtype), a8_of(w->dtype),
-                            a8_few_of(w->dtype)};
     *packed = *work = 0;
-    for (int i = 0; i < 5; i++) {
-        if (!kernels[i]) continue;
-        *packed = cg_max(*packed, kernels[i]->packed_bytes(T, w->K));
-        *work = cg_max(*work, cg_work_bytes(kernels[i], w->K));
+    for (int kind = 0; kind < KINDS; kind++) {
+        cg_linear *kernel = kernel_of(kind, w->dtype);
+        if (!kernel) continue;
+        *packed = cg_max(*packed, kernel->packed_bytes(T, w->K));
+        *work = cg_max(*work, cg_work_bytes(kernel, w->K));
     }
 }
 
@@ -135,12 +111,9 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
                         const cg_matrix *w, int add) {
     cg_status bad = cg_check_matrix(w);
     if (bad) return bad;
-    linear_job job = {.kernel = cg_pick_linear(w, T, ctx->precision),
-                      .p = cg_product_of(w, 0),
-                      .x = {x, x_stride, NULL},
-                      .N = w->N,
-                      .packed = ctx->scratch};
     if (cg_linear_scratch(ctx, w, T) > ctx->scratch_bytes) return CG_NO_MEMORY;
+    linear_job job = {cg_pick_linear(w, T, ctx->precision), cg_product_of(w, 0), {x, x_stride, NULL}, .N = w->N};
+    job.packed = ctx->scratch;
     job.work = job.packed + job.kernel->packed_bytes(T, w->K);
     job.work_bytes = cg_work_bytes(job.kernel, w->K);
     job.p.y = y;

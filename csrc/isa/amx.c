@@ -1,7 +1,6 @@
 /* The amx level: what it adds to avx512 with AVX512_BF16 (Sapphire Rapids and later). */
 #include "core/arch.h"
 #ifdef CGPT_X86
-#include <immintrin.h>
 CG_TARGET(CG_FEATURES_AMX)
 #define CG_LANES 16
 #define CG_HAS_AVX512BF16 1

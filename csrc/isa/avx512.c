@@ -1,17 +1,17 @@
 /* The avx512 level: AVX-512 F, BW, DQ, VL (Skylake-X and later). avx512vnni.c and avx512bf16.c have what needs more. */
 #include "core/arch.h"
 #ifdef CGPT_X86
-#include <immintrin.h>
 CG_TARGET(CG_FEATURES_AVX512)
 #define CG_ISA avx512
 #define CG_LANES 16
 #include "simd/emulate.h"
 #include "isa/portable.inc"
 #include "kernels/linear/mxfp4_avx512.c"
+#include "kernels/linear/mxfp4_x86.c"
 #include "kernels/linear/mxfp4_a16_x86.c"
 
 const cg_kernels cg_kernels_hand__avx512 = {
-    .linear_mxfp4 = &mx_linear__avx512,
+    .linear_mxfp4 = &linear_mxfp4_x86__avx512,
     .linear_mxfp4_a16 = &linear_mxfp4_a16_x86__avx512,
 };
 CG_TARGET_END

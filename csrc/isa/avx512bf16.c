@@ -1,7 +1,6 @@
 /* The part of the avx512 level that needs AVX512_BF16 (Cooper Lake, Sapphire Rapids, Zen 4 and later). */
 #include "core/arch.h"
 #ifdef CGPT_X86
-#include <immintrin.h>
 CG_TARGET(CG_FEATURES_AVX512BF16)
 #define CG_LANES 16
 #define CG_HAS_AVX512BF16 1

@@ -1,7 +1,6 @@
 /* The part of the avx512 level that needs AVX512_VNNI (Cascade Lake, Ice Lake, Zen 4 and later). */
 #include "core/arch.h"
 #ifdef CGPT_X86
-#include <immintrin.h>
 CG_TARGET(CG_FEATURES_AVX512VNNI)
 #define CG_ISA avx512vnni
 #define CG_LANES 16

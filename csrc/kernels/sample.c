@@ -1,9 +1,9 @@
 /* sample: the next token from one row of logits [V]: the largest, or one drawn as cg_sampling says.
    Weights are e^((logit - largest) / temperature), f64, so 1 for the likeliest. The token drawn is the first whose
    weight, added to those of all lower ids, exceeds draw * total.
-   Without a sort: the candidates of top_k are at least the k-th largest of the blocks' maxima; those of top_p weigh more
-   than an even part of what it may leave out; both are then found by radix selection, see logits.h.
-   Holtzman et al., arXiv:1904.09751 (top_p); Nguyen et al., arXiv:2407.01082 (min_p); Keskar et al., arXiv:1909.05858
+   Without a sort: the candidates of top_k are at least the k-th largest of the blocks' maxima; those of top_p weigh
+   more than an even part of what it may leave out; both are then found by radix selection, see logits.h. Holtzman et
+   al., arXiv:1904.09751 (top_p); Nguyen et al., arXiv:2407.01082 (min_p); Keskar et al., arXiv:1909.05858
    (repetition_penalty). Parallel over rows. */
 
 static int64_t first_of_value(const logits_row *r, double value) {
@@ -65,11 +65,8 @@ static int64_t CG_NAME(sample)(double *largest, const cg_sampling *s, const floa
     int64_t b = 0, all = s->top_k >= V && s->top_p >= 1 && s->min_p <= 0;
     if (!isfinite(peak)) return -1;
     if (s->temperature == 0) return first_of_value(&r, peak);
-    if (all) {
-        total = sum_of_weights(&r, peak, s->temperature, 0);
-    } else {
-        total = sum_of_candidates(&r, filter(&r, s, peak));
-    }
+    if (all) total = sum_of_weights(&r, peak, s->temperature, 0);
+    else total = sum_of_candidates(&r, filter(&r, s, peak));
     double target = draw * total; /* below total, as draw is below 1 */
     while (sum + r.sums[b] <= target) sum += r.sums[b++];
     if (all) {

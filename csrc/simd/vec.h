@@ -17,6 +17,28 @@ typedef uint32_t vu __attribute__((vector_size(4 * CG_LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
 typedef int16_t vs __attribute__((vector_size(4 * CG_LANES))); /* two to a lane */
 
+/* CG_MM(op): the intrinsic for a whole vector; vm, vmi, vmh: what it takes of floats, of integers, of half a vector.
+   CG_HAS_MM: vec.h may use them; emulate.h has only what the kernels by hand use. */
+#if CG_LANES == 16
+#define CG_MM(op) _mm512_##op
+typedef __m512 vm;
+typedef __m512i vmi;
+typedef __m256i vmh;
+#elif CG_LANES == 8
+#define CG_MM(op) _mm256_##op
+typedef __m256 vm;
+typedef __m256i vmi;
+typedef __m128i vmh;
+#endif
+#if CG_LANES == 8 || (CG_LANES == 16 && !defined(CGPT_EMULATE))
+#define CG_HAS_MM 1
+CG_INLINE vmh vmh_load(const void *p) {
+    vmh half;
+    memcpy(&half, p, sizeof half);
+    return half;
+}
+#endif
+
 /* Keeps a value in a register. Without this GCC loads it again at each use. */
 #if !defined(__x86_64__) || (CG_LANES == 16 && defined(CGPT_EMULATE))
 #define VF_KEEP(v) (void)(v)
@@ -42,10 +64,8 @@ CG_INLINE vf vf_fma(vf a, vf b, vf c) {
 #if CG_LANES == 16 && defined(CGPT_EMULATE)
     for (int i = 0; i < CG_LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
-#elif CG_LANES == 16
-    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif CG_LANES == 8
-    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif CG_LANES > 4
+    return (vf)CG_MM(fmadd_ps)((vm)a, (vm)b, (vm)c);
 #else
     return a * b + c;
 #endif
@@ -53,10 +73,8 @@ CG_INLINE vf vf_fma(vf a, vf b, vf c) {
 
 /* Widens 2 * CG_LANES bytes. __builtin_convertvector becomes five instructions for each half (GCC 12). */
 CG_INLINE vs vs_load_i8(const void *p) {
-#if CG_LANES == 16 && !defined(CGPT_EMULATE)
-    return (vs)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
-#elif CG_LANES == 8
-    return (vs)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+#ifdef CG_HAS_MM
+    return (vs)CG_MM(cvtepi8_epi16)(vmh_load(p));
 #else
     int8_t q[2 * CG_LANES];
     vs v;
@@ -82,10 +100,8 @@ CG_INLINE vf vf_load_i8(const void *p) {
 
 /* a[2i] * b[2i] + a[2i + 1] * b[2i + 1], exact in 32 bits unless all four are -32768. */
 CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
-#if CG_LANES == 16 && !defined(CGPT_EMULATE)
-    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif CG_LANES == 8
-    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#ifdef CG_HAS_MM
+    return (vi)CG_MM(madd_epi16)((vmi)a, (vmi)b);
 #else
     vi even = ((vi)((vu)a << 16) >> 16) * ((vi)((vu)b << 16) >> 16), odd = ((vi)a >> 16) * ((vi)b >> 16);
     return even + odd;
@@ -104,10 +120,8 @@ CG_INLINE vi vs_dot_pairs(vi sum, vs a, vs b) {
 CG_INLINE vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 /* b where a or b is NaN. GCC does not find the instruction. */
 CG_INLINE vf vf_max(vf a, vf b) {
-#if CG_LANES == 8
-    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
-#elif CG_LANES == 16 && !defined(CGPT_EMULATE)
-    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#ifdef CG_HAS_MM
+    return (vf)CG_MM(max_ps)((vm)a, (vm)b);
 #else
     return vf_select(a > b, a, b);
 #endif
@@ -116,10 +130,8 @@ CG_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 
 /* Intrinsics, because GCC does not find these instructions either. */
 CG_INLINE vf vf_load_bf16(const uint16_t *p) {
-#if CG_LANES == 16 && !defined(CGPT_EMULATE)
-    return (vf)((vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)) << 16);
-#elif CG_LANES == 8
-    return (vf)((vu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)) << 16);
+#ifdef CG_HAS_MM
+    return (vf)((vu)CG_MM(cvtepu16_epi32)(vmh_load(p)) << 16);
 #else
     vh h;
     memcpy(&h, p, sizeof h);
@@ -128,10 +140,8 @@ CG_INLINE vf vf_load_bf16(const uint16_t *p) {
 }
 
 CG_INLINE vf vf_load_f16(const uint16_t *p) {
-#if CG_LANES == 16 && !defined(CGPT_EMULATE)
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#elif CG_LANES == 8
-    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#ifdef CG_HAS_MM
+    return (vf)CG_MM(cvtph_ps)(vmh_load(p));
 #else
     vh h;
     vf v;
@@ -156,15 +166,13 @@ CG_INLINE void vf_store_as(cg_dtype d, void *row, int64_t k, vf v) {
         vh h = __builtin_convertvector((nan & (u >> 16 | 0x40)) | (~nan & rounded), vh);
         memcpy((uint16_t *)row + k, &h, sizeof h);
     } else {
-#if CG_LANES == 16 && !defined(CGPT_EMULATE)
-        _mm256_storeu_si256((__m256i *)((uint16_t *)row + k), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#elif CG_LANES == 8
-        _mm_storeu_si128((__m128i *)((uint16_t *)row + k), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#ifdef CG_HAS_MM
+        vh h = (vh)CG_MM(cvtps_ph)((vm)v, _MM_FROUND_TO_NEAREST_INT);
 #else
         vh h;
         for (int i = 0; i < CG_LANES; i++) h[i] = cg_f32_to_f16(v[i]);
-        memcpy((uint16_t *)row + k, &h, sizeof h);
 #endif
+        memcpy((uint16_t *)row + k, &h, sizeof h);
     }
 }
 

@@ -14,13 +14,7 @@ enum {
 };
 
 /* sum + four products of unsigned w and signed x in each lane. */
-CG_INLINE vi a8_dot(vi sum, vi w, vi x) {
-#if CG_LANES == 16
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-#else
-    return (vi)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
-#endif
-}
+CG_INLINE vi a8_dot(vi sum, vi w, vi x) { return (vi)CG_MM(dpbusd_epi32)((vmi)sum, (vmi)w, (vmi)x); }
 
 /* Packed tokens: [T / CG_LANES][k-steps][CG_LANES] times four bytes, then heads, [T / CG_LANES][groups]. */
 typedef struct {

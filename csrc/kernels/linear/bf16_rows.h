@@ -3,6 +3,7 @@
 #define CG_BF16_ROWS_H
 
 #include "kernels/linear/dot.h"
+#include "kernels/linear/int8.h"
 
 /* 32 floats to bf16, ties to even, NaN kept. */
 CG_INLINE __m512i bf16_round(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
@@ -45,22 +46,24 @@ CG_INLINE __m512i bf16_from_mxfp4(const uint8_t *group, uint8_t scale) {
     return _mm512_permutexvar_epi16(_mm512_srlv_epi16(_mm512_shuffle_epi8(v, words), shifts), scaled);
 }
 
-/* A row of K MXFP4 weights as bf16. */
-CG_INLINE void bf16_row_from_mxfp4(uint16_t *out, const uint8_t *blocks, const uint8_t *scales, int64_t K) {
-    for (int64_t g = 0; g < K / CG_MXFP4_GROUP; g++)
-        _mm512_storeu_si512(out + g * CG_MXFP4_GROUP, bf16_from_mxfp4(blocks + g * CG_MXFP4_GROUP_BYTES, scales[g]));
+/* MXFP4 weights k0 <= k < k1 of row n as bf16. */
+CG_INLINE void bf16_decode_mxfp4(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    int64_t first = n * (p->K / CG_MXFP4_GROUP) + k0 / CG_MXFP4_GROUP;
+    for (int64_t g = 0; g < (k1 - k0) / CG_MXFP4_GROUP; g++)
+        _mm512_storeu_si512((uint16_t *)out + g * CG_MXFP4_GROUP,
+                            bf16_from_mxfp4(p->w + (first + g) * CG_MXFP4_GROUP_BYTES, p->scales[first + g]));
 }
 
-/* INT8 weights k0 <= k < k1 of a row, whole groups, rounded to bf16. */
-CG_INLINE void bf16_row_from_int8(uint16_t *out, const uint8_t *row, const uint8_t *scales, int64_t k0, int64_t k1) {
-    for (int64_t k = k0; k < k1; k += 32, out += 32) {
-        uint16_t bits;
-        memcpy(&bits, scales + k / CG_INT8_GROUP * 2, 2);
-        __m512 scale = _mm512_set1_ps(cg_bf16_to_f32(bits)), part[2];
+/* INT8 weights k0 <= k < k1 of row n, and the zeros up to a whole group, rounded to bf16. */
+CG_INLINE void bf16_decode_int8(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    const uint8_t *row = p->w + n * cg_row_bytes(CG_INT8, p->K);
+    uint16_t *to = out;
+    for (int64_t k = k0; k < cg_round_up(k1, CG_INT8_GROUP); k += 32, to += 32) {
+        __m512 scale = _mm512_set1_ps(int8_scale(p, n, k / CG_INT8_GROUP)), part[2];
         for (int i = 0; i < 2; i++)
             part[i] = _mm512_mul_ps(
                 _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + k + 16 * i)))), scale);
-        _mm512_storeu_si512(out, bf16_round(part[0], part[1]));
+        _mm512_storeu_si512(to, bf16_round(part[0], part[1]));
     }
 }
 

@@ -21,8 +21,8 @@ CG_INLINE int64_t int8_a16_bytes(int64_t K) {
 
 static int64_t CG_NAME(int8_a16_packed_bytes)(int64_t T, int64_t K) { return T * int8_a16_bytes(K); }
 
-static void CG_NAME(int8_a16_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    (void)T;
+static void CG_NAME(int8_a16_pack)(void *packed, const cg_rows *x, CG_UNUSED int64_t T, int64_t K, int64_t t0,
+                                   int64_t t1) {
     int64_t groups = int8_groups(K);
     for (int64_t t = t0; t < t1; t++) {
         int16_t *to = (int16_t *)((char *)packed + t * int8_a16_bytes(K));

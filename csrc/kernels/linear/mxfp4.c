@@ -13,8 +13,8 @@ CG_INLINE void mxfp4_decode(void *out, const cg_product *p, int64_t n, int64_t k
 /* The same packing for any number of tokens; linear_int8 has it too. */
 static int64_t CG_NAME(decoded_packed_bytes)(int64_t T, int64_t K) { return dot_packed_bytes(DOT_F32, 0, T, K); }
 
-static void CG_NAME(decoded_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    (void)T;
+static void CG_NAME(decoded_pack)(void *packed, const cg_rows *x, CG_UNUSED int64_t T, int64_t K, int64_t t0,
+                                  int64_t t1) {
     dot_pack(DOT_F32, 0, dot_as_it_is, packed, x, K, t0, t1);
 }
 

@@ -9,8 +9,7 @@ CG_INLINE int64_t a16_row_bytes(int64_t K) { return cg_round_up(K * 2 + K / CG_M
 
 static int64_t CG_NAME(a16_packed_bytes)(int64_t T, int64_t K) { return T * a16_row_bytes(K); }
 
-static void CG_NAME(a16_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    (void)T;
+static void CG_NAME(a16_pack)(void *packed, const cg_rows *x, CG_UNUSED int64_t T, int64_t K, int64_t t0, int64_t t1) {
     for (int64_t t = t0; t < t1; t++) {
         int16_t *to = (int16_t *)((char *)packed + t * a16_row_bytes(K));
         float *scales = (float *)(to + K);

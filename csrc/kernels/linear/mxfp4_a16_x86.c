@@ -26,8 +26,8 @@ static int64_t CG_NAME(mxfp4_a16_packed_bytes_x86)(int64_t T, int64_t K) {
     return cg_round_up(T * a16_blocks(K) * (int64_t)sizeof(a16_block), 64);
 }
 
-static void CG_NAME(mxfp4_a16_pack_x86)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    (void)T;
+static void CG_NAME(mxfp4_a16_pack_x86)(void *packed, const cg_rows *x, CG_UNUSED int64_t T, int64_t K, int64_t t0,
+                                        int64_t t1) {
     int64_t blocks = a16_blocks(K);
     for (int64_t t = t0; t < t1; t++)
         for (int64_t b = 0; b < blocks; b++) {
@@ -66,11 +66,7 @@ CG_INLINE vf a16_weight_scales(const uint8_t *scales, int64_t groups) {
 
 /* The scales for vector v of codes, each in the four lanes of its group. */
 CG_INLINE vf a16_spread(vf scales, const int v) {
-#if CG_LANES == 16
-#define A16_SPREAD(imm) (vf) _mm512_permute_ps((__m512)scales, imm)
-#else
-#define A16_SPREAD(imm) (vf) _mm256_permute_ps((__m256)scales, imm)
-#endif
+#define A16_SPREAD(imm) (vf) CG_MM(permute_ps)((vm)scales, imm)
     return v == 0 ? A16_SPREAD(0x00) : v == 1 ? A16_SPREAD(0x55) : v == 2 ? A16_SPREAD(0xaa) : A16_SPREAD(0xff);
 #undef A16_SPREAD
 }
@@ -94,14 +90,12 @@ CG_INLINE void a16_weights(vs *w, vs codes) {
     const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
     vs low = codes & 0x0f0f, high = codes >> 4 & 0x0f0f;
 #if CG_LANES == 16
-    const __m512i table = _mm512_broadcast_i32x4(doubled);
-    low = (vs)_mm512_shuffle_epi8(table, (__m512i)low);
-    high = (vs)_mm512_shuffle_epi8(table, (__m512i)high);
+    const vmi table = _mm512_broadcast_i32x4(doubled);
 #else
-    const __m256i table = _mm256_broadcastsi128_si256(doubled);
-    low = (vs)_mm256_shuffle_epi8(table, (__m256i)low);
-    high = (vs)_mm256_shuffle_epi8(table, (__m256i)high);
+    const vmi table = _mm256_broadcastsi128_si256(doubled);
 #endif
+    low = (vs)CG_MM(shuffle_epi8)(table, (vmi)low);
+    high = (vs)CG_MM(shuffle_epi8)(table, (vmi)high);
     w[0] = low << 8;
     w[1] = high << 8;
     w[2] = low & (int16_t)0xff00;

@@ -6,7 +6,7 @@
    One row is multiplied by 4 tokens. Each output keeps its own order, so one token or many give the same bits. */
 #include "kernels/linear/dot.h"
 
-enum { MX_BLOCK = 64, MX_BLOCK_BYTES = 32, MX_AHEAD_BYTES = 1024, MX_TOKENS = 4, MX_FEW = 5 };
+enum { MX_BLOCK = 64, MX_BLOCK_BYTES = 32, MX_AHEAD_BYTES = 1024, MX_TOKENS = 4 };
 
 CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
     float *to = out;
@@ -16,12 +16,6 @@ CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
                 int64_t at = k + 32 * (lane / 4) + 16 * (v / 4) + 4 * (lane % 4) + v % 4;
                 to[k + v * 8 + lane] = at < count ? x[at] : 0.f;
             }
-}
-
-static int64_t mx_packed_bytes__avx2(int64_t T, int64_t K) { return dot_packed_bytes(DOT_GROUPED, T <= MX_FEW, T, K); }
-
-static void mx_pack__avx2(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    dot_pack(DOT_GROUPED, T <= MX_FEW, mx_order, packed, x, K, t0, t1);
 }
 
 /* Two groups' scales, each in four lanes. Scale 0 is the denormal 2^-127. */
@@ -101,19 +95,3 @@ CG_INLINE void mx_row(const int M, const cg_product *p, int64_t n, int64_t t) {
     }
     for (int m = 0; m < M; m++) dot_finish(1, p, t + m, n, (const vf *)&sum[m]);
 }
-
-static void mx_panel__avx2(const cg_product *p, int64_t n0, int64_t n1) {
-    if (p->T > MX_FEW) {
-        dot_many(DOT_GROUPED, mx_decode, p, n0, n1);
-        return;
-    }
-    for (int64_t n = n0; n < n1; n++) {
-        int64_t t = 0;
-        for (; t + MX_TOKENS <= p->T; t += MX_TOKENS) mx_row(MX_TOKENS, p, n, t);
-        for (; t + 2 <= p->T; t += 2) mx_row(2, p, n, t);
-        for (; t < p->T; t++) mx_row(1, p, n, t);
-    }
-}
-
-static cg_linear mx_linear__avx2 = {mx_packed_bytes__avx2, mx_pack__avx2, mx_panel__avx2,
-                                    .work_bytes = sizeof(dot_work)};

@@ -7,21 +7,13 @@
    (dot.h) give the same bits. */
 #include "kernels/linear/dot.h"
 
-enum { MX_BLOCK = 128, MX_AHEAD_BYTES = 2048, MX_TOKENS = 4, MX_FEW = 5 };
+enum { MX_BLOCK = 128, MX_AHEAD_BYTES = 2048, MX_TOKENS = 4 };
 
 CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
     float *to = out;
     for (int64_t k = 0; k < count; k += MX_BLOCK)
         for (int n = 0; n < 8; n++)
             for (int l = 0; l < 16; l++) to[k + n * 16 + l] = k + 8 * l + n < count ? x[k + 8 * l + n] : 0.f;
-}
-
-static int64_t mx_packed_bytes__avx512(int64_t T, int64_t K) {
-    return dot_packed_bytes(DOT_GROUPED, T <= MX_FEW, T, K);
-}
-
-static void mx_pack__avx512(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    dot_pack(DOT_GROUPED, T <= MX_FEW, mx_order, packed, x, K, t0, t1);
 }
 
 /* The scales of four groups, each in its group's four lanes; `groups` < 4 in a row's last block. */
@@ -74,19 +66,3 @@ CG_INLINE void mx_row(const int M, const cg_product *p, int64_t n, int64_t t) {
     }
     for (int m = 0; m < M; m++) dot_finish(1, p, t + m, n, (const vf *)&sum[m]);
 }
-
-static void mx_panel__avx512(const cg_product *p, int64_t n0, int64_t n1) {
-    if (p->T > MX_FEW) {
-        dot_many(DOT_GROUPED, mx_decode, p, n0, n1);
-        return;
-    }
-    for (int64_t n = n0; n < n1; n++) { /* one row after the other: one stream of memory */
-        int64_t t = 0;
-        for (; t + MX_TOKENS <= p->T; t += MX_TOKENS) mx_row(MX_TOKENS, p, n, t);
-        for (; t + 2 <= p->T; t += 2) mx_row(2, p, n, t);
-        for (; t < p->T; t++) mx_row(1, p, n, t);
-    }
-}
-
-static cg_linear mx_linear__avx512 = {mx_packed_bytes__avx512, mx_pack__avx512, mx_panel__avx512,
-                                      .work_bytes = sizeof(dot_work)};

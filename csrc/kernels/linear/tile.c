@@ -1,7 +1,7 @@
 /* linear_f32_tile, linear_f16_tile, linear_bf16_tile: as dense.c, with the weights' exact values and f32 products, but
    summed in the order of tile.h, which differs from that of a few tokens. It is faster and does not give the same bits.
    Parallel over n. */
-#include "kernels/linear/tile.h"
+#include "kernels/linear/tile.h" /* and decode_<dtype> of dense.c */
 
 enum { TILE_MIN_TOKENS_F32 = 48 }; /* fewer tokens are as fast with dense.c */
 
@@ -10,28 +10,14 @@ static int64_t CG_NAME(tile_packed_f32)(int64_t T, int64_t K) { return tile_pack
 static void CG_NAME(tile_pack_f32)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
     for (int64_t t = t0; t < cg_round_up(t1, CG_LANES); t++) {
         float *to = (float *)packed + t / CG_LANES * CG_LANES * K + t % CG_LANES;
-        if (t < T) {
-            const float *from = cg_row_of(x, t);
-            for (int64_t k = 0; k < K; k++) to[k * CG_LANES] = from[k];
-        } else {
-            for (int64_t k = 0; k < K; k++) to[k * CG_LANES] = 0.f;
-        }
+        const float *from = t < T ? cg_row_of(x, t) : NULL;
+        for (int64_t k = 0; k < K; k++) to[k * CG_LANES] = from ? from[k] : 0.f;
     }
 }
 
-CG_INLINE void tile_floats(const cg_dtype dtype, float *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
-    const uint8_t *row = p->w + n * cg_row_bytes(dtype, p->K);
-    int64_t k = k0;
-    for (; k + CG_LANES <= k1; k += CG_LANES) vf_store(out + k - k0, vf_load_as(dtype, row, k));
-    if (k < k1) vf_store(out + k - k0, vf_load_as_n(dtype, row, k, k1 - k));
-}
-
 #define TILE(name, dtype) \
-    CG_INLINE void tile_floats_##name(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) { \
-        tile_floats(dtype, out, p, n, k0, k1); \
-    } \
     static void CG_NAME(tile_panel_##name)(const cg_product *p, int64_t n0, int64_t n1) { \
-        tile_many(p->K, 1, TILE_STEPS, dtype, tile_floats_##name, tile_multiply_f32, p, n0, n1); \
+        tile_many(p->K, 1, TILE_STEPS, dtype, decode_##name, tile_multiply_f32, p, n0, n1); \
     } \
     static cg_linear CG_NAME(linear_##name##_tile) = {CG_NAME(tile_packed_f32), CG_NAME(tile_pack_f32), \
                                                       CG_NAME(tile_panel_##name), .min_tokens = TILE_MIN_TOKENS_F32, \

@@ -10,7 +10,7 @@
 enum {
     TILE_ROWS = CG_LANES == 16 ? 8 : 4,
     TILE_VECTORS = 3,                 /* of tokens that a broadcast weight is multiplied by */
-    TILE_STEPS = 256,                 /* k-steps of a slice at the most */
+    TILE_STEPS = 256,                 /* k-steps of a slice at the most; a multiple of dot.h's groups */
     TILE_STEPS_ALIGN = 32,            /* slices are whole groups of weights */
     TILE_PANEL = 64,                  /* rows that are decoded together */
     TILE_ROW_STEPS = TILE_STEPS + 16, /* a cache line more, so that rows do not meet in the same sets */
@@ -19,9 +19,6 @@ enum {
 
 /* Packed tokens: [T / CG_LANES][k-steps][CG_LANES]. */
 CG_INLINE int64_t tile_packed_bytes(int64_t steps, int64_t T) { return cg_round_up(T, CG_LANES) * steps * 4; }
-
-/* Writes the weights k0 <= k < k1 of row n as k-steps, with zeros up to a whole one. */
-typedef void tile_decode(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1);
 
 typedef struct {
     uint32_t rows[TILE_PANEL][TILE_ROW_STEPS];
@@ -120,9 +117,10 @@ TILE_MULTIPLY(tile_multiply_f32, DOT_F32)
 TILE_MULTIPLY(tile_multiply_pairs, DOT_PAIRS)
 #undef TILE_MULTIPLY
 
-/* Outputs n0 .. n1-1 of all tokens. A row has `steps` k-steps of `values` values each; slices up to `max_steps`. */
+/* Outputs n0 .. n1-1 of all tokens. `decode` writes k-steps, with zeros up to a whole one. A row has `steps` k-steps of
+ * `values` values each; slices up to `max_steps`. */
 CG_INLINE void tile_many(int64_t steps, const int64_t values, const int64_t max_steps, const cg_dtype dtype,
-                         tile_decode *decode, tile_multiply *multiply, const cg_product *p, int64_t n0, int64_t n1) {
+                         dot_decode *decode, tile_multiply *multiply, const cg_product *p, int64_t n0, int64_t n1) {
     tile_job j = {.p = p, .work = p->work, .all_steps = steps, .row_bytes = cg_row_bytes(dtype, p->K)};
     int64_t slices = (steps + max_steps - 1) / max_steps;
     int64_t slice = cg_round_up((steps + slices - 1) / slices, TILE_STEPS_ALIGN);

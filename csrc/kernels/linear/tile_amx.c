@@ -101,36 +101,24 @@ static void panel_bf16_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
 }
 
 /* Panels of rows that are decoded to bf16 first, [rows, Kw]. */
-typedef void amx_decode(uint16_t *out, const cg_product *p, int64_t n);
-
-CG_INLINE void amx_decoded_panel(amx_decode *decode, int64_t Kw, const cg_product *p, int64_t n0, int64_t n1) {
+CG_INLINE void amx_decoded_panel(dot_decode *decode, int64_t Kw, const cg_product *p, int64_t n0, int64_t n1) {
     uint16_t *decoded = p->work;
     tiles_begin();
     for (int64_t n = n0; n < n1; n += AMX_ROWS) {
         int64_t rows = cg_min(AMX_ROWS, n1 - n);
-        for (int64_t r = 0; r < rows; r++) decode(decoded + r * Kw, p, n + r);
+        for (int64_t r = 0; r < rows; r++) decode(decoded + r * Kw, p, n + r, 0, p->K);
         if (rows % TILE_EDGE) memset(decoded + rows * Kw, 0, (size_t)((AMX_ROWS - rows) * Kw) * 2);
         amx_rows(p, decoded, Kw, n, rows);
     }
     tiles_end();
 }
 
-CG_INLINE void amx_decode_mxfp4(uint16_t *out, const cg_product *p, int64_t n) {
-    int64_t groups = p->K / CG_MXFP4_GROUP;
-    bf16_row_from_mxfp4(out, p->w + n * groups * CG_MXFP4_GROUP_BYTES, p->scales + n * groups, p->K);
-}
-
-CG_INLINE void amx_decode_int8(uint16_t *out, const cg_product *p, int64_t n) {
-    int64_t Kw = cg_row_bytes(CG_INT8, p->K);
-    bf16_row_from_int8(out, p->w + n * Kw, p->scales + n * cg_scale_bytes(CG_INT8, p->K), 0, Kw);
-}
-
 static void panel_mxfp4_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
-    amx_decoded_panel(amx_decode_mxfp4, p->K, p, n0, n1);
+    amx_decoded_panel(bf16_decode_mxfp4, p->K, p, n0, n1);
 }
 
 static void panel_int8_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
-    amx_decoded_panel(amx_decode_int8, cg_row_bytes(CG_INT8, p->K), p, n0, n1);
+    amx_decoded_panel(bf16_decode_int8, cg_row_bytes(CG_INT8, p->K), p, n0, n1);
 }
 
 static cg_linear linear_bf16_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_bf16_tile__amx,

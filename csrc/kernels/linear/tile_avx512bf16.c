@@ -37,35 +37,22 @@ CG_INLINE void tile_decode_bf16(void *out, const cg_product *p, int64_t n, int64
     if (k1 % 2) ((uint16_t *)out)[k1 - k0] = 0;
 }
 
-CG_INLINE void tile_decode_mxfp4(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
-    int64_t group = n * (p->K / CG_MXFP4_GROUP) + k0 / CG_MXFP4_GROUP;
-    bf16_row_from_mxfp4(out, p->w + group * CG_MXFP4_GROUP_BYTES, p->scales + group, k1 - k0);
-}
-
-CG_INLINE void tile_decode_int8(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
-    bf16_row_from_int8(out, p->w + n * cg_row_bytes(CG_INT8, p->K), p->scales + n * cg_scale_bytes(CG_INT8, p->K), k0,
-                       cg_round_up(k1, CG_INT8_GROUP));
-}
-
 static void panel_bf16_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
     if (p->T <= TILE_FEW) dot_few(DOT_PAIRS, CG_BF16, p, n0, n1);
     else tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_BF16, tile_decode_bf16, tile_multiply_pairs, p, n0, n1);
 }
 
-static void panel_mxfp4_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
-    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_MXFP4, tile_decode_mxfp4, tile_multiply_pairs, p, n0, n1);
-}
-
-static void panel_int8_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
-    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_INT8, tile_decode_int8, tile_multiply_pairs, p, n0, n1);
-}
-
 static cg_linear linear_bf16_tile__avx512bf16 = {packed_bytes_bf16_tile__avx512bf16, pack_bf16_tile__avx512bf16,
                                                  panel_bf16_tile__avx512bf16, .min_tokens = TILE_MIN_TOKENS,
                                                  .work_bytes = sizeof(tile_work)};
-static cg_linear linear_mxfp4_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
-                                                  panel_mxfp4_tile__avx512bf16, .min_tokens = TILE_MIN_TOKENS_DECODED,
-                                                  .work_bytes = sizeof(tile_work)};
-static cg_linear linear_int8_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
-                                                 panel_int8_tile__avx512bf16, .min_tokens = TILE_MIN_TOKENS_DECODED,
-                                                 .work_bytes = sizeof(tile_work)};
+
+#define TILE_DECODED(name, dtype) \
+    static void panel_##name##_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) { \
+        tile_many((p->K + 1) / 2, 2, TILE_STEPS, dtype, bf16_decode_##name, tile_multiply_pairs, p, n0, n1); \
+    } \
+    static cg_linear linear_##name##_tile__avx512bf16 = { \
+        packed_bytes_tile__avx512bf16, pack_tile__avx512bf16, panel_##name##_tile__avx512bf16, \
+        .min_tokens = TILE_MIN_TOKENS_DECODED, .work_bytes = sizeof(tile_work)};
+TILE_DECODED(mxfp4, CG_MXFP4)
+TILE_DECODED(int8, CG_INT8)
+#undef TILE_DECODED
