@@ -1,6 +1,6 @@
 /* One row of logits [V] as a distribution over the vocabulary: what sample.c and logprobs.c share.
-   A row is read in blocks of CG_LOGITS_BLOCK tokens, widened to f64 and with its changes applied. All arithmetic is f64 in
-   one order of sums, so that every level gives the same bits. */
+   A row is read in blocks of CG_LOGITS_BLOCK tokens, widened to f64 and with its changes applied. All arithmetic is f64
+   in one order of sums, so that every level gives the same bits. */
 #ifndef CG_LOGITS_H
 #define CG_LOGITS_H
 
@@ -28,7 +28,8 @@ static inline logits_row logits_of(const float *logits, int64_t V, const cg_samp
 
 /* ---------------------------------------------------------------------------------------------------------- reading */
 
-/* f32 but for the penalties on counts, as the formulas of cg_sampling. Products as f64: no FMA joins them to the bias. */
+/* f32 but for the penalties on counts, as the formulas of cg_sampling. Products as f64: no FMA joins them to the bias.
+ */
 static inline double changed_logit(const cg_sampling *s, const cg_logit_change *change, float logit) {
     if (change->seen)
         logit = (float)(logit < 0 ? (double)logit * s->repetition_penalty : (double)logit / s->repetition_penalty);

@@ -1,6 +1,6 @@
 /* logprobs: what the log-probabilities of one row of logits [V] are made of, and the k largest.
-   log p[i] = (logits[i] - largest) - log_sum, log_sum = log(sum over i of e^(logits[i] - largest)). f64; ties by the lower
-   id. If the largest is not finite, both and all k are NaN. Parallel over rows. */
+   log p[i] = (logits[i] - largest) - log_sum, log_sum = log(sum over i of e^(logits[i] - largest)). f64; ties by the
+   lower id. If the largest is not finite, both and all k are NaN. Parallel over rows. */
 static void CG_NAME(logprobs)(double *largest, double *log_sum, int32_t *ids, double *top, const float *logits,
                               int64_t V, int64_t k, void *scratch) {
     logits_row r = logits_of(logits, V, NULL, scratch);
