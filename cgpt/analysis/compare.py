@@ -21,14 +21,9 @@ WIDTH, LABELS, NARROWEST, WIDEST = 100, 21, 25, 40  # columns: of the table, wha
 SHAPE = ("layers", "width", "vocabulary", "context")
 SAME, FOOTNOTE = "=", "= the same in all"
 
-_ACTIVATIONS = {
-    "gelu_tanh": "GELU (tanh)",
-    "gelu_erf": "GELU (erf)",
-    "quick_gelu": "QuickGELU",
-    "relu": "ReLU",
-    "silu": "SiLU",
-    "tanh": "tanh",
-}
+_ACTIVATIONS = dict(
+    gelu_tanh="GELU (tanh)", gelu_erf="GELU (erf)", quick_gelu="QuickGELU", relu="ReLU", silu="SiLU", tanh="tanh"
+)
 
 # Of the steps from GPT-2 to gpt-oss; a row's label begins with the number of its step.
 WHY = {

@@ -29,14 +29,12 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def _architecture(name: str, shape: Mapping[str, int]) -> str:
-    text = f"{name}, {shape['layers']} layers, width {shape['width']:,}, {shape['heads']} heads"
-    if shape["kv_heads"] != shape["heads"]:
-        text += f" on {shape['kv_heads']} key/value heads"
-    text += f" of {shape['head_dim']}"
+    shared = f" on {shape['kv_heads']} key/value heads" if shape["kv_heads"] != shape["heads"] else ""
+    mlp = f"MLP of {shape['mlp_width']:,}"
     if "experts" in shape:
-        text += f", {shape['experts_per_token']} of {shape['experts']} experts"
-    text += f" of {shape['mlp_width']:,}" if "experts" in shape else f", MLP of {shape['mlp_width']:,}"
-    text += f", vocabulary {shape['vocabulary']:,}, context {shape['context']:,}"
+        mlp = f"{shape['experts_per_token']} of {shape['experts']} experts of {shape['mlp_width']:,}"
+    text = f"{name}, {shape['layers']} layers, width {shape['width']:,}, {shape['heads']} heads{shared}"
+    text += f" of {shape['head_dim']}, {mlp}, vocabulary {shape['vocabulary']:,}, context {shape['context']:,}"
     if shape["sliding_layers"]:
         text += f" ({shape['sliding_layers']} layers see {shape['window']:,})"
     return text

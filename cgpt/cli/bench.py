@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import ExitStack
 
 from cgpt.bench import plot, report
 from cgpt.bench.checkpoints import checkpoint
@@ -46,9 +45,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--json or --jsonl, not both")
     if args.plot:
         plot.require_matplotlib()
-    with ExitStack() as stack:
-        progress = stack.enter_context(ProgressBar(f"writing {args.model}"))
-        directory = stack.enter_context(checkpoint(args.model, args.keep, say, progress))
+    writing = ProgressBar(f"writing {args.model}")
+    with writing, checkpoint(args.model, args.keep, say, writing) as directory:
         rows = []
         for row in bench(
             directory,
