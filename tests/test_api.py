@@ -4,6 +4,7 @@ import gc
 import inspect
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,12 @@ def model():
     return cgpt.load("demo-gpt2", threads=1)
 
 
+@pytest.fixture
+def own(tmp_path):
+    """Copies a model of the package to a directory of its own: other tests may still have the package's mapped."""
+    return lambda name: shutil.copytree(cgpt.locate(name), tmp_path / name)
+
+
 def mapped(directory):
     """How many of this process's mappings are of the checkpoint."""
     with open("/proc/self/maps") as maps:
@@ -37,10 +44,11 @@ def mapped(directory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_close_gives_the_weights_back_at_once(name):
+def test_close_gives_the_weights_back_at_once(own, name):
+    directory = own(name)
     gc.disable()  # reference counts must do it alone
     try:
-        with cgpt.load(name) as model:
+        with cgpt.load(directory) as model:
             assert model.generate([5], max_new_tokens=2).ids and mapped(model.directory)
         assert not mapped(model.directory)
     finally:
@@ -63,8 +71,8 @@ def test_close_gives_the_weights_back_at_once(name):
     assert "closed" in repr(model) and model.tokenizer.decode([5]) and model.vocab_size
 
 
-def test_a_twin_keeps_the_weights():
-    model = cgpt.load("demo-gpt2")
+def test_a_twin_keeps_the_weights(own):
+    model = cgpt.load(own("demo-gpt2"))
     twin = model.at_precision("exact")
     model.close()
     assert twin.generate([5], max_new_tokens=2).ids and mapped(twin.directory)
