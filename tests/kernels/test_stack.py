@@ -8,9 +8,10 @@ import threading
 
 import numpy as np
 import pytest
-from kernel_cases import Weights, activations, context, linear, tensor, use_level
 
-from cgpt import _kernels
+from cgpt.kernels import _kernels
+
+from support.kernel_cases import Weights, activations, context, linear, tensor, use_level
 
 KIB = 256
 DTYPES = ("F32", "F16", "BF16", "MXFP4", "INT8")

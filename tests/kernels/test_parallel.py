@@ -1,4 +1,4 @@
-"""Threads that cannot be had: fewer work, and one warning says so. (What a fork needs: test_threads_fork.py.)"""
+"""Threads that cannot be had: fewer work, and one warning says so. (What a fork needs: tests/machine/test_threads_fork.py.)"""
 
 import os
 import subprocess
@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from cgpt import _kernels
+from cgpt.kernels import _kernels
 
 PROGRAM = """
 import os, resource, sys, warnings
 import numpy as np
-from cgpt import _kernels
+from cgpt.kernels import _kernels
 
 def product():
     y = np.zeros((64, 256), np.float32)
