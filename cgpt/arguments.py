@@ -22,6 +22,7 @@ def checked_arguments(function: F) -> F:
     """Makes a call that does not fit the function's signature an InputError, with the nearest known name for an unknown
     one, instead of a TypeError."""
     signature = inspect.signature(function)
+    called = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     named = [p.name for p in signature.parameters.values() if p.kind is not p.POSITIONAL_ONLY and p.name != "self"]
 
     @functools.wraps(function)
@@ -31,10 +32,10 @@ def checked_arguments(function: F) -> F:
         except TypeError as problem:
             unknown = next((name for name in kwargs if name not in named), None)
             if unknown is None:
-                raise InputError(f"{function.__name__}(): {problem}") from None
+                raise InputError(f"{called}(): {problem}") from None
             near = difflib.get_close_matches(unknown, named, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(named)}"
-            raise InputError(f"{function.__name__}() has no argument {shown(unknown)}; {hint}") from None
+            raise InputError(f"{called}() has no argument {shown(unknown)}; {hint}") from None
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]

@@ -227,6 +227,10 @@ def test_odd_arguments_are_refused_by_name_or_work(model):
 def test_unknown_keywords_are_told_the_nearest_known_one(model, typo):
     with pytest.raises(InputError, match=f"generate\\(\\) has no argument .{typo}.; did you mean {TYPOS[typo]}"):
         model.generate("x", **{typo: 1})
+    with pytest.raises(InputError, match="SamplingParams\\(\\) has no argument .temprature.; did you mean temperature"):
+        cgpt.SamplingParams(temprature=1)
+    with pytest.raises(InputError, match="PrefixCache\\(\\) has no argument .bytes.; did you mean max_bytes"):
+        cgpt.PrefixCache(model, bytes=1)
     with pytest.raises(InputError, match="load\\(\\) has no argument .treads.; did you mean threads"):
         cgpt.load("demo-gpt2", treads=1)
 

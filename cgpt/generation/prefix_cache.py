@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from cgpt.arguments import require_integer
+from cgpt.arguments import checked_arguments, require_integer
 from cgpt.errors import InputError
 from cgpt.generation.request import TextModel
 from cgpt.models.base import Ids, Transformer
@@ -54,6 +54,7 @@ class PrefixCache:
     num_reused, num_computed: the positions of prompts that were found here, and those that were not, so far.
     """
 
+    @checked_arguments
     def __init__(self, model: TextModel, max_bytes: int = 2_000_000_000) -> None:
         """max_bytes: of keys, values and snapshots."""
         if not isinstance(transformer := getattr(model, "transformer", None), Transformer):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cgpt.arguments import require_flag, require_integer, require_number
+from cgpt.arguments import checked_arguments, require_flag, require_integer, require_number
 from cgpt.errors import InputError, NumericsError, TokenIdError
 from cgpt.fields import shown
 from cgpt.kernels import _kernels
@@ -116,6 +116,9 @@ class SamplingParams:
         for name, ids in (("stop", self.stop_ids), ("logit_bias", self.logit_bias or ())):
             if wrong := [one for one in ids if not 0 <= one < vocab_size]:
                 raise TokenIdError(f"{name} holds the id {shown(wrong[0])}; the vocabulary has 0 to {vocab_size - 1}")
+
+
+SamplingParams.__init__ = checked_arguments(SamplingParams.__init__)  # type: ignore[method-assign]
 
 
 def _stops(stop: Any) -> tuple[str | int, ...]:

@@ -7,6 +7,7 @@ is idle; bench/SPEED.md has the measurements. An iteration is one pause instruct
 """
 
 import os
+from pathlib import Path
 
 SPINS = 2000
 
@@ -20,6 +21,14 @@ def _load() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
     try:
         from cgpt.kernels import _kernels  # noqa: F401
+    except ImportError:
+        folder = Path(__file__).parent
+        if any(folder.glob("_kernels*.so")):
+            raise
+        raise ImportError(
+            f"the kernels in {folder} are not compiled: pip install -e . there, or run Python from another folder if "
+            f"cgpt is installed already"
+        ) from None
     finally:
         if ours:
             del os.environ["GOMP_SPINCOUNT"]

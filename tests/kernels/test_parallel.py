@@ -1,4 +1,5 @@
-"""Threads that cannot be had: fewer work, and one warning says so. (What a fork needs: tests/machine/test_threads_fork.py.)"""
+"""Threads that cannot be had: fewer work, and one warning says so. (What a fork needs:
+tests/machine/test_threads_fork.py.)"""
 
 import os
 import subprocess
