@@ -70,15 +70,6 @@ class StepObserver(Protocol):
         """blocks: how many have run; x: the residual stream [T, C] that left them."""
 
 
-class Block(Protocol):
-    """One layer: attention and feed-forward, each added to the residual stream x in place."""
-
-    layer: int
-    scale: float
-
-    def __call__(self, ws: Workspace, x: k.Tensor, T: int, slices: list[BatchSlice]) -> None: ...
-
-
 class Transformer:
     """A model that is ready to run: base of GPT2 and GptOss, which give the attributes below, `embed` and `final_norm`.
 
