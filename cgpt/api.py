@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cgpt.arguments import checked_arguments, require_choice, require_flag
 from cgpt.chat.chat import Chat
 from cgpt.chat.messages import IDENTITY, KNOWLEDGE_CUTOFF, Namespace, ResponseFormat
-from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config
+from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config, read_generation_config
 from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.locate import locate
 from cgpt.checkpoint.safetensors import Checkpoint
@@ -23,7 +23,7 @@ from cgpt.errors import InputError, ModelClosed, OutOfMemoryError
 from cgpt.generation import generate as generation
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Completion, Prompt
-from cgpt.generation.sampling import SamplingParams
+from cgpt.generation.sampling import SamplingParams, checkpoint_defaults
 from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.machine.threads import ONE_THREAD, thread_count
@@ -55,6 +55,12 @@ class Model:
         """Text to ids and back, from the checkpoint's own files or the vocabularies in the package; TokenizerError
         where neither fits."""
         return Tokenizer.from_directory(self.directory, self.vocab_size)
+
+    @cached_property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """The SamplingParams that the checkpoint's generation_config.json asks for, {name: value}; a call that leaves
+        them out takes these."""
+        return checkpoint_defaults(read_generation_config(self.directory))
 
     @property
     def config(self) -> GPT2Config | GptOssConfig:
@@ -161,8 +167,8 @@ class Model:
         self,
         prompt: str | Sequence[int] | npt.NDArray[np.integer[Any]],
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -184,8 +190,8 @@ class Model:
         self,
         prompt: Sequence[str] | Sequence[Sequence[int]],
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -207,8 +213,8 @@ class Model:
         self,
         prompt: Any,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -226,9 +232,11 @@ class Model:
     ) -> Completion | list[Completion]:
         """Continues a prompt, a str or ids, to a Completion; a list of prompts, run as one batch, to a list of them.
 
-        max_new_tokens: the most new tokens; the context has room for context_length - n + 1 after a prompt of n
+        max_new_tokens: the most new tokens, 256 unless the checkpoint says otherwise; the context has room for
+            context_length - n + 1 after a prompt of n
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: how a
-            token is chosen, see cgpt.SamplingParams; greedy unless temperature is above 0
+            token is chosen, see cgpt.SamplingParams; None takes what the checkpoint's generation_config.json says
+            (`sampling_defaults`), or else is off: greedy unless temperature is above 0
         seed: an integer that makes sampling repeatable: the same text alone, in a batch or streamed; None takes a
             fresh one. Each prompt of a batch starts from the seed, or from its own in a list of seeds
         stop: a str, a token id, or a list of these, that ends the text too, and is not part of it
@@ -250,7 +258,7 @@ class Model:
         seeds = list(seed) if several else [seed] * len(prompts)
         if len(seeds) != len(prompts):
             raise InputError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one, or one for each")
-        params = [SamplingParams.pick(arguments | {"seed": one}) for one in seeds]
+        params = [SamplingParams.pick(arguments | {"seed": one}, self.sampling_defaults) for one in seeds]
         done = generation.generate(self, prompts, params, _checked(prefix_cache))
         return done if batch else done[0]
 
@@ -259,8 +267,8 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -279,7 +287,7 @@ class Model:
         Each comes as soon as it is certain: whole characters, and no beginning of a stop string. Closing the iterator
         ends the work. Arguments and errors are those of generate().
         """
-        params = SamplingParams.pick(locals())
+        params = SamplingParams.pick(locals(), self.sampling_defaults)
         return generation.stream(self, prompt, params, _checked(prefix_cache))
 
     @checked_arguments

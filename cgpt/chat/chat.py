@@ -38,6 +38,7 @@ from cgpt.generation.sampling import SamplingParams
 from cgpt.generation.scheduler import Scheduler
 
 Effort = Literal["low", "medium", "high"]
+MAX_NEW_TOKENS = 4096  # of a reply with its reasoning
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ class Chat:
         self,
         text: str | None = None,
         *,
-        max_new_tokens: int = 4096,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -140,20 +141,21 @@ class Chat:
     ) -> Reply:
         """Sends a message of the user and returns the reply; with None the model goes on, as after tool results.
 
-        max_new_tokens: the most tokens of the reply with its reasoning. temperature: 0 takes the likeliest token each
-        time. prompt_lookup_num_tokens: draft tokens of a step. All are as in Model.generate. Raises
-        ContextLengthError where the conversation has become too long, InputError for an argument that cannot be used;
+        max_new_tokens: the most tokens of the reply with its reasoning, 4,096 unless the checkpoint says otherwise.
+        temperature: 0 takes the likeliest token each time. prompt_lookup_num_tokens: draft tokens of a step. All are as
+        in Model.generate, where None takes what the checkpoint's generation_config.json says. Raises ContextLengthError
+        where the conversation has become too long, InputError for an argument that cannot be used;
         the conversation is then what it was.
         """
-        return _last(self._reply(text, SamplingParams.pick(locals())))
+        return _last(self._reply(text, self._params(locals())))
 
     @checked_arguments
     def stream(
         self,
         text: str | None = None,
         *,
-        max_new_tokens: int = 4096,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -167,7 +169,7 @@ class Chat:
         Closing it, or Ctrl-C, stops the reply ("cancelled") and keeps the chat: an answer that has begun stays in the
         conversation; without one the turn is taken back.
         """
-        return self._reply(text, SamplingParams.pick(locals()))
+        return self._reply(text, self._params(locals()))
 
     @checked_arguments
     def run(
@@ -176,8 +178,8 @@ class Chat:
         *,
         run_call: Callable[[ToolCall], str] | None = None,
         max_rounds: int = 8,
-        max_new_tokens: int = 4096,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -193,7 +195,7 @@ class Chat:
         tool. max_rounds: the most rounds of calls; after these the reply still holds the next ones. The other arguments
         are those of send(), for each reply.
         """
-        return _last(self._rounds(text, SamplingParams.pick(locals()), run_call, max_rounds))
+        return _last(self._rounds(text, self._params(locals()), run_call, max_rounds))
 
     @checked_arguments
     def run_stream(
@@ -202,8 +204,8 @@ class Chat:
         *,
         run_call: Callable[[ToolCall], str] | None = None,
         max_rounds: int = 8,
-        max_new_tokens: int = 4096,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -216,7 +218,7 @@ class Chat:
         Closing it, or an exception, stops it: an answer that has begun stays in the conversation; without one the turn
         is taken back, calls, results and all.
         """
-        return self._rounds(text, SamplingParams.pick(locals()), run_call, max_rounds)
+        return self._rounds(text, self._params(locals()), run_call, max_rounds)
 
     def add_result(self, call: ToolCall, result: str) -> None:
         """Adds a call's result to the conversation; send() then lets the model go on."""
@@ -231,6 +233,9 @@ class Chat:
         self.reply = self._loop = None
 
     # ------------------------------------------------------------------------------------------------ one reply
+
+    def _params(self, arguments: dict[str, Any]) -> SamplingParams:
+        return SamplingParams.pick(arguments, {"max_new_tokens": MAX_NEW_TOKENS, **self.model.sampling_defaults})
 
     def _reply(self, text: str | None, params: SamplingParams) -> Generator[Delta, None, Reply]:
         if text is not None and not isinstance(text, str):

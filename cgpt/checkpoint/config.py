@@ -126,16 +126,21 @@ def read_config(directory_or_file: str | os.PathLike[str]) -> GPT2Config | GptOs
     path = directory = Path(directory_or_file)
     if not os.path.isfile(path):
         path = directory / "config.json"
-    generation_path = path.with_name("generation_config.json")
     if os.path.isdir(directory) and not os.path.lexists(path):
         hint = "; its folder original/ has one" if os.path.exists(directory / "original/config.json") else ""
         raise ConfigError(f"{directory}: no config.json, so this is not a checkpoint directory{hint}")
     fields = Fields(read_json_object(path, ConfigError))
-    generation = read_json_object(generation_path, ConfigError) if os.path.lexists(generation_path) else {}
+    generation = Fields(read_generation_config(path.parent), "generation_config.json: ")
     try:
-        return _DIALECTS[_dialect(fields)](fields, Fields(generation, "generation_config.json: "))
+        return _DIALECTS[_dialect(fields)](fields, generation)
     except ConfigError as problem:
         raise ConfigError(f"{path}: {problem}") from None
+
+
+def read_generation_config(directory: Path) -> dict[str, Any]:
+    """What the generation_config.json of a checkpoint's directory says; {} where there is none."""
+    path = directory / "generation_config.json"
+    return read_json_object(path, ConfigError) if os.path.lexists(path) else {}
 
 
 def _dialect(fields: Fields) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cgpt.chat.chat import Chat, ToolCall
+from cgpt.chat.chat import MAX_NEW_TOKENS, Chat, ToolCall
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import EFFORTS
 from cgpt.cli.options import add_model_options, add_sampling_options, decode, load_model, sampling_options, say
@@ -19,6 +19,8 @@ from cgpt.cli.tool_file import load_functions
 from cgpt.errors import CgptError, InputError
 
 DEFAULT_MODEL = "demo-gpt-oss"
+# cgpt/demo/README.md
+DEMO_ACCURACY = "Of 204 small problems it answered 200 to 202 at temperature 1, its default, and 203 at temperature 0."
 HELP = """\
 /help              this
 /reset             forget the conversation
@@ -53,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help = "a Python file, which is run: the model may call the functions in it that have a docstring; repeatable"
     add("--tools", metavar="FILE.py", action="append", default=[], help=help)
     add("--yes-tools", action="store_true", help="run each call without asking; through pipes nobody can be asked")
-    add_sampling_options(parser, max_new_tokens=4096)  # of an answer with its reasoning
+    add_sampling_options(parser, MAX_NEW_TOKENS)
     add_model_options(parser, DEFAULT_MODEL)
 
 
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     date = datetime.date.today().isoformat() if args.date is None else args.date or None
     chat = model.chat(system=args.system, tools=tools, reasoning=args.reasoning, date=date)
     shown = interactive and not args.hide_reasoning
-    options, name = sampling_options(args), model.directory.name
+    options, name = sampling_options(args, model, MAX_NEW_TOKENS), model.directory.name
     terminal = Terminal(chat, options, name=name, show_reasoning=shown, yes_tools=args.yes_tools)
     if interactive:
         terminal.run()
@@ -118,6 +120,8 @@ class Terminal:
         except ImportError:
             pass
         print(f"{self.name}; /help lists the commands")
+        if self.name == DEFAULT_MODEL:
+            print(DEMO_ACCURACY)
         while True:
             try:
                 line = input("> ").strip()

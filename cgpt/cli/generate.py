@@ -9,6 +9,7 @@ from typing import Any
 from cgpt.cli.options import add_model_options, add_sampling_options, load_model, read_stdin, sampling_options
 from cgpt.generation.request import Completion
 
+MAX_NEW_TOKENS = 256
 SUMMARY = "continue a prompt, as a stream of text"
 EXAMPLES = """\
   cgpt generate "ROMEO:"
@@ -26,16 +27,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     lookup = "draft K tokens at a time where the text repeats itself: the same text, often sooner"
     add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
     add("--json", action="store_true", help="print one JSON object: text, ids, finish_reason, timings")
-    add_sampling_options(parser, max_new_tokens=256)
+    add_sampling_options(parser, MAX_NEW_TOKENS)
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints the text as it comes, or a JSON object at its end."""
     prompt = read_stdin("the prompt") if args.prompt == "-" else args.prompt
-    options = sampling_options(args)
-    options |= {"stop": args.stop, "prompt_lookup_num_tokens": args.prompt_lookup_num_tokens}
     model = load_model(args)
+    options = sampling_options(args, model, MAX_NEW_TOKENS)
+    options |= {"stop": args.stop, "prompt_lookup_num_tokens": args.prompt_lookup_num_tokens}
     if args.json:
         print(json.dumps(_report(model.generate(prompt, **options))))
         return

@@ -12,11 +12,11 @@ from cgpt.api import DENSE, Model, load
 from cgpt.checkpoint.locate import demo_models
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import InputError
+from cgpt.generation.sampling import CHECKPOINT_PARAMS, SamplingParams
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 
 DEFAULT_MODEL = "demo-gpt2"
-_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 def add_model_options(
@@ -70,20 +70,30 @@ def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
 
 def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     """The options that say how tokens are chosen, and how many; as sampling_options() reads them."""
-    add = parser.add_argument_group("sampling").add_argument
-    most = f"stop after N tokens (default: {max_new_tokens})"
-    add("--max-new-tokens", type=int, metavar="N", default=max_new_tokens, help=most)
-    add("--temperature", type=float, metavar="T", default=0.0, help="0, the default, takes the likeliest token")
+    defaults = "what is not given is as the checkpoint's generation_config.json says; --verbose shows it"
+    add = parser.add_argument_group("sampling", defaults).add_argument
+    add("--max-new-tokens", type=int, metavar="N", help=f"stop after N tokens (default: {max_new_tokens})")
+    add("--temperature", type=float, metavar="T", help="0 takes the likeliest token (default: 0)")
     add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     add("--top-p", type=float, metavar="P", help="draw from the likeliest that have probability P together")
     add("--min-p", type=float, metavar="P", help="draw from those at least P times as likely as the first")
     add("--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens seen before less likely")
     add("--seed", type=int, metavar="N", help="the same seed draws the same text again")
+    add("--verbose", action="store_true", help="say on stderr how tokens are chosen")
 
 
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What add_sampling_options() added, as arguments of generate(), stream() and Chat.stream()."""
-    return {name: getattr(args, name) for name in _SAMPLING}
+def sampling_options(args: argparse.Namespace, model: Model, max_new_tokens: int) -> dict[str, Any]:
+    """What add_sampling_options() added, as arguments of generate(), stream() and Chat.stream(); --verbose says what
+    comes of them."""
+    options = {name: getattr(args, name) for name in (*CHECKPOINT_PARAMS, "seed")}
+    if args.verbose:
+        defaults = {"max_new_tokens": max_new_tokens, **model.sampling_defaults}
+        params = SamplingParams.pick(options, defaults)
+        chosen = {name: getattr(params, name) for name in options if getattr(params, name) is not None}
+        source = [name for name in model.sampling_defaults if options[name] is None]
+        origin = f" ({', '.join(source)} from generation_config.json)" if source else ""
+        say("sampling: " + ", ".join(f"{name} {value:g}" for name, value in chosen.items()) + origin)
+    return options
 
 
 def integers(text: str) -> list[int]:

@@ -7,8 +7,9 @@ one text, and a Completion is what comes out.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,9 @@ class TextModel(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def sampling_defaults(self) -> Mapping[str, Any]: ...
 
     def encode_prompt(self, prompt: Prompt) -> list[int]: ...
 

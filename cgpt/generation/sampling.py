@@ -6,6 +6,7 @@ with lower ids first. The arithmetic is float64, in C (csrc/kernels/sample.c), a
 threads nor on the CPU.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import NoneType
@@ -19,6 +20,9 @@ from cgpt.errors import InputError, NumericsError, TokenIdError
 from cgpt.fields import shown
 from cgpt.kernels import _kernels
 from cgpt.kernels.scratch import thread_context
+
+# Of SamplingParams, what a checkpoint's generation_config.json can set.
+CHECKPOINT_PARAMS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,11 @@ class SamplingParams:
         object.__setattr__(self, name, value)
 
     @classmethod
-    def pick(cls, arguments: Mapping[str, Any]) -> "SamplingParams":
-        """Those of a call's arguments, as its locals() has them, that are parameters of sampling."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
+    def pick(cls, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> "SamplingParams":
+        """Those of a call's arguments, as its locals() has them, that are parameters of sampling; for None the default
+        of the checkpoint, see checkpoint_defaults(), or else of this class."""
+        given = {field.name: arguments.get(field.name) for field in fields(cls)}
+        return cls(**{**defaults, **{name: value for name, value in given.items() if value is not None}})
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -119,6 +125,28 @@ class SamplingParams:
 
 
 SamplingParams.__init__ = checked_arguments(SamplingParams.__init__)  # type: ignore[method-assign]
+
+
+def checkpoint_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The SamplingParams that a checkpoint's generation_config.json asks for, {name: value}.
+
+    As in transformers the temperature counts with do_sample only, where it is 1 unless the file says otherwise; without
+    do_sample the likeliest token is taken until a call passes a temperature. What the file leaves out is off
+    (transformers itself adds top_k 50). A value that SamplingParams refuses is left out, with a warning.
+    """
+    given = {name: generation_config.get(name) for name in CHECKPOINT_PARAMS}
+    if generation_config.get("do_sample") is not True:
+        given["temperature"] = None
+    elif given["temperature"] is None:
+        given["temperature"] = 1.0
+    defaults = {}
+    for name, value in given.items():
+        if value is not None:
+            try:
+                defaults[name] = getattr(SamplingParams(**{name: value}), name)
+            except InputError as problem:
+                warnings.warn(f"generation_config.json: {problem}; the setting is left out", stacklevel=4)
+    return defaults
 
 
 def _stops(stop: Any) -> tuple[str | int, ...]:

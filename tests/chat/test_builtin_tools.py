@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cgpt
 from cgpt.chat.builtin_tools import BUILTIN, builtin_namespaces
 from cgpt.chat.chat import ToolCall
 from cgpt.chat.messages import Developer, Message, Namespace, System, Tool
@@ -13,6 +12,7 @@ from cgpt.errors import InputError
 from cgpt.tokenizer.tokenizer import Tokenizer
 
 from support.chat_cases import FINAL, scripted
+from support.greedy import load_greedy
 from support.harmony_cases import Reference
 
 CODE = "<|start|>assistant<|channel|>analysis to=python code<|message|>print(17 + 25)<|call|>"
@@ -26,7 +26,7 @@ def real():
 
 @pytest.fixture(scope="module")
 def model():
-    return cgpt.load("demo-gpt-oss", precision="exact")
+    return load_greedy("demo-gpt-oss", precision="exact")
 
 
 @pytest.fixture(scope="module")

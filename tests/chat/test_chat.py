@@ -15,11 +15,12 @@ from cgpt.generation.prefix_cache import PrefixCache
 
 from golden import demo_golden as golden
 from support.chat_cases import CALL, FINAL, get_weather, scripted
+from support.greedy import load_greedy
 
 
 @pytest.fixture(scope="module")
 def model():
-    return cgpt.load("demo-gpt-oss", precision="exact")
+    return load_greedy("demo-gpt-oss", precision="exact")
 
 
 # ------------------------------------------------------------------------------------- the model that ships

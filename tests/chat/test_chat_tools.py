@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-import cgpt
 from cgpt.chat.functions import as_tools
 from cgpt.chat.messages import Tool
 from cgpt.cli import chat as chat_command
@@ -15,6 +14,7 @@ from cgpt.cli.tool_file import load_functions
 from cgpt.errors import ContextLengthError, InputError
 
 from support.chat_cases import CALL, FINAL, scripted
+from support.greedy import load_greedy
 from support.terminal import Session
 
 QUESTION = "How is the weather in Venice?"
@@ -54,7 +54,7 @@ def _sky(city):
 
 @pytest.fixture(scope="module")
 def model():
-    return cgpt.load("demo-gpt-oss", precision="exact")
+    return load_greedy("demo-gpt-oss", precision="exact")
 
 
 @pytest.fixture

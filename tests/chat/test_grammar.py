@@ -17,6 +17,7 @@ from cgpt.chat.parse import parse
 from cgpt.chat.turn import Turn
 from cgpt.errors import ChatError, InputError
 
+from support.greedy import load_greedy
 from support.serve_cases import serving
 
 ADD = [{"role": "user", "content": "Please compute 10 + 5."}]
@@ -31,7 +32,7 @@ SUM = {
 
 @pytest.fixture(scope="module")
 def model():
-    return cgpt.load("demo-gpt-oss", precision="exact")
+    return load_greedy("demo-gpt-oss", precision="exact")
 
 
 @pytest.fixture(scope="module")

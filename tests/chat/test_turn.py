@@ -6,19 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cgpt
 from cgpt.chat.builtin_tools import builtin_namespaces
 from cgpt.chat.messages import Developer, Message, Namespace, System, Tool
 from cgpt.chat.parse import Header
 from cgpt.chat.turn import Turn, TurnRules, message_kind, offered_recipients
 from cgpt.errors import InputError
 
+from support.greedy import load_greedy
+
 OFFERED = frozenset({"functions.f", "functions.user", "python", "browser.search"})
 
 
 @pytest.fixture(scope="module")
 def model():
-    return cgpt.load("demo-gpt-oss")
+    return load_greedy("demo-gpt-oss")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-import cgpt
 from cgpt.chat.chat import Chat
 from cgpt.cli import chat as chat_command
 from cgpt.cli import main as cli
 
+from support.greedy import load_greedy
 from support.terminal import Session
 
 ADD = "What is 17 + 25?"
@@ -29,7 +29,7 @@ def chat(capsys, monkeypatch):
                 return False
 
         monkeypatch.setattr(sys, "stdin", Stdin)
-        return cli.main(["chat", *options]), *capsys.readouterr()
+        return cli.main(["chat", "--temperature", "0", *options]), *capsys.readouterr()
 
     return run
 
@@ -39,7 +39,7 @@ def test_pipes(chat):
 
 
 def test_a_fresh_process():
-    command = [sys.executable, "-m", "cgpt", "chat", "--date", ""]
+    command = [sys.executable, "-m", "cgpt", "chat", "--temperature", "0", "--date", ""]
     done = subprocess.run(command, input=f"{ADD}\n", capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
 
@@ -128,7 +128,7 @@ def test_length(chat):
 
 def test_interrupt_while_printing(monkeypatch, capsys):
     """Ctrl-C may come while no answer is computed; then the stream has to be closed."""
-    terminal = chat_command.Terminal(cgpt.load("demo-gpt-oss").chat(), {}, show_reasoning=True)
+    terminal = chat_command.Terminal(load_greedy("demo-gpt-oss").chat(), {}, show_reasoning=True)
     terminal._interactive = True
     print_ = terminal._print
 

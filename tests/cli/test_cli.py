@@ -93,7 +93,7 @@ def test_generate_prints_json(cgpt_, gpt2):
 
 def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     model = FakeModel(monkeypatch)
-    defaults = dict(max_new_tokens=256, temperature=0.0, top_k=None, top_p=None, min_p=None)
+    defaults = dict(max_new_tokens=None, temperature=None, top_k=None, top_p=None, min_p=None)
     defaults |= dict(repetition_penalty=None, seed=None, stop=None, prompt_lookup_num_tokens=None)
     assert cgpt_("generate", "a prompt") == (0, "some text\n", "")
     assert model.loaded == ("demo-gpt2", None, "auto", None, None, False) and model.prompt == "a prompt"

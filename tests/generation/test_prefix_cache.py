@@ -9,6 +9,7 @@ from cgpt.generation import prefix_cache
 from cgpt.generation.prefix_cache import SNAPSHOT_INTERVAL
 
 from golden import case
+from support.greedy import load_greedy
 from support.request_cases import make_request, make_scheduler
 
 NAMES = ["demo-gpt2", "demo-gpt-oss"]  # no windows; windows of 128 in half of the layers
@@ -16,7 +17,7 @@ NAMES = ["demo-gpt2", "demo-gpt-oss"]  # no windows; windows of 128 in half of t
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: cgpt.load(name, precision="exact") for name in NAMES}
+    return {name: load_greedy(name, precision="exact") for name in NAMES}
 
 
 def random_ids(model, length, seed=0):

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-import cgpt
 from cgpt.errors import InputError
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.models.logprobs import top_logprobs
 
+from support.greedy import load_greedy
 from support.request_cases import make_request, make_scheduler
 
 
 @pytest.fixture(scope="module", params=["demo-gpt2", "demo-gpt-oss"])
 def model(request):
-    return cgpt.load(request.param, precision="exact")
+    return load_greedy(request.param, precision="exact")
 
 
 def test_they_are_the_score(model):

@@ -17,6 +17,7 @@ from cgpt.generation.prompt_lookup import PromptLookup, continuation
 from cgpt.generation.speculation import Speculation, SpeculationController
 from cgpt.kernels._kernels import PRECISIONS
 
+from support.greedy import load_greedy
 from support.request_cases import make_request, make_scheduler
 
 NAMES = ["demo-gpt2", "demo-gpt-oss"]
@@ -31,7 +32,7 @@ CHOICES = {
 
 @pytest.fixture(scope="module", params=NAMES)
 def model(request):
-    return cgpt.load(request.param, threads=1, precision="exact")
+    return load_greedy(request.param, threads=1, precision="exact")
 
 
 def same(done):
@@ -232,7 +233,7 @@ def mostly_right(truth):
 def test_a_batch(level, name, precision, monkeypatch):
     """In auto a step may not hold more tokens than get the bits of single ones."""
     always(monkeypatch)
-    model = cgpt.load(name, precision=precision)
+    model = load_greedy(name, precision=precision)
     plain, guessing = requests_of(model, None), requests_of(model, 4)
     plain_sizes = run(model, plain)
     for request, truth in zip(guessing, plain, strict=True):

@@ -18,6 +18,7 @@ import cgpt
 from cgpt.errors import InputError
 from cgpt.kernels import _kernels
 
+from support.greedy import load_greedy
 from support.kernel_cases import context, tensor, tensor_of
 
 PROMPTS = ["The king", "To be, or not", "O Romeo, Romeo! wherefore art thou", "What ho! " * 30]
@@ -55,9 +56,9 @@ def at_once(*jobs):
 @pytest.mark.parametrize("precision", ["exact", "auto"])
 @pytest.mark.parametrize("name", MODELS)
 def test_threads_share_a_model(name, precision):
-    alone = cgpt.load(name, threads=2, precision=precision)
+    alone = load_greedy(name, threads=2, precision=precision)
     expected = [generate(alone, prompt) for prompt in PROMPTS]
-    shared = cgpt.load(name, threads=2, precision=precision)  # whose tokenizer and workspaces they make
+    shared = load_greedy(name, threads=2, precision=precision)  # whose tokenizer and workspaces they make
     for _ in range(2):
         jobs = [functools.partial(generate, shared, prompt) for prompt in PROMPTS]
         assert at_once(*jobs) == expected
@@ -117,7 +118,7 @@ def in_child(job):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_forked_child_generates_the_same(name):
-    model = cgpt.load(name, threads=2, precision="exact")
+    model = load_greedy(name, threads=2, precision="exact")
     expected, before = [generate(model), generate(model, PROMPTS[-1])], product()
 
     def job():
@@ -179,7 +180,7 @@ def sigint():
 
 
 def test_ctrl_c_stops_within_a_token(sigint):
-    model = cgpt.load("demo-gpt-oss", threads=2, precision="exact")
+    model = load_greedy("demo-gpt-oss", threads=2, precision="exact")
     expected = generate(model)
     begun, at_signal = [0], []
     step = model.transformer.step
@@ -219,7 +220,7 @@ def test_ctrl_c_in_a_stream_leaves_what_came(sigint):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_cut_short_spoils_its_sequence_only(name, sigint):
-    model = cgpt.load(name, threads=2, precision="exact")
+    model = load_greedy(name, threads=2, precision="exact")
     expected = model.logits([1, 2, 3])
     spoilt, other = model.transformer.new_cache(), model.transformer.new_cache()
     model.transformer.step([(spoilt, [1, 2])])
