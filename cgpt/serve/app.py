@@ -12,12 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from cgpt.errors import CgptError
-from cgpt.serve.errors import ApiError, Json, api_error, error_response
+from cgpt.serve.errors import ApiError, api_error, error_response
 from cgpt.serve.guard import Guard
-from cgpt.serve.metrics import metrics
 from cgpt.serve.openai import models
 from cgpt.serve.openai.chat import ChatCompletion, ChatRequest, chat
 from cgpt.serve.openai.completions import Completion, CompletionRequest, completions
@@ -26,13 +25,18 @@ from cgpt.serve.openapi import Endpoint, document
 from cgpt.serve.page import page
 from cgpt.serve.service import Service
 from cgpt.serve.stream import ClientGone
+from cgpt.serve.validation import Schema
 
 
-async def openapi(request: HttpRequest) -> Json:
-    state = request.app.state
-    if state.document is None:
-        state.document = await run_in_threadpool(document, state.service, ENDPOINTS, state.has_key)
-    return Json(state.document)
+async def openapi(service: Service) -> Schema:
+    if service.document is None:
+        service.document = await run_in_threadpool(document, service, ENDPOINTS, service.has_key)
+    return service.document
+
+
+async def metrics(service: Service) -> PlainTextResponse:
+    text = service.metrics.text(service.engine)
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
 ENDPOINTS = [
@@ -68,7 +72,7 @@ def make_app(
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=origins, **cors))
     handlers: dict[Any, Any] = {CgptError: _failed, HTTPException: _http, ClientGone: _gone, Exception: _defect}
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
-    app.state.service, app.state.has_key, app.state.document = service, key is not None, None
+    app.state.service, service.has_key = service, key is not None
     return app
 
 

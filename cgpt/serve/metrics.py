@@ -1,12 +1,9 @@
-"""The endpoint /metrics, in Prometheus' text format."""
+"""What /metrics counts, in Prometheus' text format."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
 
 from cgpt.generation.engine import Engine
 
@@ -48,8 +45,3 @@ class Metrics:
         cached = engine.prefix_cache.nbytes if engine.prefix_cache else 0
         add("prefix_cache_bytes", "gauge", "Keys and values of finished texts.", {"": cached})
         return "\n".join(lines) + "\n"
-
-
-async def metrics(request: Request) -> PlainTextResponse:
-    service = request.app.state.service
-    return PlainTextResponse(service.metrics.text(service.engine), media_type="text/plain; version=0.0.4")

@@ -10,12 +10,13 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
-from cgpt.serve.errors import ErrorAnswer
+from cgpt.serve.errors import ErrorAnswer, Json
 from cgpt.serve.guard import OPEN
 from cgpt.serve.service import Service
+from cgpt.serve.stream import Generated
 from cgpt.serve.validation import Bounds, RequestModel, Schema
 from cgpt.version import __version__
 
@@ -27,13 +28,14 @@ JSON, EVENTS = "application/json", "text/event-stream"
 class Endpoint:
     """A path and what answers it.
 
+    handler: takes the service, and the body or the parameters of the path. Its result is sent as JSON, or as it says.
     gives: the type of its JSON, or the media type of its text. takes: the model of the body of a POST, None for a GET.
     streams: whether it also answers with events. chats: whether only a model with a chat format has it. links: OpenAPI
     links from its answer to endpoints that take parts of it.
     """
 
     path: str
-    handler: Callable[[Request], Awaitable[ASGIApp]]
+    handler: Callable[..., Awaitable[Any]]
     gives: Any
     takes: type[RequestModel] | None = None
     streams: bool = False
@@ -41,7 +43,17 @@ class Endpoint:
     links: Schema = field(default_factory=dict)
 
     def route(self) -> Route:
-        return Route(self.path, self.handler, methods=["POST" if self.takes else "GET"])
+        return Route(self.path, self.answer, methods=["POST" if self.takes else "GET"])
+
+    async def answer(self, request: Request) -> Response:
+        service: Service = request.app.state.service
+        if self.chats:
+            service.require_chat()
+        given = [await service.read(request, self.takes)] if self.takes else request.path_params.values()
+        found = await self.handler(service, *given)
+        if isinstance(found, Generated):
+            return await found.response(request.receive)
+        return found if isinstance(found, Response) else Json(found)
 
 
 class Schemas(GenerateJsonSchema):

@@ -7,8 +7,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from starlette.requests import Request
 from starlette.responses import HTMLResponse
+
+from cgpt.serve.service import Service
 
 HTML = Path(__file__).with_name("page.html").read_text("utf-8")
 
@@ -27,5 +28,5 @@ HEADERS = {
 }
 
 
-async def page(_: Request) -> HTMLResponse:
+async def page(_: Service) -> HTMLResponse:
     return HTMLResponse(HTML, headers=HEADERS)

@@ -22,7 +22,7 @@ from cgpt.serve.body import read_body
 from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Metrics
-from cgpt.serve.validation import RequestModel, validate
+from cgpt.serve.validation import RequestModel, Schema, validate
 from cgpt.version import __version__
 
 M = TypeVar("M", bound=RequestModel)
@@ -34,7 +34,8 @@ class Service:
     """A model that is served.
 
     name: by which clients ask for the model. bounds: the limits, and those that the model sets, by name; see
-    validation. no_chat: why the model cannot chat, None where it can.
+    validation. no_chat: why the model cannot chat, None where it can. has_key: whether clients need an API key.
+    document: see openapi; None until it is asked for.
     """
 
     def __init__(self, engine: Engine, name: str, limits: Limits, log_prompts: bool = False) -> None:
@@ -49,6 +50,8 @@ class Service:
         self.bounds = asdict(limits) | {"model": name, "max_token_id": self.model.transformer.vocab_size - 1}
         self.metrics = Metrics()
         self.created = int(time.time())
+        self.has_key = False
+        self.document: Schema | None = None
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
@@ -65,9 +68,7 @@ class Service:
         about = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
         return about | {"system_fingerprint": f"cgpt-{__version__}"}
 
-    def requests(
-        self, prompt: Prompt, params: SamplingParams, constraints: list[LogitsConstraint | None]
-    ) -> list[Request]:
+    def requests(self, prompt: Prompt, params: SamplingParams, constraints: Constraints) -> list[Request]:
         """Makes a request of the prompt for each constraint, with consecutive seeds. A text is encoded once."""
         made: list[Request] = []
         for i, constraint in enumerate(constraints):

@@ -7,21 +7,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, StrictBool, model_validator
-from starlette import requests as http
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp
 from typing_extensions import NotRequired, Self, TypedDict
 
 from cgpt.chat.turn import Delta, Turn
 from cgpt.generation.engine import Event, Job
-from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
-from cgpt.serve.errors import Json
 from cgpt.serve.openai import protocol
 from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openai.logprobs import TokenLogprob, token_logprobs
 from cgpt.serve.service import Service
-from cgpt.serve.stream import Events, respond
+from cgpt.serve.stream import Events, Generated
 from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, integer, only, size
 
 
@@ -65,12 +61,12 @@ class AssistantMessage(RequestModel):
     tool_calls: Annotated[list[ToolCall], size(protocol.MAX_CALLS)] = []
 
     def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_reasoning(self.reasoning_content if self.reasoning is None else self.reasoning)
+        reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
         text = protocol.text_of(self.content)
-        if not self.tool_calls:
-            conversation.add("assistant", text)
-        elif text:
-            conversation.add_preamble(text)
+        if reasoning:
+            conversation.add_said(reasoning, "analysis")
+        if text or not self.tool_calls:
+            conversation.add_said(text, "commentary" if self.tool_calls else "final")
         for call in self.tool_calls:
             conversation.add_call(call.id, call.function.name, call.function.arguments)
 
@@ -204,8 +200,8 @@ class ChatCompletion(protocol.Head):
 class Choice:
     """One answer while it is generated. turn: sorts what the model writes."""
 
-    def __init__(self, body: ChatRequest, conversation: Conversation, service: Service, request: Request) -> None:
-        self.turn = Turn(service.model, request, conversation.rules, conversation.stops)
+    def __init__(self, body: ChatRequest, turn: Turn, service: Service) -> None:
+        self.turn = turn
         self._metrics, self._tokenizer, self._logs = service.metrics, service.tokenizer, body.logprobs
         self._last: dict[str, int] = {}  # the newest item of a kind
         self._calls = 0
@@ -258,19 +254,16 @@ def message_of(parts: list[dict[str, Any]]) -> AnswerMessage:
     return cast("AnswerMessage", message)
 
 
-async def chat(request: http.Request) -> ASGIApp:
-    service: Service = request.app.state.service
-    service.require_chat()
-    body = await service.read(request, ChatRequest)
+async def chat(service: Service, body: ChatRequest) -> Generated:
     conversation, params = body.to_conversation(), body.params(service.limits.max_tokens)
-    requests = await run_in_threadpool(conversation.requests, service, body.n, params)
-    choices = [Choice(body, conversation, service, one) for one in requests]
+    turns = await run_in_threadpool(conversation.turns, service, body.n, params)
+    choices = [Choice(body, turn, service) for turn in turns]
     head = service.head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
-    job = service.submit(requests, body)
-    return await respond(request, job, (_chunks if body.stream else _whole)(job, body, choices, head))
+    job = service.submit([turn.request for turn in turns], body)
+    return Generated(job, (_chunks if body.stream else _whole)(job, body, choices, head))
 
 
-async def _whole(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> Json:
+async def _whole(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> dict[str, Any]:
     parts: list[list[dict[str, Any]]] = [[] for _ in choices]
     logs: list[list[TokenLogprob]] = [[] for _ in choices]
     async for event in job:
@@ -281,7 +274,7 @@ async def _whole(job: Job, body: ChatRequest, choices: list[Choice], head: dict[
     for i, choice in enumerate(choices):
         log = ChatLogprobs(logs[i]) if body.logprobs else None
         done.append(ChatChoice(i, message_of(parts[i]), log, choice.turn.finish_reason))
-    return Json(head | {"choices": done, "usage": _usage(choices, body)})
+    return head | {"choices": done, "usage": _usage(choices, body)}
 
 
 async def _chunks(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> Events:

@@ -6,19 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, ValidationInfo, model_validator
-from starlette import requests as http
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp
 from typing_extensions import Self
 
 from cgpt.generation.engine import Event, Job
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
-from cgpt.serve.errors import Json
 from cgpt.serve.openai.logprobs import CompletionLogprobs, TokenLog
 from cgpt.serve.openai.protocol import Count, Head, SamplingRequest, Usage, usage
 from cgpt.serve.service import Service
-from cgpt.serve.stream import Events, respond
+from cgpt.serve.stream import Events, Generated
 from cgpt.serve.validation import Bounds, Invalid, Reads, integer, is_integer, only
 
 Prompts = list[str] | list[list[int]]
@@ -118,16 +115,14 @@ class Choice:
         return CompletionChoice(event.index, text, log, reason)
 
 
-async def completions(request: http.Request) -> ASGIApp:
-    service: Service = request.app.state.service
-    body = await service.read(request, CompletionRequest)
+async def completions(service: Service, body: CompletionRequest) -> Generated:
     requests = await run_in_threadpool(body.requests, service)
     choices, head = [Choice(body, service, one) for one in requests], service.head("cmpl", "text_completion")
     job = service.submit(requests, body)
-    return await respond(request, job, (_chunks if body.stream else _whole)(job, body, choices, head))
+    return Generated(job, (_chunks if body.stream else _whole)(job, body, choices, head))
 
 
-async def _whole(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> Json:
+async def _whole(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> dict[str, Any]:
     done: dict[int, CompletionChoice] = {}
     async for event in job:
         if event.finish_reason:
@@ -138,7 +133,7 @@ async def _whole(job: Job, body: CompletionRequest, choices: list[Choice], head:
         if body.best_of > body.n:
             these.sort(key=lambda i: -sum(job.requests[i].logprobs) / len(job.requests[i].ids))
         best += [replace(done[i], index=len(best) + rank) for rank, i in enumerate(these[: body.n])]
-    return Json(head | {"choices": best, "usage": _usage(job, body)})
+    return head | {"choices": best, "usage": _usage(job, body)}
 
 
 def _usage(job: Job, body: CompletionRequest) -> Usage:

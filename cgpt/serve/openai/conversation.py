@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cgpt.chat.grammar import TurnGrammar
-from cgpt.chat.messages import CONSTRAIN, Developer, Message, ResponseFormat, SpecialTokens, System, Tool
+from cgpt.chat.messages import CONSTRAIN, Developer, Message, ResponseFormat, System, Tool
 from cgpt.chat.render import render_conversation
-from cgpt.chat.turn import TurnRules
+from cgpt.chat.turn import Turn
 from cgpt.fields import shown
-from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import ApiError
 from cgpt.serve.openai.protocol import CHOICE_WANTED, FreeFormat, FunctionDefinition, SchemaFormat
@@ -37,26 +36,22 @@ class Conversation:
     instructions: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     calls: dict[str, str] = field(default_factory=dict)
-    rules: TurnRules = field(default_factory=TurnRules)  # of the turn that follows, once there are requests
 
     def add(self, role: str, text: str) -> None:
         """Adds a message. role: "user" or "assistant"; or "system" or "developer", whose text is an instruction for all
         that follows."""
-        if role in ("system", "developer"):
-            if self.messages:
-                self.messages.append(Message("developer", Developer(text)))
-            else:
-                self.instructions.append(text)
+        if role == "assistant":
+            self.add_said(text, "final")
+        elif role == "user":
+            self.messages.append(Message(role, text))
+        elif self.messages:
+            self.messages.append(Message("developer", Developer(text)))
         else:
-            self.messages.append(Message(role, text, "final" if role == "assistant" else None))
+            self.instructions.append(text)
 
-    def add_reasoning(self, text: str) -> None:
-        if text:
-            self.messages.append(Message("assistant", text, "analysis"))
-
-    def add_preamble(self, text: str) -> None:
-        """Adds what the assistant said before a call."""
-        self.messages.append(Message("assistant", text, "commentary"))
+    def add_said(self, text: str, channel: str) -> None:
+        """Adds what the assistant thought ("analysis"), said before a call ("commentary") or answered ("final")."""
+        self.messages.append(Message("assistant", text, channel))
 
     def add_call(self, call_id: str, name: str, arguments: str) -> None:
         self.calls[call_id] = name
@@ -97,8 +92,9 @@ class Conversation:
         self.tools = [Tool(one.name, one.description, one.parameters) for one in functions if one.name in offered]
         self.strict = [one.name for one in functions if one.strict]
 
-    def requests(self, service: Service, count: int, params: SamplingParams) -> list[Request]:
-        """Makes `count` requests, with consecutive seeds. ChatError where the model has no chat format."""
+    def turns(self, service: Service, count: int, params: SamplingParams) -> list[Turn]:
+        """Makes `count` turns with a request each, with consecutive seeds. ChatError where the model has no chat
+        format."""
         head = [Message("system", System(reasoning=self.effort))]
         developer = Developer("\n\n".join(self.instructions) or None, tuple(self.tools), (), self.response_format)
         if developer != Developer():
@@ -106,6 +102,7 @@ class Conversation:
         ids = render_conversation(service.tokenizer, [*head, *self.messages])
         compiler, schema = service.grammars, self.answer_schema
         grammar = TurnGrammar(compiler, self.tools, answer_schema=schema, strict=self.strict, forced=self.forced)
-        self.rules = grammar.rules
-        params = replace(params, stop=SpecialTokens(service.tokenizer).stops, detokenize=False)
-        return service.requests([*ids, *self.rules.prefix], params, [grammar.constraint() for _ in range(count)])
+        params = replace(params, stop=compiler.special.stops, detokenize=False)
+        constraints = [grammar.constraint() for _ in range(count)]
+        requests = service.requests([*ids, *grammar.rules.prefix], params, constraints)
+        return [Turn(service.model, request, grammar.rules, self.stops) for request in requests]

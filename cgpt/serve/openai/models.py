@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from typing_extensions import Self
 
-from cgpt.serve.errors import Json
 from cgpt.serve.openai.protocol import Count, OpenAIRequest
 from cgpt.serve.service import Service, require_name
 from cgpt.serve.validation import Bounds, Invalid, Reads, Text, is_integer
@@ -95,30 +93,25 @@ def _card(service: Service) -> ModelCard:
     return ModelCard(service.name, service.created, service.model.transformer.context_length, service.no_chat is None)
 
 
-async def models(request: Request) -> Json:
-    return Json(ModelList([_card(request.app.state.service)]))
+async def models(service: Service) -> ModelList:
+    return ModelList([_card(service)])
 
 
-async def model(request: Request) -> Json:
-    service: Service = request.app.state.service
-    require_name(request.path_params["name"], service.name)
-    return Json(_card(service))
+async def model(service: Service, name: str) -> ModelCard:
+    require_name(name, service.name)
+    return _card(service)
 
 
-async def health(request: Request) -> Json:
-    return Json(Health())
+async def health(_: Service) -> Health:
+    return Health()
 
 
-async def tokenize(request: Request) -> Json:
-    service: Service = request.app.state.service
-    body = await service.read(request, TokenizeRequest)
+async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
     text = body.prompt or body.content or ""
     special = "all" if body.special else ()
     ids = await run_in_threadpool(service.tokenizer.encode, text, allowed_special=special)
-    return Json(Tokens(ids, len(ids), service.model.transformer.context_length))
+    return Tokens(ids, len(ids), service.model.transformer.context_length)
 
 
-async def detokenize(request: Request) -> Json:
-    service: Service = request.app.state.service
-    body = await service.read(request, DetokenizeRequest)
-    return Json(Detokenized(service.tokenizer.decode(body.tokens)))
+async def detokenize(service: Service, body: DetokenizeRequest) -> Detokenized:
+    return Detokenized(service.tokenizer.decode(body.tokens))

@@ -10,23 +10,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, with_config
 from pydantic.json_schema import SkipJsonSchema
-from starlette import requests as http
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp
 from typing_extensions import TypedDict
 
 from cgpt.chat.turn import Turn
 from cgpt.errors import CgptError
 from cgpt.generation.engine import Job
-from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
-from cgpt.serve.errors import Json, api_error
+from cgpt.serve.errors import api_error
 from cgpt.serve.openai import protocol
 from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openai.items import Item, Items, Status
 from cgpt.serve.openai.logprobs import token_logprobs
 from cgpt.serve.service import Service
-from cgpt.serve.stream import respond
+from cgpt.serve.stream import Generated
 from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, TextOr, integer, only, size
 
 NO_STORE = "cannot be used: nothing is kept here; send the whole conversation as input"
@@ -56,10 +53,11 @@ class InputMessage(RequestModel):
     phase: Any = None
 
     def add_to(self, conversation: Conversation, name: str) -> None:
+        text = protocol.text_of(self.content)
         if self.role == "assistant" and self.phase == "commentary":
-            conversation.add_preamble(protocol.text_of(self.content))
+            conversation.add_said(text, "commentary")
         else:
-            conversation.add(self.role, protocol.text_of(self.content))
+            conversation.add(self.role, text)
 
 
 class InputReasoning(RequestModel):
@@ -67,7 +65,8 @@ class InputReasoning(RequestModel):
     content: Content[Annotated[ReasoningPart, protocol.PART]] = ""
 
     def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_reasoning(protocol.text_of(self.content))
+        if text := protocol.text_of(self.content):
+            conversation.add_said(text, "analysis")
 
 
 class InputCall(RequestModel):
@@ -217,10 +216,8 @@ class ResponseObject(TypedDict):
 class Answer:
     """The response object while it grows, and its events."""
 
-    def __init__(self, body: ResponseRequest, conversation: Conversation, service: Service, request: Request) -> None:
-        self._tokenizer = service.tokenizer
-        self._turn = Turn(service.model, request, conversation.rules, conversation.stops)
-        self._metrics = service.metrics
+    def __init__(self, body: ResponseRequest, turn: Turn, service: Service) -> None:
+        self._turn, self._tokenizer, self._metrics = turn, service.tokenizer, service.metrics
         self._items = Items()
         self._number = 0  # of the next event
         self._head = {
@@ -287,21 +284,18 @@ class Answer:
             failed = self.response("failed") | {"error": {"code": "server_error", "message": str(api_error(problem))}}
             yield self._event("response.failed", {"response": failed})
 
-    async def whole(self, job: Job) -> Json:
+    async def whole(self, job: Job) -> Any:
         *_, (_, last) = [event async for event in self.events(job)]
-        return Json(last["response"])
+        return last["response"]
 
     def _event(self, kind: str, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         self._number += 1
         return kind, {"type": kind, "sequence_number": self._number - 1, **data}
 
 
-async def responses(request: http.Request) -> ASGIApp:
-    service: Service = request.app.state.service
-    service.require_chat()
-    body = await service.read(request, ResponseRequest)
+async def responses(service: Service, body: ResponseRequest) -> Generated:
     conversation, params = body.to_conversation(), body.params(service.limits.max_tokens)
-    requests = await run_in_threadpool(conversation.requests, service, 1, params)
-    answer = Answer(body, conversation, service, requests[0])
-    job = service.submit(requests, body)
-    return await respond(request, job, answer.stream(job) if body.stream else answer.whole(job), done=False)
+    (turn,) = await run_in_threadpool(conversation.turns, service, 1, params)
+    answer = Answer(body, turn, service)
+    job = service.submit([turn.request], body)
+    return Generated(job, answer.stream(job) if body.stream else answer.whole(job), done=False)
