@@ -15,6 +15,7 @@ import codecs
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from cgpt.chat.messages import CHANNELS, CONSTRAIN, Message, SpecialTokens
 from cgpt.errors import InputError, TokenIdError
@@ -23,7 +24,6 @@ from cgpt.tokenizer.tokenizer import Tokenizer
 
 MAX_HEADER = 512  # tokens; what is longer is text
 _OWN_ROLES = ("system", "developer", "user", "assistant")
-_CONTENT, _HEADER = "content", "header"
 
 
 @dataclass
@@ -66,9 +66,7 @@ class Parser:
         self._raw: list[bytes] = []
         self._open: Header | None = None  # of the message that has begun
         self._text: list[str] = []
-        self._channel_part: list[bytes] | None = None
         self._begin_header(started=role is not None, role=role)
-        self._state = _HEADER
 
     @property
     def raw_text(self) -> str:
@@ -78,11 +76,7 @@ class Parser:
     @property
     def partial(self) -> Message | None:
         """The message that has begun and not ended, as far as it is known."""
-        head = self._open
-        if head is None:
-            return None
-        text = "".join(self._text)
-        return Message(head.role, text, head.channel, head.recipient, head.content_type, head.name)
+        return self._open and Message(content="".join(self._text), **vars(self._open))
 
     @property
     def role(self) -> str:
@@ -102,39 +96,31 @@ class Parser:
         self._raw.append(raw)
         special = self._special
         if token_id in special.ends:
-            return self._end_content() if self._state == _CONTENT else self._end_header()
-        if self._state == _CONTENT:
-            if token_id not in (special.start, special.channel):
-                return self._add(raw)
-            self._interrupt(token_id, raw)
-            return []
+            return self._end_content() if self._in_content else self._end_header()
+        if self._in_content:
+            return self._interrupt(token_id, raw) if token_id in (special.start, special.channel) else self._add(raw)
         if token_id == special.start:
             return self._restart(token_id, raw)
         self._header_raw.append(raw)
         if token_id == special.message:
             return self._begin_message()
-        if token_id == special.channel:
-            if self._channel_part is not None:
-                self.repairs["a second <|channel|> in a header"] += 1
-                self._header_part().append(b" ")
-            else:
-                self._channel_part = []
+        if token_id == special.channel and not self._has_channel:
+            self._parts.append([])
         elif token_id == special.constrain:
-            self._header_part().append(b" " + raw)
+            self._parts[-1].append(b" " + raw)
         elif token_id in self._specials:
-            self.repairs["a special token within a header"] += 1
-            self._header_part().append(b" ")
+            is_channel = token_id == special.channel
+            self.repairs["a second <|channel|> in a header" if is_channel else "a special token within a header"] += 1
+            self._parts[-1].append(b" ")
         else:
-            self._header_part().append(raw)
+            self._parts[-1].append(raw)
         return self._give_up_header() if len(self._header_raw) > MAX_HEADER else []
 
     def finish(self) -> list[MessageDelta]:
         """The end of the ids: closes what is open. More may follow, as after <|end|>."""
-        if self._state == _CONTENT:
+        if self._in_content:
             return self._end_content()
-        if self._open or self._header_text().strip() or self._channel_part is not None:
-            return self._end_header(cut=True)
-        return []
+        return self._end_header(cut=True) if self._open or self._has_header else []
 
     # ------------------------------------------------------------------------------------------------- content
 
@@ -148,7 +134,7 @@ class Parser:
     def _start_message(self, head: Header) -> list[MessageDelta]:
         self._open, self._text = head, []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._state = _CONTENT
+        self._in_content = True
         return [MessageDelta("", head, len(self.messages))]
 
     def _end_content(self) -> list[MessageDelta]:
@@ -156,7 +142,7 @@ class Parser:
         deltas = self._add(b"", final=True)
         if message := self.partial:
             self.messages.append(message)
-        self._open, self._state = None, _HEADER
+        self._open = None
         self._begin_header(started=False)
         return deltas
 
@@ -164,34 +150,36 @@ class Parser:
 
     def _begin_header(self, *, started: bool, role: str | None = None, raw: tuple[bytes, ...] = ()) -> None:
         """started: <|start|> was seen, or stood in the prompt. raw: what the header becomes if it is none."""
-        self._started, self._role = started, role
-        self._role_part: list[bytes] = []
-        self._channel_part = None
+        self._in_content, self._started, self._role = False, started, role
+        self._parts: list[list[bytes]] = [[]]  # before <|channel|>, and after it
         self._header_raw = list(raw)
 
-    def _header_part(self) -> list[bytes]:
-        return self._role_part if self._channel_part is None else self._channel_part
+    @property
+    def _has_channel(self) -> bool:
+        return len(self._parts) > 1
 
-    def _interrupt(self, token_id: int, raw: bytes) -> None:
+    @property
+    def _has_header(self) -> bool:
+        """Whether anything of a header has come."""
+        return self._has_channel or bool(self._header_text().strip())
+
+    def _interrupt(self, token_id: int, raw: bytes) -> list[MessageDelta]:
         """<|start|> or <|channel|> within a content: a header if <|message|> follows, and text if not."""
-        self._state = _HEADER
-        is_start = token_id == self._special.start
-        role = self.role if self.role in _OWN_ROLES else self._default_role
-        self._begin_header(started=is_start, role=None if is_start else role, raw=(raw,))
-        if not is_start:
-            self._channel_part = []
+        if token_id == self._special.start:
+            self._begin_header(started=True, raw=(raw,))
+        else:
+            role = self.role if self.role in _OWN_ROLES else self._default_role
+            self._begin_header(started=False, role=role, raw=(raw,))
+            self._parts.append([])
+        return []
 
     def _restart(self, token_id: int, raw: bytes) -> list[MessageDelta]:
         """<|start|> where a header is being read: the regular beginning if nothing came before it."""
-        deltas: list[MessageDelta] = []
         if self._open:
-            deltas = self._add(b"".join(self._header_raw))
-            self._interrupt(token_id, raw)
-            return deltas
-        if self._header_text().strip() or self._channel_part is not None:
-            deltas = self._end_header(cut=True)
-        elif self._started:
+            return self._add(b"".join(self._header_raw)) + self._interrupt(token_id, raw)
+        if self._started and not self._has_header:
             self.repairs["a second <|start|>"] += 1
+        deltas = self._end_header(cut=True) if self._has_header else []
         self._begin_header(started=True)
         return deltas
 
@@ -212,12 +200,12 @@ class Parser:
             self.repairs["a special token within a content"] += 1
             return self._add(b"".join(self._header_raw)) + self._end_content()
         text = self._header_text()
-        role, channel = self._decoded_parts()
-        marked = self._channel_part is not None
-        known = channel.split()[:1] in ([name] for name in CHANNELS)
-        if not known and not marked and self._started and not self._role:
-            known = role.split() in ([name] for name in _OWN_ROLES)
-        if cut and (marked or known):
+        words, *named = self._words()
+        if named:
+            known = named[0][:1] in ([name] for name in CHANNELS)
+        else:
+            known = self._started and not self._role and words in ([name] for name in _OWN_ROLES)
+        if cut and (named or known):
             self.repairs["a header that is cut off"] += 1
         elif known:
             self.repairs["a header without <|message|>"] += 1
@@ -230,38 +218,35 @@ class Parser:
         self._begin_header(started=False)
         return []
 
-    def _decoded_parts(self) -> list[str]:
-        """The text before <|channel|> and that after it."""
-        return [b"".join(part or ()).decode("utf-8", "replace") for part in (self._role_part, self._channel_part)]
+    def _words(self) -> list[list[str]]:
+        """The words of each part."""
+        return [b"".join(part).decode("utf-8", "replace").split() for part in self._parts]
 
     def _header_text(self) -> bytes:
-        return b"".join([*self._role_part, *(self._channel_part or ())])
+        return b"".join(chain(*self._parts))
 
     def _give_up_header(self) -> list[MessageDelta]:
         """The header is too long to be one: what it was is text."""
         self.repairs["a header that does not end"] += 1
         if self._open:
-            self._state = _CONTENT
+            self._in_content = True
             return self._add(b"".join(self._header_raw))
-        text = self._header_text()
-        return self._start_message(self._plain_head()) + self._add(text)
+        return self._start_message(self._plain_head()) + self._add(self._header_text())
 
     def _plain_head(self) -> Header:
-        return Header(self._role or self._default_role, None, None, None, None)
+        return Header(self._role or self._default_role)
 
     def _read_header(self) -> Header:
-        role_part, channel_part = self._decoded_parts()
-        words = role_part.split()
+        words, *parts = self._words()
         head = self._plain_head()
         if self._role:
-            if words and words[0] == self._role:
-                words = words[1:]
+            if words[:1] == [self._role]:
+                del words[0]
         elif words and not words[0].startswith(("to=", CONSTRAIN)):
             head.role, head.name = self._read_author(words.pop(0))
         else:
             self.repairs["a header without a role"] += 1
-        if self._channel_part is not None:
-            named = channel_part.split()
+        for named in parts:
             if named and not named[0].startswith(("to=", CONSTRAIN)):
                 head.channel = named.pop(0)
             else:
