@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,14 @@ def read_json_object(path: Path, error: type[CgptError]) -> dict[str, Any]:
     except OSError as problem:
         raise error(f"{path}: {problem.strerror}") from None
     return parse_json_object(text, path, error)
+
+
+def json_levels(value: Any) -> Iterator[list[Any]]:
+    """The lists and objects in a JSON value: first itself, then those directly in it, and so on, level by level."""
+    level = [value]
+    while level := [one for one in level if isinstance(one, (dict, list))]:
+        yield level
+        level = [v for one in level for v in (one.values() if isinstance(one, dict) else one)]
 
 
 def shown(value: Any) -> str:

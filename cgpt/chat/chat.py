@@ -20,15 +20,8 @@ from cgpt.chat import messages
 from cgpt.chat.builtin_tools import builtin_namespaces
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import Developer, Message, Namespace, ResponseFormat, SpecialTokens, System, tool_result
-from cgpt.chat.render import content_text, render_conversation, render_message
-from cgpt.chat.turn import (
-    Delta,
-    Kind,
-    Turn,
-    TurnRules,
-    function_name,
-    offered_recipients,
-)
+from cgpt.chat.render import content_text, head_messages, render_conversation, render_message
+from cgpt.chat.turn import Delta, Kind, Turn, TurnRules, function_name, offered_recipients
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.fields import shown
 from cgpt.generation.engine import Event
@@ -68,8 +61,8 @@ class Reply:
     their results back, or let Chat.run do it. unknown_calls: calls of tools that were not offered.
     finish_reason: "stop", "tool_calls", "length" (max_new_tokens, or the context is full), or "cancelled".
     raw_text: what the model wrote, with special tokens. repairs: how often the parser mended the format, by kind.
-    prompt_tokens, reused_tokens: of the prompt, and how many of these were computed before. completion_tokens: all new
-    ones. first_token_seconds: from the call to the first new token, in seconds; None where there is none.
+    prompt_tokens, num_cached_tokens: of the prompt, and how many of these were computed before. completion_tokens: all
+    new ones. first_token_seconds: from the call to the first new token, in seconds; None where there is none.
     """
 
     messages: list[Message]
@@ -82,7 +75,7 @@ class Reply:
     raw_text: str
     repairs: dict[str, int]
     prompt_tokens: int
-    reused_tokens: int
+    num_cached_tokens: int
     completion_tokens: int
     first_token_seconds: float | None
 
@@ -285,10 +278,7 @@ class Chat:
             if self.messages[: len(known)] == known and not said:
                 new = [render_message(tokenizer, self.special, m) for m in self.messages[len(known) :]]
                 return [*ids, *(i for part in new for i in part), self.special.start, *tokenizer.encode("assistant")]
-        head = [Message("system", self.system)]
-        if self.developer != Developer():
-            head.append(Message("developer", self.developer))
-        return render_conversation(tokenizer, [*head, *self.messages, *said])
+        return render_conversation(tokenizer, [*head_messages(self.system, self.developer), *self.messages, *said])
 
     def _run(self, request: Request, said: list[Message]) -> Generator[Delta, None, Reply]:
         began = time.perf_counter()
@@ -333,7 +323,7 @@ def _reply(turn: Turn, first_token_seconds: float | None) -> Reply:
         raw_text=turn.parser.raw_text,
         repairs=dict(turn.parser.repairs),
         prompt_tokens=len(turn.request.prompt_ids),
-        reused_tokens=turn.request.num_cached_tokens,
+        num_cached_tokens=turn.request.num_cached_tokens,
         completion_tokens=len(turn.request.ids),
         first_token_seconds=first_token_seconds,
     )

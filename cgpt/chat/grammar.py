@@ -25,6 +25,7 @@ from cgpt.chat.messages import CHANNELS, CONSTRAIN, SpecialTokens, Tool
 from cgpt.chat.parse import Header
 from cgpt.chat.turn import Kind, TurnRules, message_kind
 from cgpt.errors import InputError
+from cgpt.fields import json_levels
 from cgpt.generation.request import TextModel
 from cgpt.models.base import Floats
 from cgpt.tokenizer.tokenizer import Tokenizer
@@ -86,13 +87,10 @@ def _error(matcher: Any) -> str | None:
 
 def _nesting(schema: Any) -> int:
     """How deep a schema can be at most with its $refs followed, each of them once on the way down."""
-    levels, level = 0, [schema]
-    refs: set[str] = set()
-    while level := [one for one in level if isinstance(one, (dict, list))]:
-        levels += 1
-        refs |= {one["$ref"] for one in level if isinstance(one, dict) and isinstance(one.get("$ref"), str)}
-        level = [value for one in level for value in (one.values() if isinstance(one, dict) else one)]
-    return levels * (len(refs) + 1)
+    levels = list(json_levels(schema))
+    objects = [one for level in levels for one in level if isinstance(one, dict)]
+    refs = {one["$ref"] for one in objects if isinstance(one.get("$ref"), str)}
+    return len(levels) * (len(refs) + 1)
 
 
 class _Words:

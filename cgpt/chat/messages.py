@@ -27,10 +27,10 @@ def _require(what: str, value: Any, kinds: type | tuple[type, ...], wanted: str)
         raise InputError(f"{what} is {wanted}, not {shown(value)}")
 
 
-def _require_texts(owner: str, **values: Any) -> None:
-    """Raises InputError where one of the values is neither a text nor None."""
-    for name, value in values.items():
-        _require(f"the {name} of a {owner}", value, (str, type(None)), "a text or None")
+def _require_texts(owner: str, content: Any, *names: str) -> None:
+    """Raises InputError where one of these fields is neither a text nor None."""
+    for name in names:
+        _require(f"the {name} of a {owner}", getattr(content, name), (str, type(None)), "a text or None")
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,14 @@ class Namespace:
 
     def __post_init__(self) -> None:
         _require("the name of a namespace", self.name, str, "a text")
-        _require_texts("namespace", description=self.description)
+        _require_texts("namespace", self, "description")
         for tool in self.tools:
             _require("each of the tools of a namespace", tool, Tool, "a Tool")
+
+    @property
+    def recipients(self) -> list[str]:
+        """Whom a call may name."""
+        return [f"{self.name}.{tool.name}" for tool in self.tools] or [self.name]
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class System:
     def __post_init__(self) -> None:
         if self.reasoning is not None and not (isinstance(self.reasoning, str) and self.reasoning in EFFORTS):
             raise InputError(f"reasoning is one of {', '.join(EFFORTS)}, not {shown(self.reasoning)}")
-        _require_texts("system message", identity=self.identity, knowledge_cutoff=self.knowledge_cutoff, date=self.date)
+        _require_texts("system message", self, "identity", "knowledge_cutoff", "date")
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class ResponseFormat:
 
     def __post_init__(self) -> None:
         _require("the schema of a response format", self.schema, dict, "a JSON schema, a dict")
-        _require_texts("response format", name=self.name, description=self.description)
+        _require_texts("response format", self, "name", "description")
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,13 @@ class Developer:
     response_format: ResponseFormat | None = None
 
     def __post_init__(self) -> None:
-        _require_texts("developer message", instructions=self.instructions)
+        _require_texts("developer message", self, "instructions")
         _require("response_format", self.response_format, (ResponseFormat, type(None)), "a ResponseFormat or None")
+
+    @property
+    def all_namespaces(self) -> tuple[Namespace, ...]:
+        """The namespaces, that of the functions too."""
+        return (*self.namespaces, Namespace("functions", tools=self.tools)) if self.tools else self.namespaces
 
 
 @dataclass(frozen=True)
@@ -141,8 +151,7 @@ class Message:
         if self.role == "tool" and not self.name:
             raise InputError('a message of role "tool" needs the name of the tool, as in name="functions.get_weather"')
         _require("the content of a message", self.content, (str, System, Developer), "a text, System or Developer")
-        others = {"channel": self.channel, "recipient": self.recipient, "content_type": self.content_type}
-        _require_texts("message", **others, name=self.name)
+        _require_texts("message", self, "channel", "recipient", "content_type", "name")
 
 
 def tool_result(tool: str, result: str, channel: str = "commentary") -> Message:

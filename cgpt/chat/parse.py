@@ -76,7 +76,7 @@ class Parser:
     @property
     def partial(self) -> Message | None:
         """The message that has begun and not ended, as far as it is known."""
-        return self._open and Message(content="".join(self._text), **vars(self._open))
+        return Message(content="".join(self._text), **vars(self._open)) if self._open else None
 
     @property
     def role(self) -> str:

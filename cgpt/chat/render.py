@@ -41,6 +41,11 @@ def render_conversation(
     return ids + ([special.start, *tokenizer.encode(next_role)] if next_role else [])
 
 
+def head_messages(system: System, developer: Developer) -> list[Message]:
+    """The messages that a conversation begins with; a developer message only where it says something."""
+    return [Message("system", system), *([Message("developer", developer)] if developer != Developer() else [])]
+
+
 def kept_messages(messages: Sequence[Message], drop_analysis: str = "finished") -> list[Message]:
     """The messages that the model is shown.
 
@@ -62,12 +67,8 @@ def kept_messages(messages: Sequence[Message], drop_analysis: str = "finished") 
 
 def has_functions(messages: Iterable[Message]) -> bool:
     """Whether a developer message offers functions, which the system message then speaks of."""
-    contents = [message.content for message in messages]
-    return any(
-        content.tools or any(space.name == "functions" and space.tools for space in content.namespaces)
-        for content in contents
-        if isinstance(content, Developer)
-    )
+    developers = [message.content for message in messages if isinstance(message.content, Developer)]
+    return any(space.name == "functions" and space.tools for one in developers for space in one.all_namespaces)
 
 
 def render_message(
@@ -108,12 +109,8 @@ def content_text(content: str | System | Developer, functions: bool = False) -> 
 
 
 def _system_text(content: System, functions: bool) -> str:
-    lines = [
-        content.identity,
-        None if content.knowledge_cutoff is None else f"Knowledge cutoff: {content.knowledge_cutoff}",
-        None if content.date is None else f"Current date: {content.date}",
-    ]
-    given = [line for line in lines if line is not None]
+    lines = {"": content.identity, "Knowledge cutoff: ": content.knowledge_cutoff, "Current date: ": content.date}
+    given = [label + text for label, text in lines.items() if text is not None]
     sections = ["\n".join(given)] if given else []
     if content.reasoning:
         sections.append(f"Reasoning: {content.reasoning}")
@@ -129,9 +126,8 @@ def _system_text(content: System, functions: bool) -> str:
 
 def _developer_text(content: Developer) -> str:
     sections = [] if content.instructions is None else [f"# Instructions\n\n{content.instructions}"]
-    functions = [Namespace("functions", tools=content.tools)] if content.tools else []
-    if content.namespaces or functions:
-        sections.append(_tools_text([*content.namespaces, *functions]))
+    if content.all_namespaces:
+        sections.append(_tools_text(content.all_namespaces))
     if content.response_format:
         sections.append(_format_text(content.response_format))
     return "\n\n".join(sections)
@@ -159,9 +155,8 @@ def _namespace_text(space: Namespace) -> str:
 
 def _lines(text: str, prefix: str) -> list[str]:
     """The lines of `text`, each after the prefix; they end in LF or CR LF, and the last may do without."""
-    lines = text.split("\n")
-    ended = [line[:-1] if line.endswith("\r") else line for line in lines[:-1]]
-    return [prefix + line for line in ended + ([lines[-1]] if lines[-1] else [])]
+    *ended, last = text.split("\n")
+    return [prefix + line for line in [*(line.removesuffix("\r") for line in ended), *([last] if last else [])]]
 
 
 def _format_text(wanted: ResponseFormat) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from cgpt.chat.messages import Developer, Message, Namespace, SpecialTokens, System
+from cgpt.chat.messages import Developer, Message, SpecialTokens, System
 from cgpt.chat.parse import Header, MessageDelta, Parser
 from cgpt.errors import InputError
 from cgpt.generation.engine import Event
@@ -62,11 +62,8 @@ def function_name(recipient: str) -> str:
 
 def offered_recipients(system: System, developer: Developer) -> frozenset[str]:
     """The recipients of calls of all tools that the two messages offer."""
-    functions = [Namespace("functions", tools=developer.tools)] if developer.tools else []
-    spaces = [*system.namespaces, *developer.namespaces, *functions]
-    return frozenset(
-        name for space in spaces for name in [f"{space.name}.{tool.name}" for tool in space.tools] or [space.name]
-    )
+    spaces = [*system.namespaces, *developer.all_namespaces]
+    return frozenset(name for space in spaces for name in space.recipients)
 
 
 @dataclass(frozen=True)
@@ -117,9 +114,7 @@ class Turn:
         self._rules = rules
         self.parser = Parser(model.tokenizer)
         self._ends = SpecialTokens(model.tokenizer).ends
-        self._silent = frozenset(model.transformer.eos_token_ids).difference(
-            self._ends
-        )  # <|endoftext|> is no part of the text
+        self._silent = {*model.transformer.eos_token_ids}.difference(self._ends)  # as <|endoftext|>: no text
         self._kinds: list[Kind] = []  # of each message, the one that has begun included
         self._items: dict[int, int] = {}  # what is shown: the number of the message in _kinds -> Delta.item
         self._stop = StopFilter(stop)

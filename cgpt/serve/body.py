@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from cgpt.fields import parse_json_object, shown
+from cgpt.fields import json_levels, parse_json_object, shown
 from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
 
@@ -40,13 +41,7 @@ def _number(digits: str) -> float:
 
 def is_deeper(value: Any, max_depth: int) -> bool:
     """Whether lists and objects in `value` are nested more than `max_depth` levels deep."""
-    level = [value]
-    for _ in range(max_depth + 1):
-        level = [one for one in level if isinstance(one, (dict, list))]
-        if not level:
-            return False
-        level = [v for one in level for v in (one.values() if isinstance(one, dict) else one)]
-    return True
+    return next(islice(json_levels(value), max_depth, None), None) is not None
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

@@ -131,7 +131,7 @@ def test_reuse_gives_the_same_bits(monkeypatch, model):
         assert len(ours) == sum(len(rows) for rows in steps)
         np.testing.assert_array_equal(ours, [row for rows in steps for row in rows])
         assert reply.raw_text == expected.raw_text
-        assert reply.reused_tokens > 20 or text == "What is 17 + 25?"
+        assert reply.num_cached_tokens > 20 or text == "What is 17 + 25?"
 
 
 def test_a_tool_loop_extends_what_the_model_wrote(model):
@@ -139,7 +139,7 @@ def test_a_tool_loop_extends_what_the_model_wrote(model):
     call = chat.send("What is the weather in Rome?")
     chat.add_result(call.tool_calls[0], "{}")
     reply = chat.send()
-    assert reply.reused_tokens == call.prompt_tokens + call.completion_tokens - 1  # all but <|call|>, never fed
+    assert reply.num_cached_tokens == call.prompt_tokens + call.completion_tokens - 1  # all but <|call|>, never fed
     assert reply.prompt_tokens > call.prompt_tokens + call.completion_tokens
 
 
@@ -147,7 +147,7 @@ def test_a_turn_whose_reasoning_is_dropped_goes_on_from_its_prompt(model):
     chat = model.chat()
     first = chat.send("What is 17 + 25?")
     reply = chat.send("Now add 5.")
-    assert (reply.reused_tokens, reply.text) == (first.prompt_tokens - 1, "47")
+    assert (reply.num_cached_tokens, reply.text) == (first.prompt_tokens - 1, "47")
 
 
 # ------------------------------------------------------------------------------------------------------- tools

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cgpt.chat.grammar import TurnGrammar
-from cgpt.chat.messages import CONSTRAIN, Developer, Message, ResponseFormat, System, Tool
-from cgpt.chat.render import render_conversation
+from cgpt.chat.messages import CONSTRAIN, Developer, Message, ResponseFormat, System, Tool, tool_result
+from cgpt.chat.render import head_messages, render_conversation
 from cgpt.chat.turn import Turn
 from cgpt.fields import shown
 from cgpt.generation.sampling import SamplingParams
@@ -66,8 +66,7 @@ class Conversation:
         """Adds the result of a call. param: the field that names the call, for the error if there is no such call."""
         if call_id not in self.calls:
             raise ApiError(f"{param} {shown(call_id)} is no earlier call's", param=param)
-        name = f"functions.{self.calls[call_id]}"
-        self.messages.append(Message("tool", text, "commentary", "assistant", name=name))
+        self.messages.append(tool_result(f"functions.{self.calls[call_id]}", text))
 
     def set_format(self, form: FreeFormat | SchemaFormat) -> None:
         if isinstance(form, SchemaFormat):
@@ -95,10 +94,8 @@ class Conversation:
     def turns(self, service: Service, count: int, params: SamplingParams) -> list[Turn]:
         """Makes `count` turns with a request each, with consecutive seeds. ChatError where the model has no chat
         format."""
-        head = [Message("system", System(reasoning=self.effort))]
         developer = Developer("\n\n".join(self.instructions) or None, tuple(self.tools), (), self.response_format)
-        if developer != Developer():
-            head.append(Message("developer", developer))
+        head = head_messages(System(reasoning=self.effort), developer)
         ids = render_conversation(service.tokenizer, [*head, *self.messages])
         compiler, schema = service.grammars, self.answer_schema
         grammar = TurnGrammar(compiler, self.tools, answer_schema=schema, strict=self.strict, forced=self.forced)
