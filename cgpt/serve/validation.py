@@ -8,7 +8,6 @@ that a body is validated with. A client is never shown pydantic's own words.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast, get_args
@@ -161,15 +160,6 @@ def size(high: int | str, low: int = 0, wanted: str = "a list") -> Reads:
         return None if isinstance(value, list) and len(value) < low else value
 
     return Reads(read, f"must be {wanted}", {"minItems": low, "maxItems": _marked(high)}, then=True)
-
-
-def matching(pattern: re.Pattern[str], wanted: str) -> Reads:
-    """Annotates a string that matches the pattern as a whole."""
-
-    def read(value: Any, _: Bounds) -> str | None:
-        return value if isinstance(value, str) and pattern.fullmatch(value) else None
-
-    return Reads(read, wanted, {"type": "string", "pattern": f"^{pattern.pattern}$"})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from itertools import chain
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
@@ -153,8 +154,7 @@ class ChatRequest(protocol.SamplingRequest):
     def params(self, max_tokens: int) -> SamplingParams:
         """Makes the parameters of sampling, without the stops. max_tokens: where the body sets no limit."""
         limit = self.max_completion_tokens or self.max_tokens or max_tokens
-        logprobs = self.top_logprobs if self.logprobs else None
-        return SamplingParams(**self.sampling(), max_new_tokens=limit, logprobs=logprobs)
+        return self.sampling(max_new_tokens=limit, logprobs=self.top_logprobs if self.logprobs else None, stop=None)
 
 
 class AnsweredCall(TypedDict):
@@ -197,27 +197,43 @@ class ChatCompletion(protocol.Head):
     usage: ChatUsage
 
 
+@dataclass
+class ChunkChoice:
+    """What an event adds to a choice. delta: as OpenAI writes it, the fields of a message with what they have got."""
+
+    index: int
+    delta: dict[str, Any]
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+
 class Choice:
     """One answer while it is generated. turn: sorts what the model writes."""
 
     def __init__(self, body: ChatRequest, turn: Turn, service: Service) -> None:
         self.turn = turn
         self._metrics, self._tokenizer, self._logs = service.metrics, service.tokenizer, body.logprobs
+        self._has_begun = False
         self._last: dict[str, int] = {}  # the newest item of a kind
         self._calls = 0
 
-    def advance(self, job: Job, event: Event) -> tuple[list[dict[str, Any]], ChatLogprobs | None]:
-        """Returns what an event of the job adds: OpenAI's deltas, and the log-probabilities where they are wanted. The
-        end of the turn cancels the request."""
-        deltas = self.turn.advance(event)
-        if self.turn.finish_reason:
-            job.cancel(event.index)
+    def advance(self, job: Job, event: Event) -> list[ChunkChoice]:
+        """Returns what an event of the job adds, with the log-probabilities where they are wanted. The end of the turn
+        cancels the request."""
+        deltas, index = self.turn.advance(event), event.index
+        chunks = [ChunkChoice(index, part) for delta in deltas if (part := self._part(delta))]
+        last = max(len(chunks) - 1, 0)
+        if reason := self.turn.finish_reason:
+            job.cancel(index)
             self._metrics.repairs.update(self.turn.parser.repairs)
-        parts = [part for delta in deltas if (part := self._part(delta))]
-        if not self._logs:
-            return parts, None
-        indices = [index for delta in deltas for index in delta.indices]
-        return parts, ChatLogprobs(token_logprobs(self._tokenizer, self.turn.request, indices))
+            chunks.append(ChunkChoice(index, {}, finish_reason=reason))
+        if self._logs and chunks:
+            indices = [i for delta in deltas for i in delta.indices]
+            chunks[last].logprobs = ChatLogprobs(token_logprobs(self._tokenizer, self.turn.request, indices))
+        if not self._has_begun:
+            self._has_begun = True
+            chunks.insert(0, ChunkChoice(index, {"role": "assistant", "content": ""}))
+        return chunks
 
     def _part(self, delta: Delta) -> dict[str, Any] | None:
         kind = "content" if delta.is_for_user else delta.kind
@@ -235,23 +251,24 @@ class Choice:
         return {"reasoning": text, "reasoning_content": text} if kind == "reasoning" else {"content": text}
 
 
-def message_of(parts: list[dict[str, Any]]) -> AnswerMessage:
-    """Joins the deltas of an answer, which may change."""
-    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
-    calls: list[dict[str, Any]] = []
-    for name in ("content", "reasoning", "reasoning_content"):
-        if texts := [part[name] for part in parts if name in part]:
-            message[name] = "".join(texts)
-    for call in [call for part in parts for call in part.get("tool_calls", ())]:
+def joined(chunks: list[ChunkChoice]) -> ChatChoice:
+    """Joins all that was added to a choice. The chunks may change."""
+    calls: list[AnsweredCall] = []
+    for call in [call for chunk in chunks for call in chunk.delta.get("tool_calls", ())]:
         if call.pop("index") == len(calls):
             calls.append(call)
         else:
             calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+    content, reasoning = ("".join(chunk.delta.get(name, "") for chunk in chunks) for name in ("content", "reasoning"))
+    message = AnswerMessage(role="assistant", content=content or (None if calls else ""), refusal=None)
+    if reasoning:
+        message["reasoning"] = message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = calls
-    elif message["content"] is None:
-        message["content"] = ""
-    return cast("AnswerMessage", message)
+    logs = [chunk.logprobs.content for chunk in chunks if chunk.logprobs]
+    return ChatChoice(
+        chunks[-1].index, message, ChatLogprobs(list(chain(*logs))) if logs else None, chunks[-1].finish_reason
+    )
 
 
 async def chat(service: Service, body: ChatRequest) -> Generated:
@@ -264,37 +281,17 @@ async def chat(service: Service, body: ChatRequest) -> Generated:
 
 
 async def _whole(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> dict[str, Any]:
-    parts: list[list[dict[str, Any]]] = [[] for _ in choices]
-    logs: list[list[TokenLogprob]] = [[] for _ in choices]
+    chunks: list[list[ChunkChoice]] = [[] for _ in choices]
     async for event in job:
-        new, log = choices[event.index].advance(job, event)
-        parts[event.index] += new
-        logs[event.index] += log.content if log else []
-    done = []
-    for i, choice in enumerate(choices):
-        log = ChatLogprobs(logs[i]) if body.logprobs else None
-        done.append(ChatChoice(i, message_of(parts[i]), log, choice.turn.finish_reason))
-    return head | {"choices": done, "usage": _usage(choices, body)}
+        chunks[event.index] += choices[event.index].advance(job, event)
+    return head | {"choices": [joined(one) for one in chunks], "usage": _usage(choices, body)}
 
 
 async def _chunks(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
     empty = {"usage": None} if body.stream_options.include_usage else {}
-
-    def chunk(index: int, delta: dict[str, Any], log: ChatLogprobs | None, reason: str | None) -> tuple[None, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": log, "finish_reason": reason}
-        return None, head | {"choices": [choice]} | empty
-
-    begun: set[int] = set()
     async for event in job:
-        choice = choices[event.index]
-        parts, log = choice.advance(job, event)
-        if event.index not in begun:
-            begun.add(event.index)
-            yield chunk(event.index, {"role": "assistant", "content": ""}, None, None)
-        for i, part in enumerate(parts):
-            yield chunk(event.index, part, log if i == len(parts) - 1 else None, None)
-        if choice.turn.finish_reason:
-            yield chunk(event.index, {}, None if parts else log, choice.turn.finish_reason)
+        for chunk in choices[event.index].advance(job, event):
+            yield None, head | {"choices": [chunk]} | empty
     if body.stream_options.include_usage:
         yield None, head | {"choices": [], "usage": _usage(choices, body)}
 

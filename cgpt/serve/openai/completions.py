@@ -11,7 +11,6 @@ from typing_extensions import Self
 
 from cgpt.generation.engine import Event, Job
 from cgpt.generation.request import Request
-from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.openai.logprobs import CompletionLogprobs, TokenLog
 from cgpt.serve.openai.protocol import Count, Head, SamplingRequest, Usage, usage
 from cgpt.serve.service import Service
@@ -68,9 +67,7 @@ class CompletionRequest(SamplingRequest):
 
     def requests(self, service: Service) -> list[Request]:
         """Makes best_of requests of each prompt, with consecutive seeds."""
-        params = SamplingParams(
-            **self.sampling(),
-            stop=self.stop,
+        params = self.sampling(
             max_new_tokens=max(self.max_tokens, 1),
             logprobs=self.logprobs if self.logprobs is not None else self.best_of > self.n or None,
             prompt_logprobs=self.logprobs if self.echo else None,

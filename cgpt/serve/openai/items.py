@@ -108,13 +108,12 @@ class Items:
             phase: Literal["commentary", "final_answer"] = "commentary" if delta.kind == "preamble" else "final_answer"
             self._items.append(MessageItem(f"msg_{number}", [OutputText()], phase))
         item = self._items[-1]
-        if isinstance(item, CallItem):
-            yield self._item("response.output_item.added", copy.copy(item))
-            return
         added = copy.copy(item)
-        added.content = []
+        if not isinstance(added, CallItem):
+            added.content = []
         yield self._item("response.output_item.added", added)
-        yield self._about("response.content_part.added", content_index=0, part=type(item.content[0])())
+        if not isinstance(item, CallItem):
+            yield self._about("response.content_part.added", content_index=0, part=type(item.content[0])())
 
     def close(self, status: Status) -> Events:
         """Ends the open item, if there is one, and yields its last events."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -88,10 +89,9 @@ class TokenLog:
         to num_ids, but those that a stop string has cut away."""
         request, found = self._request, CompletionLogprobs([], [], [], [])
         self._offsets += self._look_at(request.ids[len(self._offsets) : num_ids])
-        start = end = self._given
-        everything = last and not request.hit_stop_text
-        while end < len(self._offsets) and (everything or self._offsets[end] < length):
-            end += 1
+        start, end = self._given, len(self._offsets)
+        if request.hit_stop_text or not last:
+            end = bisect_left(self._offsets, length, start)
         self._given = end
         if self._prompt_offsets is not None:
             tops = request.prompt_top_logprobs or [{}] * len(request.prompt_logprobs)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import ConfigDict, Discriminator, Field, StrictBool, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StrictBool, Tag, model_validator
 from typing_extensions import Self, TypedDict
 
 from cgpt.chat.messages import EFFORTS
 from cgpt.generation.request import Request
+from cgpt.generation.sampling import SamplingParams
 from cgpt.serve import validation
 from cgpt.serve.service import require_name
 from cgpt.serve.validation import Bounds, Invalid, JsonSchema, Reads, RequestModel, Text, integer, number, only
@@ -52,9 +53,9 @@ class GenerationRequest(OpenAIRequest):
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
 
-    def sampling(self) -> dict[str, Any]:
-        """The options of SamplingParams that the body has."""
-        return {"temperature": self.temperature, "top_p": self.top_p}
+    def sampling(self, **others: Any) -> SamplingParams:
+        """The parameters of sampling that the body has, by their names, and others."""
+        return SamplingParams.pick(vars(self) | others)
 
 
 def _read_stop(value: Any, bounds: Bounds) -> list[str] | None:
@@ -77,6 +78,10 @@ def _read_logit_bias(value: Any, bounds: Bounds) -> dict[int, float] | None:
         if BIAS.read(bias, bounds) is None:
             raise Invalid(BIAS.wanted, key)
     return {int(key): float(bias) for key, bias in given.items()}
+
+
+def _unsigned(seed: int) -> int:
+    return seed % 2**64
 
 
 BIAS = number(-100, 100)
@@ -115,7 +120,7 @@ class SamplingRequest(GenerationRequest):
     presence_penalty: Annotated[float | None, number(-2, 2)] = None
     frequency_penalty: Annotated[float | None, number(-2, 2)] = None
     logit_bias: Annotated[dict[int, float] | None, Reads(_read_logit_bias, "must be an object", BIASES)] = None
-    seed: Annotated[int | None, integer(-(2**63), 2**63 - 1)] = None
+    seed: Annotated[int | None, integer(-(2**63), 2**63 - 1), AfterValidator(_unsigned)] = None
     stop: Annotated[list[str], Reads(_read_stop, STOPS_WANTED, STOPS)] = []
     stream_options: StreamOptions = StreamOptions()
 
@@ -124,11 +129,6 @@ class SamplingRequest(GenerationRequest):
         if "stream_options" in self.model_fields_set and not self.stream:
             raise Invalid("goes with stream: true only", "stream_options")
         return self
-
-    def sampling(self) -> dict[str, Any]:
-        names = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
-        seed = None if self.seed is None else self.seed % 2**64
-        return super().sampling() | {name: getattr(self, name) for name in names} | {"seed": seed}
 
 
 class Head(TypedDict):
@@ -179,7 +179,12 @@ class Echoed(RequestModel):
     model_config = ConfigDict(extra="allow")
 
 
-NAME = validation.matching(re.compile(r"[A-Za-z0-9_.-]{1,64}"), "must be 1 to 64 letters, digits, _, . or -")
+def _read_name(value: Any, _: Bounds) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch(NAME, value) else None
+
+
+NAME = "[A-Za-z0-9_.-]{1,64}"
+NAME_WANTED = "must be 1 to 64 letters, digits, _, . or -"
 
 
 FunctionType = Annotated[str, only("function", wanted="must be function: there are no other tools")]
@@ -188,7 +193,7 @@ FunctionType = Annotated[str, only("function", wanted="must be function: there a
 class FunctionDefinition(Echoed):
     """A function that the model may call. strict: whether its arguments are constrained to the schema `parameters`."""
 
-    name: Annotated[str, NAME]
+    name: Annotated[str, Reads(_read_name, NAME_WANTED, {"type": "string", "pattern": f"^{NAME}$"})]
     description: Text = ""
     parameters: JsonSchema | None = None
     strict: StrictBool = False

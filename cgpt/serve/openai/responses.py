@@ -173,8 +173,7 @@ class ResponseRequest(protocol.GenerationRequest):
     def params(self, max_tokens: int) -> SamplingParams:
         """Makes the parameters of sampling, without the stops. max_tokens: where the body sets no limit."""
         logprobs = self.top_logprobs if self.top_logprobs or LOGPROBS in self.include else None
-        limit = self.max_output_tokens or max_tokens
-        return SamplingParams(**self.sampling(), max_new_tokens=limit, logprobs=logprobs)
+        return self.sampling(max_new_tokens=self.max_output_tokens or max_tokens, logprobs=logprobs)
 
     def echoed(self) -> dict[str, Any]:
         """Returns the fields that the answer repeats."""
