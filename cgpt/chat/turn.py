@@ -140,8 +140,7 @@ class Turn:
         while self.tokens < event.num_ids and not self.finish_reason:
             deltas += self._push(self.tokens)
             self.tokens += 1
-            if reason := self._end():
-                self.finish_reason = reason
+            self.finish_reason = self._end()
         self.tokens = event.num_ids
         if event.finish_reason and not self.finish_reason:
             deltas += self.close()
@@ -161,8 +160,8 @@ class Turn:
             return []
         if token_id in self._ends:
             self._waiting = []
-            return self._deltas(self.parser.push(token_id))
-        self._waiting.append(index)
+        else:
+            self._waiting.append(index)
         deltas = self._deltas(self.parser.push(token_id))
         self.reasoning_tokens += len(self._kinds) > len(self.parser.messages) and self._kinds[-1] == "reasoning"
         return deltas

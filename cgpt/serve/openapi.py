@@ -1,4 +1,4 @@
-"""Describes the endpoints as an OpenAPI document, for clients that read it and tests that try it."""
+"""What an endpoint is: how it answers, and its description in an OpenAPI document, which clients read and tests try."""
 
 from __future__ import annotations
 

@@ -250,11 +250,9 @@ class Answer:
 
     async def events(self, job: Job) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yields the events of the job; the last one holds the whole response."""
-        first = True
         async for event in job:
             deltas = self._turn.advance(event)
-            if first:
-                first = False
+            if self._number == 0:
                 for kind in ("response.created", "response.in_progress"):
                     yield self._event(kind, {"response": self.response("in_progress")})
             for delta in deltas:
@@ -264,8 +262,7 @@ class Answer:
             if self._turn.finish_reason:
                 self._metrics.repairs.update(self._turn.parser.repairs)
                 job.cancel()
-        cut = self._turn.finish_reason == "length"
-        status: Status = "incomplete" if cut else "completed"
+        status: Status = "incomplete" if self._turn.finish_reason == "length" else "completed"
         for kind, data in self._items.close(status):
             yield self._event(kind, data)
         yield self._event(f"response.{status}", {"response": self.response(status)})
