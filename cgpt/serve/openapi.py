@@ -13,11 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cgpt.serve.errors import ErrorAnswer, Json
+from cgpt.serve.body import read_body
+from cgpt.serve.errors import ApiError, ErrorAnswer, Json
 from cgpt.serve.guard import OPEN
 from cgpt.serve.service import Service
 from cgpt.serve.stream import Generated
-from cgpt.serve.validation import Bounds, RequestModel, Schema
+from cgpt.serve.validation import Bounds, RequestModel, Schema, validate
 from cgpt.version import __version__
 
 Input = tuple[str, JsonSchemaMode, TypeAdapter[Any]]
@@ -47,9 +48,11 @@ class Endpoint:
 
     async def answer(self, request: Request) -> Response:
         service: Service = request.app.state.service
-        if self.chats:
-            service.require_chat()
-        given = [await service.read(request, self.takes)] if self.takes else request.path_params.values()
+        if self.chats and service.no_chat is not None:
+            raise ApiError(service.no_chat, code="model_has_no_chat", param="model")
+        given = list(request.path_params.values())
+        if self.takes:
+            given = [validate(self.takes, await read_body(request, service.limits), service.bounds)]
         found = await self.handler(service, *given)
         if isinstance(found, Generated):
             return await found.response(request.receive)

@@ -8,9 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, TypeVar
-
-from starlette.requests import Request as HttpRequest
+from typing import Any
 
 from cgpt.chat.grammar import GrammarCompiler
 from cgpt.chat.messages import SpecialTokens
@@ -18,14 +16,12 @@ from cgpt.errors import ChatError
 from cgpt.generation.engine import Engine, Job
 from cgpt.generation.request import LogitsConstraint, Prompt, Request
 from cgpt.generation.sampling import SamplingParams
-from cgpt.serve.body import read_body
 from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Metrics
-from cgpt.serve.validation import RequestModel, Schema, validate
+from cgpt.serve.validation import RequestModel, Schema
 from cgpt.version import __version__
 
-M = TypeVar("M", bound=RequestModel)
 Constraints = Sequence[LogitsConstraint | None]
 log = logging.getLogger("cgpt.serve")
 
@@ -58,10 +54,6 @@ class Service:
         """Compiles JSON schemas; made where a chat is first asked for."""
         return GrammarCompiler(self.model)
 
-    async def read(self, request: HttpRequest, model: type[M]) -> M:
-        """Reads the body of a request as its model; ApiError says what is wrong with it."""
-        return validate(model, await read_body(request, self.limits), self.bounds)
-
     def head(self, prefix: str, kind: str) -> dict[str, Any]:
         """The fields that an answer, and each part of a streamed one, begins with. prefix: of its id. kind: OpenAI's
         name of the object."""
@@ -82,11 +74,6 @@ class Service:
         if self.log_prompts:
             log.info("%r", body.model_dump(exclude_unset=True, by_alias=True))
         return self.engine.submit(requests)
-
-    def require_chat(self) -> None:
-        """Raises ApiError where the model has no chat format."""
-        if self.no_chat is not None:
-            raise ApiError(self.no_chat, code="model_has_no_chat", param="model")
 
 
 def require_name(name: str, served: str) -> None:

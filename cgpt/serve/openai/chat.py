@@ -62,10 +62,8 @@ class AssistantMessage(RequestModel):
     tool_calls: Annotated[list[ToolCall], size(protocol.MAX_CALLS)] = []
 
     def add_to(self, conversation: Conversation, name: str) -> None:
-        reasoning = self.reasoning_content if self.reasoning is None else self.reasoning
+        conversation.add_said(self.reasoning_content if self.reasoning is None else self.reasoning, "analysis")
         text = protocol.text_of(self.content)
-        if reasoning:
-            conversation.add_said(reasoning, "analysis")
         if text or not self.tool_calls:
             conversation.add_said(text, "commentary" if self.tool_calls else "final")
         for call in self.tool_calls:

@@ -95,7 +95,6 @@ class Choice:
     """One text of the answer while it is generated."""
 
     def __init__(self, body: CompletionRequest, service: Service, request: Request) -> None:
-        self.request = request
         self._length = 0  # characters of the text so far
         self._max_tokens = body.max_tokens
         self._echoed = service.tokenizer.decode(request.prompt_ids) if body.echo else ""

@@ -51,7 +51,8 @@ class Conversation:
 
     def add_said(self, text: str, channel: str) -> None:
         """Adds what the assistant thought ("analysis"), said before a call ("commentary") or answered ("final")."""
-        self.messages.append(Message("assistant", text, channel))
+        if text or channel != "analysis":
+            self.messages.append(Message("assistant", text, channel))
 
     def add_call(self, call_id: str, name: str, arguments: str) -> None:
         self.calls[call_id] = name

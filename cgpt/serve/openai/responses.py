@@ -65,8 +65,7 @@ class InputReasoning(RequestModel):
     content: Content[Annotated[ReasoningPart, protocol.PART]] = ""
 
     def add_to(self, conversation: Conversation, name: str) -> None:
-        if text := protocol.text_of(self.content):
-            conversation.add_said(text, "analysis")
+        conversation.add_said(protocol.text_of(self.content), "analysis")
 
 
 class InputCall(RequestModel):
