@@ -61,7 +61,7 @@ def tool_of(function: Callable[..., Any]) -> Tool:
     except Exception as problem:  # annotations may be code of any kind
         raise InputError(f"the tool {name}: its signature cannot be read ({problem})") from None
     properties: dict[str, Any] = {}
-    required = []
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     for parameter in parameters:
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise InputError(f"the tool {name}: the parameter {parameter.name} cannot be given by name; give a schema")
@@ -71,9 +71,7 @@ def tool_of(function: Callable[..., Any]) -> Tool:
             raise InputError(f"the tool {name}, parameter {parameter.name}: {problem}") from None
         if parameter.name in notes:
             schema.setdefault("description", notes[parameter.name])
-        if parameter.default is parameter.empty:
-            required.append(parameter.name)
-        elif (default := _plain(parameter.default)) is not None:
+        if parameter.name not in required and (default := _plain(parameter.default)) is not None:
             schema["default"] = default
         properties[parameter.name] = schema
     arguments = {"type": "object", "properties": properties, "required": required} if properties else None

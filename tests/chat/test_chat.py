@@ -1,5 +1,6 @@
 """model.chat(): what it sends to the model, what it makes of the answer, tools, and what is not computed again."""
 
+import inspect
 import json
 import re
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt.chat.chat import ToolCall
+from cgpt.chat.chat import Chat, ToolCall
 from cgpt.chat.messages import Message, ResponseFormat, Tool, tool_result
 from cgpt.chat.render import render_conversation
 from cgpt.errors import ChatError, ContextLengthError, InputError
@@ -81,6 +82,15 @@ def test_prompts_are_the_recorded_ones(model):
         chat, text = chat_of(model, problem)
         if not moved(problem):
             assert chat._prompt([Message("user", text)] if text else []) == problem["prompt_ids"]
+
+
+def test_what_collects_a_stream_shows_its_arguments():
+    for whole, stream in ((Chat.send, Chat.stream), (Chat.run, Chat.run_stream)):
+        shown = inspect.signature(whole)
+        assert shown.parameters == inspect.signature(stream).parameters and shown.return_annotation == "Reply"
+        assert "temperature" in shown.parameters
+        with pytest.raises(InputError, match=rf"{whole.__name__}\(\) has no argument 'tempratur'.* temperature\?"):
+            whole(None, tempratur=1)
 
 
 def test_streams_what_send_gives(model):
