@@ -55,7 +55,7 @@ class GenerationRequest(OpenAIRequest):
 
     def sampling(self, **others: Any) -> SamplingParams:
         """The parameters of sampling that the body has, by their names, and others."""
-        return SamplingParams.pick(vars(self) | others)
+        return SamplingParams.pick(vars(self) | others, {})
 
 
 def _read_stop(value: Any, bounds: Bounds) -> list[str] | None:
