@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cgpt.analysis.advice import advice
+from cgpt.analysis.info import plural
 from cgpt.kernels import _kernels, isa
 from cgpt.machine import huge_pages, sysfs, topology
 from cgpt.machine.cpu_time import CpuTime
@@ -141,14 +142,14 @@ def _level_text(level: Mapping[str, Any]) -> str:
 
 
 def _cores_text(cpu: Mapping[str, Any], usable: Mapping[str, Any]) -> str:
-    text = _of(cpu["cores"], "core")
+    text = plural(cpu["cores"], "core")
     if cpu["efficient_cores"]:
         text += f" ({cpu['cores'] - cpu['efficient_cores']} performance, {cpu['efficient_cores']} efficiency)"
-    text += f", {_of(cpu['cpus'], 'CPU')} ({'SMT' if cpu['cpus'] > cpu['cores'] else 'no SMT'})"
-    text += f", {_of(cpu['packages'], 'socket')}"
+    text += f", {plural(cpu['cpus'], 'CPU')} ({'SMT' if cpu['cpus'] > cpu['cores'] else 'no SMT'})"
+    text += f", {plural(cpu['packages'], 'socket')}"
     if cpu["numa_nodes"]:
-        text += f", {_of(len(cpu['numa_nodes']), 'NUMA node')}"
-    usable_text = f"{_of(usable['cores'], 'core')} and {_of(usable['cpus'], 'CPU')}"
+        text += f", {plural(len(cpu['numa_nodes']), 'NUMA node')}"
+    usable_text = f"{plural(usable['cores'], 'core')} and {plural(usable['cpus'], 'CPU')}"
     if (usable["cores"], usable["cpus"]) == (cpu["cores"], cpu["cpus"]):
         usable_text = "all of them"
     quota = "no quota" if usable["quota"] is None else f"a quota of {usable['quota']:.3g} CPUs"
@@ -190,7 +191,7 @@ def _roofline_text(roofline: Mapping[str, Any] | None) -> str:
         return "nothing (--no-measure)"
     return (
         f"{roofline['read_bytes_per_s'] / 1e9:.1f} GB/s read, {_flops(roofline['flops_per_s'])} in {roofline['dtype']} "
-        f"({roofline['level']}), by {_of(roofline['threads'], 'thread')}"
+        f"({roofline['level']}), by {plural(roofline['threads'], 'thread')}"
     )
 
 
@@ -243,7 +244,3 @@ def _footnote(facts: Mapping[str, Any]) -> list[str]:
         f"{reached['prompt']:.0%} of the bound, which cgpt reached where it was measured (bench/SPEED.md)."
     )
     return [*textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  "), ""]
-
-
-def _of(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -59,6 +59,11 @@ def _list(numbers: Mapping[str, int], show: Callable[[int], str]) -> str:
     return ", ".join(f"{name} {show(number)}" for name, number in numbers.items() if number >= least)
 
 
+def plural(number: int, what: str) -> str:
+    """A number of things: "1 thread", "2 threads"."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def count(number: int) -> str:
     """A number with its unit of thousands, millions or billions: "20.91 B"."""
     return scaled(number, "")

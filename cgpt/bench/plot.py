@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cgpt.analysis.info import plural
 from cgpt.errors import InputError
 
 Row = Mapping[str, Any]
@@ -50,7 +51,8 @@ def _roofline(axes: Any, rows: Sequence[Row]) -> None:
         read = statistics.median(row["roofline_bytes_per_s"] for row in mine)
         peak = statistics.median(row["roofline_flops_per_s"] for row in mine)
         xs = sorted({low, min(max(peak / read, low), high), high})
-        label = f"{_threads(threads)}: {read / 1e9:.1f} GB/s, {peak / 1e9:.0f} GFLOP/s {mine[0]['roofline_dtype']}"
+        reached = f"{read / 1e9:.1f} GB/s, {peak / 1e9:.0f} GFLOP/s {mine[0]['roofline_dtype']}"
+        label = f"{plural(threads, 'thread')}: {reached}"
         axes.plot(xs, [min(peak, read * x) / 1e9 for x in xs], color=f"C{n}", label=label)
         for row in mine:
             share = max(row["bandwidth_share"], row["peak_share"])
@@ -70,7 +72,7 @@ def _depths(axes: Any, rows: Sequence[Row]) -> None:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         kind = row["test"].partition(" @")[0]
-        lines.setdefault(f"{kind}, {_threads(row['n_threads'])}", []).append(row)
+        lines.setdefault(f"{kind}, {plural(row['n_threads'], 'thread')}", []).append(row)
     for label, mine in lines.items():
         mine = sorted(mine, key=lambda row: row["n_depth"])
         middle = [row["median_ts"] for row in mine]
@@ -82,7 +84,3 @@ def _depths(axes: Any, rows: Sequence[Row]) -> None:
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend(fontsize=8)
-
-
-def _threads(number: int) -> str:
-    return f"{number} thread" + "s" * (number > 1)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cgpt.bench.costs import cost
-from cgpt.kernels import _kernels as k
 from cgpt.machine.roofline import Roofline
 
 SAMPLE = 0.0005  # seconds that a sample takes at least: short calls are repeated
 PAIRS, FEW = 9, 3  # so many, if they fit into LONG; so many in any case
 LONG = 2.0  # seconds
-Call = tuple[str, tuple[Any, ...], dict[str, Any]]  # a kernel, its arguments, its options
+Call = partial[None]  # of a kernel
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,15 @@ class Case:
 def way(name: str, turns: Sequence[Sequence[Call]], moved: int = 0, flops: int = 0, **more: Any) -> Way:
     """A way made of kernel calls. Bytes and operations are those that cgpt.bench.costs counts, on average, and
     `moved` and `flops` of what it leaves out: activations."""
-    counted = [cost(*call) for turn in turns for call in turn]
+    counted = [cost(call.func.__name__, call.args, call.keywords) for turn in turns for call in turn]
     read, done = (round(sum(each) / len(turns)) for each in zip(*counted, strict=True))
-    return Way(name, [_run(turn) for turn in turns], read + moved, done + flops, **more)
+    run = [turn[0] if len(turn) == 1 else partial(_run, turn) for turn in turns]
+    return Way(name, run, read + moved, done + flops, **more)
 
 
-def _run(calls: Sequence[Call]) -> Callable[[], None]:
-    bound = [(getattr(k, kernel), args, options) for kernel, args, options in calls]
-    if len(bound) == 1:
-        ((function, args, options),) = bound
-        return lambda: function(*args, **options)
-
-    def run() -> None:
-        for function, args, options in bound:
-            function(*args, **options)
-
-    return run
+def _run(calls: Sequence[Call]) -> None:
+    for call in calls:
+        call()
 
 
 def counted(case: Case, roofline: Roofline) -> float | None:

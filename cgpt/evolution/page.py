@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from cgpt.analysis.info import plural
 from cgpt.evolution import charts
 from cgpt.evolution.report import extremes, fact_text, pair, ratio, rooflines
 from cgpt.evolution.units import shown
@@ -35,7 +36,7 @@ def _machine(result: Found) -> str:
     s, (reads, peaks) = result["setting"], rooflines(result)
     facts = {
         "CPU": result["cpu_info"],
-        "level": f"{result['level']}, {result['threads']} thread" + "s" * (result["threads"] > 1),
+        "level": f"{result['level']}, {plural(result['threads'], 'thread')}",
         "memory read": f"{reads} GB/s",
         "products": f"{peaks} GFLOP/s {result['rooflines'][0]['dtype']}",
         "width": f"{s['width']:,}, {s['heads']} query heads on {s['kv_heads']} key/value heads of 64",

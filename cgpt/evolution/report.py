@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from textwrap import wrap
 from typing import Any
 
+from cgpt.analysis.info import plural
 from cgpt.bench.report import columns, span
 from cgpt.evolution.units import shown
 from cgpt.evolution.verdict import UNCLEAR, percent, times
@@ -23,11 +24,10 @@ def render(result: Found) -> str:
 def heading(result: Found) -> str:
     """The machine and the shapes."""
     s, (reads, peaks) = result["setting"], rooflines(result)
-    threads = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
     return (
-        f"{result['cpu_info']}, {result['level']}, {threads}: memory {reads} GB/s, {peaks} GFLOP/s "
-        f"{result['rooflines'][0]['dtype']}\nwidth {s['width']:,}, {s['heads']} query heads on {s['kv_heads']} "
-        f"key/value heads; contexts {', '.join(f'{n:,}' for n in s['contexts'])}; prompts of {s['prompt']}"
+        f"{result['cpu_info']}, {result['level']}, {plural(result['threads'], 'thread')}: memory {reads} GB/s, "
+        f"{peaks} GFLOP/s {result['rooflines'][0]['dtype']}\nwidth {s['width']:,}, {s['heads']} query heads on "
+        f"{s['kv_heads']} key/value heads; contexts {', '.join(f'{n:,}' for n in s['contexts'])}; prompts of {s['prompt']}"
     )
 
 

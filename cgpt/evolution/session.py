@@ -17,6 +17,7 @@ from cgpt.evolution.measure import Case, Way, alternate, counted
 from cgpt.evolution.setting import Setting
 from cgpt.evolution.step import Step
 from cgpt.evolution.steps_attention import VARIANTS
+from cgpt.evolution.verdict import Verdict
 from cgpt.kernels import isa
 from cgpt.machine import roofline, topology
 from cgpt.machine.roofline import Roofline
@@ -58,32 +59,31 @@ def _roofline(setting: Setting) -> Roofline:
 
 def _step(setting: Setting, step: Step, rooflines: list[Roofline], say: Callable[[str], None]) -> dict[str, Any]:
     """A step: number, title, claim, note, cases, facts, verdict (one word), line (one sentence), warnings."""
-    watch, timed, taken = Watch(), [], []
+    watch, timed = Watch(), []
     for case in step.cases(setting):
         say(f"   {case.label}")
         during, start = Watch(), time.perf_counter()
         samples = alternate(case, setting.seconds)
-        taken.append(_taken(during) if time.perf_counter() - start >= LONG_ENOUGH else None)
-        timed.append((replace(case, old=replace(case.old, turns=()), new=replace(case.new, turns=())), *samples))
-        del case  # its operands go before the next are made
+        taken = _taken(during) if time.perf_counter() - start >= LONG_ENOUGH else None
+        case = replace(case, old=replace(case.old, turns=()), new=replace(case.new, turns=()))
+        timed.append((case, *samples, taken))  # its operands go before the next are made
         gc.collect()
     shares, faults, overall = watch.shares(), watch.faults(), _taken(watch)
     rooflines.append(_roofline(setting))
-    promised = [counted(case, _best(rooflines)) for case, _, _ in timed]
-    found = []
-    for (case, old, new), more, own in zip(timed, promised, taken, strict=True):
-        judged, share = verdict.judge(case.claim, old, new, more, case.within), overall if own is None else own
-        found.append(verdict.disturbed(judged, share) if share > DISTURBED else judged)
+    cases, found = [], []
+    for case, old, new, taken in timed:
+        promised, share = counted(case, _best(rooflines)), overall if taken is None else taken
+        judged = verdict.judge(case.claim, old, new, promised, case.within)
+        judged = verdict.disturbed(judged, share) if share > DISTURBED else judged
+        cases.append(_case(case, old, new, promised, judged))
+        found.append((case.label, judged))
     facts = step.facts(setting)
     return {
         **_fields(step, "number", "title", "claim", "note"),
-        "cases": [_case(*each) for each in zip(timed, promised, found, strict=True)],
+        "cases": cases,
         "facts": [asdict(fact) | {"holds": fact.holds} for fact in facts],
-        "verdict": verdict.of_step([each.kind for each in found], [fact.holds for fact in facts]),
-        "line": verdict.line(
-            [(case.label, each) for (case, _, _), each in zip(timed, found, strict=True)],
-            [(fact.label, fact.holds) for fact in facts],
-        ),
+        "verdict": verdict.of_step([judged.kind for _, judged in found], [fact.holds for fact in facts]),
+        "line": verdict.line(found, [(fact.label, fact.holds) for fact in facts]),
         # How far repetitions differ is in each ratio's interval.
         "warnings": warnings([1.0], *shares, rooflines[-2], rooflines[-1], faults),
     }
@@ -100,12 +100,9 @@ def _best(rooflines: Sequence[Roofline]) -> Roofline:
     return replace(rooflines[-1], read_bytes_per_s=read, flops_per_s=max(top.flops_per_s for top in rooflines))
 
 
-def _case(
-    timed: tuple[Case, list[float], list[float]], promised: float | None, found: verdict.Verdict
-) -> dict[str, Any]:
+def _case(case: Case, old: list[float], new: list[float], promised: float | None, found: Verdict) -> dict[str, Any]:
     """The row of a case: label, phase, context, claim, within, old and new (see _way), counted, ratio, low, high,
     verdict, text; the figures of the ratio as in cgpt.evolution.verdict.Verdict."""
-    case, old, new = timed
     return {
         **_fields(case, "label", "phase", "context", "claim", "within"),
         "old": _way(case.old, old),

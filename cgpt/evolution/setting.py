@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from math import prod
 
 import numpy as np
@@ -65,6 +65,11 @@ class Setting:
     def kv_heads(self) -> int:
         return self.heads * GPT_OSS.num_key_value_heads // GPT_OSS.num_attention_heads
 
+    @property
+    def qkv_width(self) -> int:
+        """The numbers of a token's queries, keys and values."""
+        return (self.heads + 2 * self.kv_heads) * D
+
     @cached_property
     def ctx(self) -> k.Context:
         return k.Context(self.threads, "auto")
@@ -81,18 +86,17 @@ class Setting:
 
     def linear(self, name: str, dtype: str, N: int, K: int, T: int, bias: bool = False) -> Way:
         """A product with weights [N, K]."""
-        y, size = tensor(T, N), N * K * {"F32": 4, "MXFP4": 17 / 32}.get(dtype, 2)
-        x = tensor(T, K)
+        y, x = tensor(T, N), tensor(T, K)
+        size = N * K * {"F32": 4, "MXFP4": 17 / 32}.get(dtype, 2)
         weights = copies(lambda: matrix(dtype, N, K, bias=bias), int(size))
-        turns: list[list[Call]] = [[("linear", (self.ctx, y, x, w, T), {})] for w in weights]
+        turns = [[partial(k.linear, self.ctx, y, x, w, T)] for w in weights]
         return way(name, turns, parameters=N * K + N * bias)
 
     def projections(self, T: int) -> list[tuple[k.Matrix, k.Matrix]]:
         """A layer's qkv and out matrices, bf16 with biases."""
-        H, G, C = self.heads, self.kv_heads, self.width
-        N = (H + 2 * G) * D
-        pair = lambda: (matrix("BF16", N, C, bias=True), matrix("BF16", C, H * D, bias=True))  # noqa: E731
-        return copies(pair, 2 * C * (N + H * D), 1 if T > 1 else 24)
+        C, N, K = self.width, self.qkv_width, self.heads * D
+        size, limit = 2 * C * (N + K), 1 if T > 1 else 24
+        return copies(lambda: (matrix("BF16", N, C, bias=True), matrix("BF16", C, K, bias=True)), size, limit)
 
     # ---------------------------------------------------------------------------------------------------- experts
 
@@ -104,12 +108,6 @@ class Setting:
             held += [matrix("MXFP4", number, 2 * C, C), matrix("MXFP4", number, C, C)]
         gate_up, down = (k.Matrix("MXFP4", w.arrays[0][:number], w.arrays[1][:number]) for w in held)
         return gate_up, down
-
-    def slices(self, number: int) -> tuple[k.Matrix, k.Matrix]:
-        """The same weights as slices of one dense layer [E / TOP_K, .., ..], each as wide as the experts of a token."""
-        gate_up, down = self.experts(number)
-        C = self.width
-        return _sliced(gate_up, 2 * TOP_K * C, C), _sliced(down, C, TOP_K * C)
 
     def fits(self, number: int) -> bool:
         """Whether so many experts take at most half of what memory is free."""
@@ -124,20 +122,17 @@ class Setting:
         """T queries at the end of `context` positions, in one layer for each of `windows`."""
         H, start = self.heads, context - T
         size = sum(2 * 2 * G * D * min(window + T if window else context, context) for window in windows)
-        qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
+        qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)  # G may be others than kv_heads
         caches = copies(lambda: KVCache(list(windows), G, D, context, dtype=KEPT), size, CACHES)
         for array in (a for cache in caches for arrays in cache.arrays for a in arrays):
             array.view(np.uint8).fill(0x38)  # an ordinary number of any dtype; left alone, all pages are one
-        options = {"scale": D**-0.5, "sinks": tensor(1, H) if sinks else None}
-        turns: list[list[Call]] = [
-            [
-                ("attention", (self.ctx, out, qkv, [(layer, 0, start, T)], H), options | {"window": window})
-                for layer, window in zip(cache.layers, windows, strict=True)
-            ]
+        attend = partial(k.attention, self.ctx, out, qkv, H=H, scale=D**-0.5, sinks=tensor(1, H) if sinks else None)
+        turns = [
+            [partial(attend, [(layer, 0, start, T)], window=w) for layer, w in zip(cache.layers, windows, strict=True)]
             for cache in caches
         ]
         made = way(name, turns)
-        return Way(name, made.turns, made.bytes, made.flops, made.bytes)
+        return replace(made, cache=made.bytes)
 
     # ---------------------------------------------------------------------------------------------------- a block
 
@@ -145,21 +140,21 @@ class Setting:
         """A whole block of gpt-oss, without window, after the first context's positions (T = 1) or from none."""
         C, H, G = self.width, self.heads, self.kv_heads
         start = self.contexts[0] - 1 if T == 1 else 0
-        qkv, attended = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
+        qkv, attended = tensor(T, self.qkv_width), tensor(T, H * D)
         x, normed, weight = tensor(T, C), tensor(T, C), tensor(1, C)
         routed, turns = self.routed(FEW, T), list[list[Call]]()
         for n, (w_qkv, w_out) in enumerate(self.projections(T)):
-            cache = KVCache([0], G, D, start + T, dtype=KEPT)
-            calls: list[Call] = [
-                ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
-                ("linear", (self.ctx, qkv, normed, w_qkv, T), {}),
-                ("rope", (self.ctx, qkv, *self.rope_tables(start + T), 0, start, H + G, D, T), {}),
-                ("attention", (self.ctx, attended, qkv, [(cache.layers[0], 0, start, T)], H), {"scale": D**-0.5}),
-                ("linear", (self.ctx, x, attended, w_out, T), {"add": False}),
-                ("rmsnorm", (self.ctx, normed, x, weight, EPS, T), {}),
+            (layer,) = KVCache([0], G, D, start + T, dtype=KEPT).layers
+            norm = partial(k.rmsnorm, self.ctx, normed, x, weight, EPS, T)
+            turns.append([
+                norm,
+                partial(k.linear, self.ctx, qkv, normed, w_qkv, T),
+                partial(k.rope, self.ctx, qkv, *self.rope_tables(start + T), 0, start, H + G, D, T),
+                partial(k.attention, self.ctx, attended, qkv, [(layer, 0, start, T)], H, scale=D**-0.5),
+                partial(k.linear, self.ctx, x, attended, w_out, T),
+                norm,
                 *routed[n % len(routed)],
-            ]
-            turns.append(calls)
+            ])  # fmt: skip
         return way("the whole block", turns)
 
     def routed(self, number: int, T: int) -> list[list[Call]]:
@@ -170,23 +165,24 @@ class Setting:
         logits, turns = tensor(T, number), list[list[Call]]()
         for _ in range(16 if T <= 8 else 2):
             x, index, weight = tensor(T, self.width), np.zeros((T, TOP_K), np.int32), tensor(T, TOP_K)
-            route: list[Call] = [("linear", (self.exact, logits, x, router, T), {})]
-            route.append(("topk", (self.ctx, index, weight, logits, T), {}))
-            for kernel, args, options in route:
-                getattr(k, kernel)(*args, **options)  # the choice, for what is counted
-            turns.append([*route, ("moe", (self.ctx, out, x, index, weight, gate_up, down, *SWIGLU, T), {})])
+            score = partial(k.linear, self.exact, logits, x, router, T)
+            choose = partial(k.topk, self.ctx, index, weight, logits, T)
+            score()
+            choose()  # what is counted depends on the choice
+            turns.append([score, choose, partial(k.moe, self.ctx, out, x, index, weight, gate_up, down, *SWIGLU, T)])
         return turns
 
     def dense(self, name: str, number: int, T: int, all_slices: bool) -> Way:
-        """The weights of `number` experts as a dense layer: all of it, or as much as the experts a token uses."""
-        gate_up, down = self.slices(number)
-        S = gate_up.shape[0]
-        x, out = tensor(T, self.width), tensor(T, self.width)
+        """The weights of `number` experts as a dense layer in slices [E / TOP_K, .., ..], each as wide as the experts a
+        token uses: all of it, or one slice at a time."""
+        C = self.width
+        gate_up, down = self.experts(number)
+        gate_up, down = _sliced(gate_up, 2 * TOP_K * C, C), _sliced(down, C, TOP_K * C)
+        S, x, out = gate_up.shape[0], tensor(T, C), tensor(T, C)
         width, turns = S if all_slices else 1, list[list[Call]]()
-        for choice in np.arange(S).reshape(-1, width):
-            index = np.tile(choice.astype(np.int32), (T, 1))
-            one = k.Tensor(np.ones(index.shape, np.float32))
-            turns.append([("moe", (self.ctx, out, x, index, one, gate_up, down, *SWIGLU, T), {})])
+        for choice in np.arange(S, dtype=np.int32).reshape(-1, width):
+            index, one = np.tile(choice, (T, 1)), k.Tensor(np.ones((T, width), np.float32))
+            turns.append([partial(k.moe, self.ctx, out, x, index, one, gate_up, down, *SWIGLU, T)])
         return way(name, turns, parameters=sum(prod(m.shape[1:]) for m in (gate_up, down)) * width)
 
 

@@ -32,10 +32,15 @@ class Step:
 
     number: int
     title: str
-    claim: str
     cases: Callable[[Setting], Iterator[Case]]
     facts: Callable[[Setting], list[Fact]]
+    claim: str
     note: str = ""
+
+
+def tokens(T: int) -> str:
+    """What is read at once, in words."""
+    return "one token" if T == 1 else f"prompt of {T}"
 
 
 def rounded(value: float, digits: int, unit: float = 1) -> tuple[float, float]:

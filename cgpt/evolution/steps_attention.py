@@ -19,14 +19,13 @@ from cgpt.models.kv_cache import KVCache
 GEMMA = (WINDOW,) * 5 + (0,)  # five layers with a window for each that sees everything
 # gpt-oss-20b's shape with one choice undone at a time, and Gemma's.
 LAYERS = GPT_OSS.num_hidden_layers
+GEMMA_TYPES = ((SLIDING,) * 5 + (FULL,)) * (LAYERS // 6)
 ALL_FULL = replace(GPT_OSS, layer_types=(FULL,) * LAYERS)
 VARIANTS: dict[str, GptOssConfig] = {
     "64 KV heads, no windows": replace(ALL_FULL, num_key_value_heads=GPT_OSS.num_attention_heads),
     "8 KV heads, no windows": ALL_FULL,
     "8 KV heads, every other layer a window (gpt-oss)": GPT_OSS,
-    "8 KV heads, five windows for each full layer (Gemma's)": replace(
-        GPT_OSS, layer_types=((SLIDING,) * 5 + (FULL,)) * (LAYERS // 6)
-    ),
+    "8 KV heads, five windows for each full layer (Gemma's)": replace(ALL_FULL, layer_types=GEMMA_TYPES),
 }
 
 # ------------------------------------------------------------------------------------------- 5 grouped-query attention
@@ -97,11 +96,9 @@ def sinks(s: Setting) -> Iterator[Case]:
 
 def sink_facts(s: Setting) -> list[Fact]:
     forced = "what a head must give to tokens (without sink, with one of 20)"
+    numbers = {name: c.num_hidden_layers * c.num_attention_heads for name, c in GPT_OSS_SIZES.items()}
     return [
-        *(
-            Fact(f"parameters, {name}", "parameters", c.num_hidden_layers * c.num_attention_heads, 0)
-            for name, c in GPT_OSS_SIZES.items()
-        ),
+        *(Fact(f"parameters, {name}", "parameters", number, 0) for name, number in numbers.items()),
         Fact(forced, "share", attended(20.0), attended(None), claimed=(0, 1e-3)),
     ]
 
@@ -110,9 +107,7 @@ def attended(sink: float | None) -> float:
     """The weight that all tokens have together, by the kernel: what comes out where every value is 1."""
     T, qkv = 4, np.zeros((4, 3 * D), np.float32)
     qkv[:, 2 * D :] = 1
-    out = k.Tensor(np.empty((T, D), np.float32))
-    cache = KVCache([0], 1, D, T, dtype=KEPT)
+    out, (layer,) = k.Tensor(np.empty((T, D), np.float32)), KVCache([0], 1, D, T, dtype=KEPT).layers
     given = None if sink is None else k.Tensor(np.array([sink], np.float32))
-    spans = [(cache.layers[0], 0, 0, T)]
-    k.attention(k.Context(1, "exact"), out, k.Tensor(qkv), spans, 1, scale=D**-0.5, sinks=given)
+    k.attention(k.Context(1, "exact"), out, k.Tensor(qkv), [(layer, 0, 0, T)], 1, scale=D**-0.5, sinks=given)
     return float(out.array[-1, 0])

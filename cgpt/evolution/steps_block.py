@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from cgpt.bench.operands import copies, matrix, tensor
 from cgpt.checkpoint.config import GPT2Config
 from cgpt.checkpoint.sizes import GPT2_SIZES
-from cgpt.evolution.measure import Call, Case, Way, way
+from cgpt.evolution.measure import Case, Way, way
 from cgpt.evolution.setting import EPS, GPT_OSS, D, Setting
-from cgpt.evolution.step import Fact
+from cgpt.evolution.step import Fact, tokens
 from cgpt.evolution.steps_mlp import gelu_mlp
 from cgpt.kernels import _kernels as k
 from cgpt.models.accounting import describe
@@ -66,17 +67,15 @@ def positions(s: Setting) -> Iterator[Case]:
     layers, C, rotated = GPT_OSS.num_hidden_layers, s.width, s.heads + s.kv_heads
     table, wpe = matrix("BF16", 8192, C), matrix("BF16", GPT2_XL.n_positions, C)
     for T in dict.fromkeys((1, s.prompt)):
-        x, qkv, cos_sin = tensor(T, C), tensor(T, (s.heads + 2 * s.kv_heads) * D), s.rope_tables(T)
+        x, qkv, cos_sin = tensor(T, C), tensor(T, s.qkv_width), s.rope_tables(T)
         ids = np.random.default_rng(0).integers(0, 8192, T)
-        rope: Call = ("rope", (s.ctx, qkv, *cos_sin, 0, 0, rotated, D, T), {})
-        embed: Call = ("embed", (x, table, ids), {})
-        phase = "one token" if T == 1 else f"prompt of {T}"
+        rope, embed = partial(k.rope, s.ctx, qkv, *cos_sin, 0, 0, rotated, D, T), partial(k.embed, x, table, ids)
         if T <= GPT2_XL.n_positions:
-            old = way("wpe added once", [[("embed", (x, table, ids, wpe), {})]], 0, T * C, cached=True)
+            old = way("wpe added once", [[partial(embed, wpe)]], 0, T * C, cached=True)
             new = way("q, k rotated", [[embed] + [rope] * layers], 0, layers * rope_flops(T, rotated), cached=True)
-            yield Case(f"{phase}, all {layers} layers", old, new, "none")
+            yield Case(f"{tokens(T)}, all {layers} layers", old, new, "none")
         part = way("RoPE", [[rope]], 8 * T * rotated * D, rope_flops(T, rotated), cached=True)
-        yield Case(f"share of a block, {phase}", part, s.block(T), "share", 0.02)
+        yield Case(f"share of a block, {tokens(T)}", part, s.block(T), "share", 0.02)
 
 
 def rope_flops(T: int, heads: int) -> int:
@@ -125,17 +124,17 @@ def norms(s: Setting) -> Iterator[Case]:
     yield norm_case(s, f"{T} rows from memory", rows, weight, bias, T, cached=False)
     for T in dict.fromkeys((1, s.prompt)):
         x, out = tensor(T, C), tensor(T, C)
-        both: list[Call] = [("rmsnorm", (s.ctx, out, x, weight, EPS, T), {})] * 2
-        part = way("two RMSNorms", [both], 2 * 8 * T * C, 2 * 4 * T * C, cached=True)
-        yield Case(f"share of a block, {'one token' if T == 1 else f'prompt of {T}'}", part, s.block(T), "share", 0.02)
+        norm = partial(k.rmsnorm, s.ctx, out, x, weight, EPS, T)
+        part = way("two RMSNorms", [[norm, norm]], 2 * 8 * T * C, 2 * 4 * T * C, cached=True)
+        yield Case(f"share of a block, {tokens(T)}", part, s.block(T), "share", 0.02)
 
 
 def norm_case(s: Setting, phase: str, rows: Rows, weight: k.Tensor, bias: k.Tensor, T: int, cached: bool) -> Case:
     """Rows are read and written once. LayerNorm: a sum (1 operation a value), a sum of squared differences (3), and to
     subtract, scale, weight and shift (4); RMSNorm: a sum of squares (2), scale and weight (2)."""
     moved, C = 8 * T * weight.cols, weight.cols
-    layer: list[list[Call]] = [[("layernorm", (s.ctx, out, x, weight, bias, EPS, T), {})] for out, x in rows]
-    rms: list[list[Call]] = [[("rmsnorm", (s.ctx, out, x, weight, EPS, T), {})] for out, x in rows]
+    layer = [[partial(k.layernorm, s.ctx, out, x, weight, bias, EPS, T)] for out, x in rows]
+    rms = [[partial(k.rmsnorm, s.ctx, out, x, weight, EPS, T)] for out, x in rows]
     old = way("LayerNorm", layer, moved, 8 * T * C, parameters=2 * C, cached=cached)
     return Case(phase, old, way("RMSNorm", rms, moved, 4 * T * C, parameters=C, cached=cached), "faster")
 
@@ -154,17 +153,14 @@ def norms_facts(s: Setting) -> list[Fact]:
 
 
 def biases(s: Setting) -> Iterator[Case]:
-    N = (s.heads + 2 * s.kv_heads) * D
     for T in dict.fromkeys((1, s.prompt)):
-        phase = "qkv product, one token" if T == 1 else f"qkv product, prompt of {T}"
-        without = s.linear("without", "BF16", N, s.width, T)
-        biased = s.linear("with biases", "BF16", N, s.width, T, bias=True)
-        yield Case(phase, without, biased, "free", 0.03)
+        without = s.linear("without", "BF16", s.qkv_width, s.width, T)
+        biased = s.linear("with biases", "BF16", s.qkv_width, s.width, T, bias=True)
+        yield Case(f"qkv product, {tokens(T)}", without, biased, "free", 0.03)
 
 
 def biases_facts(s: Setting) -> list[Fact]:
-    parts = describe("gpt-oss-20b")["parameters"]
-    c = GPT_OSS
+    parts, c = describe("gpt-oss-20b")["parameters"], GPT_OSS
     rows = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim + c.hidden_size
     rows += c.num_experts * (2 * c.intermediate_size + c.hidden_size) + c.num_experts
     head = parts["parts"]["unembedding"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from cgpt.bench.operands import copies, matrix, tensor
-from cgpt.evolution.measure import Call, Case, Way, way
+from cgpt.evolution.measure import Case, Way, way
 from cgpt.evolution.setting import FEW, MANY, SWIGLU, TOP_K, Setting
-from cgpt.evolution.step import Fact, rounded
+from cgpt.evolution.step import Fact, rounded, tokens
 from cgpt.kernels import _kernels as k
 from cgpt.models.accounting import describe
 
@@ -21,19 +22,18 @@ BATCH = 8
 
 def activations(s: Setting) -> Iterator[Case]:
     """The non-linearities by themselves, and whole feed-forwards of as many parameters."""
-    T, inner = 4, 4 * s.width
-    x = k.Tensor(np.full((T, inner), SATURATED, np.float32))
-    gelu, silu = (
-        way(name, [[("activation", (s.ctx, x, which, T), {})]], 8 * T * inner, cached=True)
-        for name, which in (("GELU (tanh)", "gelu_tanh"), ("Swish", "silu"))
-    )
-    yield Case(f"{T} x {inner:,} values, in the caches", gelu, silu, "faster")
+    gelu, silu = activation_way(s, "GELU (tanh)", "gelu_tanh", 4), activation_way(s, "Swish", "silu", 4)
+    yield Case(f"4 x {4 * s.width:,} values, in the caches", gelu, silu, "faster")
     for T in dict.fromkeys((1, s.prompt)):
-        yield Case(f"feed-forward, {_tokens(T)}", gelu_mlp(s, T), swiglu_mlp(s, T), "free", 0.05)
-    T = s.prompt
-    hidden = k.Tensor(np.full((T, inner), SATURATED, np.float32))
-    part = way("GELU", [[("activation", (s.ctx, hidden, "gelu_tanh", T), {})]], 8 * T * inner, cached=True)
-    yield Case(f"GELU's share, {_tokens(T)}", part, gelu_mlp(s, T), "portion")
+        yield Case(f"feed-forward, {tokens(T)}", gelu_mlp(s, T), swiglu_mlp(s, T), "free", 0.05)
+    part = activation_way(s, "GELU", "gelu_tanh", s.prompt)
+    yield Case(f"GELU's share, {tokens(s.prompt)}", part, gelu_mlp(s, s.prompt), "portion")
+
+
+def activation_way(s: Setting, name: str, which: str, T: int) -> Way:
+    """A non-linearity on [T, 4C] in the caches."""
+    x = k.Tensor(np.full((T, 4 * s.width), SATURATED, np.float32))
+    return way(name, [[partial(k.activation, s.ctx, x, which, T)]], 2 * x.array.nbytes, cached=True)
 
 
 def gelu_mlp(s: Setting, T: int) -> Way:
@@ -41,11 +41,11 @@ def gelu_mlp(s: Setting, T: int) -> Way:
     C, I = s.width, 4 * s.width
     x, hidden, out = tensor(T, C), tensor(T, I), tensor(T, C)
     pairs = copies(lambda: (matrix("BF16", I, C), matrix("BF16", C, I)), 4 * I * C)
-    turns: list[list[Call]] = [
+    turns = [
         [
-            ("linear", (s.ctx, hidden, x, fc, T), {}),
-            ("activation", (s.ctx, hidden, "gelu_tanh", T), {}),
-            ("linear", (s.ctx, out, hidden, proj, T), {"add": True}),
+            partial(k.linear, s.ctx, hidden, x, fc, T),
+            partial(k.activation, s.ctx, hidden, "gelu_tanh", T),
+            partial(k.linear, s.ctx, out, hidden, proj, T, add=True),
         ]
         for fc, proj in pairs
     ]
@@ -57,7 +57,7 @@ def swiglu_mlp(s: Setting, T: int) -> Way:
     C, I = s.width, swiglu_width(s.width)
     x, out, index, one = tensor(T, C), tensor(T, C), np.zeros((T, 1), np.int32), k.Tensor(np.ones((T, 1), np.float32))
     pairs = copies(lambda: (matrix("BF16", 1, 2 * I, C), matrix("BF16", 1, C, I)), 6 * I * C)
-    turns: list[list[Call]] = [[("moe", (s.ctx, out, x, index, one, *pair, *SWIGLU, T), {})] for pair in pairs]
+    turns = [[partial(k.moe, s.ctx, out, x, index, one, *pair, *SWIGLU, T)] for pair in pairs]
     return way("SwiGLU, 3 of 8/3 C", turns, parameters=3 * I * C)
 
 
@@ -93,13 +93,13 @@ def experts(s: Setting) -> Iterator[Case]:
     """All in MXFP4, the router among what is timed; a dense layer has the very weights of the experts, in slices."""
     for T in dict.fromkeys((1, BATCH, max(1, s.prompt // 4))):
         dense = s.dense(f"dense, as {FEW} experts", FEW, T, all_slices=True)
-        yield Case(f"equal total, {_tokens(T)}", dense, moe(s, FEW, T), "faster")
+        yield Case(f"equal total, {_batch(T)}", dense, moe(s, FEW, T), "faster")
     for T in dict.fromkeys((1, BATCH, s.prompt)):
         dense = s.dense(f"dense, as {TOP_K} experts", FEW, T, all_slices=False)
-        yield Case(f"equal active, {_tokens(T)}", dense, moe(s, FEW, T), "free", 0.10)
+        yield Case(f"equal active, {_batch(T)}", dense, moe(s, FEW, T), "free", 0.10)
     if s.fits(MANY):
         for T in (1, BATCH):
-            yield Case(f"{MANY} experts for {FEW}, {_tokens(T)}", moe(s, FEW, T), moe(s, MANY, T), "free", 0.10)
+            yield Case(f"{MANY} experts for {FEW}, {_batch(T)}", moe(s, FEW, T), moe(s, MANY, T), "free", 0.10)
 
 
 def moe(s: Setting, number: int, T: int) -> Way:
@@ -129,7 +129,7 @@ def mxfp4(s: Setting) -> Iterator[Case]:
     for T in dict.fromkeys((1, BATCH, s.prompt)):
         for name, dtype in (("f32", "F32"), ("bf16", "BF16")):
             old, new = s.linear(name, dtype, N, C, T), s.linear("MXFP4", "MXFP4", N, C, T)
-            yield Case(f"{_tokens(T)} against {name}", old, new, "faster" if T == 1 else "free", 0.10)
+            yield Case(f"{_batch(T)} against {name}", old, new, "faster" if T == 1 else "free", 0.10)
 
 
 def mxfp4_facts(s: Setting) -> list[Fact]:
@@ -143,5 +143,5 @@ def mxfp4_facts(s: Setting) -> list[Fact]:
     return facts
 
 
-def _tokens(T: int) -> str:
-    return "one token" if T == 1 else f"batch of {T}" if T == BATCH else f"prompt of {T}"
+def _batch(T: int) -> str:
+    return f"batch of {T}" if T == BATCH else tokens(T)

@@ -366,6 +366,6 @@ def test_no_verdict_while_others_compute(monkeypatch, seconds, shares, expected)
     monkeypatch.setattr(session, "ROOFLINE_SECONDS", 0.01)
     monkeypatch.setattr(roofline, "buffer_bytes", lambda caches, available: roofline.BLOCK)
     way = Way("", [lambda: None], 0, 0)
-    step = Step(1, "", "", lambda s: iter([Case("x", way, way, "none")]), lambda s: [])
+    step = Step(1, "", lambda s: iter([Case("x", way, way, "none")]), lambda s: [], "")
     (found,) = session.run(replace(SMALL, seconds=seconds), [step])["steps"]
     assert (found["cases"][0]["verdict"], found["verdict"]) == (expected, expected)
