@@ -51,7 +51,7 @@ def measure(model, new: int) -> None:
         alone.append(step())
         with Trace(model) as trace:
             watched.append(step())
-        kernels.append(trace.seconds)
+        kernels.append(trace.total.seconds)
         forks = sum(op.calls for name, op in trace.ops.items() if name.split()[0] in FORKING)
     total, inside = statistics.median(alone), statistics.median(kernels)
     joins = forks * fork_join_seconds(model.threads)

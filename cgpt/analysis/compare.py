@@ -6,6 +6,7 @@ import os
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def compare(
     if len(names) < 2:
         raise InputError(f"a comparison takes two models or more, found {len(names)}")
     inventories = [accounting.look_up(name) for name in names]
-    limits = [accounting.context_limit(inventory.config) for inventory in inventories]
+    limits = [accounting.shape_of(inventory.config)["context"] for inventory in inventories]
     shortest = min(range(len(names)), key=limits.__getitem__)
     context = accounting.checked_context(context, limits[shortest], str(names[shortest]))
     found = zip(map(_name, names), inventories, strict=True)
@@ -79,8 +80,8 @@ def _name(name: str | os.PathLike[str]) -> str:
 
 
 def _facts(name: str, found: accounting.Inventory, context: int, longest: int, kv_cache_dtype: str) -> dict[str, Any]:
-    config, tensors, limit = found.config, found.tensors, accounting.context_limit(found.config)
-    learned, shape = isinstance(config, GPT2Config), accounting.shape_of(config)
+    config, shape = found.config, accounting.shape_of(found.config)
+    learned, limit = isinstance(config, GPT2Config), shape["context"]
 
     def cache_read(position: int) -> int:
         return accounting.cache_read(config, position, kv_cache_dtype)
@@ -91,13 +92,7 @@ def _facts(name: str, found: accounting.Inventory, context: int, longest: int, k
         "architecture": accounting.architecture(config),
         "choices": _choices(found),
         "shape": {key: shape[key] for key in SHAPE},
-        "parameters": accounting.parameters(config, tensors),
-        "bytes": {
-            "disk": found.disk,
-            "weights": sum(tensor.nbytes for tensor in tensors),
-            "per_token": accounting.bytes_per_token(config, tensors) | {"cache": cache_read(context)},
-        },
-        "flops": accounting.flops(config, tensors, context),
+        **accounting.totals(found, context, None, kv_cache_dtype),
         "cache": {
             "first_position": cache_read(1),
             "last_position": cache_read(limit) - cache_read(limit - 1),
@@ -106,7 +101,7 @@ def _facts(name: str, found: accounting.Inventory, context: int, longest: int, k
         "longest": {
             "within": limit == longest,
             "cache": accounting.cache_bytes(config, longest, kv_cache_dtype),
-            "attention_flops": accounting.flops(config, tensors, longest)["attention"],
+            "attention_flops": accounting.flops(config, found.tensors, longest)["attention"],
             "position_parameters": (longest - limit) * shape["width"] if learned else 0,
         },
     }
@@ -117,18 +112,16 @@ def _facts(name: str, found: accounting.Inventory, context: int, longest: int, k
 
 def _choices(found: accounting.Inventory) -> dict[str, Any]:
     """What differs between GPT-2 and gpt-oss, in the order of the steps from one to the other."""
-    config = found.config
-    windows, kv_heads, head_dim = accounting.attention_shape(config)
-    heads = accounting.shape_of(config)["heads"]
+    config, shape = found.config, accounting.shape_of(found.config)
     if isinstance(config, GPT2Config):
         choices, norm, eps = _gpt2(found, config), "LayerNorm", config.layer_norm_epsilon
     else:
         choices, norm, eps = _gpt_oss(found, config), "RMSNorm", config.rms_norm_eps
-    kind = "multi-head" if kv_heads == heads else "grouped-query"
+    kind = "multi-head" if shape["kv_heads"] == shape["heads"] else "grouped-query"
     return {
         **choices,
-        "attention": {"kind": kind, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim},
-        "windows": _windows(config, windows),
+        "attention": {"kind": kind} | {key: shape[key] for key in ("heads", "kv_heads", "head_dim")},
+        "windows": _windows(config, shape),
         "norm": {"kind": norm, "eps": eps, "place": "before"},
         "sinks": sum(tensor.shape[0] for tensor in found.tensors if tensor.name.endswith("sinks")),
         "biases": _biases(found),
@@ -166,12 +159,12 @@ def _gpt_oss(found: accounting.Inventory, config: GptOssConfig) -> dict[str, Any
     }
 
 
-def _windows(config: GPT2Config | GptOssConfig, windows: Sequence[int]) -> dict[str, Any]:
+def _windows(config: GPT2Config | GptOssConfig, shape: Mapping[str, int]) -> dict[str, Any]:
     """positions: what a sliding layer sees, its own included; None where all layers see all."""
-    sliding = sum(1 for window in windows if window)
-    types = getattr(config, "layer_types", ())
+    sliding, types = shape["sliding_layers"], getattr(config, "layer_types", ())
     alternating = sliding > 0 and all(kind == (SLIDING, FULL)[n % 2] for n, kind in enumerate(types))
-    return {"positions": max(windows) or None, "layers": sliding, "of_layers": len(windows), "alternating": alternating}
+    positions = shape["window"] if sliding else None
+    return {"positions": positions, "layers": sliding, "of_layers": shape["layers"], "alternating": alternating}
 
 
 def _biases(found: accounting.Inventory) -> dict[str, bool]:
@@ -380,10 +373,7 @@ def _label(row: Row) -> str:
 def _lines(mark: str, label: str, cells: Sequence[str], width: int) -> list[str]:
     """A row; a cell that is too wide takes several lines."""
     wrapped = [textwrap.wrap(cell, width) or [""] for cell in cells]
-    height = max(map(len, wrapped))
     lines = []
-    for n in range(height):
-        text = f"{mark if not n else '':1} {label if not n else '':{LABELS - 2}}"
-        text += "  ".join(f"{cell[n] if n < len(cell) else '':{width}}" for cell in wrapped)
-        lines.append(text.rstrip())
-    return lines
+    for parts in zip_longest([f"{mark:1} {label}"], *wrapped, fillvalue=""):
+        lines.append(f"{parts[0]:{LABELS}}" + "  ".join(f"{part:{width}}" for part in parts[1:]))
+    return [line.rstrip() for line in lines]

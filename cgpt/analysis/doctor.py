@@ -96,15 +96,14 @@ def _node_memory(root: Path, node: int) -> int | None:
 
 def _memory(root: Path) -> dict[str, Any]:
     found = sysfs.numbers(root / "proc/meminfo")
-    total = found.get("MemTotal:")
     return {
         "available": available_memory(root),
-        "total": None if total is None else total * 1024,
+        "total": found.get("MemTotal:"),
         "huge_pages": {
             "transparent": huge_pages.transparent(root),
             "reserved": found.get("HugePages_Total:"),
             "free": found.get("HugePages_Free:"),
-            "size": found["Hugepagesize:"] * 1024 if "Hugepagesize:" in found else None,
+            "size": found.get("Hugepagesize:"),
         },
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from cgpt.api import Model
 from cgpt.bench.noise import spread, warnings
-from cgpt.bench.trace import Trace
+from cgpt.bench.trace import Op, Trace
 from cgpt.bench.workload import Measured
 from cgpt.kernels import isa
 from cgpt.machine import sysfs, topology
@@ -102,6 +103,7 @@ def row(
 def profile(trace: Trace, total_seconds: float, steps: int, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Where the time of `steps` steps went, the longest first; what no kernel took is "outside the kernels".
     figures: the row of the case."""
+    outside = Op(seconds=total_seconds - trace.total.seconds)
     ops = [
         {
             "op": name,
@@ -113,11 +115,8 @@ def profile(trace: Trace, total_seconds: float, steps: int, figures: Mapping[str
             "bandwidth_share": op.bytes / op.seconds / figures["roofline_bytes_per_s"],
             "peak_share": op.flops / op.seconds / figures["roofline_flops_per_s"],
         }
-        for name, op in trace.ops.items()
+        for name, op in (trace.ops | {OUTSIDE: outside}).items()
     ]
-    outside = total_seconds - trace.seconds
-    empty = dict.fromkeys(("bytes_per_s", "flops_per_s", "bandwidth_share", "peak_share"), 0.0)
-    ops.append({"op": OUTSIDE, "calls": 0, "ns": 1e9 * outside / steps, "share": outside / total_seconds, **empty})
     return sorted(ops, key=lambda op: -op["ns"])
 
 
@@ -126,18 +125,13 @@ OUTSIDE = "outside the kernels"
 
 def peak_memory(root: Path = Path("/")) -> int | None:
     """The most bytes this process had in memory since reset_peak_memory(); None where the system does not tell."""
-    for line in sysfs.text(root / "proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
+    return sysfs.numbers(root / "proc/self/status").get("VmHWM:")
 
 
 def reset_peak_memory() -> None:
     """Forgets the peak so far, where the system lets it (proc_pid_clear_refs(5))."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _stdev(values: list[float]) -> float:

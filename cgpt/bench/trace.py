@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from cgpt.bench.costs import cost
@@ -47,16 +47,9 @@ class Trace:
             setattr(k, name, kernel)
 
     @property
-    def seconds(self) -> float:
-        return sum(op.seconds for op in self.ops.values())
-
-    @property
-    def bytes(self) -> int:
-        return sum(op.bytes for op in self.ops.values())
-
-    @property
-    def flops(self) -> int:
-        return sum(op.flops for op in self.ops.values())
+    def total(self) -> Op:
+        """All calls so far."""
+        return Op(*(sum(amounts) for amounts in zip(*map(astuple, self.ops.values()), strict=True)))
 
     def _watched(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:

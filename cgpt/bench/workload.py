@@ -82,7 +82,7 @@ def measure(model: Transformer, case: Case, repetitions: int, rng: np.random.Gen
         run(model, case, rng, depth=middle, steps=watched)
     per_run = case.n_gen / watched if watched else 1
     timed = [run(model, case, rng) for _ in range(repetitions)]
-    return Measured(case, trace.bytes * per_run, trace.flops * per_run, timed)
+    return Measured(case, trace.total.bytes * per_run, trace.total.flops * per_run, timed)
 
 
 def run(

@@ -24,10 +24,11 @@ def render(result: Found) -> str:
 def heading(result: Found) -> str:
     """The machine and the shapes."""
     s, (reads, peaks) = result["setting"], rooflines(result)
+    contexts = ", ".join(f"{n:,}" for n in s["contexts"])
     return (
         f"{result['cpu_info']}, {result['level']}, {plural(result['threads'], 'thread')}: memory {reads} GB/s, "
         f"{peaks} GFLOP/s {result['rooflines'][0]['dtype']}\nwidth {s['width']:,}, {s['heads']} query heads on "
-        f"{s['kv_heads']} key/value heads; contexts {', '.join(f'{n:,}' for n in s['contexts'])}; prompts of {s['prompt']}"
+        f"{s['kv_heads']} key/value heads; contexts {contexts}; prompts of {s['prompt']}"
     )
 
 

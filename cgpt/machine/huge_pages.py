@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 
@@ -43,10 +44,8 @@ def _chunk(size: int) -> np.ndarray:
     except (OSError, ValueError, OverflowError) as problem:
         raise OutOfMemoryError(f"no memory for {size / 1e9:.1f} GB of weights ({problem})") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
-            pass
     array = np.frombuffer(memory, np.uint8)
     start = -array.ctypes.data % HUGE
     return array[start : start + size]

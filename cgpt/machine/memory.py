@@ -7,6 +7,12 @@ from pathlib import Path
 
 from cgpt.machine import cgroups, sysfs
 
+# By version: the limit, what is used, and the page cache in it, which the system takes back.
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
+}
+
 
 def available_memory(root: Path = Path("/")) -> int | None:
     """The bytes that can be had without swapping, page cache counted as free; None where nothing tells.
@@ -14,35 +20,23 @@ def available_memory(root: Path = Path("/")) -> int | None:
     The least of what the machine has and what the limits of this process's cgroups (v2 or v1) leave.
     root: the root of the file system that holds proc and sys.
     """
-    amounts = [_machine(root), *_cgroups(root)]
+    amounts = [_machine(root), *(_left(*found) for found in cgroups.directories("memory", root))]
     return min((amount for amount in amounts if amount is not None), default=None)
 
 
 def _machine(root: Path) -> int | None:
     found = sysfs.numbers(root / "proc/meminfo").get("MemAvailable:")
     if found is not None:
-        return found * 1024  # in KiB
+        return found
     try:  # not Linux: what is installed is the best that is known
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
 
 
-def _cgroups(root: Path) -> list[int | None]:
-    places = cgroups.directories("memory", root)
-    return [_left_v2(place) if version == 2 else _left_v1(place) for version, place in places]
-
-
-def _left_v2(directory: Path) -> int | None:
-    return _left(directory, "memory.max", "memory.current", ("inactive_file", "active_file"))
-
-
-def _left_v1(directory: Path) -> int | None:
-    files = ("total_inactive_file", "total_active_file")
-    return _left(directory, "memory.limit_in_bytes", "memory.usage_in_bytes", files)
-
-
-def _left(directory: Path, limit: str, usage: str, page_cache: tuple[str, ...]) -> int | None:
+def _left(version: int, directory: Path) -> int | None:
+    """What the limit of a cgroup leaves; None where it has none."""
+    limit, usage, page_cache = _FILES[version]
     allowed, used = sysfs.number(directory / limit), sysfs.number(directory / usage)
     if allowed is None or used is None:  # "max" is no number
         return None

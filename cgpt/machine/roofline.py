@@ -14,6 +14,7 @@ import numpy as np
 from cgpt.arguments import require_integer
 from cgpt.errors import OutOfMemoryError
 from cgpt.kernels import _kernels as k
+from cgpt.machine import sysfs
 from cgpt.machine.memory import available_memory
 
 MIB = 1 << 20
@@ -85,12 +86,9 @@ def _last_level_caches(root: Path = Path("/")) -> int:
     """The bytes of the caches nearest to memory, 0 where the system does not tell."""
     found: dict[tuple[int, str], int] = {}
     for index in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cache/index[0-9]*"):
-        try:
-            level, cpus = int((index / "level").read_text()), (index / "shared_cpu_list").read_text().strip()
-            size = re.fullmatch(r"(\d+)([KMG]?)\s*", (index / "size").read_text())
-        except (OSError, ValueError):
-            continue
-        if size:
+        level, cpus = sysfs.number(index / "level"), sysfs.text(index / "shared_cpu_list")
+        size = re.fullmatch(r"(\d+)([KMG]?)", sysfs.text(index / "size"))
+        if level is not None and cpus and size:
             found[level, cpus] = int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]]
     last = max((level for level, _ in found), default=0)
     return sum(size for (level, _), size in found.items() if level == last)

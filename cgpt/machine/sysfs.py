@@ -22,9 +22,10 @@ def number(path: Path) -> int | None:
 
 
 def numbers(path: Path) -> dict[str, int]:
-    """The lines "name number ..." of a file."""
+    """The lines "name number ..." of a file; numbers of kB as bytes."""
     lines = [line.split() for line in text(path).splitlines()]
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+    found = {words[0]: words[1:] for words in lines if len(words) > 1 and words[1].isdecimal()}
+    return {name: int(words[0]) * (1024 if words[1:] == ["kB"] else 1) for name, words in found.items()}
 
 
 def cpus(path: Path) -> set[int]:

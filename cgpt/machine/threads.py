@@ -50,22 +50,16 @@ def openmp_limit(setting: str) -> int | None:
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """The smallest CPU quota of this process's cgroups, in CPUs; None where there is none."""
-    places = cgroups.directories("cpu", root)
-    quotas = [_quota_v2(place) if version == 2 else _quota_v1(place) for version, place in places]
+    quotas = [_quota(*found) for found in cgroups.directories("cpu", root)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_v2(place: Path) -> float | None:
-    quota, _, period = sysfs.text(place / "cpu.max").partition(" ")
-    return _ratio(quota, period)
-
-
-def _quota_v1(place: Path) -> float | None:
-    return _ratio(sysfs.text(place / "cpu.cfs_quota_us"), sysfs.text(place / "cpu.cfs_period_us"))
-
-
-def _ratio(quota: str, period: str) -> float | None:
+def _quota(version: int, directory: Path) -> float | None:
     """None for "max" or -1, which mean no quota, and for what is no quota at all."""
+    if version == 2:
+        quota, _, period = sysfs.text(directory / "cpu.max").partition(" ")
+    else:
+        quota, period = (sysfs.text(directory / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
     if not (quota.isdecimal() and period.isdecimal() and int(quota) and int(period)):
         return None
     return int(quota) / int(period)

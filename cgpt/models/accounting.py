@@ -95,35 +95,24 @@ def architecture(config: Config) -> str:
 # ------------------------------------------------------------------------------------------------------- cache
 
 
-def context_limit(config: Config) -> int:
-    """The positions the model has."""
-    return config.n_positions if isinstance(config, GPT2Config) else config.max_position_embeddings
-
-
-def attention_shape(config: Config) -> tuple[list[int], int, int]:
-    """The window of each layer (0: none), the key/value heads G, and their size D."""
-    if isinstance(config, GPT2Config):
-        return [0] * config.n_layer, config.n_head, config.n_embd // config.n_head
-    windows = [config.sliding_window or 0 if kind == SLIDING else 0 for kind in config.layer_types]
-    return windows, config.num_key_value_heads, config.head_dim
-
-
 def cache_bytes(config: Config, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
     """The bytes of keys and values of one sequence of `context` positions, in whole blocks."""
-    windows, G, D = attention_shape(config)
-    blocks = sum(-(-seen // KV_BLOCK) for seen in _seen(windows, context))
-    return _kept_bytes(kv_cache_dtype) * blocks * KV_BLOCK * G * (D + -(-D // KV_PANEL) * KV_PANEL)
+    shape = shape_of(config)
+    D = shape["head_dim"]
+    blocks = sum(-(-seen // KV_BLOCK) for seen in _seen(shape, context))
+    return _kept_bytes(kv_cache_dtype) * blocks * KV_BLOCK * shape["kv_heads"] * (D + -(-D // KV_PANEL) * KV_PANEL)
 
 
 def cache_read(config: Config, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
     """The bytes of keys and values that decoding the token at the end of `context` positions reads."""
-    windows, G, D = attention_shape(config)
-    return 2 * _kept_bytes(kv_cache_dtype) * G * D * sum(_seen(windows, context))
+    shape = shape_of(config)
+    return 2 * _kept_bytes(kv_cache_dtype) * shape["kv_heads"] * shape["head_dim"] * sum(_seen(shape, context))
 
 
-def _seen(windows: Iterable[int], context: int) -> list[int]:
-    """The positions that the token at the end of `context` sees, layer by layer."""
-    return [min(window or context, context) for window in windows]
+def _seen(shape: Mapping[str, int], context: int) -> list[int]:
+    """The positions that the token at the end of `context` sees in each layer, those with a window first."""
+    sliding = shape["sliding_layers"]
+    return [min(shape.get("window", 0), context)] * sliding + [context] * (shape["layers"] - sliding)
 
 
 def _kept_bytes(kv_cache_dtype: str) -> int:
@@ -173,14 +162,11 @@ def parameters_of(tensor: AnyTensor) -> int:
 def flops(config: Config, tensors: Iterable[AnyTensor], context: int) -> dict[str, int]:
     """The operations of decoding the token at the end of `context` positions, counted as cgpt.bench.costs does: two for
     each weight of a matrix the token meets ("products"), four for each number of a key it sees ("attention")."""
-    products = sum(2 * parameters_of(t) * _use(config, t)[1] for t in tensors if _is_multiplied(config, t))
-    windows, _, D = attention_shape(config)
-    H = config.n_head if isinstance(config, GPT2Config) else config.num_attention_heads
-    return {"products": round(products), "attention": 4 * H * D * sum(_seen(windows, context))}
-
-
-def _is_multiplied(config: Config, tensor: AnyTensor) -> bool:
-    return _is_matrix(tensor) and _use(config, tensor)[0] != "embedding"
+    uses = [(tensor, *_use(config, tensor)) for tensor in tensors if _is_matrix(tensor)]
+    products = sum(2 * parameters_of(tensor) * share for tensor, part, share in uses if part != "embedding")
+    shape = shape_of(config)
+    attention = 4 * shape["heads"] * shape["head_dim"] * sum(_seen(shape, context))
+    return {"products": round(products), "attention": attention}
 
 
 def _is_matrix(tensor: AnyTensor) -> bool:
@@ -250,26 +236,18 @@ def describe(
     Raises CheckpointError, ConfigError, InputError or ContextLengthError.
     """
     found = look_up(name_or_dir)
-    config, tensors, limit = found.config, found.tensors, context_limit(found.config)
-    context = checked_context(context, limit, "this model")
-    weights = round(sum(loaded_bytes(config, tensor, dense) for tensor in tensors))
-    cache = cache_bytes(config, context, kv_cache_dtype)
-    needed = weights + cache + RUNTIME
-    available = available_memory(root)
+    config, shape = found.config, shape_of(found.config)
+    context = checked_context(context, shape["context"], "this model")
+    amounts = totals(found, context, dense, kv_cache_dtype)
+    weights, cache = amounts["bytes"]["weights"], cache_bytes(config, context, kv_cache_dtype)
+    needed, available = weights + cache + RUNTIME, available_memory(root)
     room = (available or 0) - weights - RUNTIME
     return {
         "name": Path(name_or_dir).name or str(name_or_dir),
         "source": found.source,
         "architecture": architecture(config),
-        "shape": shape_of(config),
-        "parameters": parameters(config, tensors),
-        "bytes": {
-            "disk": found.disk,
-            "weights": weights,
-            "per_token": bytes_per_token(config, tensors, dense)
-            | {"cache": cache_read(config, context, kv_cache_dtype)},
-        },
-        "flops": flops(config, tensors, context),
+        "shape": shape,
+        **amounts,
         "memory": {
             "context": context,
             "kv_cache_dtype": kv_cache_dtype,
@@ -281,8 +259,20 @@ def describe(
         "here": {
             "available": available,
             "fits": None if available is None else needed <= available,
-            "max_context": None if available is None else _max_context(config, limit, kv_cache_dtype, room),
+            "max_context": None if available is None else _max_context(config, shape["context"], kv_cache_dtype, room),
         },
+    }
+
+
+def totals(found: Inventory, context: int, dense: str | None, kv_cache_dtype: str) -> dict[str, Any]:
+    """{"parameters", "bytes", "flops"} of a model, as describe() has them."""
+    config, tensors = found.config, found.tensors
+    per_token = bytes_per_token(config, tensors, dense) | {"cache": cache_read(config, context, kv_cache_dtype)}
+    weights = round(sum(loaded_bytes(config, tensor, dense) for tensor in tensors))
+    return {
+        "parameters": parameters(config, tensors),
+        "bytes": {"disk": found.disk, "weights": weights, "per_token": per_token},
+        "flops": flops(config, tensors, context),
     }
 
 
@@ -298,27 +288,31 @@ def checked_context(context: int | None, limit: int, name: str) -> int:
 def shape_of(config: Config) -> dict[str, int]:
     """layers, sliding_layers, width, mlp_width, heads, kv_heads, head_dim, vocabulary, context; of gpt-oss also
     experts, experts_per_token and window."""
-    windows, G, D = attention_shape(config)
     if isinstance(config, GPT2Config):
-        shape = {"width": config.n_embd, "mlp_width": config.n_inner, "heads": config.n_head}
-    else:
-        shape = {
-            "width": config.hidden_size,
-            "mlp_width": config.intermediate_size,
-            "heads": config.num_attention_heads,
-            "experts": config.num_experts,
-            "experts_per_token": config.experts_per_token,
-            "window": config.sliding_window or 0,
+        return {
+            "layers": config.n_layer,
+            "sliding_layers": 0,
+            "width": config.n_embd,
+            "mlp_width": config.n_inner,
+            "heads": config.n_head,
+            "kv_heads": config.n_head,
+            "head_dim": config.n_embd // config.n_head,
+            "vocabulary": config.vocab_size,
+            "context": config.n_positions,
         }
-    sliding = sum(1 for window in windows if window)
     return {
-        "layers": len(windows),
-        "sliding_layers": sliding,
-        **shape,
-        "kv_heads": G,
-        "head_dim": D,
+        "layers": config.num_hidden_layers,
+        "sliding_layers": config.layer_types.count(SLIDING) if config.sliding_window else 0,
+        "width": config.hidden_size,
+        "mlp_width": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "experts": config.num_experts,
+        "experts_per_token": config.experts_per_token,
+        "window": config.sliding_window or 0,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
         "vocabulary": config.vocab_size,
-        "context": context_limit(config),
+        "context": config.max_position_embeddings,
     }
 
 

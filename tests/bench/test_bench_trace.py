@@ -140,7 +140,7 @@ def test_a_token_reads_what_info_says(models, name, differ):
         model.transformer.step([(sequence, [1])])
     told = describe(model.directory, context=depth + 1)["bytes"]["per_token"]
     assert trace.ops["attention"].bytes == told["cache"]
-    assert trace.bytes == sum(told.values()) - told["norms"] + differ
+    assert trace.total.bytes == sum(told.values()) - told["norms"] + differ
     assert trace.ops["linear head"].bytes == told["unembedding"]
 
 
