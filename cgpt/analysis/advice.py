@@ -76,12 +76,11 @@ def _threads(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _load(facts: Mapping[str, Any]) -> Iterator[str]:
     others, average, stolen = (facts["load"][name] for name in ("others", "average", "stolen"))
+    what = ""
     if others is not None and others > OTHERS:
         what = f"other processes used {others:.0%} of these CPUs during the measurement"
     elif others is None and average is not None and average > max(1, facts["usable"]["cpus"] / 2):
         what = f"{average:g} processes wanted a CPU during the last minute"
-    else:
-        what = ""
     if what and facts["environment"].get("OMP_WAIT_POLICY", "").lower() == "passive":
         yield f"{what}: all figures are those of a shared machine"
     elif what:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 from cgpt.bench.costs import cost
@@ -86,17 +87,15 @@ def alternate(case: Case, seconds: float) -> tuple[list[float], list[float]]:
 
 class _Side:
     def __init__(self, way: Way) -> None:
-        self._turns, self._next, self._calls = way.turns, 0, 1
+        self._turns, self._calls = cycle(way.turns), 1
         self.first = self.sample()  # also the warm-up
         if self.first < SAMPLE:
             self.first = min(self.sample() for _ in range(5))
             self._calls = max(1, round(SAMPLE / self.first))
 
     def sample(self) -> float:
-        turns, n = self._turns, len(self._turns)
+        turns = islice(self._turns, self._calls)
         start = time.perf_counter()
-        for i in range(self._next, self._next + self._calls):
-            turns[i % n]()
-        seconds = (time.perf_counter() - start) / self._calls
-        self._next = (self._next + self._calls) % n
-        return seconds
+        for turn in turns:
+            turn()
+        return (time.perf_counter() - start) / self._calls

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from cgpt.analysis.info import plural
@@ -13,22 +14,18 @@ from cgpt.evolution.report import extremes, fact_text, pair, ratio, rooflines
 from cgpt.evolution.units import shown
 from cgpt.evolution.verdict import CONTRADICTED, HOLDS, NONE, NOTED, PARTLY, UNCLEAR, times
 
-CSS = Path(__file__).with_name("report.css")
 CLASSES = {HOLDS: "holds", PARTLY: "partly", CONTRADICTED: "against", NONE: "none", UNCLEAR: "none", NOTED: "none"}
 Found = Mapping[str, Any]
 
 
 def render(result: Found) -> str:
     """The dictionary of cgpt.evolution.session.run as a page."""
-    title = "From GPT-2 to gpt-oss, measured"
-    steps = "".join(_step(step, result) for step in result["steps"])
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{title}</title>'
-        f"<style>{CSS.read_text(encoding='utf-8')}</style></head>\n<body><main>"
-        f"<header><h1>{title}</h1>{_machine(result)}</header>{_glance(result['steps'])}{steps}{_footer(result)}"
-        "</main></body></html>\n"
+    return Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
+        css=Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
+        machine=_machine(result),
+        glance="".join(map(_glance, result["steps"])),
+        steps="".join(_step(step, result) for step in result["steps"]),
+        version=escape(result["cgpt_version"]),
     )
 
 
@@ -43,23 +40,14 @@ def _machine(result: Found) -> str:
         "contexts": ", ".join(f"{n:,}" for n in s["contexts"]) + f"; prompts of {s['prompt']}",
         "measured": result["test_time"].replace("T", " ").replace("Z", " UTC"),
     }
-    rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
+    return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
+
+
+def _glance(step: Found) -> str:
+    number = step["number"]
     return (
-        "<p>Each step between the two models, run both ways on one machine with the same kernels, in turn. What is "
-        f"claimed of it stands beside what was found.</p><dl>{rows}</dl>"
-    )
-
-
-def _glance(steps: Sequence[Found]) -> str:
-    rows = "".join(
-        f'<tr><td class="number">{step["number"]}</td>'
-        f'<td><a href="#step-{step["number"]}">{escape(step["title"])}</a></td>'
+        f'<tr><td class="number">{number}</td><td><a href="#step-{number}">{escape(step["title"])}</a></td>'
         f"<td>{_chip(step['verdict'])}</td><td>{escape(extremes(step))}</td></tr>"
-        for step in steps
-    )
-    return (
-        '<section><h2>At a glance</h2><div class="wide"><table class="glance"><thead><tr><th></th><th>step</th>'
-        f"<th>claim</th><th>old time / new time</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
     )
 
 
@@ -112,16 +100,6 @@ def _cells(case: Found, low: float, high: float) -> tuple[str, ...]:
 
 def _chip(verdict: str) -> str:
     return f'<span class="chip {CLASSES[verdict]}">{escape(verdict)}</span>'
-
-
-def _footer(result: Found) -> str:
-    return (
-        "<footer><p>Times are medians of calls made in turn (A B A B). The bar is the range of the ratio's median with "
-        "95 % confidence, as far as the pairs allow; the ring is the ratio that bytes and operations promise at this "
-        "machine's roofline. Differences below 3 % count as none. Weights and caches come from memory unless a line "
-        "says otherwise.</p>"
-        f"<p>cgpt {escape(result['cgpt_version'])}, <code>cgpt evolution --html</code></p></footer>"
-    )
 
 
 # -------------------------------------------------------------------------------------------------------- charts

@@ -67,17 +67,14 @@ class Job:
                 self._wake()
 
     def _wake(self) -> None:
-        if isinstance(self._events, queue.SimpleQueue):
-            self._events.put(None)
-        elif self.loop is not None and not self.loop.is_closed():
+        if self.loop is None:
+            self._events.put_nowait(None)
+        elif not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._events.put_nowait, None)
 
     def put(self, event: Event | CgptError) -> None:
         """Hands over an event; for the engine, in the job's loop where it has one."""
-        if isinstance(self._events, asyncio.Queue):
-            self._events.put_nowait(event)
-        else:
-            self._events.put(event)
+        self._events.put_nowait(event)
 
     def _take(self, event: Event | CgptError | None) -> list[Event]:
         if isinstance(event, CgptError):

@@ -23,6 +23,7 @@ from cgpt.kernels.scratch import thread_context
 
 # Of SamplingParams, what a checkpoint's generation_config.json can set.
 CHECKPOINT_PARAMS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+REQUIRED = ("max_new_tokens", "temperature")  # the numbers that are never None
 
 
 @dataclass(frozen=True)
@@ -68,32 +69,28 @@ class SamplingParams:
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        self._set("max_new_tokens", require_integer("max_new_tokens", self.max_new_tokens, low=1))
-        self._set("temperature", require_number("temperature", self.temperature, " at least 0", lambda x: x >= 0))
-        if self.top_k is not None:
-            self._set("top_k", require_integer("top_k", self.top_k, low=1))
+        for name, low in (("max_new_tokens", 1), ("top_k", 1), ("seed", 0), ("prompt_lookup_num_tokens", 1)):
+            if (value := getattr(self, name)) is not None or name in REQUIRED:
+                self._set(name, require_integer(name, value, low))
         for name, wanted, valid in (
+            ("temperature", " at least 0", lambda x: x >= 0),
             ("top_p", " above 0 and at most 1", lambda x: 0 < x <= 1),
             ("min_p", " from 0 to 1", lambda x: 0 <= x <= 1),
             ("repetition_penalty", " above 0", lambda x: x > 0),
             ("presence_penalty", "", lambda x: True),
             ("frequency_penalty", "", lambda x: True),
         ):
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) is not None or name in REQUIRED:
                 self._set(name, require_number(name, value, wanted, valid))
         if not isinstance(self.logit_bias, (Mapping, NoneType)):
             raise InputError(f"logit_bias is a dict of token ids to numbers, not {shown(self.logit_bias)}")
         if self.logit_bias is not None:
             self._set("logit_bias", dict(_checked_bias(*item) for item in self.logit_bias.items()))
-        if self.seed is not None:
-            require_integer("seed", self.seed, low=0)
         for name in ("logprobs", "prompt_logprobs"):
             if not isinstance(getattr(self, name), (bool, NoneType)):
                 require_integer(name, getattr(self, name), low=0)
         for name in ("ignore_eos", "detokenize"):
             require_flag(name, getattr(self, name))
-        if self.prompt_lookup_num_tokens is not None:
-            require_integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, low=1)
         self._set("stop", _stops(self.stop))
 
     def _set(self, name: str, value: object) -> None:

@@ -74,10 +74,13 @@ class Scheduler:
 
     def cancel(self, request: Request) -> None:
         """Drops a request between steps, if it is here; a prefix cache keeps what was computed for it."""
-        cache = self.discard(request)
-        if self.prefix_cache is not None and self._is_cached(request) and cache is not None and cache.intact:
+        self._insert(request, self.discard(request))
+
+    def _insert(self, request: Request, cache: KVCache | None) -> None:
+        prefixes = self._prefixes(request)
+        if prefixes is not None and cache is not None and cache.intact:
             with self._isolate(request):
-                self.prefix_cache.insert(cache, request.prompt_ids + request.ids)
+                prefixes.insert(cache, request.prompt_ids + request.ids)
 
     def cache_bytes(self, request: Request) -> int:
         """The bytes of keys and values that a request takes at full length."""
@@ -136,9 +139,9 @@ class Scheduler:
 
     def _new_cache(self, request: Request) -> KVCache:
         context, slack = request.cache_positions, request.cache_slack
-        if self.prefix_cache is None or not self._is_cached(request):
+        if (prefixes := self._prefixes(request)) is None:
             return self.transformer.new_cache(context, slack)
-        return self.prefix_cache.lookup(self.transformer, request.prompt_ids, context, slack)
+        return prefixes.lookup(self.transformer, request.prompt_ids, context, slack)
 
     def _advance(self, counts: dict[Request, int]) -> list[tuple[Request, str]]:
         """Runs the step that was planned."""
@@ -160,22 +163,18 @@ class Scheduler:
             for request, row in answered.items():
                 self._accept(request, logits[row], deltas)
         caches = {request: cache for request, (cache, _) in zip(self._in_step, batch, strict=True)}
-        prefix_cache = self.prefix_cache
-        if prefix_cache is not None:
-            for request, cache in caches.items():
-                if self._is_cached(request) and not request.error:
-                    with self._isolate(request):
-                        prefix_cache.on_step(cache, len(request.prompt_ids))
+        for request, cache in caches.items():
+            if (prefixes := self._prefixes(request)) is not None and not request.error:
+                with self._isolate(request):
+                    prefixes.on_step(cache, len(request.prompt_ids))
         for request, row in answered.items():
             for copy in () if request.error else copies[request]:
                 with self._isolate(copy):
                     caches[copy] = self._copy(request, caches[request], copy)
                 self._accept(copy, logits[row], deltas)
-        if prefix_cache is not None:
-            for request, cache in caches.items():
-                if request.finish_reason and self._is_cached(request):
-                    with self._isolate(request):
-                        prefix_cache.insert(cache, request.prompt_ids + request.ids)
+        for request, cache in caches.items():
+            if request.finish_reason:
+                self._insert(request, cache)
         return deltas
 
     def _accept(self, request: Request, logits: Floats, deltas: list[tuple[Request, str]]) -> None:
@@ -188,8 +187,8 @@ class Scheduler:
         cache = self.transformer.new_cache(copy.cache_positions, copy.cache_slack)
         cache.resume(source, source.snapshot())
         copy.start_as(request, cache)
-        if self.prefix_cache is not None and self._is_cached(copy):
-            self.prefix_cache.fork(source, cache)
+        if (prefixes := self._prefixes(copy)) is not None:
+            prefixes.fork(source, cache)
         return cache
 
     @contextmanager
@@ -228,6 +227,6 @@ class Scheduler:
             last.append(row - 1)
         return logits[last]
 
-    def _is_cached(self, request: Request) -> bool:
-        """Whether the prefix cache knows the request; one whose prompt's logits are wanted began without it."""
-        return request.num_prompt_logprobs is None
+    def _prefixes(self, request: Request) -> PrefixCache | None:
+        """The prefix cache, but for a request whose prompt's logits are wanted, which began without it."""
+        return self.prefix_cache if request.num_prompt_logprobs is None else None

@@ -28,20 +28,14 @@ def tensor_specs(config: GPT2Config, prefix: str = "") -> dict[str, TensorSpec]:
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.n_positions, C)}
     for n in range(config.n_layer):
         for name, shape in {
-            "ln_1.weight": (C,),
-            "ln_1.bias": (C,),
-            "attn.c_attn.weight": (C, 3 * C),
-            "attn.c_attn.bias": (3 * C,),
-            "attn.c_proj.weight": (C, C),
-            "attn.c_proj.bias": (C,),
-            "ln_2.weight": (C,),
-            "ln_2.bias": (C,),
-            "mlp.c_fc.weight": (C, inner),
-            "mlp.c_fc.bias": (inner,),
-            "mlp.c_proj.weight": (inner, C),
-            "mlp.c_proj.bias": (C,),
+            "ln_1": (C,),
+            "attn.c_attn": (C, 3 * C),
+            "attn.c_proj": (C, C),
+            "ln_2": (C,),
+            "mlp.c_fc": (C, inner),
+            "mlp.c_proj": (inner, C),
         }.items():
-            shapes[f"h.{n}.{name}"] = shape
+            shapes |= {f"h.{n}.{name}.weight": shape, f"h.{n}.{name}.bias": shape[-1:]}
     shapes |= {"ln_f.weight": (C,), "ln_f.bias": (C,)}
     specs = {prefix + name: TensorSpec(shape, FLOATS) for name, shape in shapes.items()}
     if not config.tie_word_embeddings:

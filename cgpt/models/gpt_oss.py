@@ -64,37 +64,35 @@ def tensor_specs(config: GptOssConfig, layout: str) -> dict[str, TensorSpec]:
     [E, out, in/32, 16]; gate and up rows alternate in all layouts."""
     names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
     C, I, E, D = config.hidden_size, config.intermediate_size, config.num_experts, config.head_dim
-    q, kv = config.num_attention_heads * D, config.num_key_value_heads * D
+    H, q, kv = config.num_attention_heads, config.num_attention_heads * D, config.num_key_value_heads * D
     specs = {names["embed"]: TensorSpec((config.vocab_size, C), FLOATS), names["norm"]: TensorSpec((C,), FLOATS)}
     if not config.tie_word_embeddings:
         specs[names["head"]] = TensorSpec((config.vocab_size, C), FLOATS)
     projections = {"qkv": (q + 2 * kv, C)} if layout == "original" else {"q": (q, C), "k": (kv, C), "v": (kv, C)}
     projections["out"] = (C, q)
+    layer: dict[str, tuple[int, ...]] = {names["attn_norm"]: (C,), names["mlp_norm"]: (C,), names["sinks"]: (H,)}
+    for part, shape in projections.items():
+        layer[names[part] + ".weight"] = shape
+        if config.attention_bias:
+            layer[names[part] + ".bias"] = shape[:1]
+    layer |= {names["router"] + ".weight": (E, C), names["router"] + ".bias": (E,)}
+    for part, N, K in (("gate_up", 2 * I, C), ("down", C, I)):
+        layer[names[part + "_bias"]] = (E, N)
+        if layout == "plain":
+            layer[names[part]] = (E, K, N)
+        else:
+            blocks, scales = mxfp4_names(names[part])
+            layer |= {blocks: (E, N, K // 32, 16), scales: (E, N, K // 32)}
     for n in range(config.num_hidden_layers):
-
-        def add(
-            part: str, shape: tuple[int, ...], suffix: str = "", dtypes: tuple[str, ...] = FLOATS, n: int = n
-        ) -> None:
-            specs[names[part].format(n) + suffix] = TensorSpec(shape, dtypes)
-
-        add("attn_norm", (C,))
-        add("mlp_norm", (C,))
-        add("sinks", (config.num_attention_heads,))
-        for part, shape in projections.items():
-            add(part, shape, ".weight")
-            if config.attention_bias:
-                add(part, shape[:1], ".bias")
-        add("router", (E, C), ".weight")
-        add("router", (E,), ".bias")
-        for part, N, K in (("gate_up", 2 * I, C), ("down", C, I)):
-            add(part + "_bias", (E, N))
-            if layout == "plain":
-                add(part, (E, K, N))
-            else:
-                mark = "." if layout == "original" else "_"
-                add(part, (E, N, K // 32, 16), mark + "blocks", ("U8",))
-                add(part, (E, N, K // 32), mark + "scales", ("U8",))
+        for name, dims in layer.items():
+            specs[name.format(n)] = TensorSpec(dims, ("U8",) if name.endswith(("blocks", "scales")) else FLOATS)
     return specs
+
+
+def mxfp4_names(experts: str) -> tuple[str, str]:
+    """The names of the blocks and scales of experts in MXFP4."""
+    mark = "_" if experts.endswith("_proj") else "."
+    return f"{experts}{mark}blocks", f"{experts}{mark}scales"
 
 
 # -------------------------------------------------------------------------------------------------------- block
@@ -116,8 +114,7 @@ class Block:
         def experts(part: str) -> k.Matrix:
             if layout == "plain":
                 return load.transposed(name(part), name(part + "_bias"))
-            mark = "." if layout == "original" else "_"
-            return load.mxfp4(name(part) + mark + "blocks", name(part) + mark + "scales", name(part + "_bias"))
+            return load.mxfp4(*mxfp4_names(name(part)), name(part + "_bias"))
 
         self.attn_norm = load.vector(name("attn_norm"))
         self.qkv = [projection(part) for part in (("qkv",) if layout == "original" else ("q", "k", "v"))]

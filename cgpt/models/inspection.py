@@ -110,8 +110,7 @@ class _Inspector:
     def __call__(self, blocks: int, ws: Workspace, x: k.Tensor, slices: list[BatchSlice]) -> None:
         (part,), out = slices, self.out
         rows = slice(part.start, part.start + part.T)
-        if "hidden" in out:
-            out["hidden"][blocks, rows] = x.array[: part.T]
+        self._keep("hidden", (blocks, rows), x.array[: part.T])
         if out.keys() & set(LENS):
             self._lens(blocks, ws, x, part)
         if blocks and out.keys() & set(ROUTER):
@@ -119,8 +118,11 @@ class _Inspector:
         if blocks and out.keys() & set(SINKS + MASSES):
             total, beyond = self._masses(self.model.blocks[blocks - 1], ws, part)
             for name, mass in (("sink_mass", 1 - total), ("window_mass", total - beyond), ("beyond_mass", beyond)):
-                if name in out:
-                    out[name][blocks - 1, :, rows] = mass.clip(0, 1).T
+                self._keep(name, (blocks - 1, slice(None), rows), mass.clip(0, 1).T)
+
+    def _keep(self, name: str, where: tuple[int | slice, ...], values: npt.ArrayLike) -> None:
+        if name in self.out:
+            self.out[name][where] = values
 
     def _lens(self, blocks: int, ws: Workspace, x: k.Tensor, part: BatchSlice) -> None:
         if not np.isfinite(x.array[: part.T]).all():
@@ -130,19 +132,16 @@ class _Inspector:
             logits = self.model.predict(ws, rows, rows.rows)
             self.model.require_finite(logits, [])
             for t, best in enumerate(top_logprobs(logits, self.top, self.model.threads), part.start + i):
-                if "lens_ids" in self.out:
-                    self.out["lens_ids"][blocks, t] = list(best)
-                if "lens_logprobs" in self.out:
-                    self.out["lens_logprobs"][blocks, t] = list(best.values())
+                self._keep("lens_ids", (blocks, t), list(best))
+                self._keep("lens_logprobs", (blocks, t), list(best.values()))
 
     def _router(self, layer: int, ws: Workspace, rows: slice) -> None:
         config, T = self.model.config, rows.stop - rows.start
         weight = ws.tensor("weight", T, config.experts_per_token)
         index = np.empty((T, config.experts_per_token), np.int32)
         k.topk(ws.ctx, index, weight, ws.tensor("router", T, config.num_experts), T)
-        for name, chosen in (("router_choices", index), ("router_weights", weight.array[:T])):
-            if name in self.out:
-                self.out[name][layer, rows] = chosen
+        self._keep("router_choices", (layer, rows), index)
+        self._keep("router_weights", (layer, rows), weight.array[:T])
         if "expert_load" in self.out:
             self.out["expert_load"][layer] += np.bincount(index.ravel(), minlength=config.num_experts)
 

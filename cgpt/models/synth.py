@@ -99,7 +99,10 @@ def write(
             new_file(INDEX_FILE).write_text(checkpoint_index(files), encoding="utf-8")
         headers = {name: file_header(tensors) for name, tensors in files.items()}
         total = sum(map(len, headers.values())) + sum(t.nbytes for tensors in files.values() for t in tensors)
-        _require_space(directory, total)
+        free = shutil.disk_usage(directory).free
+        if free < total:
+            needed = f"the checkpoint takes {total / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
+            raise InputError(f"{directory}: {needed}")
         done = 0
         for name, tensors in files.items():
             with open(new_file(name), "wb") as file:
@@ -117,12 +120,12 @@ def checkpoint_files(config: GPT2Config | GptOssConfig, mxfp4: bool = True) -> d
     if isinstance(config, GPT2Config):
         return {SINGLE_FILE: _in_file_order(_gpt2_tensors(config))}
     if config.layout == "original":
-        tensors = sorted(_gpt_oss_tensors(config, "original"), key=lambda t: t.name)
+        tensors = sorted(_of_specs(gpt_oss.tensor_specs(config, "original"), "BF16"), key=lambda t: t.name)
         single = sum(t.nbytes for t in tensors) <= ORIGINAL_SINGLE
         shards = _shards(tensors, ORIGINAL_SINGLE if single else ORIGINAL_SHARD)
         names = [f"model--{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     else:
-        tensors = _gpt_oss_tensors(config, "mxfp4" if mxfp4 else "plain")
+        tensors = _of_specs(gpt_oss.tensor_specs(config, "mxfp4" if mxfp4 else "plain"), "BF16")
         shards = _shards(sorted(tensors, key=_hf_order), HF_SHARD)
         names = [f"model-{n:05}-of-{len(shards) - 1:05}.safetensors" for n in range(len(shards))]
     if len(shards) == 1:
@@ -143,8 +146,7 @@ def file_header(tensors: Iterable[SynthTensor]) -> bytes:
     As published: the files of gpt-oss are padded so that the data is aligned, those of GPT-2 are not.
     """
     entries: dict[str, Any] = {}
-    padding = 8
-    offset = 0
+    padding, offset = 8, 0
     for tensor in tensors:
         if tensor.dtype == "F32":
             entries.setdefault("__metadata__", {"format": "pt"})
@@ -162,10 +164,6 @@ def _gpt2_tensors(config: GPT2Config) -> list[SynthTensor]:
     tensors = _of_specs(gpt2.tensor_specs(config, prefix), "F32")
     mask_shape = (1, 1, config.n_positions, config.n_positions)
     return tensors + [SynthTensor(f"{prefix}h.{n}.attn.bias", "F32", mask_shape) for n in range(config.n_layer)]
-
-
-def _gpt_oss_tensors(config: GptOssConfig, layout: str) -> list[SynthTensor]:
-    return _of_specs(gpt_oss.tensor_specs(config, layout), "BF16")
 
 
 def _of_specs(specs: Mapping[str, TensorSpec], dtype: str) -> list[SynthTensor]:
@@ -239,11 +237,9 @@ def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """
     if re.search(r"(norm|ln_.)\.(weight|scale)$", name):
         return 1.0, 0.1
-    if name.endswith("sinks"):
-        return 0.0, 1.0
     if name.endswith("bias"):
         return 0.0, 0.1
-    if re.search(r"(^|\.)(embed_tokens|embedding)\.weight$", name):
+    if re.search(r"(sinks|embed_tokens\.weight|(^|\.)embedding\.weight)$", name):
         return 0.0, 1.0
     if re.search(r"(lm_head|unembedding|wte|wpe)\.weight$", name):
         return 0.0, 3 / sqrt(shape[-1])
@@ -337,11 +333,3 @@ def _all_or_nothing(directory: Path) -> Iterator[Callable[[str], Path]]:
         if isinstance(problem, OSError):
             raise InputError(f"{directory}: {problem.strerror or problem}") from None
         raise
-
-
-def _require_space(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise InputError(
-            f"{directory}: the checkpoint takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
-        )
