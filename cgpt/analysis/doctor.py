@@ -109,10 +109,8 @@ def _memory(root: Path) -> dict[str, Any]:
 
 
 def _load_average(root: Path) -> float | None:
-    try:
-        return float(sysfs.text(root / "proc/loadavg").split()[0])
-    except (IndexError, ValueError):
-        return None
+    found = re.match(r"\d+\.\d+", sysfs.text(root / "proc/loadavg"))
+    return float(found[0]) if found else None
 
 
 # -------------------------------------------------------------------------------------------------------- text

@@ -7,6 +7,7 @@ import datetime
 import json
 import re
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,8 @@ class Terminal:
 
     def run(self) -> None:
         self._interactive = True
-        try:
+        with suppress(ImportError):
             import readline  # noqa: F401, gives input() a history and editing
-        except ImportError:
-            pass
         print(f"{self.name}; /help lists the commands")
         if self.name == DEFAULT_MODEL:
             print(DEMO_ACCURACY)

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import warnings
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -48,10 +49,8 @@ def _run(argv: list[str] | None) -> int:
         except BrokenPipeError:  # whoever read has gone
             return PIPE_CLOSED
         except (CgptError, OSError, MemoryError) as problem:
-            try:
+            with suppress(OSError):  # stderr is full or closed: the status says it
                 say(f"error: {str(problem) or 'out of memory'}")
-            except OSError:  # stderr is full or closed: the status says it
-                pass
             return FAILED
     return 0
 

@@ -46,8 +46,7 @@ def _step(step: Found) -> str:
     for old, new in dict.fromkeys(_names(case) for case in step["cases"]):
         lines.append(f"   {old} -> {new}")
         lines += [_case(case) for case in step["cases"] if _names(case) == (old, new)]
-    for fact in step["facts"]:
-        lines.append("    " + fact_text(fact))
+    lines += [f"    {fact_text(fact)}" for fact in step["facts"]]
     lines += _wrapped("here: " + step["line"])
     lines += [f"    noisy: {warning}" for warning in step["warnings"]]
     return "\n".join(lines)

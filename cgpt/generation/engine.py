@@ -151,6 +151,7 @@ class Engine:
         what is kept of finished requests, see PrefixCache; None takes 2 GB, or a quarter of that memory if it is less;
         0 keeps nothing."""
         self.model = model
+        self.max_running = max_running
         self.max_waiting = max_waiting
         available = available_memory() or sys.maxsize
         self.kv_cache_bytes = int(available * self.CACHE_SHARE) if kv_cache_bytes is None else kv_cache_bytes
@@ -174,11 +175,6 @@ class Engine:
         self._thread.start()
 
     # ------------------------------------------------------------------------------------ from any thread
-
-    @property
-    def max_running(self) -> int:
-        """How many requests run together at most."""
-        return self._scheduler.max_running
 
     def submit(self, requests: Iterable[Request]) -> Job:
         """Enters new requests, all or none. Raises QueueFull or EngineClosed, and InputError for what could never

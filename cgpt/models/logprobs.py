@@ -46,7 +46,4 @@ def _logprobs(
     k = min(num_logprobs, vocab_size)
     if not rows:
         return np.empty(0), np.empty(0), np.empty((0, k), np.int32), np.empty((0, k))
-    result: tuple[LogProbs, LogProbs, npt.NDArray[np.int32], LogProbs] = _kernels.logprobs(
-        thread_context(threads), _kernels.Tensor(np.ascontiguousarray(logits, np.float32)), k
-    )
-    return result
+    return _kernels.logprobs(thread_context(threads), _kernels.Tensor(np.ascontiguousarray(logits, np.float32)), k)
