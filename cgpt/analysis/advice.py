@@ -1,7 +1,5 @@
 """What to do where something stands in cgpt's way: sentences, from the facts that cgpt.analysis.doctor found."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Models side by side, what each chose and what it comes to: for `cgpt compare`. Reads no weights."""
 
-from __future__ import annotations
-
 import os
 import textwrap
 from collections import Counter

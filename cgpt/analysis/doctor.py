@@ -1,7 +1,5 @@
 """What this machine offers cgpt, and what stands in the way: the facts of `cgpt doctor`."""
 
-from __future__ import annotations
-
 import os
 import re
 import textwrap

@@ -1,7 +1,5 @@
 """What cgpt.models.accounting.describe() found, as text for a terminal: for `cgpt info`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

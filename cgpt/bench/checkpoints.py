@@ -1,7 +1,5 @@
 """The model to measure: a checkpoint, a model of the package, or a published size with random weights."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

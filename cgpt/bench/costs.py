@@ -4,8 +4,6 @@ Counted are weights and the cache, once a call each: what cannot be in the proce
 multiply-add is two operations; those of norms, activations and the like are not counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether something disturbed a measurement. Said beside the figures, never corrected for."""
 
-from __future__ import annotations
-
 import resource
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Random operands of the kernels' calls, and as many of them as no cache holds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import TypeVar

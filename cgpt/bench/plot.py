@@ -1,7 +1,5 @@
 """Rows as a picture: how far below the roofline each case is, and how depth slows it down."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From seconds to figures: one row for each case, beside the roofline of the same minute."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """One model, measured: every case with every number of threads, beside a roofline taken before and after each."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

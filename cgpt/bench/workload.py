@@ -1,7 +1,5 @@
 """What is measured: prompts, and generation by one or several sequences, at the start of a context or deep in it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The command `cgpt compare`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

@@ -1,7 +1,5 @@
 """The command `cgpt doctor`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

@@ -1,7 +1,5 @@
 """The command `cgpt evolution`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command `cgpt info`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

@@ -1,7 +1,5 @@
 """The command `cgpt kernels`."""
 
-from __future__ import annotations
-
 import argparse
 
 from cgpt.kernels import isa

@@ -1,7 +1,5 @@
 """The command line: a module for each command, with its SUMMARY, EXAMPLES, add_options() and run()."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

@@ -1,7 +1,5 @@
 """The command `cgpt quality`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import asdict

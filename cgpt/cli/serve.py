@@ -1,7 +1,5 @@
 """The command `cgpt serve`."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """The command `cgpt synth`."""
 
-from __future__ import annotations
-
 import argparse
 
 from cgpt.checkpoint.sizes import SIZES

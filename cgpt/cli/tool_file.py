@@ -1,7 +1,5 @@
 """A Python file of functions as tools of a chat: what `cgpt chat --tools FILE.py` loads."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import sys

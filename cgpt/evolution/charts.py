@@ -1,8 +1,6 @@
 """Plots as inline SVG: a few dozen lines instead of a library, so that a report needs no extra, follows the page's
 colours in light and dark, and can be read as text. Every series carries its figures in `data-points`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from html import escape

@@ -1,7 +1,5 @@
 """Two ways of doing the same, timed in turn: A B A B, so that what disturbs the machine disturbs both."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

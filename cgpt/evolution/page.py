@@ -1,7 +1,5 @@
 """What was found, as one HTML file: no script, no font, no picture from anywhere else."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The steps, run: one dictionary with everything that was found, which json can write."""
 
-from __future__ import annotations
-
 import gc
 import statistics
 import time

@@ -1,7 +1,5 @@
 """The shapes that both ways of a step share, and the operands they run on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial

@@ -1,7 +1,5 @@
 """What a step is: a claim, what is run to test it, and what is only counted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

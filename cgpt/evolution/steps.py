@@ -1,7 +1,5 @@
 """The steps from GPT-2 to gpt-oss, in the order of their numbers, and what is said of each."""
 
-from __future__ import annotations
-
 from cgpt.errors import InputError
 from cgpt.evolution import steps_attention as attention
 from cgpt.evolution import steps_block as block

@@ -1,7 +1,5 @@
 """Steps of attention: grouped queries, windows, sinks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Steps of what surrounds attention and feed-forward: dropout, positions, norms, biases and the head."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Steps of the feed-forward: its activation, the mixture of experts, and how its weights are kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 

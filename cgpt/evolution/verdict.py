@@ -1,7 +1,5 @@
 """What pairs of times say about a claim. Nothing here knows which claim, or hopes for an answer."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

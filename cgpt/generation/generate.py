@@ -1,7 +1,5 @@
 """Continues prompts to their end: one, a batch, or one as a stream."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from cgpt.errors import TokenizerError

@@ -1,7 +1,5 @@
 """Failures within a step: the sequences that fail are told from the others, which get what they would get alone."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from cgpt.models.base import Floats, Ids, Rows, Transformer

@@ -6,8 +6,6 @@ snapshot within the common beginning is a position to resume at, exactly: in pre
 computing from scratch.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary

@@ -1,7 +1,5 @@
 """Continuous batching: runs any number of requests through one model, a step at a time."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager

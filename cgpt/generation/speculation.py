@@ -8,8 +8,6 @@ are none, and while prompts are read neither. (A request that joins others chang
 without.)
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Text of token ids that come one by one, cut before the first stop string."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from cgpt.tokenizer.tokenizer import StreamDecoder, Tokenizer

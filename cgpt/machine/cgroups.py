@@ -1,7 +1,5 @@
 """Which control groups (cgroups, v1 and v2) limit this process, and where their files are."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path, PurePosixPath
 

@@ -1,7 +1,5 @@
 """How much memory a process may still take here: what the machine has, within its cgroup's limit."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What this machine could do: how fast its memory can be read, and how fast its cores multiply at the level in use."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Reading the small files of /proc and /sys, which may be missing, unreadable, or not hold what they should."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

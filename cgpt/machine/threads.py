@@ -1,7 +1,5 @@
 """How many threads a model uses unless told otherwise: the physical cores this process may really have."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """The CPUs of this machine, which of them share a core, and which this process may use. From Linux's sysfs; elsewhere
 every CPU counts as a core."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

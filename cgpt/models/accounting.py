@@ -1,7 +1,5 @@
 """What a model comes to, from its config and the headers of its files: parameters, bytes, FLOPs, the cache."""
 
-from __future__ import annotations
-
 import os
 import re
 from bisect import bisect_right

@@ -5,8 +5,6 @@ tokens and any mix of both. Norms, projections and experts see the concatenated 
 go sequence by sequence.
 """
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator

@@ -23,8 +23,6 @@ layer's own queries, keys and sinks, if the values are 1 for the tokens to be co
 early: nostalgebraist, "interpreting GPT: the logit lens" (2020).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -5,8 +5,6 @@ the table that its loader checks. The values keep activations and logits in the 
 There are no tokenizer files: the vocabularies of the published sizes ship with cgpt.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
