@@ -4,8 +4,6 @@ A token decoded must read the weights it uses and the cache; a token of a prompt
 read bandwidth and the matrix peak bound both from above. What cgpt reaches of these bounds is REACHED.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,8 +59,7 @@ def flops_per_token(facts: Mapping[str, Any]) -> int:
     shape = facts["shape"]
     products = facts["flops"]["products"] - 2 * shape["vocabulary"] * shape["width"]
     keys = (shape["layers"] - shape["sliding_layers"]) * _keys(CONTEXT)
-    if shape["sliding_layers"]:
-        keys += shape["sliding_layers"] * _keys(shape["window"])
+    keys += shape["sliding_layers"] * _keys(shape.get("window", 0))
     flops: float = products + 4 * shape["heads"] * shape["head_dim"] * keys
     return round(flops)
 

@@ -160,11 +160,9 @@ class KVCache:
 
     def first_bad_layer(self) -> int | None:
         """The first layer whose keys or values are not finite."""
-        for layer, arrays in enumerate(self.arrays):
-            used = -(-(self.position + 1) // KV_BLOCK)
-            if not all(_finite(a[:, :used]) for a in arrays):
-                return layer
-        return None
+        used = -(-(self.position + 1) // KV_BLOCK)
+        bad = (n for n, arrays in enumerate(self.arrays) if not all(_finite(a[:, :used]) for a in arrays))
+        return next(bad, None)
 
 
 def _blocks(position: int, window: int, ring: Array) -> list[int]:
