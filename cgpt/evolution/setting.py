@@ -120,7 +120,7 @@ class Setting:
         """T queries at the end of `context` positions, in one layer for each of `windows`."""
         H, start = self.heads, context - T
         size = sum(2 * 2 * G * D * min(window + T if window else context, context) for window in windows)
-        qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)  # G may be others than kv_heads
+        qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
         caches = copies(lambda: KVCache(list(windows), G, D, context, dtype=KEPT), size, CACHES)
         for array in (a for cache in caches for arrays in cache.arrays for a in arrays):
             array.view(np.uint8).fill(0x38)  # an ordinary number of any dtype; left alone, all pages are one
@@ -144,7 +144,7 @@ class Setting:
         for n, (w_qkv, w_out) in enumerate(self.projections(T)):
             (layer,) = KVCache([0], G, D, start + T, dtype=KEPT).layers
             norm = partial(k.rmsnorm, self.ctx, normed, x, weight, EPS, T)
-            turns.append([
+            calls = [
                 norm,
                 partial(k.linear, self.ctx, qkv, normed, w_qkv, T),
                 partial(k.rope, self.ctx, qkv, *self.rope_tables(start + T), 0, start, H + G, D, T),
@@ -152,7 +152,8 @@ class Setting:
                 partial(k.linear, self.ctx, x, attended, w_out, T),
                 norm,
                 *routed[n % len(routed)],
-            ])  # fmt: skip
+            ]
+            turns.append(calls)
         return way("the whole block", turns)
 
     def routed(self, number: int, T: int) -> list[list[Call]]:

@@ -41,10 +41,8 @@ class CpuTime:
         """(what other processes used, what was stolen), as shares of the CPUs' time since `before`; None: unknown."""
         now, then = (self.busy, self.idle, self.stolen), (before.busy, before.idle, before.stolen)
         passed = [b - a for a, b in zip(then, now, strict=True) if a is not None and b is not None]
-        if len(passed) < len(now):
+        total = sum(passed)
+        if len(passed) < len(now) or total <= 0:
             return None, None
-        busy, idle, stolen = passed
-        total = busy + idle + stolen
-        if total <= 0:
-            return None, None
+        busy, _, stolen = passed
         return max(0.0, busy - (self.own - before.own)) / total, stolen / total

@@ -144,7 +144,8 @@ def file_header(tensors: Iterable[SynthTensor]) -> bytes:
     As published: the files of gpt-oss are padded so that the data is aligned, those of GPT-2 are not.
     """
     entries: dict[str, Any] = {}
-    padding, offset = 8, 0
+    padding = 8
+    offset = 0
     for tensor in tensors:
         if tensor.dtype == "F32":
             entries.setdefault("__metadata__", {"format": "pt"})
