@@ -6,8 +6,8 @@
 
 extern const cg_kernels cg_kernels__ref;
 #ifdef CGPT_X86
-extern const cg_kernels cg_kernels__avx2, cg_kernels_hand__avx2, cg_kernels__avx512, cg_kernels_hand__avx512,
-    cg_kernels__avx512vnni, cg_kernels__avx512vnni256, cg_kernels__avx512bf16, cg_kernels__amx;
+extern const cg_kernels cg_kernels__avx2, cg_kernels__avx512, cg_kernels__avx512vnni, cg_kernels__avx512vnni256,
+    cg_kernels__avx512bf16, cg_kernels__amx;
 #endif
 
 static cg_kernels table;
@@ -81,13 +81,9 @@ cg_status cg_use_level(cg_level level) {
     for (int i = 0; i < CG_KERNEL_COUNT; i++) variants[i] = "-";
     overlay(&cg_kernels__ref, "ref");
 #ifdef CGPT_X86
-    if (level >= CG_AVX2) {
-        overlay(&cg_kernels__avx2, "avx2");
-        overlay(&cg_kernels_hand__avx2, "avx2");
-    }
+    if (level >= CG_AVX2) overlay(&cg_kernels__avx2, "avx2");
     if (level >= CG_AVX512) {
         overlay(&cg_kernels__avx512, "avx512");
-        overlay(&cg_kernels_hand__avx512, "avx512");
         if (cpu_has(LEAF7_ECX, CPU_VNNI)) {
             overlay(&cg_kernels__avx512vnni, "avx512vnni");
             overlay(&cg_kernels__avx512vnni256, "avx512vnni256");

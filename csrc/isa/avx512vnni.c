@@ -12,7 +12,7 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 #include "kernels/peak/a8_avx512vnni.c"
 
 const cg_kernels cg_kernels__avx512vnni = {
-    .linear_mxfp4_a16 = &linear_mxfp4_a16_x86__avx512vnni,
+    .linear_mxfp4_a16 = &linear_mxfp4_a16__avx512vnni,
     .linear_int8_a16 = &linear_int8_a16__avx512vnni,
     .linear_mxfp4_a8 = &linear_mxfp4_a8__avx512vnni,
     .linear_int8_a8 = &linear_int8_a8__avx512vnni,

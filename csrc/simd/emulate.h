@@ -29,7 +29,8 @@ typedef uint8_t emu_u8x16 __attribute__((vector_size(16)));
 
 /* ---------------------------------------------------------------------------------------------- loads and stores */
 
-EMU(maskz_loadu, 16, emu_u32, mask >> i & 1 ? cg_bits_from_f32(p[i]) : 0, uint32_t mask, const float *p)
+EMU(maskz_loadu_epi32, 16, emu_u32, mask >> i & 1 ? cg_bits_from_f32(((const float *)p)[i]) : 0, uint32_t mask,
+    const void *p)
 CG_INLINE void emu_mask_storeu_ps(float *p, uint32_t mask, __m512 v) {
     for (int i = 0; i < 16; i++)
         if (mask >> i & 1) p[i] = v[i];
@@ -40,7 +41,6 @@ EMU(i32gather, 16, emu_i32,
 EMU(broadcast_i32x4, 8, emu_i64, v[i % 2], __m128i v)
 EMU(broadcast_i64x4, 8, emu_i64, v[i % 4], __m256i v)
 EMU(cvtepu8_epi32, 16, emu_i32, ((emu_u8x16)v)[i], __m128i v)
-EMU(cvtepi8_epi32, 16, emu_i32, (int8_t)((emu_u8x16)v)[i], __m128i v)
 
 /* --------------------------------------------------------------------------------------------------- arithmetic */
 
@@ -107,33 +107,17 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 /* ------------------------------------------------------------------------------- under the names of the intrinsics */
 
 #define __m512bh emu_u16
-#define _mm512_loadu_ps(p) (*(const __m512_u *)(p))
 #define _mm512_loadu_si512(p) (*(const __m512i_u *)(p))
 #define _mm512_storeu_si512(p, v) (*(__m512i_u *)(p) = (v))
-#define _mm512_maskz_loadu_ps(mask, p) ((__m512)emu_maskz_loadu(mask, p))
-#define _mm512_maskz_loadu_epi32(mask, p) emu_maskz_loadu(mask, (const float *)(p))
+#define _mm512_maskz_loadu_epi32 emu_maskz_loadu_epi32
 #define _mm512_mask_storeu_ps emu_mask_storeu_ps
 #define _mm512_i32gather_ps(index, base, scale) ((__m512)emu_i32gather(index, base, scale))
 #define _mm512_broadcast_i32x4 emu_broadcast_i32x4
 #define _mm512_broadcast_i64x4 emu_broadcast_i64x4
 #define _mm512_cvtepu8_epi32 emu_cvtepu8_epi32
-#define _mm512_cvtepi8_epi32 emu_cvtepi8_epi32
-#define _mm512_cvtepi32_ps(v) __builtin_convertvector((emu_i32)(v), __m512)
-#define _mm512_set1_ps(f) ((__m512){0} + (float)(f))
-#define _mm512_castsi512_ps(v) ((__m512)(v))
-#define _mm512_setzero_ps() ((__m512){0})
-#define _mm512_set1_epi16(n) ((__m512i)((emu_u16){0} + (uint16_t)(n)))
-#define _mm512_set1_epi32(n) ((__m512i)((emu_i32){0} + (int32_t)(n)))
 #define _mm512_set1_epi64(n) ((__m512i)((emu_i64){0} + (int64_t)(n)))
 #define _mm512_set_epi64(h, g, f, e, d, c, b, a) ((__m512i)(emu_i64){a, b, c, d, e, f, g, h})
-#define _mm512_setr_epi32(...) ((__m512i)(emu_i32){__VA_ARGS__})
-#define _mm512_add_ps(a, b) ((a) + (b))
-#define _mm512_mul_ps(a, b) ((a) * (b))
-#define _mm512_fmadd_ps(a, b, c) ((__m512)vf_fma((vf)(a), (vf)(b), (vf)(c)))
 #define _mm512_max_epi32 emu_max_epi32
-#define _mm512_mullo_epi32(a, b) ((__m512i)((emu_i32)(a) * (emu_i32)(b)))
-#define _mm512_slli_epi32(v, n) ((__m512i)((emu_u32)(v) << (n)))
-#define _mm512_srli_epi32(v, n) ((__m512i)((emu_u32)(v) >> (n)))
 #define _mm512_permutexvar_ps(at, v) ((__m512)emu_permutexvar_epi32(at, (__m512i)(v)))
 #define _mm512_permutexvar_epi16 emu_permutexvar_epi16
 #define _mm512_shuffle_epi8 emu_shuffle_epi8

@@ -85,10 +85,10 @@ CG_INLINE vs vs_load_i8(const void *p) {
 }
 
 CG_INLINE vf vf_load_i8(const void *p) {
-#if CG_LANES == 16 && !defined(CGPT_EMULATE)
-    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-#elif CG_LANES == 8
-    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#ifdef CG_HAS_MM
+    __m128i q = {0};
+    memcpy(&q, p, CG_LANES);
+    return (vf)CG_MM(cvtepi32_ps)(CG_MM(cvtepi8_epi32)(q));
 #else
     int8_t q[CG_LANES];
     vf v;

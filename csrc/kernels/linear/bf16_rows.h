@@ -6,16 +6,24 @@
 #include "kernels/linear/int8.h"
 
 /* 32 floats to bf16, ties to even, NaN kept. */
-CG_INLINE __m512i bf16_round(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+CG_INLINE __m512i bf16_round(vf low, vf high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 
 /* `count` floats of a row to bf16, zeros up to the multiple of 32. */
 CG_INLINE void bf16_row(void *out, const float *x, int64_t count) {
     for (int64_t k = 0; k < count; k += 32) {
-        int64_t left = count - k;
-        __mmask16 low = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-        __mmask16 high = left >= 32 ? 0xffff : left > 16 ? (__mmask16)((1u << (left - 16)) - 1) : 0;
-        _mm512_storeu_si512((uint16_t *)out + k,
-                            bf16_round(_mm512_maskz_loadu_ps(low, x + k), _mm512_maskz_loadu_ps(high, x + k + 16)));
+        int64_t low = cg_min(count - k, 16), high = cg_max(0, cg_min(count - k - 16, 16));
+        _mm512_storeu_si512((uint16_t *)out + k, bf16_round(vf_load_n(x + k, low), vf_load_n(x + k + 16, high)));
+    }
+}
+
+/* Packs tokens as [T / 16][k-steps][16] pairs of bf16, with zeros beyond T and K. */
+CG_INLINE void bf16_pack(int64_t steps, void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
+    for (int64_t t = t0; t < cg_round_up(t1, 16); t++) {
+        uint32_t *to = (uint32_t *)packed + t / 16 * 16 * steps + t % 16, pairs[16] = {0};
+        for (int64_t s = 0; s < steps; s += 16) {
+            if (t < T) bf16_row(pairs, cg_row_of(x, t) + 2 * s, cg_min(K - 2 * s, 32));
+            for (int64_t i = 0; i < cg_min(16, steps - s); i++) to[(s + i) * 16] = pairs[i];
+        }
     }
 }
 
@@ -42,8 +50,14 @@ CG_INLINE __m512i bf16_from_mxfp4(const uint8_t *group, uint8_t scale) {
     const __m512i table = _mm512_broadcast_i64x4(half);
     __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)group));
     const __mmask32 nonzero = 0xfefefefe; /* entries 0 and 8 are zeros */
-    __m512i scaled = _mm512_mask_add_epi16(table, nonzero, table, _mm512_set1_epi16((short)((scale - 127) << 7)));
+    __m512i scaled = _mm512_mask_add_epi16(table, nonzero, table, (__m512i)((vs){0} + (int16_t)((scale - 127) * 128)));
     return _mm512_permutexvar_epi16(_mm512_srlv_epi16(_mm512_shuffle_epi8(v, words), shifts), scaled);
+}
+
+/* BF16 weights k0 <= k < k1 of row n, with zeros up to the multiple of 32. */
+CG_INLINE void bf16_decode_bf16(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    memcpy(out, p->w + (n * p->K + k0) * 2, (size_t)(k1 - k0) * 2);
+    if (k1 % 32) memset((uint16_t *)out + k1 - k0, 0, (size_t)(32 - k1 % 32) * 2);
 }
 
 /* MXFP4 weights k0 <= k < k1 of row n as bf16. */
@@ -59,11 +73,8 @@ CG_INLINE void bf16_decode_int8(void *out, const cg_product *p, int64_t n, int64
     const uint8_t *row = p->w + n * cg_row_bytes(CG_INT8, p->K);
     uint16_t *to = out;
     for (int64_t k = k0; k < cg_round_up(k1, CG_INT8_GROUP); k += 32, to += 32) {
-        __m512 scale = _mm512_set1_ps(int8_scale(p, n, k / CG_INT8_GROUP)), part[2];
-        for (int i = 0; i < 2; i++)
-            part[i] = _mm512_mul_ps(
-                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + k + 16 * i)))), scale);
-        _mm512_storeu_si512(to, bf16_round(part[0], part[1]));
+        float scale = int8_scale(p, n, k / CG_INT8_GROUP);
+        _mm512_storeu_si512(to, bf16_round(vf_load_i8(row + k) * scale, vf_load_i8(row + k + 16) * scale));
     }
 }
 

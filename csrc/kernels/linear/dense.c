@@ -12,17 +12,15 @@ CG_INLINE void dense_decode(const cg_dtype dtype, void *out, const cg_product *p
     while ((to - (vf *)out) % DOT_GROUP) *to++ = vf_set(0.f);
 }
 
-static int64_t CG_NAME(dense_packed_bytes)(int64_t T, int64_t K) {
-    return dot_packed_bytes(DOT_F32, T <= DOT_FEW, T, K);
-}
+static int64_t CG_NAME(dense_packed_bytes)(int64_t T, int64_t K) { return dot_packed_bytes(T <= DOT_FEW, T, K); }
 
 static void CG_NAME(dense_pack)(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    dot_pack(DOT_F32, T <= DOT_FEW, dot_as_it_is, packed, x, K, t0, t1);
+    dot_pack(T <= DOT_FEW, dot_as_it_is, packed, x, K, t0, t1);
 }
 
 CG_INLINE void dense_panel(const cg_dtype dtype, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
-    if (p->T <= DOT_FEW) dot_few(DOT_F32, dtype, p, n0, n1);
-    else dot_many(DOT_F32, decode, p, n0, n1);
+    if (p->T <= DOT_FEW) dot_few(dtype, p, n0, n1);
+    else dot_many(0, decode, p, n0, n1);
 }
 
 #define DENSE(name, dtype) \

@@ -25,49 +25,36 @@ enum {
     DOT_BATCH = 12,                               /* tokens whose pieces are stored together */
     DOT_MAX_TOKENS = 96,
     DOT_PANEL = 64, /* rows that are decoded together */
+    DOT_GROUP = 8,  /* vectors of which rows are made */
 };
 
-/* How products of weights w and activations x are summed. DOT_F32: in f32 lanes. DOT_PAIRS: a lane has a pair of bf16.
-   DOT_GROUPED: in f32 lanes, first the products of 8 vectors, then these sums, as MXFP4's kernels do. (w * 2^scale is
-   exact, so the scale may be applied before or after.) */
-typedef enum { DOT_F32, DOT_PAIRS, DOT_GROUPED } dot_sums;
-enum { DOT_GROUP = 8 };
-
-CG_INLINE vf dot_multiply(const dot_sums how, vf w, vf x, vf sum) {
+/* A lane has one activation, or a pair of bf16 in the files of isa/ whose CPUs multiply these. sum + w * x. */
 #ifdef CG_HAS_AVX512BF16
-    if (how == DOT_PAIRS) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+enum { DOT_BYTES = 2 };
+CG_INLINE vf dot_multiply(vf w, vf x, vf sum) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x); }
+#else
+enum { DOT_BYTES = 4 };
+CG_INLINE vf dot_multiply(vf w, vf x, vf sum) { return vf_fma(w, x, sum); }
 #endif
-    (void)how;
-    return vf_fma(w, x, sum);
-}
 
-/* Writes outputs n .. n+R-1 of token t from their lanes' sums, with the bias and what they are added to. */
-CG_INLINE void dot_finish(const int R, const cg_product *p, int64_t t, int64_t n, const vf *sums) {
-    float out[DOT_ROWS], *y = p->y + t * p->y_stride + n;
-    for (int r = 0; r + 4 <= R; r += 4) vf_sum4(out + r, sums[r], sums[r + 1], sums[r + 2], sums[r + 3]);
-    for (int r = R / 4 * 4; r < R; r++) out[r] = vf_sum(sums[r]);
-    if (p->bias)
-        for (int r = 0; r < R; r++) out[r] += p->bias[n + r];
-    if (p->add)
-        for (int r = 0; r < R; r++) out[r] += y[r];
-    for (int r = 0; r < R; r++) y[r] = out[r];
-}
-
-/* The same for the R outputs n, n + row_stride, .. of M tokens; their sums are sums[r * width + m]. */
-CG_INLINE void dot_finish_block(const int R, const int M, const cg_product *p, int64_t t, int64_t n, int64_t row_stride,
-                                const vf *sums, const int width) {
+/* Writes the R outputs n, n + row_stride, .. of tokens t .. t+M-1 from their lanes' sums, sums[r * width + m], with the
+   bias and what they are added to. */
+CG_INLINE void dot_finish(const int R, const int M, const cg_product *p, int64_t t, int64_t n, int64_t row_stride,
+                          const vf *sums, const int width) {
     float out[DOT_ROWS * DOT_MAX_FEW_TOKENS];
     int i = 0;
-#define SUM(i) sums[(i) / M * width + (i) % M]
+#define SUM(i) sums[(i) % R * width + (i) / R]
     for (; i + 4 <= R * M; i += 4) vf_sum4(out + i, SUM(i), SUM(i + 1), SUM(i + 2), SUM(i + 3));
     for (; i < R * M; i++) out[i] = vf_sum(SUM(i));
 #undef SUM
-    for (int r = 0; r < R; r++)
-        for (int m = 0; m < M; m++) {
-            float *y = p->y + (t + m) * p->y_stride + n + r * row_stride, sum = out[r * M + m];
-            if (p->bias) sum += p->bias[n + r * row_stride];
-            *y = p->add ? sum + *y : sum;
-        }
+    for (int m = 0; m < M; m++) {
+        float *to = out + m * R, *y = p->y + (t + m) * p->y_stride + n;
+        if (p->bias)
+            for (int r = 0; r < R; r++) to[r] += p->bias[n + r * row_stride];
+        if (p->add)
+            for (int r = 0; r < R; r++) to[r] += y[r * row_stride];
+        for (int r = 0; r < R; r++) y[r * row_stride] = to[r];
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------ packing */
@@ -76,11 +63,9 @@ enum { DOT_PIECE_VALUES = DOT_PIECE_BYTES / 4 }; /* of x */
 CG_INLINE int64_t dot_pieces(int64_t K) { return (K + DOT_PIECE_VALUES - 1) / DOT_PIECE_VALUES; }
 
 /* A few tokens are packed as rows of whole groups of vectors, many tokens in batches: [T / 12][pieces][12][2 KB]. */
-CG_INLINE int64_t dot_row_bytes(const dot_sums how, int64_t K) {
-    return cg_round_up(how == DOT_PAIRS ? K * 2 : K * 4, DOT_GROUP * 4 * CG_LANES);
-}
-CG_INLINE int64_t dot_packed_bytes(const dot_sums how, int few, int64_t T, int64_t K) {
-    if (few) return cg_round_up(T * dot_row_bytes(how, K), 64);
+CG_INLINE int64_t dot_row_bytes(int64_t K) { return cg_round_up(K * DOT_BYTES, DOT_GROUP * 4 * CG_LANES); }
+CG_INLINE int64_t dot_packed_bytes(int few, int64_t T, int64_t K) {
+    if (few) return cg_round_up(T * dot_row_bytes(K), 64);
     return cg_round_up(T, DOT_BATCH) * dot_pieces(K) * DOT_PIECE_BYTES;
 }
 
@@ -92,12 +77,11 @@ CG_INLINE void dot_as_it_is(void *out, const float *x, int64_t count) {
     memset((float *)out + count, 0, (size_t)(cg_round_up(count, DOT_GROUP * CG_LANES) - count) * 4);
 }
 
-CG_INLINE void dot_pack(const dot_sums how, int few, dot_order *order, void *packed, const cg_rows *x, int64_t K,
-                        int64_t t0, int64_t t1) {
+CG_INLINE void dot_pack(int few, dot_order *order, void *packed, const cg_rows *x, int64_t K, int64_t t0, int64_t t1) {
     int64_t pieces = dot_pieces(K);
     for (int64_t t = t0; t < t1; t++) {
         const float *from = cg_row_of(x, t);
-        if (few) order((char *)packed + t * dot_row_bytes(how, K), from, K);
+        if (few) order((char *)packed + t * dot_row_bytes(K), from, K);
         else
             for (int64_t s = 0; s < pieces; s++)
                 order((char *)packed + ((t / DOT_BATCH * pieces + s) * DOT_BATCH + t % DOT_BATCH) * DOT_PIECE_BYTES,
@@ -108,29 +92,27 @@ CG_INLINE void dot_pack(const dot_sums how, int few, dot_order *order, void *pac
 /* --------------------------------------------------------------------------------------------------- a few tokens */
 
 /* Adds the products of DOT_STEP values of R stored rows, every stride_bytes, and M packed tokens. */
-CG_INLINE void dot_step(const int R, const int M, const dot_sums how, const cg_dtype dtype, const char *w,
-                        int64_t stride_bytes, const char *const *x, int64_t k, vf (*sum)[DOT_MAX_FEW_TOKENS]) {
-    const int values = how == DOT_PAIRS ? 2 * CG_LANES : CG_LANES;
-    k = how == DOT_PAIRS ? k / 2 : k;
+CG_INLINE void dot_step(const int R, const int M, const cg_dtype dtype, const char *w, int64_t stride_bytes,
+                        const char *const *x, int64_t k, vf (*sum)[DOT_MAX_FEW_TOKENS]) {
 #pragma GCC unroll 8
-    for (int i = 0; i < DOT_STEP; i += values) {
+    for (int i = 0; i < DOT_STEP; i += 4 * CG_LANES / DOT_BYTES) {
         vf wk[DOT_ROWS];
         for (int r = 0; r < R; r++) {
-            wk[r] = how == DOT_PAIRS ? vf_load((const float *)(w + r * stride_bytes))
-                                     : vf_load_as(dtype, w + r * stride_bytes, i);
+            const char *row = w + r * stride_bytes;
+            wk[r] = DOT_BYTES == 2 ? vf_load((const float *)(row + i * 2)) : vf_load_as(dtype, row, i);
             if (M > 1) VF_KEEP(wk[r]);
         }
         for (int m = 0; m < M; m++) {
-            vf xk = vf_load((const float *)x[m] + k + i);
-            for (int r = 0; r < R; r++) sum[r][m] = dot_multiply(how, wk[r], xk, sum[r][m]);
+            vf xk = vf_load((const float *)(x[m] + (k + i) * DOT_BYTES));
+            for (int r = 0; r < R; r++) sum[r][m] = dot_multiply(wk[r], xk, sum[r][m]);
         }
     }
 }
 
 /* The R rows n, n + row_stride, .. for the M tokens from t on. Each pass over the same rows prefetches a part of what
    comes next. */
-CG_INLINE void dot_few_tokens(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
-                              int64_t n, int64_t row_stride, int64_t t, int64_t passes, int64_t pass) {
+CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n,
+                              int64_t row_stride, int64_t t, int64_t passes, int64_t pass) {
     int64_t w_bytes = cg_row_bytes(dtype, p->K), stride_bytes = row_stride * w_bytes, k = 0;
     int64_t size = (int64_t)cg_dtype_bytes(dtype);
     const char *w = (const char *)p->w + n * w_bytes;
@@ -139,47 +121,47 @@ CG_INLINE void dot_few_tokens(const int R, const int M, const dot_sums how, cons
     const char *x[DOT_MAX_FEW_TOKENS];
     vf sum[DOT_ROWS][DOT_MAX_FEW_TOKENS];
     for (int m = 0; m < M; m++) {
-        x[m] = (const char *)p->x + (t + m) * dot_row_bytes(how, p->K);
+        x[m] = (const char *)p->x + (t + m) * dot_row_bytes(p->K);
         for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
     }
     for (; k + DOT_STEP <= p->K; k += DOT_STEP) {
         if (dtype != CG_F32) /* f32 rows keep the memory busy without, and it costs (Zen 3) */
             for (const char *at = fetch + k * size; at < fetch_end + k * size; at += stride_bytes)
                 __builtin_prefetch(at, 0, 3);
-        dot_step(R, M, how, dtype, w + k * size, stride_bytes, x, k, sum);
+        dot_step(R, M, dtype, w + k * size, stride_bytes, x, k, sum);
     }
     if (k < p->K) {
         char rest[DOT_ROWS][4 * DOT_STEP] = {0};
         for (int r = 0; r < R; r++) memcpy(rest[r], w + r * stride_bytes + k * size, (size_t)((p->K - k) * size));
-        dot_step(R, M, how, dtype, rest[0], sizeof rest[0], x, k, sum);
+        dot_step(R, M, dtype, rest[0], sizeof rest[0], x, k, sum);
     }
-    dot_finish_block(R, M, p, t, n, row_stride, sum[0], DOT_MAX_FEW_TOKENS);
+    dot_finish(R, M, p, t, n, row_stride, sum[0], DOT_MAX_FEW_TOKENS);
 }
 
-CG_INLINE void dot_few_rows(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
-                            int64_t n, int64_t row_stride) {
+CG_INLINE void dot_few_rows(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n,
+                            int64_t row_stride) {
     int64_t passes = (p->T + M - 1) / M, t = 0;
-    for (; t + M <= p->T; t += M) dot_few_tokens(R, M, how, dtype, p, n, row_stride, t, passes, t / M);
-    if (M > 4 && p->T - t >= 4) dot_few_tokens(R, 4, how, dtype, p, n, row_stride, t, passes, t / M), t += 4;
-    if (M > 3 && p->T - t == 3) dot_few_tokens(R, 3, how, dtype, p, n, row_stride, t, passes, t / M);
-    if (p->T - t == 2) dot_few_tokens(R, 2, how, dtype, p, n, row_stride, t, passes, t / M);
-    if (p->T - t == 1) dot_few_tokens(R, 1, how, dtype, p, n, row_stride, t, passes, t / M);
+    for (; t + M <= p->T; t += M) dot_few_tokens(R, M, dtype, p, n, row_stride, t, passes, t / M);
+    if (M > 4 && p->T - t >= 4) dot_few_tokens(R, 4, dtype, p, n, row_stride, t, passes, t / M), t += 4;
+    if (M > 3 && p->T - t == 3) dot_few_tokens(R, 3, dtype, p, n, row_stride, t, passes, t / M);
+    if (p->T - t == 2) dot_few_tokens(R, 2, dtype, p, n, row_stride, t, passes, t / M);
+    if (p->T - t == 1) dot_few_tokens(R, 1, dtype, p, n, row_stride, t, passes, t / M);
 }
 
 /* The R rows of a block are far from each other: several streams give more of the memory's bandwidth than one. */
-CG_INLINE void dot_few_blocks(const int R, const int M, const dot_sums how, const cg_dtype dtype, const cg_product *p,
-                              int64_t n0, int64_t n1) {
+CG_INLINE void dot_few_blocks(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n0,
+                              int64_t n1) {
     int64_t row_stride = (n1 - n0) / R, n = n0;
-    for (; n < n0 + row_stride; n++) dot_few_rows(R, M, how, dtype, p, n, row_stride);
-    for (n = n0 + R * row_stride; n < n1; n++) dot_few_rows(1, M, how, dtype, p, n, 0);
+    for (; n < n0 + row_stride; n++) dot_few_rows(R, M, dtype, p, n, row_stride);
+    for (n = n0 + R * row_stride; n < n1; n++) dot_few_rows(1, M, dtype, p, n, 0);
 }
 
 /* A weight that has to be converted is multiplied by more tokens. */
-CG_INLINE void dot_few(const dot_sums how, const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
-    if (how == DOT_PAIRS) dot_few_blocks(3, 8, how, dtype, p, n0, n1);
-    else if (p->T > 1 && dtype != CG_F32 && CG_LANES < 16) dot_few_blocks(3, 4, how, dtype, p, n0, n1);
-    else if (p->T == 1) dot_few_blocks(4, 1, how, dtype, p, n0, n1); /* eight streams are too many (Zen 4) */
-    else dot_few_blocks(DOT_ROWS, DOT_TOKENS, how, dtype, p, n0, n1);
+CG_INLINE void dot_few(const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
+    if (DOT_BYTES == 2) dot_few_blocks(3, 8, dtype, p, n0, n1);
+    else if (p->T > 1 && dtype != CG_F32 && CG_LANES < 16) dot_few_blocks(3, 4, dtype, p, n0, n1);
+    else if (p->T == 1) dot_few_blocks(4, 1, dtype, p, n0, n1); /* eight streams are too many (Zen 4) */
+    else dot_few_blocks(DOT_ROWS, DOT_TOKENS, dtype, p, n0, n1);
 }
 
 /* ---------------------------------------------------------------------------------------------------- many tokens */
@@ -201,9 +183,10 @@ typedef struct {
     int first, last; /* whether the pieces are the first, the last of their rows */
 } dot_job;
 
-/* The R rows from r0 on for the M tokens from t on, whose pieces are x. */
-CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job *j, const vf *x, int64_t r0,
-                          int64_t t) {
+/* The R rows from r0 on for the M tokens from t on, whose pieces are x. grouped: first the products of 8 vectors are
+   summed, then these sums, as MXFP4's kernels do. (w * 2^scale is exact, so the scale may be applied before or after.)
+ */
+CG_INLINE void dot_tokens(const int R, const int M, const int grouped, dot_job *j, const vf *x, int64_t r0, int64_t t) {
     vf(*state)[DOT_PANEL] = j->work->state + t - j->t0;
     const vf *w = j->work->pieces + r0 * DOT_PIECE;
     vf sum[DOT_ROWS][DOT_TOKENS];
@@ -219,35 +202,35 @@ CG_INLINE void dot_tokens(const int R, const int M, const dot_sums how, dot_job 
                 vf wi = w[r * DOT_PIECE + v + i];
                 if (M > 1) VF_KEEP(wi);
                 for (int m = 0; m < M; m++) {
-                    if (how != DOT_GROUPED) sum[r][m] = vf_fma(wi, xi[m], sum[r][m]);
+                    if (!grouped) sum[r][m] = vf_fma(wi, xi[m], sum[r][m]);
                     else part[r][m] = i ? vf_fma(wi, xi[m], part[r][m]) : wi * xi[m];
                 }
             }
         }
-        if (how == DOT_GROUPED)
+        if (grouped)
             for (int r = 0; r < R; r++)
                 for (int m = 0; m < M; m++) sum[r][m] += part[r][m];
     }
     for (int m = 0; m < M; m++) {
         vf column[DOT_ROWS];
         for (int r = 0; r < R; r++) column[r] = sum[r][m];
-        if (j->last) dot_finish(R, j->p, t + m, j->n + r0, column);
+        if (j->last) dot_finish(R, 1, j->p, t + m, j->n + r0, 1, column, 1);
         else
             for (int r = 0; r < R; r++) state[m][r0 + r] = column[r];
     }
 }
 
 /* The R rows from r0 on for tokens t .. t1-1. */
-CG_INLINE void dot_rows(const int R, const dot_sums how, dot_job *j, const vf *x, int64_t r0, int64_t t, int64_t t1) {
+CG_INLINE void dot_rows(const int R, const int grouped, dot_job *j, const vf *x, int64_t r0, int64_t t, int64_t t1) {
     for (; t + DOT_TOKENS <= t1; t += DOT_TOKENS, x += DOT_TOKENS * DOT_PIECE)
-        dot_tokens(R, DOT_TOKENS, how, j, x, r0, t);
-    if (t1 - t == 2) dot_tokens(R, 2, how, j, x, r0, t);
-    if (t1 - t == 1) dot_tokens(R, 1, how, j, x, r0, t);
+        dot_tokens(R, DOT_TOKENS, grouped, j, x, r0, t);
+    if (t1 - t == 2) dot_tokens(R, 2, grouped, j, x, r0, t);
+    if (t1 - t == 1) dot_tokens(R, 1, grouped, j, x, r0, t);
 }
 
 /* Outputs n0 .. n1-1 of all tokens. */
-CG_INLINE void dot_many(const dot_sums how, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
-    const int R = how == DOT_GROUPED ? 4 : DOT_ROWS; /* grouped sums take two registers each */
+CG_INLINE void dot_many(const int grouped, dot_decode *decode, const cg_product *p, int64_t n0, int64_t n1) {
+    const int R = grouped ? 4 : DOT_ROWS; /* grouped sums take two registers each */
     dot_work *work = p->work;
     dot_job j = {.p = p, .work = work};
     int64_t pieces = dot_pieces(p->K);
@@ -265,8 +248,8 @@ CG_INLINE void dot_many(const dot_sums how, dot_decode *decode, const cg_product
                 for (int64_t t = t0; t < cg_min(t0 + DOT_MAX_TOKENS, p->T); t += DOT_BATCH) {
                     int64_t end = cg_min(t + DOT_BATCH, p->T), r = 0;
                     const vf *x = (const vf *)p->x + (t / DOT_BATCH * pieces + s) * DOT_BATCH * DOT_PIECE;
-                    for (; r + R <= rows; r += R) dot_rows(R, how, &j, x, r, t, end);
-                    for (; r < rows; r++) dot_rows(1, how, &j, x, r, t, end);
+                    for (; r + R <= rows; r += R) dot_rows(R, grouped, &j, x, r, t, end);
+                    for (; r < rows; r++) dot_rows(1, grouped, &j, x, r, t, end);
                 }
             }
 }

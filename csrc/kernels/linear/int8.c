@@ -13,9 +13,15 @@ CG_INLINE void int8_decode(void *out, const cg_product *p, int64_t n, int64_t k0
     while ((to - (vf *)out) % DOT_GROUP) *to++ = vf_set(0.f);
 }
 
-static void CG_NAME(int8_panel)(const cg_product *p, int64_t n0, int64_t n1) {
-    dot_many(DOT_F32, int8_decode, p, n0, n1);
+/* The same packing for any number of tokens; linear_mxfp4 has it too. */
+static int64_t CG_NAME(decoded_packed_bytes)(int64_t T, int64_t K) { return dot_packed_bytes(0, T, K); }
+
+static void CG_NAME(decoded_pack)(void *packed, const cg_rows *x, CG_UNUSED int64_t T, int64_t K, int64_t t0,
+                                  int64_t t1) {
+    dot_pack(0, dot_as_it_is, packed, x, K, t0, t1);
 }
+
+static void CG_NAME(int8_panel)(const cg_product *p, int64_t n0, int64_t n1) { dot_many(0, int8_decode, p, n0, n1); }
 
 static cg_linear CG_NAME(linear_int8) = {CG_NAME(decoded_packed_bytes), CG_NAME(decoded_pack), CG_NAME(int8_panel),
                                          .work_bytes = sizeof(dot_work)};

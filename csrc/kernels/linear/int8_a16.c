@@ -84,7 +84,7 @@ CG_INLINE void int8_a16_block(const int R, const int M, const cg_product *p, int
                 }
             }
     }
-    dot_finish_block(R, M, p, t, n, row_stride, sum[0], INT8_TOKENS);
+    dot_finish(R, M, p, t, n, row_stride, sum[0], INT8_TOKENS);
 }
 
 /* Tokens t .. t1-1. */
@@ -96,8 +96,8 @@ CG_INLINE void int8_a16_tokens(const int R, const cg_product *p, int64_t n, int6
 
 static void CG_NAME(int8_a16_panel)(const cg_product *p, int64_t n0, int64_t n1) {
     int64_t block = cg_max(INT8_TOKENS, INT8_BLOCK_BYTES / int8_a16_bytes(p->K) / INT8_TOKENS * INT8_TOKENS), n = n0;
-    if (p->T ==
-        1) { /* four streams give more of the memory's bandwidth than one, and a token is loaded once for four rows */
+    /* four streams give more of the memory's bandwidth than one, and a token is loaded once for four rows */
+    if (p->T == 1) {
         int64_t row_stride = (n1 - n0) / INT8_ROWS;
         for (; n < n0 + row_stride; n++) int8_a16_block(INT8_ROWS, 1, p, n, row_stride, 0);
         n = n0 + INT8_ROWS * row_stride;

@@ -10,17 +10,7 @@ CG_INLINE void mxfp4_decode(void *out, const cg_product *p, int64_t n, int64_t k
     memset((float *)out + count, 0, (size_t)(cg_round_up(count, DOT_GROUP * CG_LANES) - count) * 4);
 }
 
-/* The same packing for any number of tokens; linear_int8 has it too. */
-static int64_t CG_NAME(decoded_packed_bytes)(int64_t T, int64_t K) { return dot_packed_bytes(DOT_F32, 0, T, K); }
-
-static void CG_NAME(decoded_pack)(void *packed, const cg_rows *x, CG_UNUSED int64_t T, int64_t K, int64_t t0,
-                                  int64_t t1) {
-    dot_pack(DOT_F32, 0, dot_as_it_is, packed, x, K, t0, t1);
-}
-
-static void CG_NAME(mxfp4_panel)(const cg_product *p, int64_t n0, int64_t n1) {
-    dot_many(DOT_F32, mxfp4_decode, p, n0, n1);
-}
+static void CG_NAME(mxfp4_panel)(const cg_product *p, int64_t n0, int64_t n1) { dot_many(0, mxfp4_decode, p, n0, n1); }
 
 static cg_linear CG_NAME(linear_mxfp4) = {CG_NAME(decoded_packed_bytes), CG_NAME(decoded_pack), CG_NAME(mxfp4_panel),
                                           .work_bytes = sizeof(dot_work)};

@@ -53,7 +53,7 @@ static void CG_NAME(a16_tokens)(int64_t M, const cg_product *p, int64_t n, int64
             sum[m] += vf_load(part);
         }
     }
-    for (int64_t m = 0; m < M; m++) dot_finish(1, p, t + m, n, &sum[m]);
+    for (int64_t m = 0; m < M; m++) dot_finish(1, 1, p, t + m, n, 1, &sum[m], 1);
 }
 
 static void CG_NAME(a16_panel)(const cg_product *p, int64_t n0, int64_t n1) {

@@ -22,12 +22,11 @@ typedef struct {
 
 CG_INLINE int64_t a16_blocks(int64_t K) { return (K / CG_MXFP4_GROUP + A16_BLOCK - 1) / A16_BLOCK; }
 
-static int64_t CG_NAME(mxfp4_a16_packed_bytes_x86)(int64_t T, int64_t K) {
+static int64_t CG_NAME(a16_packed_bytes)(int64_t T, int64_t K) {
     return cg_round_up(T * a16_blocks(K) * (int64_t)sizeof(a16_block), 64);
 }
 
-static void CG_NAME(mxfp4_a16_pack_x86)(void *packed, const cg_rows *x, CG_UNUSED int64_t T, int64_t K, int64_t t0,
-                                        int64_t t1) {
+static void CG_NAME(a16_pack)(void *packed, const cg_rows *x, CG_UNUSED int64_t T, int64_t K, int64_t t0, int64_t t1) {
     int64_t blocks = a16_blocks(K);
     for (int64_t t = t0; t < t1; t++)
         for (int64_t b = 0; b < blocks; b++) {
@@ -142,10 +141,10 @@ CG_INLINE void a16_row(const int M, const cg_product *p, int64_t n, int64_t t) {
         for (int m = 0; m < M; m++) x[m]++;
     }
     if (scales < end) a16_groups(M, end - scales, w, scales, x, sum);
-    dot_finish_block(1, M, p, t, n, 1, sum, M);
+    dot_finish(1, M, p, t, n, 1, sum, M);
 }
 
-static void CG_NAME(mxfp4_a16_panel_x86)(const cg_product *p, int64_t n0, int64_t n1) {
+static void CG_NAME(a16_panel)(const cg_product *p, int64_t n0, int64_t n1) {
     for (int64_t t = 0; t < p->T; t += A16_TOKENS)
         for (int64_t n = n0; n < n1; n++)
             switch (cg_min(p->T - t, A16_TOKENS)) { /* one row after the other: one stream of memory */
@@ -156,6 +155,5 @@ static void CG_NAME(mxfp4_a16_panel_x86)(const cg_product *p, int64_t n0, int64_
             }
 }
 
-static cg_linear CG_NAME(linear_mxfp4_a16_x86) = {.packed_bytes = CG_NAME(mxfp4_a16_packed_bytes_x86),
-                                                  .pack = CG_NAME(mxfp4_a16_pack_x86),
-                                                  .panel = CG_NAME(mxfp4_a16_panel_x86)};
+static cg_linear CG_NAME(linear_mxfp4_a16) = {
+    .packed_bytes = CG_NAME(a16_packed_bytes), .pack = CG_NAME(a16_pack), .panel = CG_NAME(a16_panel)};

@@ -17,7 +17,7 @@ static void CG_NAME(tile_pack_f32)(void *packed, const cg_rows *x, int64_t T, in
 
 #define TILE(name, dtype) \
     static void CG_NAME(tile_panel_##name)(const cg_product *p, int64_t n0, int64_t n1) { \
-        tile_many(p->K, 1, TILE_STEPS, dtype, decode_##name, tile_multiply_f32, p, n0, n1); \
+        tile_many(p->K, 1, TILE_STEPS, dtype, decode_##name, tile_blocks, p, n0, n1); \
     } \
     static cg_linear CG_NAME(linear_##name##_tile) = {CG_NAME(tile_packed_f32), CG_NAME(tile_pack_f32), \
                                                       CG_NAME(tile_panel_##name), .min_tokens = TILE_MIN_TOKENS_F32, \

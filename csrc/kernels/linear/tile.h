@@ -80,7 +80,7 @@ CG_INLINE void tile_keep(const int R, tile_job *j, int64_t r0, int64_t v, int m,
 }
 
 /* The R rows from r0 on for the M vectors of tokens from v on. */
-CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job *j, int64_t r0, int64_t v) {
+CG_INLINE void tile_block(const int R, const int M, tile_job *j, int64_t r0, int64_t v) {
     vf sum[TILE_ROWS][TILE_VECTORS], (*sums)[TILE_PANEL] = j->work->sums + v - j->v0;
     const vf *x = (const vf *)j->p->x + v * j->all_steps + j->from;
     const uint32_t *w = j->work->rows[r0];
@@ -94,7 +94,7 @@ CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job
         for (int r = 0; r < R; r++) {
             vf ws = (vf)((vu){0} + w[r * TILE_ROW_STEPS + s]);
             VF_KEEP(ws);
-            for (int m = 0; m < M; m++) sum[r][m] = dot_multiply(how, ws, xs[m], sum[r][m]);
+            for (int m = 0; m < M; m++) sum[r][m] = dot_multiply(ws, xs[m], sum[r][m]);
         }
     }
     for (int m = 0; m < M; m++) {
@@ -107,15 +107,11 @@ CG_INLINE void tile_block(const int R, const int M, const dot_sums how, tile_job
 /* All rows of the panel for the M vectors of tokens from v on. */
 typedef void tile_multiply(const int M, tile_job *j, int64_t v);
 
-#define TILE_MULTIPLY(name, how) \
-    CG_INLINE void name(const int M, tile_job *j, int64_t v) { \
-        int64_t r = 0; \
-        for (; r + TILE_ROWS <= j->rows; r += TILE_ROWS) tile_block(TILE_ROWS, M, how, j, r, v); \
-        for (; r < j->rows; r++) tile_block(1, M, how, j, r, v); \
-    }
-TILE_MULTIPLY(tile_multiply_f32, DOT_F32)
-TILE_MULTIPLY(tile_multiply_pairs, DOT_PAIRS)
-#undef TILE_MULTIPLY
+CG_INLINE void tile_blocks(const int M, tile_job *j, int64_t v) {
+    int64_t r = 0;
+    for (; r + TILE_ROWS <= j->rows; r += TILE_ROWS) tile_block(TILE_ROWS, M, j, r, v);
+    for (; r < j->rows; r++) tile_block(1, M, j, r, v);
+}
 
 /* Outputs n0 .. n1-1 of all tokens. `decode` writes k-steps, with zeros up to a whole one. A row has `steps` k-steps of
  * `values` values each; slices up to `max_steps`. */

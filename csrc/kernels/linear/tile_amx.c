@@ -13,33 +13,20 @@ static int64_t packed_bytes_tile__amx(int64_t T, int64_t K) {
 }
 
 static void pack_tile__amx(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    int64_t Kp = cg_round_up(K, TILE_K);
-    for (int64_t b = t0; b < t1; b += TILE_EDGE) {
-        uint32_t *to = (uint32_t *)packed + b * (Kp / 2);
-        for (int j = 0; j < TILE_EDGE; j++) {
-            const float *from = b + j < T ? cg_row_of(x, b + j) : NULL;
-            uint32_t pairs[TILE_K / 2];
-            for (int64_t k = 0; k < Kp; k += TILE_K) {
-                if (from) bf16_row(pairs, from + k, cg_min(K - k, TILE_K));
-                else memset(pairs, 0, sizeof pairs);
-                for (int i = 0; i < TILE_K / 2; i++) to[(k / 2 + i) * TILE_EDGE + j] = pairs[i];
-            }
-        }
-    }
+    bf16_pack(cg_round_up(K, TILE_K) / 2, packed, x, T, K, t0, t1);
 }
 
 /* y[t + j][n + i] from c[i][j], for `rows` x `tokens` of the 16 x 16. */
 static void amx_finish(const cg_product *p, const float (*c)[TILE_EDGE], int64_t n, int64_t rows, int64_t t,
                        int64_t tokens) {
-    const __m512i column = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                              _mm512_set1_epi32(TILE_EDGE));
-    __mmask16 mask = (__mmask16)((1u << rows) - 1);
-    __m512 bias = p->bias ? _mm512_maskz_loadu_ps(mask, p->bias + n) : _mm512_setzero_ps();
+    vf bias = p->bias ? vf_load_n(p->bias + n, rows) : vf_set(0.f);
+    vi column;
+    for (int i = 0; i < TILE_EDGE; i++) column[i] = i * TILE_EDGE;
     for (int64_t j = 0; j < tokens; j++) {
         float *y = p->y + (t + j) * p->y_stride + n;
-        __m512 v = _mm512_add_ps(_mm512_i32gather_ps(column, (const float *)c + j, 4), bias);
-        if (p->add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, y));
-        _mm512_mask_storeu_ps(y, mask, v);
+        vf v = (vf)_mm512_i32gather_ps((__m512i)column, (const float *)c + j, 4) + bias;
+        if (p->add) v += vf_load_n(y, rows);
+        _mm512_mask_storeu_ps(y, (__mmask16)((1u << rows) - 1), (__m512)v);
     }
 }
 
@@ -78,52 +65,32 @@ static void amx_block(const cg_product *p, const uint16_t *w, int64_t w_stride, 
                        cg_min(left - j * TILE_EDGE, TILE_EDGE));
 }
 
-static void amx_rows(const cg_product *p, const uint16_t *w, int64_t w_stride, int64_t n, int64_t rows) {
-    for (int64_t t = 0; t < p->T; t += 2 * TILE_EDGE) amx_block(p, w, w_stride, n, rows, t);
-}
-
-static void panel_bf16_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
-    int64_t Kp = cg_round_up(p->K, TILE_K);
-    uint16_t *copy = p->work;
+/* Outputs n0 .. n1-1. Whole tiles of rows are read where they are `stored`, if they are bf16; others are decoded first.
+ */
+CG_INLINE void amx_panel(dot_decode *decode, int stored, const cg_product *p, int64_t n0, int64_t n1) {
     tiles_begin();
     for (int64_t n = n0; n < n1; n += AMX_ROWS) {
-        int64_t rows = cg_min(AMX_ROWS, n1 - n);
+        int64_t rows = cg_min(AMX_ROWS, n1 - n), stride = p->K;
         const uint16_t *w = (const uint16_t *)p->w + n * p->K;
-        if (Kp == p->K && rows % TILE_EDGE == 0) {
-            amx_rows(p, w, p->K, n, rows);
-            continue;
+        if (!stored || rows % TILE_EDGE) {
+            uint16_t *decoded = p->work;
+            stride = cg_round_up(p->K, CG_INT8_GROUP);
+            for (int64_t r = 0; r < rows; r++) decode(decoded + r * stride, p, n + r, 0, p->K);
+            if (rows % TILE_EDGE) memset(decoded + rows * stride, 0, (size_t)((AMX_ROWS - rows) * stride) * 2);
+            w = decoded;
         }
-        memset(copy, 0, (size_t)(AMX_ROWS * Kp) * 2);
-        for (int64_t r = 0; r < rows; r++) memcpy(copy + r * Kp, w + r * p->K, (size_t)p->K * 2);
-        amx_rows(p, copy, Kp, n, rows);
+        for (int64_t t = 0; t < p->T; t += 2 * TILE_EDGE) amx_block(p, w, stride, n, rows, t);
     }
     tiles_end();
 }
 
-/* Panels of rows that are decoded to bf16 first, [rows, Kw]. */
-CG_INLINE void amx_decoded_panel(dot_decode *decode, int64_t Kw, const cg_product *p, int64_t n0, int64_t n1) {
-    uint16_t *decoded = p->work;
-    tiles_begin();
-    for (int64_t n = n0; n < n1; n += AMX_ROWS) {
-        int64_t rows = cg_min(AMX_ROWS, n1 - n);
-        for (int64_t r = 0; r < rows; r++) decode(decoded + r * Kw, p, n + r, 0, p->K);
-        if (rows % TILE_EDGE) memset(decoded + rows * Kw, 0, (size_t)((AMX_ROWS - rows) * Kw) * 2);
-        amx_rows(p, decoded, Kw, n, rows);
-    }
-    tiles_end();
-}
-
-static void panel_mxfp4_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
-    amx_decoded_panel(bf16_decode_mxfp4, p->K, p, n0, n1);
-}
-
-static void panel_int8_tile__amx(const cg_product *p, int64_t n0, int64_t n1) {
-    amx_decoded_panel(bf16_decode_int8, cg_row_bytes(CG_INT8, p->K), p, n0, n1);
-}
-
-static cg_linear linear_bf16_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_bf16_tile__amx,
-                                          .min_tokens = AMX_MIN_TOKENS, .work_bytes_per_input = AMX_ROWS * 2};
-static cg_linear linear_mxfp4_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_mxfp4_tile__amx,
-                                           .min_tokens = AMX_MIN_TOKENS, .work_bytes_per_input = AMX_ROWS * 2};
-static cg_linear linear_int8_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_int8_tile__amx,
-                                          .min_tokens = AMX_MIN_TOKENS, .work_bytes_per_input = AMX_ROWS * 2};
+#define AMX(name, stored) \
+    static void panel_##name##_tile__amx(const cg_product *p, int64_t n0, int64_t n1) { \
+        amx_panel(bf16_decode_##name, stored, p, n0, n1); \
+    } \
+    static cg_linear linear_##name##_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_##name##_tile__amx, \
+                                                  .min_tokens = AMX_MIN_TOKENS, .work_bytes_per_input = AMX_ROWS * 2};
+AMX(bf16, p->K % TILE_K == 0)
+AMX(mxfp4, 0)
+AMX(int8, 0)
+#undef AMX

@@ -13,33 +13,21 @@ enum {
 static int64_t packed_bytes_tile__avx512bf16(int64_t T, int64_t K) { return tile_packed_bytes((K + 1) / 2, T); }
 
 static void pack_tile__avx512bf16(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    int64_t steps = (K + 1) / 2;
-    for (int64_t t = t0; t < cg_round_up(t1, 16); t++) {
-        uint32_t *to = (uint32_t *)packed + t / 16 * 16 * steps + t % 16, pairs[16] = {0};
-        for (int64_t s = 0; s < steps; s += 16) {
-            if (t < T) bf16_row(pairs, cg_row_of(x, t) + 2 * s, cg_min(K - 2 * s, 32));
-            for (int64_t i = 0; i < cg_min(16, steps - s); i++) to[(s + i) * 16] = pairs[i];
-        }
-    }
+    bf16_pack((K + 1) / 2, packed, x, T, K, t0, t1);
 }
 
 static int64_t packed_bytes_bf16_tile__avx512bf16(int64_t T, int64_t K) {
-    return T <= TILE_FEW ? dot_packed_bytes(DOT_PAIRS, 1, T, K) : packed_bytes_tile__avx512bf16(T, K);
+    return T <= TILE_FEW ? dot_packed_bytes(1, T, K) : packed_bytes_tile__avx512bf16(T, K);
 }
 
 static void pack_bf16_tile__avx512bf16(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    if (T <= TILE_FEW) dot_pack(DOT_PAIRS, 1, bf16_row, packed, x, K, t0, t1);
+    if (T <= TILE_FEW) dot_pack(1, bf16_row, packed, x, K, t0, t1);
     else pack_tile__avx512bf16(packed, x, T, K, t0, t1);
 }
 
-CG_INLINE void tile_decode_bf16(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
-    memcpy(out, p->w + (n * p->K + k0) * 2, (size_t)(k1 - k0) * 2);
-    if (k1 % 2) ((uint16_t *)out)[k1 - k0] = 0;
-}
-
 static void panel_bf16_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
-    if (p->T <= TILE_FEW) dot_few(DOT_PAIRS, CG_BF16, p, n0, n1);
-    else tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_BF16, tile_decode_bf16, tile_multiply_pairs, p, n0, n1);
+    if (p->T <= TILE_FEW) dot_few(CG_BF16, p, n0, n1);
+    else tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_BF16, bf16_decode_bf16, tile_blocks, p, n0, n1);
 }
 
 static cg_linear linear_bf16_tile__avx512bf16 = {packed_bytes_bf16_tile__avx512bf16, pack_bf16_tile__avx512bf16,
@@ -48,7 +36,7 @@ static cg_linear linear_bf16_tile__avx512bf16 = {packed_bytes_bf16_tile__avx512b
 
 #define TILE_DECODED(name, dtype) \
     static void panel_##name##_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) { \
-        tile_many((p->K + 1) / 2, 2, TILE_STEPS, dtype, bf16_decode_##name, tile_multiply_pairs, p, n0, n1); \
+        tile_many((p->K + 1) / 2, 2, TILE_STEPS, dtype, bf16_decode_##name, tile_blocks, p, n0, n1); \
     } \
     static cg_linear linear_##name##_tile__avx512bf16 = { \
         packed_bytes_tile__avx512bf16, pack_tile__avx512bf16, panel_##name##_tile__avx512bf16, \
