@@ -1,6 +1,6 @@
-"""What does choosing a token cost? By settings, for one row of logits and for a batch.
+"""What does choosing a token cost? By settings.
 
-    python bench/sampling.py [--vocab 201088] [--rows 16] [--threads 2] [--levels avx2 ref | all]
+    python bench/sampling.py [--vocab 201088] [--levels avx2 ref | all]
 
 Medians in ms a token, of logits with normal noise: of standard deviation 3, whose 0.95 nucleus is 9 % of the
 vocabulary, and of 1, flatter than a model's, where it is 74 %.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cgpt.generation.sampling import Sampler, SamplingParams, choose_tokens
+from cgpt.generation.sampling import Sampler, SamplingParams
 from cgpt.kernels import _kernels, isa
 from cgpt.models.logprobs import gather_logprobs
 
@@ -41,8 +41,6 @@ def median_ms(call: Callable[[], object], seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=201_088)
-    parser.add_argument("--rows", type=int, default=16, help="of the batch")
-    parser.add_argument("--threads", type=int, default=2, help="of the batch")
     parser.add_argument("--levels", nargs="+", default=[isa.level()], help="or all")
     parser.add_argument("--seconds", type=float, default=0.3)
     a = parser.parse_args()
@@ -50,15 +48,14 @@ def main() -> None:
     for level in isa.available() if a.levels == ["all"] else a.levels:
         _kernels.use_level(level)
         for deviation in (3, 1):
-            logits = rng.standard_normal((a.rows, a.vocab), np.float32) * np.float32(deviation)
+            logits = rng.standard_normal(a.vocab, np.float32) * np.float32(deviation)
             head = f"{level:7s} deviation {deviation}  "
             for name, params in PARAMS.items():
-                samplers = [Sampler(params, a.vocab, prompt_ids=range(1000)) for _ in range(a.rows)]
-                alone = median_ms(lambda s=samplers[0], x=logits[0]: s.choose(x), a.seconds)
-                batch = median_ms(lambda s=samplers, x=logits: choose_tokens(s, x, a.threads), a.seconds) / a.rows
-                print(f"{head}{name:17s} {alone:.3f}, {a.rows} rows on {a.threads} threads {batch:.3f}", flush=True)
+                sampler = Sampler(params, a.vocab, prompt_ids=range(1000))
+                alone = median_ms(lambda s=sampler, x=logits: s.choose(x), a.seconds)
+                print(f"{head}{name:17s} {alone:.3f}", flush=True)
             for k in (0, 5):
-                alone = median_ms(lambda k=k, x=logits[:1]: gather_logprobs(x, [7], k), a.seconds)
+                alone = median_ms(lambda k=k, x=logits[None]: gather_logprobs(x, [7], k), a.seconds)
                 print(f"{head}logprobs={k or True!s:8s} {alone:.3f}", flush=True)
 
 

@@ -2,8 +2,7 @@
 
 The settings apply in this order: repetition_penalty, presence_penalty, frequency_penalty, logit_bias, temperature,
 top_k, top_p, min_p. Each of the last three keeps some tokens from the likeliest down, of equally likely ones those
-with lower ids first. The arithmetic is float64, in C (csrc/kernels/sample.c), and depends neither on the number of
-threads nor on the CPU.
+with lower ids first. The arithmetic is float64, in C (csrc/kernels/sample.c), and does not depend on the CPU.
 """
 
 import warnings
@@ -207,9 +206,13 @@ class Sampler:
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token's id. logits: float32 [V], not changed; NumericsError if they hold NaN or +infinity, or
         nothing but -infinity."""
-        (token,) = choose_tokens([self], logits.reshape(1, -1))
-        if isinstance(token, NumericsError):
-            raise token
+        row = _kernels.Tensor(np.ascontiguousarray(logits, np.float32))
+        draw = 0.0 if self._greedy else self._random.random()
+        token, largest = _kernels.sample(thread_context(), row, self._state, draw)
+        if token < 0:
+            raise NumericsError(f"the largest of the logits is {largest}, so no token can be chosen")
+        if self._records:
+            self._record(token)
         return token
 
     def _record(self, token: int) -> None:
@@ -221,22 +224,3 @@ class Sampler:
         changes["seen"][at] = 1
         changes["count"][at] += 1
         self._state.changes = changes
-
-
-def choose_tokens(
-    samplers: Sequence[Sampler], logits: npt.NDArray[np.float32], threads: int = 1
-) -> list[int | NumericsError]:
-    """The next token of each of n sequences from logits float32 [n, V], as Sampler.choose gives it alone, or the error
-    that it would raise. The rows run in parallel on `threads` threads."""
-    draws = np.array([0.0 if sampler._greedy else sampler._random.random() for sampler in samplers])
-    rows = _kernels.Tensor(np.ascontiguousarray(logits, np.float32))
-    ids, largest = _kernels.sample(thread_context(threads), rows, [sampler._state for sampler in samplers], draws)
-    tokens: list[int | NumericsError] = []
-    for sampler, token, peak in zip(samplers, ids.tolist(), largest.tolist(), strict=True):
-        if token < 0:
-            tokens.append(NumericsError(f"the largest of the logits is {peak}, so no token can be chosen"))
-            continue
-        if sampler._records:
-            sampler._record(token)
-        tokens.append(token)
-    return tokens

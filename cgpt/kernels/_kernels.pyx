@@ -430,79 +430,58 @@ cdef class SamplingState:
         self.c.changes, self.c.n_changes = <const cg_logit_change *>self.held.view.buf, array.shape[0]
 
 
-cdef struct SampleJob:
+def sample(Context ctx, Tensor logits, SamplingState state, double draw):
+    """The id of the next token after one row of logits [V], chosen by `state` and a draw from [0, 1), and the largest
+    logit as changed. Id -1 where that is not finite."""
+    cdef const float *row = logits.f32(0, 1, ANY, "logits")
+    cdef int64_t token, V = logits.cols
+    cdef double largest
+    if logits.rows != 1 or V < 1:
+        raise KernelError(f"sample: found logits {logits.array.shape}, expected one row")
+    if state.c.n_changes and state.c.changes[state.c.n_changes - 1].id >= V:
+        raise KernelError(f"sample: a changed logit's id is beyond the vocabulary, {V}")
+    ctx.reserve(cg_logits_scratch(V))
+    with nogil:
+        token = cg_active.sample(&largest, &state.c, row, V, draw, ctx.c.scratch)
+    return token, largest
+
+
+cdef struct LogprobsJob:
     const float *logits
-    int64_t V, rows, workers, scratch_bytes, k
-    char *scratch
-    const cg_sampling *settings
-    const double *draws
-    int64_t *ids
     double *largest
     double *log_sum
     double *top
-    int32_t *top_ids
-
-cdef void sample_rows(void *job, int64_t worker) noexcept nogil:
-    cdef SampleJob *j = <SampleJob *>job
-    cdef int64_t t = worker
-    while t < j.rows:
-        j.ids[t] = cg_active.sample(j.largest + t, j.settings + t, j.logits + t * j.V, j.V, j.draws[t],
-                                    j.scratch + worker * j.scratch_bytes)
-        t += j.workers
+    int32_t *ids
+    int64_t rows, V, k, workers, scratch_bytes
+    char *scratch
 
 cdef void logprobs_rows(void *job, int64_t worker) noexcept nogil:
-    cdef SampleJob *j = <SampleJob *>job
+    """Every workers-th row, with scratch of the worker's own."""
+    cdef LogprobsJob *j = <LogprobsJob *>job
     cdef int64_t t = worker
     while t < j.rows:
-        cg_active.logprobs(j.largest + t, j.log_sum + t, j.top_ids + t * j.k, j.top + t * j.k, j.logits + t * j.V, j.V,
-                           j.k, j.scratch + worker * j.scratch_bytes)
+        cg_active.logprobs(j.largest + t, j.log_sum + t, j.ids + t * j.k, j.top + t * j.k, j.logits + t * j.V, j.V, j.k,
+                           j.scratch + worker * j.scratch_bytes)
         t += j.workers
-
-cdef int prepare(SampleJob *job, Context ctx, Tensor logits, int64_t extra_bytes) except -1:
-    """Each worker takes every workers-th row and has scratch of its own; behind that lie extra_bytes."""
-    job.logits, job.rows, job.V = logits.f32(0, logits.rows, ANY, "logits"), logits.rows, logits.cols
-    job.workers, job.scratch_bytes = max(1, min(ctx.c.threads, logits.rows)), cg_logits_scratch(logits.cols)
-    ctx.reserve(job.workers * job.scratch_bytes + extra_bytes)
-    job.scratch = <char *>ctx.c.scratch
-    return 0
-
-
-def sample(Context ctx, Tensor logits, list states, const double[::1] draws):
-    """ids int64 [T], largest float64 [T]: the next token after each row of logits [T, V], chosen by its SamplingState
-    and its draw, and the largest logit as changed. Id -1 where that is not finite."""
-    cdef SampleJob job
-    cdef SamplingState state
-    cdef int64_t t
-    ids, largest = np.empty(logits.rows, np.int64), np.empty(logits.rows)
-    cdef int64_t[::1] to = ids
-    cdef double[::1] peaks = largest
-    if not len(states) == draws.shape[0] == logits.rows or logits.rows < 1 or logits.cols < 1:
-        raise KernelError(f"sample: {len(states)} states and {draws.shape[0]} draws for logits {logits.array.shape}")
-    prepare(&job, ctx, logits, logits.rows * sizeof(cg_sampling))
-    cdef cg_sampling *settings = <cg_sampling *>(job.scratch + job.workers * job.scratch_bytes)
-    for t, state in enumerate(states):
-        if state.c.n_changes and state.c.changes[state.c.n_changes - 1].id >= logits.cols:
-            raise KernelError(f"sample: a changed logit's id is beyond the vocabulary, {logits.cols}")
-        settings[t] = state.c
-    job.settings, job.draws, job.ids, job.largest = settings, &draws[0], &to[0], &peaks[0]
-    for_rows(ctx, job.workers, job.V * 16, sample_rows, &job)
-    return ids, largest
 
 
 def logprobs(Context ctx, Tensor logits, int64_t k):
     """largest, log_sum float64 [T], ids int32 [T, k], top float64 [T, k] of logits [T, V]: the log-probability of i is
     (logits[i] - largest) - log_sum; the k largest of them are `top`, in the order of their ids."""
-    cdef SampleJob job
+    cdef LogprobsJob job
+    job.logits, job.rows, job.V, job.k = logits.f32(0, logits.rows, ANY, "logits"), logits.rows, logits.cols, k
     if not 0 <= k <= logits.cols or logits.rows < 1 or logits.cols < 1:
         raise KernelError(f"logprobs: the {k} largest of logits {logits.array.shape}")
     largest, log_sum = np.empty(logits.rows), np.empty(logits.rows)
     ids, top = np.empty((logits.rows, k), np.int32), np.empty((logits.rows, k))
-    prepare(&job, ctx, logits, 0)
     cdef double[::1] peaks = largest, sums = log_sum
     cdef int32_t[:, ::1] to_ids = ids
     cdef double[:, ::1] to_top = top
-    job.largest, job.log_sum, job.k = &peaks[0], &sums[0], k
-    job.top_ids, job.top = &to_ids[0, 0] if k else NULL, &to_top[0, 0] if k else NULL
+    job.largest, job.log_sum = &peaks[0], &sums[0]
+    job.ids, job.top = &to_ids[0, 0] if k else NULL, &to_top[0, 0] if k else NULL
+    job.workers, job.scratch_bytes = max(1, min(ctx.c.threads, job.rows)), cg_logits_scratch(job.V)
+    ctx.reserve(job.workers * job.scratch_bytes)
+    job.scratch = <char *>ctx.c.scratch
     for_rows(ctx, job.workers, job.V * 16, logprobs_rows, &job)
     return largest, log_sum, ids, top
 

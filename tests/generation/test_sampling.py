@@ -1,14 +1,13 @@
 """Sampling against a plain reference, and against the distribution that it promises."""
 
 import math
-from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
 import pytest
 
 from cgpt.errors import InputError, NumericsError, TokenIdError
-from cgpt.generation.sampling import Sampler, SamplingParams, choose_tokens
+from cgpt.generation.sampling import Sampler, SamplingParams
 from cgpt.models.logprobs import gather_logprobs, log_probabilities, top_logprobs
 
 SETTINGS = [
@@ -64,7 +63,7 @@ def chosen(logits, values, **settings):
     """The tokens that given draws choose."""
     sampler = Sampler(SamplingParams(**{"temperature": 1.0} | settings), len(logits))
     sampler._random = Draws(values)
-    return choose_tokens([sampler] * len(values), np.tile(logits, (len(values), 1)))
+    return [sampler.choose(logits) for _ in values]
 
 
 def assert_distribution(logits, expected, settings, margin=1e-12):
@@ -205,30 +204,6 @@ def test_penalty_comes_before_the_filters():
     logits = np.array([3, 2, 1], np.float32)
     sampler = Sampler(SamplingParams(temperature=1.0, top_k=1, repetition_penalty=10.0), 3, prompt_ids=[0])
     assert sampler.choose(logits) == 1
-
-
-def test_a_batch_of_samplers(rng):
-    """Each row gets what it would get alone, whatever is beside it, on any number of threads; an error is one row's."""
-    V = 500
-    logits = (rng.standard_normal((9, V)) * 3).astype(np.float32)
-    logits[4, 17] = np.nan
-    params = [
-        SamplingParams(temperature=0.8, top_p=0.9),
-        SamplingParams(),
-        SamplingParams(temperature=1.0, presence_penalty=0.5, logit_bias={3: 2}),
-    ]
-
-    def samplers():
-        return [Sampler(replace(params[i % 3], seed=i), V, prompt_ids=[1, 2]) for i in range(9)]
-
-    alone = samplers()
-    good = [i for i in range(9) if i != 4]
-    expected = [[alone[i].choose(logits[i]) for i in good] for _ in range(5)]
-    for threads in (1, 2, 4):
-        together = samplers()
-        for tokens in expected:
-            found = choose_tokens(together, logits, threads)
-            assert isinstance(found[4], NumericsError) and [found[i] for i in good] == tokens
 
 
 def test_log_probabilities():

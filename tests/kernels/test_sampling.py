@@ -22,11 +22,10 @@ def sampling_state(vocab_size, *, changes=(), **settings):
     return state
 
 
-def sample(logits, draws, *, threads=1, **settings):
+def sample(logits, draws, **settings):
     """The ids that the draws [n] choose from one row of logits [V]."""
-    rows = np.tile(np.asarray(logits, np.float32), (len(draws), 1))
-    states = [sampling_state(len(logits), **settings)] * len(draws)
-    return _kernels.sample(context(threads=threads), tensor_of(rows), states, np.asarray(draws, np.float64))[0]
+    ctx, row, state = context(), tensor_of(np.asarray(logits, np.float32)), sampling_state(len(logits), **settings)
+    return [_kernels.sample(ctx, row, state, draw)[0] for draw in draws]
 
 
 def some_logits(rng, V):
@@ -121,8 +120,8 @@ def test_levels_and_threads_give_the_same_tokens(level, rng):
     results = []
     for name, threads in [("ref", 1), *((level.partition("-")[0], n) for n in THREADS)]:
         _kernels.use_level(name)
-        ids, largest = _kernels.sample(context(threads=threads), tensor_of(logits), states * 10, draws)
-        results.append((ids.tolist(), largest.tolist()))
+        rows = zip(logits, states * 10, draws, strict=True)
+        results.append([_kernels.sample(context(), tensor_of(row), state, draw) for row, state, draw in rows])
         results.append([part.tolist() for part in _kernels.logprobs(context(threads=threads), tensor_of(logits), 7)])
     assert all(result == results[i % 2] for i, result in enumerate(results))
 
@@ -139,7 +138,7 @@ def test_changed_logits_to_the_bit(level, rng):
         reference = Reference(V, **settings, logit_bias=dict(enumerate(bias)), prompt_ids=np.flatnonzero(seen))
         reference.counts[:] = count
         state = sampling_state(V, temperature=0.0, **settings, changes=zip(range(V), seen, count, bias, strict=True))
-        (token,), (largest,) = _kernels.sample(context(), tensor_of(logits.reshape(1, V)), [state], np.zeros(1))
+        token, largest = _kernels.sample(context(), tensor_of(logits), state, 0.0)
         expected = reference.changed(logits)
         assert largest == expected.max() and token == expected.argmax()
 
@@ -176,10 +175,10 @@ def test_weights_of_any_size(level):
                 how,
             )
     draws = (np.arange(4) + 0.5) / 4
-    assert sample(logits, draws, temperature=1e300).tolist() == [0, 1, 2, 3]
-    assert sample(logits, draws, temperature=1e300, min_p=1.0).tolist() == [0, 1, 2, 3]
-    assert sample(logits, [0.1, 0.9], temperature=1e300, top_p=0.5).tolist() == [0, 1]  # all of weight 1
-    assert sample(logits, [0.1, 0.4, 0.6, 0.9], temperature=1e300, top_k=3).tolist() == [1, 2, 2, 3]
+    assert sample(logits, draws, temperature=1e300) == [0, 1, 2, 3]
+    assert sample(logits, draws, temperature=1e300, min_p=1.0) == [0, 1, 2, 3]
+    assert sample(logits, [0.1, 0.9], temperature=1e300, top_p=0.5) == [0, 1]  # all of weight 1
+    assert sample(logits, [0.1, 0.4, 0.6, 0.9], temperature=1e300, top_k=3) == [1, 2, 2, 3]
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 8.0])
@@ -202,14 +201,14 @@ def test_logprobs(level, scale, V, rng):
 
 
 def test_what_is_refused():
-    logits, ctx = tensor_of(np.zeros((2, 9), np.float32)), context()
+    logits, row, ctx = tensor_of(np.zeros((2, 9), np.float32)), tensor_of(np.zeros(9, np.float32)), context()
     state = sampling_state(9, changes=[(3, 1, 0, 0.0), (9, 1, 0, 0.0)])
     with pytest.raises(KernelError, match="beyond the vocabulary, 9"):
-        _kernels.sample(ctx, logits, [state, state], np.zeros(2))
+        _kernels.sample(ctx, row, state, 0.0)
     for changes in ([(3, 1, 0, 0.0), (3, 1, 0, 0.0)], [(-1, 1, 0, 0.0)]):
         with pytest.raises(KernelError, match="ascending ids"):
             state.changes = np.array(changes, _kernels.LOGIT_CHANGE)
-    with pytest.raises(KernelError, match="1 states and 2 draws"):
-        _kernels.sample(ctx, logits, [sampling_state(9)], np.zeros(2))
+    with pytest.raises(KernelError, match=r"\(2, 9\), expected one row"):
+        _kernels.sample(ctx, logits, sampling_state(9), 0.0)
     with pytest.raises(KernelError, match="the 10 largest"):
         _kernels.logprobs(ctx, logits, 10)
