@@ -12,8 +12,7 @@
 
    A kernel works on one partition of a job and knows nothing of threads. The drivers at the end of this file cut jobs
    into partitions. */
-#ifndef CGPT_H
-#define CGPT_H
+#pragma once
 
 #include "types.h"
 
@@ -229,21 +228,17 @@ typedef struct {
 #include "kernels.def"
 } cg_kernels;
 
-enum {
-    CG_KERNEL_COUNT = 0
-#define KERNEL(name, type) +1
-#include "kernels.def"
-};
+enum { CG_KERNEL_COUNT = sizeof(cg_kernels) / sizeof(void *) };
 
 typedef enum { CG_REF, CG_AVX2, CG_AVX512, CG_AMX, CG_LEVELS } cg_level;
 
 extern const cg_kernels *cg_active; /* the kernels that the drivers call */
 const char *cg_level_name(cg_level level);
 const char *cg_missing_for(cg_level level); /* the first feature that a level needs and the machine lacks, or NULL */
-cg_status cg_use_level(cg_level level);     /* CG_BAD_VALUE where something is missing */
-/* From the next cg_use_level on, treats the CPU as one without a feature and those that came with it or later. */
+/* Makes it the level in use, on a CPU that is treated as one without the masked feature and those that came with it or
+   later; or returns what is missing for that, and changes nothing. */
 typedef enum { CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16 } cg_feature;
-void cg_mask_feature(cg_feature feature);
+const char *cg_use_level(cg_level level, cg_feature mask);
 cg_level cg_current_level(void);
 const char *cg_kernel_name(int slot);
 const char *cg_kernel_variant(int slot); /* "ref", "avx2", ..., or "-" where the level has none */
@@ -303,8 +298,8 @@ cg_status cg_run_moe(const cg_context *ctx, const cg_moe *m);
 /* Attention of n sequences of the same H, G and D over their caches, a[i].past, to which it appends their new keys and
    values. It sets a[i].fresh and a[i].first_fresh. A ring needs no more positions than the window, rounded up to 32:
    the keys that a chunk would overwrite too early wait in scratch. */
-enum { CG_MAX_SEQUENCES = 16 }; /* of one call */
-int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n);
+enum { CG_MAX_SEQUENCES = 16 };                                                        /* of one call */
+int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n); /* 0 where shapes do not fit */
 cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n);
 
 /* dst[cols, rows] = the transpose of src[rows, cols] of f32, f16 or bf16. dst_dtype is src_dtype, or bf16. */
@@ -315,8 +310,7 @@ cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const voi
 cg_status cg_run_quantize_int8(int threads, int8_t *out, uint16_t *scales, const void *src, cg_dtype dtype, int64_t N,
                                int64_t K, int transposed);
 
-/* Calls fn for every row, in parallel where rows * cost, in float operations, is worth starting threads for. */
-typedef void cg_row_fn(void *job, int64_t row);
+/* Calls fn for every row, in parallel where rows * cost, in float operations, is worth starting threads for. thread: a
+   number below `threads` and `rows` that no other row has meanwhile. */
+typedef void cg_row_fn(void *job, int64_t row, int thread);
 void cg_for_rows(int threads, int64_t rows, int64_t cost, cg_row_fn *fn, void *job);
-
-#endif

@@ -1,6 +1,5 @@
 /* Types, limits and conversions that every kernel uses. */
-#ifndef CG_TYPES_H
-#define CG_TYPES_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -38,17 +37,12 @@ static inline int64_t cg_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cg_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t cg_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-static inline float cg_f32_from_bits(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-static inline uint32_t cg_bits_from_f32(float f) {
+typedef union {
     uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return bits;
-}
+    float f32;
+} cg_word;
+static inline float cg_f32_from_bits(uint32_t bits) { return (cg_word){.bits = bits}.f32; }
+static inline uint32_t cg_bits_from_f32(float f) { return (cg_word){.f32 = f}.bits; }
 
 static inline float cg_bf16_to_f32(uint16_t h) { return cg_f32_from_bits((uint32_t)h << 16); }
 
@@ -97,5 +91,3 @@ static inline int64_t cg_scale_bytes(cg_dtype d, int64_t K) {
     if (d == CG_INT8) return cg_round_up(K, CG_INT8_GROUP) / CG_INT8_GROUP * 2;
     return d == CG_MXFP4 ? K / CG_MXFP4_GROUP : 0;
 }
-
-#endif

@@ -8,7 +8,7 @@ cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_status:
         CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE
     ctypedef enum cg_feature:
-        CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16
+        CG_NO_FEATURE
     ctypedef enum cg_level:
         CG_REF, CG_LEVELS
     ctypedef enum cg_activation:
@@ -86,8 +86,7 @@ cdef extern from "cgpt.h" nogil:
 
     const char *cg_level_name(cg_level)
     const char *cg_missing_for(cg_level)
-    cg_status cg_use_level(cg_level)
-    void cg_mask_feature(cg_feature)
+    const char *cg_use_level(cg_level, cg_feature)
     cg_level cg_current_level()
     const char *cg_kernel_name(int)
     const char *cg_kernel_variant(int)
@@ -104,5 +103,5 @@ cdef extern from "cgpt.h" nogil:
     cg_status cg_run_attention(const cg_context *, cg_attention *, int64_t)
     cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)
     cg_status cg_run_quantize_int8(int, int8_t *, uint16_t *, const void *, cg_dtype, int64_t, int64_t, int)
-    ctypedef void cg_row_fn(void *, int64_t) noexcept nogil
+    ctypedef void cg_row_fn(void *, int64_t, int) noexcept nogil
     void cg_for_rows(int, int64_t, int64_t, cg_row_fn *, void *)

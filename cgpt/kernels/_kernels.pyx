@@ -30,7 +30,10 @@ cdef int64_t ANY = -(2**62)  # as a number of columns
 # ------------------------------------------------------------------------------------------------------ the level
 
 FEATURES = ("", "avx512_vnni", "avx512_bf16")  # that can be masked: cg_feature
-cdef cg_feature masked = CG_NO_FEATURE
+
+
+cdef text(const char *found):
+    return None if found == NULL else found.decode()
 
 
 def use_level(str name, *, str mask=""):
@@ -38,18 +41,12 @@ def use_level(str name, *, str mask=""):
     FEATURES, treats the CPU as one without that feature and what came after it."""
     if mask not in FEATURES:
         raise KernelError(f"{mask!r} cannot be masked; {', '.join(FEATURES[1:])} can")
-    names = [cg_level_name(<cg_level>i).decode() for i in range(CG_LEVELS)]
+    names = list(levels())
     if name not in names:
         raise KernelError(f"unknown level {name!r}; there are {', '.join(names)}")
-    global masked
-    feature = <cg_feature><int>FEATURES.index(mask)
-    cg_mask_feature(feature)
-    level = <cg_level><int>names.index(name)
-    if cg_use_level(level) != CG_OK:
-        missing = cg_missing_for(level).decode()
-        cg_mask_feature(masked)
+    missing = text(cg_use_level(<cg_level><int>names.index(name), <cg_feature><int>FEATURES.index(mask)))
+    if missing:
         raise KernelError(f"level {name!r} needs {missing}, which this machine does not offer")
-    masked = feature
 
 
 def level():
@@ -59,12 +56,7 @@ def level():
 
 def levels():
     """{level: what keeps it out on this machine, or None}, lowest first."""
-    cdef const char *missing
-    out = {}
-    for i in range(CG_LEVELS):
-        missing = cg_missing_for(<cg_level><int>i)
-        out[cg_level_name(<cg_level><int>i).decode()] = missing.decode() if missing else None
-    return out
+    return {text(cg_level_name(<cg_level><int>i)): text(cg_missing_for(<cg_level><int>i)) for i in range(CG_LEVELS)}
 
 
 def kernels():
@@ -119,7 +111,6 @@ cdef class Tensor:
     """A C-contiguous array of one or two dimensions that stays where it is. dtype "F32", "F16", "BF16" (as uint16)
     or "U8". aligned=False admits one that is not, for the few kernels that take it."""
     cdef Py_buffer view
-    cdef bint held
     cdef cg_dtype dtype
     cdef readonly object array
     cdef readonly int64_t rows, cols
@@ -135,11 +126,9 @@ cdef class Tensor:
         self.rows = array.shape[0] if array.ndim == 2 else 1
         self.cols = array.shape[-1]
         PyObject_GetBuffer(array, &self.view, PyBUF_ANY_CONTIGUOUS | (PyBUF_WRITABLE if array.flags.writeable else 0))
-        self.held = True
 
     def __dealloc__(self):
-        if self.held:
-            PyBuffer_Release(&self.view)
+        PyBuffer_Release(&self.view)  # nothing, where __cinit__ got no buffer
 
     cdef float *f32(self, int64_t row, int64_t T, int64_t cols, str what) except NULL:
         """Where its row `row` begins, if T rows from there exist and rows have exactly `cols` (ANY: any) columns."""
@@ -183,7 +172,6 @@ cdef class Matrix:
             raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
         flat = data.reshape(-1)
         held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8") else dtype, aligned)]
-        self.aligned = aligned
         self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
         if scales is not None:
             held.append(Tensor(scales.reshape(-1), "BF16" if dtype == "INT8" else "U8"))
@@ -194,7 +182,7 @@ cdef class Matrix:
         self.c.dtype = DTYPES[dtype]
         self.c.E = shape[0] if len(shape) == 3 else 1
         self.c.N, self.c.K = shape[-2], shape[-1]
-        self.dtype, self.shape, self.tensors = dtype, tuple(shape), tuple(held)
+        self.dtype, self.shape, self.tensors, self.aligned = dtype, tuple(shape), tuple(held), aligned
         self.arrays = tuple(a for a in (data, scales, bias) if a is not None)
 
 
@@ -210,11 +198,9 @@ cdef class LayerCache:
         G, blocks, _, D, _ = k.shape if k.ndim == 5 else (0, 0, 0, 0, 0)
         if dtype == "U8" or (k.shape, v.shape) != kv_shapes(blocks, G, D):
             raise KernelError(f"a {dtype} cache cannot have keys {k.shape} and values {v.shape}")
-        if not (k.flags.c_contiguous and v.flags.c_contiguous):
-            raise KernelError("a cache needs C-contiguous arrays: it is written in place")
+        if not (k.flags.carray and v.flags.carray):
+            raise KernelError("a cache is written in place: it needs aligned, C-contiguous arrays that can be written")
         self.k, self.v = Tensor(k.reshape(-1), dtype), Tensor(v.reshape(-1), dtype)
-        if self.k.view.readonly or self.v.view.readonly:
-            raise KernelError("a cache needs arrays that can be written")
         self.c.k, self.c.v, self.c.dtype = self.k.view.buf, self.v.view.buf, self.k.dtype
         self.c.blocks, self.G, self.D, self.itemsize = blocks, G, D, k.itemsize
 
@@ -263,24 +249,24 @@ cdef struct RowJob:
     int which
     int32_t *index
 
-cdef void layernorm_row(void *job, int64_t t) noexcept nogil:
+cdef void layernorm_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
     cg_active.layernorm(j.out + t * j.cols, j.x + t * j.cols, j.a, j.b, j.eps, j.cols)
 
-cdef void rmsnorm_row(void *job, int64_t t) noexcept nogil:
+cdef void rmsnorm_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
     cg_active.rmsnorm(j.out + t * j.cols, j.x + t * j.cols, j.a, j.eps, j.cols)
 
-cdef void rope_row(void *job, int64_t t) noexcept nogil:
+cdef void rope_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
     cdef int64_t at = t * (j.cols // 2)
     cg_active.rope(j.out + t * j.stride, j.a + at, j.b + at, j.heads, j.cols)
 
-cdef void activation_row(void *job, int64_t t) noexcept nogil:
+cdef void activation_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
     cg_active.activation(j.out + t * j.cols, <cg_activation>j.which, j.cols)
 
-cdef void topk_row(void *job, int64_t t) noexcept nogil:
+cdef void topk_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
     cg_active.topk(j.index + t * j.heads, j.out + t * j.heads, j.x + t * j.cols, j.cols, j.heads)
 
@@ -294,8 +280,7 @@ cdef int for_rows(Context ctx, int64_t rows, int64_t cost, cg_row_fn *fn, void *
 def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, float eps, int64_t T):
     """out[t] = layer norm of x[t]; out may be x."""
     cdef RowJob job
-    job.x = x.f32(0, T, ANY, "layernorm x")
-    job.cols, job.eps = x.cols, eps
+    job.x, job.cols, job.eps = x.f32(0, T, ANY, "layernorm x"), x.cols, eps
     job.out = out.out(0, T, x.cols, "layernorm out")
     job.a, job.b = weight.f32(0, 1, x.cols, "layernorm weight"), bias.f32(0, 1, x.cols, "layernorm bias")
     for_rows(ctx, T, job.cols, layernorm_row, &job)
@@ -304,10 +289,8 @@ def layernorm(Context ctx, Tensor out, Tensor x, Tensor weight, Tensor bias, flo
 def rmsnorm(Context ctx, Tensor out, Tensor x, Tensor weight, float eps, int64_t T):
     """out[t] = RMS norm of x[t]; out may be x."""
     cdef RowJob job
-    job.x = x.f32(0, T, ANY, "rmsnorm x")
-    job.cols, job.eps = x.cols, eps
-    job.out = out.out(0, T, x.cols, "rmsnorm out")
-    job.a = weight.f32(0, 1, x.cols, "rmsnorm weight")
+    job.x, job.cols, job.eps = x.f32(0, T, ANY, "rmsnorm x"), x.cols, eps
+    job.out, job.a = out.out(0, T, x.cols, "rmsnorm out"), weight.f32(0, 1, x.cols, "rmsnorm weight")
     for_rows(ctx, T, job.cols, rmsnorm_row, &job)
 
 
@@ -340,9 +323,7 @@ def topk(Context ctx, int32_t[:, ::1] index, Tensor weight, Tensor logits, int64
     job.out = weight.out(0, T, ANY, "topk weight")
     if index.shape[0] < T or index.shape[1] != weight.cols or not 1 <= weight.cols <= logits.cols:
         raise KernelError(f"topk: {index.shape[1]} of {logits.cols} into {weight.array.shape}")
-    if T < 1:
-        return
-    job.index = &index[0, 0]
+    job.index = &index[0, 0] if T else NULL
     for_rows(ctx, T, job.cols * 8, topk_row, &job)
 
 
@@ -452,24 +433,20 @@ cdef struct LogprobsJob:
     double *log_sum
     double *top
     int32_t *ids
-    int64_t rows, V, k, workers, scratch_bytes
+    int64_t V, k, scratch_bytes
     char *scratch
 
-cdef void logprobs_rows(void *job, int64_t worker) noexcept nogil:
-    """Every workers-th row, with scratch of the worker's own."""
+cdef void logprobs_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef LogprobsJob *j = <LogprobsJob *>job
-    cdef int64_t t = worker
-    while t < j.rows:
-        cg_active.logprobs(j.largest + t, j.log_sum + t, j.ids + t * j.k, j.top + t * j.k, j.logits + t * j.V, j.V, j.k,
-                           j.scratch + worker * j.scratch_bytes)
-        t += j.workers
+    cg_active.logprobs(j.largest + t, j.log_sum + t, j.ids + t * j.k, j.top + t * j.k, j.logits + t * j.V, j.V, j.k,
+                       j.scratch + thread * j.scratch_bytes)
 
 
 def logprobs(Context ctx, Tensor logits, int64_t k):
     """largest, log_sum float64 [T], ids int32 [T, k], top float64 [T, k] of logits [T, V]: the log-probability of i is
     (logits[i] - largest) - log_sum; the k largest of them are `top`, in the order of their ids."""
     cdef LogprobsJob job
-    job.logits, job.rows, job.V, job.k = logits.f32(0, logits.rows, ANY, "logits"), logits.rows, logits.cols, k
+    job.logits, job.V, job.k = logits.f32(0, logits.rows, ANY, "logits"), logits.cols, k
     if not 0 <= k <= logits.cols or logits.rows < 1 or logits.cols < 1:
         raise KernelError(f"logprobs: the {k} largest of logits {logits.array.shape}")
     largest, log_sum = np.empty(logits.rows), np.empty(logits.rows)
@@ -479,10 +456,10 @@ def logprobs(Context ctx, Tensor logits, int64_t k):
     cdef double[:, ::1] to_top = top
     job.largest, job.log_sum = &peaks[0], &sums[0]
     job.ids, job.top = &to_ids[0, 0] if k else NULL, &to_top[0, 0] if k else NULL
-    job.workers, job.scratch_bytes = max(1, min(ctx.c.threads, job.rows)), cg_logits_scratch(job.V)
-    ctx.reserve(job.workers * job.scratch_bytes)
+    job.scratch_bytes = cg_logits_scratch(job.V)
+    ctx.reserve(min(ctx.c.threads, logits.rows) * job.scratch_bytes)
     job.scratch = <char *>ctx.c.scratch
-    for_rows(ctx, job.workers, job.V * 16, logprobs_rows, &job)
+    for_rows(ctx, logits.rows, job.V * 16, logprobs_row, &job)
     return largest, log_sum, ids, top
 
 
@@ -569,11 +546,11 @@ cdef struct PeakJob:
     float one, x
     int64_t rounds
 
-cdef void read_row(void *job, int64_t t) noexcept nogil:
+cdef void read_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
     j.index[t] = <int32_t>cg_active.read(<const uint32_t *>(j.x + t * j.cols), j.cols)
 
-cdef void peak_row(void *job, int64_t t) noexcept nogil:
+cdef void peak_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef PeakJob *j = <PeakJob *>job
     j.out[t] = j.kernel.run(j.one, j.x, j.rounds)
 

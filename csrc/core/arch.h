@@ -3,8 +3,7 @@
 
    CG_TARGET("avx2,fma") .. CG_TARGET_END: the functions between are compiled for a CPU with these features. A file in
    isa/ is one such region and says in CG_HAS_* what its kernels may count on. */
-#ifndef CG_ARCH_H
-#define CG_ARCH_H
+#pragma once
 
 #if defined(__x86_64__) && !defined(CGPT_REF_ONLY)
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
@@ -35,5 +34,4 @@
 #define CG_FEATURES_AVX512VNNI CG_FEATURES_AVX512 ",avx512vnni"
 #define CG_FEATURES_AVX512BF16 CG_FEATURES_AVX512VNNI ",avx512bf16"
 #define CG_FEATURES_AMX CG_FEATURES_AVX512BF16 ",amx-tile,amx-bf16"
-#endif
 #endif

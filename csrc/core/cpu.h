@@ -1,6 +1,5 @@
 /* What this CPU and operating system allow. */
-#ifndef CG_CPU_H
-#define CG_CPU_H
+#pragma once
 
 #include <stdint.h>
 
@@ -13,5 +12,3 @@ enum { STATE_YMM = 0x6, STATE_ZMM = 0xe6, STATE_TILES = 0x60000 };
 
 /* Fills words[CPU_WORDS]; what there is not is 0. */
 void cg_detect_cpu(uint32_t *words);
-
-#endif

@@ -75,8 +75,14 @@ const char *cg_missing_for(cg_level level) {
 const char *cg_missing_for(cg_level level) { return level == CG_REF ? NULL : "an x86-64 processor"; }
 #endif
 
-cg_status cg_use_level(cg_level level) {
-    if (level < 0 || level >= CG_LEVELS || cg_missing_for(level)) return CG_BAD_VALUE;
+const char *cg_use_level(cg_level level, cg_feature mask) {
+    cg_feature before = masked;
+    masked = mask;
+    const char *missing = cg_missing_for(level);
+    if (missing) {
+        masked = before;
+        return missing;
+    }
     memset(&table, 0, sizeof table);
     for (int i = 0; i < CG_KERNEL_COUNT; i++) variants[i] = "-";
     overlay(&cg_kernels__ref, "ref");
@@ -93,10 +99,9 @@ cg_status cg_use_level(cg_level level) {
     if (level >= CG_AMX) overlay(&cg_kernels__amx, "amx");
 #endif
     current = level;
-    return CG_OK;
+    return NULL;
 }
 
-void cg_mask_feature(cg_feature feature) { masked = feature; }
 cg_level cg_current_level(void) { return current; }
 const char *cg_level_name(cg_level level) { return level_names[level]; }
 const char *cg_kernel_name(int slot) { return kernel_names[slot]; }

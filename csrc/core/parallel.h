@@ -1,6 +1,5 @@
 /* The only place that knows OpenMP. Without it, everything runs in the calling thread. */
-#ifndef CG_PARALLEL_H
-#define CG_PARALLEL_H
+#pragma once
 
 #include "cgpt.h"
 
@@ -14,5 +13,3 @@ typedef void cg_task_fn(void *job, int64_t task, int thread);
 
 /* Calls fn(job, 0 .. tasks-1, thread), each task once, in any order, on up to `threads` threads. */
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job);
-
-#endif

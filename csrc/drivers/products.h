@@ -1,6 +1,5 @@
 /* What the drivers of linear and moe share. */
-#ifndef CG_PRODUCTS_H
-#define CG_PRODUCTS_H
+#pragma once
 
 #include "core/parallel.h"
 
@@ -17,5 +16,3 @@ cg_product cg_product_of(const cg_matrix *w, int64_t expert);
 int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads);
 /* The number of these tasks. */
 int64_t cg_panels(const cg_matrix *w, int64_t T, int threads);
-
-#endif

@@ -16,7 +16,6 @@ typedef struct {
 } sequence;
 
 typedef struct {
-    const cg_attention *a;
     sequence sequences[CG_MAX_SEQUENCES];
     float *work; /* [threads, work_floats(D)] */
 } job;
@@ -36,7 +35,7 @@ static void append(const cg_attention *a, const cg_kv *to, int64_t g, int64_t sk
 static int appends_itself(const sequence *s) { return s->parts == 1 && !s->states && goes_direct(s->a); }
 
 static void append_task(void *data, int64_t i, CG_UNUSED int thread) {
-    const sequence *s = ((job *)data)->sequences + i / ((job *)data)->a->G;
+    const sequence *all = ((job *)data)->sequences, *s = all + i / all->a->G;
     const cg_attention *a = s->a;
     if (appends_itself(s)) return;
     if (goes_direct(a)) append(a, &a->past, i % a->G, 0, a->start);
@@ -45,7 +44,8 @@ static void append_task(void *data, int64_t i, CG_UNUSED int thread) {
 
 /* Appends what waited in scratch, as much of it as the cache holds. */
 static void append_later_task(void *data, int64_t i, CG_UNUSED int thread) {
-    const cg_attention *a = ((job *)data)->a + i / ((job *)data)->a->G;
+    const sequence *all = ((job *)data)->sequences;
+    const cg_attention *a = all[i / all->a->G].a;
     int64_t skip = cg_max(0, a->T - a->past.blocks * CG_KV_BLOCK);
     if (!goes_direct(a)) append(a, &a->past, i % a->G, skip, a->start + skip);
 }
@@ -132,18 +132,15 @@ static int64_t state_bytes(int threads, const sequence *s) {
 
 /* ------------------------------------------------------------------------------------------------------ the driver */
 
-static int fits(const cg_attention *a) {
-    if (a->G < 1 || a->H < 1 || a->H % a->G || a->D < 1 || a->D > CG_MAX_HEAD_DIM || a->T < 1 || a->start < 0 ||
-        a->start > INT64_MAX - a->T || a->window < 0)
-        return 0;
-    int64_t end = a->start + a->T;
-    return a->past.blocks * CG_KV_BLOCK >= (a->window ? cg_min(a->window, end) : end);
+/* The positions that the last query sees. */
+static int64_t visible(const cg_attention *a) {
+    return a->window ? cg_min(a->window, a->start + a->T) : a->start + a->T;
 }
 
-static int all_fit(const cg_attention *a, int64_t n) {
-    int good = n >= 1 && n <= CG_MAX_SEQUENCES;
-    for (int64_t i = 0; i < n && good; i++) good = fits(a + i);
-    return good;
+static int fits(const cg_attention *a) {
+    return a->G >= 1 && a->H >= 1 && a->H % a->G == 0 && a->D >= 1 && a->D <= CG_MAX_HEAD_DIM && a->T >= 1 &&
+           a->start >= 0 && a->start <= INT64_MAX - a->T && a->window >= 0 &&
+           a->past.blocks * CG_KV_BLOCK >= visible(a);
 }
 
 /* The bytes that the threads work in; they come first in scratch. */
@@ -157,7 +154,9 @@ static int64_t work_bytes(int threads, const cg_attention *a, int64_t n) {
 }
 
 int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64_t n) {
-    if (!all_fit(a, n)) return 0;
+    if (n < 1 || n > CG_MAX_SEQUENCES) return 0;
+    for (int64_t i = 0; i < n; i++)
+        if (!fits(a + i)) return 0;
     int64_t bytes = work_bytes(ctx->threads, a, n);
     for (int64_t i = 0; i < n; i++) {
         sequence s = partition(ctx->threads, a + i);
@@ -167,14 +166,11 @@ int64_t cg_attention_scratch(const cg_context *ctx, const cg_attention *a, int64
 }
 
 cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n) {
-    job j = {.a = a, .work = ctx->scratch};
-    int64_t work = 0, new = 0, tasks = 0, waiting = 0;
-    if (!all_fit(a, n)) return CG_BAD_SHAPE;
-    if (ctx->scratch_bytes < cg_attention_scratch(ctx, a, n)) return CG_NO_MEMORY;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t end = a[i].start + a[i].T, visible = a[i].window ? cg_min(a[i].window, end) : end;
-        work += a[i].T * a[i].H * visible * a[i].D;
-    }
+    job j = {.work = ctx->scratch};
+    int64_t work = 0, new = 0, tasks = 0, waiting = 0, needed = cg_attention_scratch(ctx, a, n);
+    if (!needed) return CG_BAD_SHAPE;
+    if (needed > ctx->scratch_bytes) return CG_NO_MEMORY;
+    for (int64_t i = 0; i < n; i++) work += a[i].T * a[i].H * visible(a + i) * a[i].D;
     int threads = work < FORK ? 1 : ctx->threads;
     char *scratch = (char *)ctx->scratch + work_bytes(ctx->threads, a, n);
     for (int64_t i = 0; i < n; i++) {

@@ -21,8 +21,15 @@ typedef struct {
     int64_t work_bytes;
 } moe_job;
 
-/* Cuts `base`, or nothing where it is NULL, into the arrays of the job. Returns the bytes they take. */
-static int64_t lay_out(moe_job *job, char *base, int threads) {
+/* The next `bytes` of memory, from `at` on, which moves behind them. */
+static void *carve(uintptr_t *at, int64_t bytes) {
+    void *begin = (void *)*at;
+    *at += (uintptr_t)cg_round_up(bytes, 64);
+    return begin;
+}
+
+/* Cuts memory from `base` on into the arrays of the job. Returns the bytes they take. */
+static int64_t lay_out(moe_job *job, void *base, int threads) {
     const cg_matrix *up = job->matrix[0], *down = job->matrix[1];
     int64_t T = job->m->T, S = T * job->m->k, groups = cg_min(S, up->E), packed[2], work[2];
     /* packing rounds the tokens of each group up, by 16 at the most */
@@ -30,27 +37,16 @@ static int64_t lay_out(moe_job *job, char *base, int threads) {
     cg_product_bytes(down, S + 16 * groups, &packed[1], &work[1]);
     job->work_bytes = cg_max(work[0], work[1]);
     int64_t tasks = groups * cg_max(cg_panels(up, T, threads), cg_panels(down, T, threads));
-    struct {
-        void *array; /* a pointer to where it begins */
-        int64_t bytes;
-    } parts[] = {
-        {&job->groups, groups * (int64_t)sizeof *job->groups},
-        {&job->token_of, S * 4},
-        {&job->slot_of, S * 4},
-        {&job->hidden, S * up->N * 4},
-        {&job->act, S * down->K * 4},
-        {&job->result, S * down->N * 4},
-        {&job->packed[0], packed[0]},
-        {&job->packed[1], packed[1]},
-        {&job->work, cg_team(threads, tasks) * job->work_bytes},
-    };
-    int64_t at = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        char *begin = base + at;
-        if (base) memcpy(parts[i].array, &begin, sizeof begin);
-        at += cg_round_up(parts[i].bytes, 64);
-    }
-    return at;
+    uintptr_t at = (uintptr_t)base;
+    job->groups = carve(&at, groups * (int64_t)sizeof *job->groups);
+    job->token_of = carve(&at, S * 4);
+    job->slot_of = carve(&at, S * 4);
+    job->hidden = carve(&at, S * up->N * 4);
+    job->act = carve(&at, S * down->K * 4);
+    job->result = carve(&at, S * down->N * 4);
+    for (int i = 0; i < 2; i++) job->packed[i] = carve(&at, packed[i]);
+    job->work = carve(&at, cg_team(threads, tasks) * job->work_bytes);
+    return (int64_t)(at - (uintptr_t)base);
 }
 
 int64_t cg_moe_scratch(const cg_context *ctx, const cg_moe *m) {

@@ -13,7 +13,7 @@ typedef struct {
     int64_t N, K, groups, bytes; /* bytes of an element of src */
 } quantize_job;
 
-static void quantize_row(void *data, int64_t n) {
+static void quantize_row(void *data, int64_t n, CG_UNUSED int thread) {
     const quantize_job *j = data;
     cg_active->quantize_int8(j->out + n * j->groups * CG_INT8_GROUP, j->scales + n * j->groups,
                              j->src + n * j->K * j->bytes, j->dtype, j->K);

@@ -9,9 +9,9 @@ typedef struct {
     int64_t rows, block;
 } rows_job;
 
-static void rows_task(void *data, int64_t i, CG_UNUSED int thread) {
+static void rows_task(void *data, int64_t i, int thread) {
     rows_job *job = data;
-    for (int64_t r = i * job->block; r < cg_min((i + 1) * job->block, job->rows); r++) job->fn(job->job, r);
+    for (int64_t r = i * job->block; r < cg_min((i + 1) * job->block, job->rows); r++) job->fn(job->job, r, thread);
 }
 
 void cg_for_rows(int threads, int64_t rows, int64_t cost, cg_row_fn *fn, void *data) {

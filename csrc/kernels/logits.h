@@ -1,8 +1,7 @@
 /* One row of logits [V] as a distribution over the vocabulary: what sample.c and logprobs.c share.
    A row is read in blocks of CG_LOGITS_BLOCK tokens, widened to f64 and with its changes applied. All arithmetic is f64
    in one order of sums, so that every level gives the same bits. */
-#ifndef CG_LOGITS_H
-#define CG_LOGITS_H
+#pragma once
 
 #include "cgpt.h"
 #include "simd/vec_f64.h"
@@ -254,5 +253,3 @@ static inline void drop_candidates(const logits_row *r, int64_t n, logits_cut cu
         r->values[i] = stays ? r->values[i] : by;
     }
 }
-
-#endif

@@ -9,11 +9,7 @@ static uint32_t CG_NAME(read)(const uint32_t *data, int64_t n) {
     vu sums[CG_NAME(READ_VECTORS)] = {{0}};
     for (int64_t i = 0; i < part; i += STEP)
         for (int p = 0; p < CG_NAME(READ_STREAMS); p++)
-            for (int j = 0; j < CG_NAME(READ_VECTORS); j++) {
-                vu v;
-                memcpy(&v, data + p * part + i + j * CG_LANES, sizeof v);
-                sums[j] ^= v;
-            }
+            for (int j = 0; j < CG_NAME(READ_VECTORS); j++) sums[j] ^= (vu)vi_load(data + p * part + i + j * CG_LANES);
     uint32_t out = 0;
     for (int j = 0; j < CG_NAME(READ_VECTORS); j++)
         for (int lane = 0; lane < CG_LANES; lane++) out ^= sums[j][lane];

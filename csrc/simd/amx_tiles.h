@@ -1,7 +1,6 @@
 /* The eight AMX tiles, all of the same size. Tile state belongs to the thread: every partition of a job begins and ends
    it. Tile numbers must be literals. Intel SDM vol. 1 ch. 18; vol. 2, LDTILECFG. */
-#ifndef CG_AMX_TILES_H
-#define CG_AMX_TILES_H
+#pragma once
 
 enum { TILE_EDGE = 16, TILE_K = 32 }; /* 16 rows of 64 bytes: 16 x 16 f32 or 16 x 32 bf16 */
 
@@ -20,5 +19,3 @@ static inline void tiles_begin(void) {
     _tile_loadconfig(&config);
 }
 static inline void tiles_end(void) { _tile_release(); }
-
-#endif

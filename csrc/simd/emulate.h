@@ -2,8 +2,7 @@
    the sanitizers too. It has the instructions that the kernels use, lane by lane, as Intel's SDM vol. 2 defines them,
    except that bf16 products are not rounded as it says; the bounds of the tests allow for either. Included after
    immintrin.h. */
-#ifndef CG_EMULATE_H
-#define CG_EMULATE_H
+#pragma once
 #ifdef CGPT_EMULATE
 
 #pragma GCC diagnostic ignored "-Wpsabi" /* all of it is inlined */
@@ -135,5 +134,4 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _tile_stored emu_tile_store
 #define _tile_dpbf16ps emu_tile_multiply
 
-#endif
 #endif

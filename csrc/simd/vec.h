@@ -1,8 +1,7 @@
 /* A vector of floats that is as wide as the level's registers. The file in isa/ that includes a kernel sets CG_ISA and
    CG_LANES under the target pragma of its level. The types are GCC's and Clang's, so that one source serves every level
    and every architecture. CG_NAME(f) is f__<isa>. */
-#ifndef CG_VEC_H
-#define CG_VEC_H
+#pragma once
 
 #include <math.h>
 #include "types.h"
@@ -17,16 +16,14 @@ typedef uint32_t vu __attribute__((vector_size(4 * CG_LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
 typedef int16_t vs __attribute__((vector_size(4 * CG_LANES))); /* two to a lane */
 
-/* CG_MM(op): the intrinsic for a whole vector; vm, vmi, vmh: what it takes of floats, of integers, of half a vector.
+/* CG_MM(op): the intrinsic for a whole vector; vmi, vmh: what it takes of integers, of half a vector.
    CG_HAS_MM: vec.h may use them; emulate.h has only what the kernels by hand use. */
 #if CG_LANES == 16
 #define CG_MM(op) _mm512_##op
-typedef __m512 vm;
 typedef __m512i vmi;
 typedef __m256i vmh;
 #elif CG_LANES == 8
 #define CG_MM(op) _mm256_##op
-typedef __m256 vm;
 typedef __m256i vmi;
 typedef __m128i vmh;
 #endif
@@ -42,10 +39,8 @@ CG_INLINE vmh vmh_load(const void *p) {
 /* Keeps a value in a register. Without this GCC loads it again at each use. */
 #if !defined(__x86_64__) || (CG_LANES == 16 && defined(CGPT_EMULATE))
 #define VF_KEEP(v) (void)(v)
-#elif CG_LANES == 16
-#define VF_KEEP(v) __asm__("" : "+v"(v))
 #else
-#define VF_KEEP(v) __asm__("" : "+x"(v))
+#define VF_KEEP(v) __asm__("" : "+v"(v))
 #endif
 
 CG_INLINE vf vf_set(float f) { return f - (vf){0}; } /* x - 0 is x, but 0 + x is not where x is -0 */
@@ -55,8 +50,8 @@ CG_INLINE vf vf_load(const float *p) {
     memcpy(&v, p, sizeof v);
     return v;
 }
-
 CG_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+CG_INLINE vi vi_load(const void *p) { return (vi)vf_load(p); }
 
 /* a * b + c, rounded once where the level has FMA. From the expression a compiler may make two roundings (at -O1), or
    contract the other product of two. */
@@ -65,7 +60,7 @@ CG_INLINE vf vf_fma(vf a, vf b, vf c) {
     for (int i = 0; i < CG_LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
 #elif CG_LANES > 4
-    return (vf)CG_MM(fmadd_ps)((vm)a, (vm)b, (vm)c);
+    return (vf)CG_MM(fmadd_ps)(a, b, c);
 #else
     return a * b + c;
 #endif
@@ -121,7 +116,7 @@ CG_INLINE vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | 
 /* b where a or b is NaN. GCC does not find the instruction. */
 CG_INLINE vf vf_max(vf a, vf b) {
 #ifdef CG_HAS_MM
-    return (vf)CG_MM(max_ps)((vm)a, (vm)b);
+    return (vf)CG_MM(max_ps)(a, b);
 #else
     return vf_select(a > b, a, b);
 #endif
@@ -167,7 +162,7 @@ CG_INLINE void vf_store_as(cg_dtype d, void *row, int64_t k, vf v) {
         memcpy((uint16_t *)row + k, &h, sizeof h);
     } else {
 #ifdef CG_HAS_MM
-        vh h = (vh)CG_MM(cvtps_ph)((vm)v, _MM_FROUND_TO_NEAREST_INT);
+        vh h = (vh)CG_MM(cvtps_ph)(v, _MM_FROUND_TO_NEAREST_INT);
 #else
         vh h;
         for (int i = 0; i < CG_LANES; i++) h[i] = cg_f32_to_f16(v[i]);
@@ -228,12 +223,10 @@ CG_INLINE float vf_sum(vf v) {
 
 /* out[0 .. 3] = the sums of four vectors, the same bits as vf_sum gives. */
 CG_INLINE void vf_sum4(float *out, vf a, vf b, vf c, vf d) {
-    f4 p = vf_quarter(a), q = vf_quarter(b), r = vf_quarter(c), s = vf_quarter(d);
-    f4 pq_low = F4_SHUFFLE(p, q, 0, 4, 1, 5), pq_high = F4_SHUFFLE(p, q, 2, 6, 3, 7);
-    f4 rs_low = F4_SHUFFLE(r, s, 0, 4, 1, 5), rs_high = F4_SHUFFLE(r, s, 2, 6, 3, 7);
-    f4 pq = pq_low + pq_high, rs = rs_low + rs_high; /* p0+p2 q0+q2 p1+p3 q1+q3 */
-    f4 sum = F4_SHUFFLE(pq, rs, 0, 1, 4, 5) + F4_SHUFFLE(pq, rs, 2, 3, 6, 7);
-    memcpy(out, &sum, sizeof sum);
+    f4 q[4] = {vf_quarter(a), vf_quarter(b), vf_quarter(c), vf_quarter(d)};
+    f4_transpose(q);
+    q[0] = (q[0] + q[2]) + (q[1] + q[3]);
+    memcpy(out, q, sizeof q[0]);
 }
 
 /* b where a or b is NaN, as vf_max. */
@@ -271,17 +264,15 @@ CG_INLINE void vf_max4(float *out, const vf *v) {
 /* e^x. x = n ln 2 + r with |r| <= ln 2 / 2, a degree-6 polynomial for e^r (Remez on that interval), n added to the
    exponent in two steps so that denormal results are right too. Within 2 ulp; e^0 = 1 exactly; below -104 it is 0. */
 CG_INLINE vf vf_exp(vf x) {
+    static const float factors[] = {1.98756915e-4f, 1.39819995e-3f, 8.33345205e-3f,
+                                    4.16657961e-2f, 1.66666657e-1f, 5.00000000e-1f};
     vf c = vf_max(vf_min(x, vf_set(89.f)), vf_set(-104.f));
     vf n = c * 1.44269504f + 12582912.f; /* 1.5 * 2^23: rounds to the nearest integer */
     n = n - 12582912.f;
     vf r = c - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
-    vf p = vf_set(1.98756915e-4f);
-    p = p * r + 1.39819995e-3f;
-    p = p * r + 8.33345205e-3f;
-    p = p * r + 4.16657961e-2f;
-    p = p * r + 1.66666657e-1f;
-    p = p * r + 5.00000000e-1f;
+    vf p = vf_set(factors[0]);
+    for (int i = 1; i < 6; i++) p = p * r + factors[i];
     p = p * (r * r) + r + 1.f;
     vi k = __builtin_convertvector(n, vi), half = k >> 1;
     vf y = p * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
@@ -309,5 +300,3 @@ CG_INLINE vf vf_sigmoid(vf x) { return 1.f / (1.f + vf_exp(-x)); }
 
 /* 1 - 2 / (e^2x + 1): an absolute error of about 1e-7, which is what the GELU formula needs. */
 CG_INLINE vf vf_tanh(vf x) { return 1.f - 2.f / (vf_exp(2.f * x) + 1.f); }
-
-#endif

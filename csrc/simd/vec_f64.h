@@ -1,13 +1,13 @@
 /* One vector of doubles, as wide as the level's registers; see vec.h. Products are rounded by themselves here, so that
    every level gives the same bits, those without FMA too. */
-#ifndef CG_VEC_F64_H
-#define CG_VEC_F64_H
+#pragma once
 
 #include "simd/vec.h"
 
 enum { VD_LANES = CG_LANES / 2 };
 typedef double vd __attribute__((vector_size(4 * CG_LANES)));
 typedef int64_t vl __attribute__((vector_size(4 * CG_LANES)));
+typedef double vd_stored __attribute__((vector_size(4 * CG_LANES), aligned(1), may_alias));
 
 /* The compiler must not fuse the product v with a sum. */
 #if defined(__x86_64__) && !(CG_LANES == 16 && defined(CGPT_EMULATE))
@@ -20,13 +20,8 @@ typedef int64_t vl __attribute__((vector_size(4 * CG_LANES)));
 
 CG_INLINE vd vd_set(double d) { return d - (vd){0}; }
 
-CG_INLINE vd vd_load(const double *p) {
-    vd v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-CG_INLINE void vd_store(double *p, vd v) { memcpy(p, &v, sizeof v); }
+CG_INLINE vd vd_load(const double *p) { return *(const vd_stored *)p; }
+CG_INLINE void vd_store(double *p, vd v) { *(vd_stored *)p = v; }
 
 CG_INLINE vd vd_multiply(vd a, vd b) {
     vd product = a * b;
@@ -66,23 +61,18 @@ CG_INLINE int64_t vd_compress(double *to, vd v, vl mask) {
 /* e^x for x <= 0, within 1 ulp. x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a polynomial of degree 11 (interpolated at
    Chebyshev's points of that interval, error 1.7e-17); n added to the exponent. e^0 = 1 exactly; below -708 it is 0. */
 CG_INLINE vd vd_exp_negative(vd x) {
+    static const double factors[] = {0x1.af38d53857513p-26, 0x1.2891a8c1d838dp-22, 0x1.71de0d9c145d0p-19,
+                                     0x1.a019b8ef67c6cp-16, 0x1.a01a01a7c8d47p-13, 0x1.6c16c17893833p-10,
+                                     0x1.11111111109adp-7,  0x1.5555555553d4fp-5,  0x1.5555555555556p-3,
+                                     0x1.0000000000001p-1};
     const double round = 0x1.8p52; /* adding it rounds to an integer, which the low bits of the sum then hold */
     vd t = vd_multiply(x, vd_set(0x1.71547652b82fep0)) + round, n = t - round;
     vd r = x - vd_multiply(n, vd_set(0x1.62e42fefa0000p-1)); /* an exact product: 37 bits and 11 */
     r = r - vd_multiply(n, vd_set(0x1.cf79abc9e3b3ap-40));
-    vd p = vd_set(0x1.af38d53857513p-26);
-    p = vd_multiply(p, r) + 0x1.2891a8c1d838dp-22;
-    p = vd_multiply(p, r) + 0x1.71de0d9c145d0p-19;
-    p = vd_multiply(p, r) + 0x1.a019b8ef67c6cp-16;
-    p = vd_multiply(p, r) + 0x1.a01a01a7c8d47p-13;
-    p = vd_multiply(p, r) + 0x1.6c16c17893833p-10;
-    p = vd_multiply(p, r) + 0x1.11111111109adp-7;
-    p = vd_multiply(p, r) + 0x1.5555555553d4fp-5;
-    p = vd_multiply(p, r) + 0x1.5555555555556p-3;
-    p = vd_multiply(p, r) + 0x1.0000000000001p-1;
+    vd p = vd_set(factors[0]);
+#pragma GCC unroll 9
+    for (int i = 1; i < 10; i++) p = vd_multiply(p, r) + factors[i];
     p = vd_multiply(p, vd_multiply(r, r)) + r + 1.0;
     vd y = (vd)((vl)p + ((vl)t << 52));
     return (vd)((x >= -708.0) & (vl)y);
 }
-
-#endif

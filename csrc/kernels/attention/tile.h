@@ -1,7 +1,6 @@
 /* The inner loops of attention.c: a tile of M rows (token, head) that share a key/value head, against one block of 32
    positions. A row's arithmetic does not depend on the other rows of its tile. */
-#ifndef CG_ATTENTION_TILE_H
-#define CG_ATTENTION_TILE_H
+#pragma once
 
 #include "cgpt.h"
 #include "simd/vec.h"
@@ -176,5 +175,3 @@ CG_INLINE void att_block(const int M, const cg_dtype dtype, const att_row *row, 
     if (whole) att_all_values(M, dtype, row, p, factor, kv, 0, CG_KV_BLOCK);
     else att_masked_values(M, dtype, row, p, factor, kv);
 }
-
-#endif

@@ -2,8 +2,7 @@
    by four weights in a lane. A lane is a token. The sums of a group are exact integers, so the error is that of
    rounding x, 1/254 of the largest magnitude in its group. vpdpbusd takes one side unsigned: the weights get an offset,
    and the sums of a group begin with what the offset adds to them, negated. */
-#ifndef CG_A8_H
-#define CG_A8_H
+#pragma once
 
 #include "kernels/linear/round.h"
 #include "kernels/linear/int8.h"
@@ -66,5 +65,3 @@ CG_INLINE void a8_pack(const int group, const int offset, void *packed, const cg
                           heads + t / CG_LANES * groups + g, t % CG_LANES, from);
         }
 }
-
-#endif

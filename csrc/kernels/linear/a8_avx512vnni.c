@@ -25,7 +25,7 @@ CG_INLINE void a8_block(const int R, const int M, const int group, tile_job *j, 
     for (int64_t g = 0; g < j->steps / group; g++, w += group, x += group) {
         vi dot[A8_ROWS_ALONE][TILE_VECTORS];
         for (int r = 0; r < R; r++)
-            for (int m = 0; m < M; m++) memcpy(&dot[r][m], heads[m * groups + g].begin, sizeof dot[r][m]);
+            for (int m = 0; m < M; m++) dot[r][m] = vi_load(heads[m * groups + g].begin);
 #pragma GCC unroll 4
         for (int s = 0; s < group; s++) {
             vi xs[TILE_VECTORS];
@@ -65,9 +65,7 @@ CG_INLINE void a8_decode_int8(void *out, const cg_product *p, int64_t n, int64_t
     for (int64_t g = 0; g < groups; g++) {
         float scale = int8_scale(p, n, g0 + g);
         for (int i = 0; i < CG_INT8_GROUP; i += (int)sizeof(vi)) {
-            vi w;
-            memcpy(&w, row + (g0 + g) * CG_INT8_GROUP + i, sizeof w);
-            w ^= (int32_t)0x80808080;
+            vi w = vi_load(row + (g0 + g) * CG_INT8_GROUP + i) ^ (int32_t)0x80808080;
             memcpy((uint8_t *)out + g * CG_INT8_GROUP + i, &w, sizeof w);
         }
         memcpy((uint32_t *)out + A8_STEPS + g, &scale, 4);

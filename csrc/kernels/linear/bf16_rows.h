@@ -1,6 +1,5 @@
 /* Rows of bf16 for the tile kernels: decoded MXFP4 and INT8 weights, rounded activations. By AVX-512. */
-#ifndef CG_BF16_ROWS_H
-#define CG_BF16_ROWS_H
+#pragma once
 
 #include "kernels/linear/dot.h"
 #include "kernels/linear/int8.h"
@@ -44,10 +43,9 @@ CG_INLINE __m512i bf16_from_mxfp4(const uint8_t *group, uint8_t scale) {
         _mm512_set_epi64(0x0f0e0f0e0f0e0f0e, 0x0d0c0d0c0d0c0d0c, 0x0b0a0b0a0b0a0b0a, 0x0908090809080908,
                          0x0706070607060706, 0x0504050405040504, 0x0302030203020302, 0x0100010001000100);
     const __m512i shifts = _mm512_set1_epi64(0x000c000800040000);
-    const __m256i half =
-        _mm256_setr_epi16(0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, (short)0x8000, (short)0xbf00,
-                          (short)0xbf80, (short)0xbfc0, (short)0xc000, (short)0xc040, (short)0xc080, (short)0xc0c0);
-    const __m512i table = _mm512_broadcast_i64x4(half);
+    static const uint16_t half[16] = {0,      0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
+                                      0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+    const __m512i table = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)half));
     __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)group));
     const __mmask32 nonzero = 0xfefefefe; /* entries 0 and 8 are zeros */
     __m512i scaled = _mm512_mask_add_epi16(table, nonzero, table, (__m512i)((vs){0} + (int16_t)((scale - 127) * 128)));
@@ -77,5 +75,3 @@ CG_INLINE void bf16_decode_int8(void *out, const cg_product *p, int64_t n, int64
         _mm512_storeu_si512(to, bf16_round(vf_load_i8(row + k) * scale, vf_load_i8(row + k + 16) * scale));
     }
 }
-
-#endif

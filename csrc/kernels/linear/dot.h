@@ -7,8 +7,7 @@
    decoded pieces of 64 weight rows pass over them from the second-level cache. Weights are decoded once for 96 tokens.
    The partial sums of a piece wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill the 32 registers of AVX-512,
    4 x 3 the 16 of AVX2 (3 x 4 where each weight is converted as it is read). */
-#ifndef CG_DOT_H
-#define CG_DOT_H
+#pragma once
 
 #include "simd/vec.h"
 #include "cgpt.h"
@@ -253,5 +252,3 @@ CG_INLINE void dot_many(const int grouped, dot_decode *decode, const cg_product 
                 }
             }
 }
-
-#endif

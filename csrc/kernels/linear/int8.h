@@ -1,6 +1,5 @@
 /* INT8 weights: integers and a bf16 scale per group. */
-#ifndef CG_INT8_H
-#define CG_INT8_H
+#pragma once
 
 #include "cgpt.h"
 
@@ -11,5 +10,3 @@ CG_INLINE float int8_scale(const cg_product *p, int64_t n, int64_t g) {
     memcpy(&scale, p->scales + (n * int8_groups(p->K) + g) * 2, 2);
     return cg_bf16_to_f32(scale);
 }
-
-#endif

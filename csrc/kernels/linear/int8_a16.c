@@ -72,8 +72,7 @@ CG_INLINE void int8_a16_block(const int R, const int M, const cg_product *p, int
                     vi dot[INT8_PAIR];
                     for (int r = 0; r < pair; r++) dot[r] = (vi){0};
                     for (int v = 0; v < INT8_VECTORS; v++) {
-                        vs q;
-                        memcpy(&q, x[m] + (g0 + g) * CG_INT8_GROUP + v * 2 * CG_LANES, sizeof q);
+                        vs q = (vs)vi_load(x[m] + (g0 + g) * CG_INT8_GROUP + v * 2 * CG_LANES);
                         if (pair > 1) VF_KEEP(q);
                         for (int r = 0; r < pair; r++) dot[r] = vs_dot_pairs(dot[r], wide[r][v], q);
                     }

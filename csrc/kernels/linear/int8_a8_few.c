@@ -27,7 +27,7 @@ CG_INLINE void a8_few_rows(const int R, const cg_product *p, int64_t n, int64_t 
         vi dot[A8_FEW_ROWS];
         vf scale = vf_load(head->scale);
         for (int r = 0; r < R; r++) {
-            memcpy(&dot[r], head->begin, sizeof dot[r]);
+            dot[r] = vi_load(head->begin);
             __builtin_prefetch(w + r * row_stride * row_bytes + A8_FEW_AHEAD_BYTES, 0, 3);
         }
 #pragma GCC unroll 4

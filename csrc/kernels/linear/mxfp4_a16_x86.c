@@ -65,18 +65,14 @@ CG_INLINE vf a16_weight_scales(const uint8_t *scales, int64_t groups) {
 
 /* The scales for vector v of codes, each in the four lanes of its group. */
 CG_INLINE vf a16_spread(vf scales, const int v) {
-#define A16_SPREAD(imm) (vf) CG_MM(permute_ps)((vm)scales, imm)
+#define A16_SPREAD(imm) (vf) CG_MM(permute_ps)(scales, imm)
     return v == 0 ? A16_SPREAD(0x00) : v == 1 ? A16_SPREAD(0x55) : v == 2 ? A16_SPREAD(0xaa) : A16_SPREAD(0xff);
 #undef A16_SPREAD
 }
 
 /* The codes of `groups` <= A16_G groups; zeros up to a vector. */
 CG_INLINE vs a16_codes(const uint8_t *at, int64_t groups) {
-    vs codes;
-    if (groups == A16_G) {
-        memcpy(&codes, at, sizeof codes);
-        return codes;
-    }
+    if (groups == A16_G) return (vs)vi_load(at);
 #if CG_LANES == 16
     return (vs)_mm512_maskz_loadu_epi32((__mmask16)((1u << 4 * groups) - 1), at);
 #else
@@ -114,11 +110,7 @@ CG_INLINE void a16_groups(const int M, int64_t groups, const uint8_t *w, const u
         a16_weights(weights, a16_codes(w + v * A16_G * CG_MXFP4_GROUP_BYTES, left));
         for (int m = 0; m < M; m++) {
             vi dot = {0};
-            for (int c = 0; c < 4; c++) {
-                vs q;
-                memcpy(&q, x[m]->q[v][c], sizeof q);
-                dot = vs_dot_pairs(dot, weights[c], q);
-            }
+            for (int c = 0; c < 4; c++) dot = vs_dot_pairs(dot, weights[c], (vs)vi_load(x[m]->q[v][c]));
             sum[m] = vf_fma(__builtin_convertvector(dot, vf), a16_spread(products[m], v), sum[m]);
         }
     }

@@ -21,12 +21,11 @@ CG_INLINE void mx_order(void *out, const float *x, int64_t count) {
 /* The weights of a block, unscaled, in the order of mx_order, and their scales, each in its group's four lanes. A row's
    last block may have one group. Scale 0 is the denormal 2^-127. */
 CG_INLINE vf mx_weights(vf *w, const uint8_t *codes, const uint8_t *scales, int64_t groups) {
-    const __m256i high = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
-                                                                   (char)0x80, (char)0xbf, (char)0xbf, (char)0xbf,
-                                                                   (char)0xc0, (char)0xc0, (char)0xc0, (char)0xc0));
-    const __m256i low =
-        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, (char)0x80, (char)0xc0, 0, 0x40, (char)0x80, (char)0xc0, 0, 0,
-                                                  (char)0x80, (char)0xc0, 0, 0x40, (char)0x80, (char)0xc0));
+    static const uint8_t tops[16] = {0,    0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
+                                     0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
+    static const uint8_t bottoms[16] = {0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0, 0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0};
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)tops));
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)bottoms));
     vs both = (vs)(groups == 2 ? _mm256_loadu_si256((const __m256i *)codes)
                                : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)codes)));
     vs nibbles[2] = {both & 0x0f0f, both >> 4 & 0x0f0f};

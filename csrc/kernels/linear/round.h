@@ -1,7 +1,6 @@
 /* Groups of floats rounded to integers times a scale: q * scale, scale = the group's largest magnitude / max. A group
    whose largest magnitude is below 2^-100 becomes zero. A group that is not finite gets q = 0 and scale NaN. */
-#ifndef CG_ROUND_H
-#define CG_ROUND_H
+#pragma once
 
 #include "simd/vec.h"
 #include "cgpt.h"
@@ -42,5 +41,3 @@ CG_INLINE float group_round_a16(const int n, int16_t *q, const float *x) {
     for (int i = 0; i < n; i++) q[i] = (int16_t)wide[i];
     return scale;
 }
-
-#endif

@@ -2,8 +2,7 @@
    sums a slice of K. Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008). A k-step is 4
    bytes of K: one f32, a pair of bf16, or four 8-bit integers. A slice of the tokens stays in the first-level cache
    while the decoded rows of a panel pass over it. Rows are decoded once for TILE_MAX_VECTORS vectors of tokens. */
-#ifndef CG_TILE_H
-#define CG_TILE_H
+#pragma once
 
 #include "kernels/linear/dot.h"
 
@@ -140,5 +139,3 @@ CG_INLINE void tile_many(int64_t steps, const int64_t values, const int64_t max_
                 if (end - v == 1) multiply(1, &j, v);
             }
 }
-
-#endif
