@@ -12,21 +12,12 @@ checkpoint and tokenizer; models (gpt2.py and gpt_oss.py side by side); generati
 bench; evolution; cli.
 """
 
-import sys as _sys
-
-from cgpt.errors import CgptError
-
-try:
-    from cgpt import kernels as _kernels  # noqa: F401  first: it loads the kernels
-except CgptError as _problem:
-    if not _sys.argv[0].endswith(("/cgpt", "-m")):
-        raise
-    print(f"cgpt: error: {_problem}", file=_sys.stderr)  # the command line has not begun yet
-    _sys.exit(2)
+from cgpt import kernels as _kernels  # noqa: F401  first: it loads the kernels
 
 # isort: split
 from cgpt.api import Model, load
 from cgpt.checkpoint.locate import demo_models, locate
+from cgpt.errors import CgptError
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Completion
 from cgpt.generation.sampling import SamplingParams

@@ -315,20 +315,6 @@ def test_entry_points():
     assert done.returncode == 2 and done.stderr.startswith("cgpt: error: nothing")
 
 
-@pytest.mark.parametrize("variable", ["CGPT_ISA=avx3", "CGPT_MASK=avx3"])
-def test_a_level_that_there_is_not_is_told_in_a_line(variable):
-    """By the module and by the script; import cgpt alone raises."""
-    environment = os.environ | dict([variable.split("=")])
-    script = [sys.executable, "-c", "import sys; sys.argv[0] = '/bin/cgpt'; from cgpt.cli.main import main; main()"]
-    for line in (command("doctor"), script):
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60, env=environment)
-        (told,) = done.stderr.splitlines()
-        assert done.returncode == 2 and told.startswith(f"cgpt: error: {variable}: ")
-        assert ("ref" in told) == (variable == "CGPT_ISA=avx3")
-    done = subprocess.run([sys.executable, "-c", "import cgpt"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and f"KernelError: {variable}: " in done.stderr
-
-
 def test_commands_need_no_command_line():
     """cgpt.cli.main lists the commands; none of their modules takes anything back from it."""
     folder = Path(cli.__file__).parent
