@@ -27,6 +27,15 @@ def require_regular_file(path: Path, error: type[CgptError]) -> int:
     return status.st_size
 
 
+def decode_utf8(text: bytes) -> str:
+    """The text of a file in UTF-8; ValueError for anything else, which says what it is where that can be told."""
+    kinds = {b"\xef\xbb\xbf": "UTF-8 with a byte order mark (BOM)", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+    kind = next((kinds[mark] for mark in kinds if text.startswith(mark)), "UTF-16" if b"\0" in text[:4] else None)
+    if kind:
+        raise ValueError(f"it is {kind}; save it as UTF-8 without a byte order mark")
+    return text.decode("utf-8")
+
+
 def parse_json_object(
     text: bytes, path: Path, error: type[CgptError], parse_float: Callable[[str], float] = float
 ) -> dict[str, Any]:
@@ -39,7 +48,7 @@ def parse_json_object(
         result: dict[str, Any] = {}
         for key, value in pairs:
             if key in result:
-                raise ValueError(f"the key {key!r} appears twice")
+                raise ValueError(f"the key {shown(key)} appears twice; keep one of the two")
             result[key] = value
         return result
 
@@ -48,7 +57,7 @@ def parse_json_object(
 
     hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": no_constant, "parse_float": parse_float}
     try:
-        value = json.loads(text.decode("utf-8"), **hooks)
+        value = json.loads(decode_utf8(text), **hooks)
     except RecursionError:
         raise error(f"{path}: the JSON is nested too deeply") from None
     except ValueError as problem:  # bad UTF-8, bad JSON, numbers of thousands of digits

@@ -23,10 +23,11 @@ PATTERNS = {
     "o200k": _O200K_WORD + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s++$|\s+(?!\S)|\s+",
 }
 
-# Unicode's White_Space, which \s means in the patterns above, but for \r and \n.
-_BLANKS = "\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# Unicode's White_Space, which \s means in the patterns above, but for \r and \n; and all of it.
+_BLANKS = "\t\v\f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+BLANKS = _BLANKS + "\r\n"
 _LONG_RUNS = {
-    "gpt2": re.compile(f"(?<![{_BLANKS}\r\n])[{_BLANKS}\r\n]{{10000,}}"),
+    "gpt2": re.compile(f"(?<![{BLANKS}])[{BLANKS}]{{10000,}}"),
     "o200k": re.compile(f"(?<![{_BLANKS}])[{_BLANKS}]{{10000,}}"),
 }
 

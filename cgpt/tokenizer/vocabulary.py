@@ -10,16 +10,33 @@ from __future__ import annotations
 import base64
 import hashlib
 import lzma
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 from cgpt.errors import TokenizerError
 from cgpt.fields import shown
+from cgpt.tokenizer.added_tokens import AddedToken
 
 MAX_VOCAB_SIZE = 1 << 19  # the largest published vocabularies have some 260,000 tokens
 _NEVER = 1 << 62  # the priority of a pair that does not merge
 MAX_MERGE_WORK = 32_000_000  # sum of the squared token lengths: 2.5 million for GPT-2, 12.8 million for o200k
+
+
+@dataclass(frozen=True)
+class TextSteps:
+    """What is done to a text before and after BPE.
+
+    pattern: "gpt2" or "o200k", the pre-tokenizer. prefix_space: whether it puts a space before each stretch of text
+    that does not begin with one. normalizers: Unicode's normal forms and "Lowercase", in order. prefix_ids: what a
+    prompt begins with, mostly a beginning-of-sequence token.
+    """
+
+    pattern: str
+    prefix_space: bool = False
+    normalizers: tuple[str, ...] = ()
+    prefix_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,17 +46,15 @@ class Vocabulary:
     tokens: those that encoding may yield, in the order of merge priority: the rank of a token is its place.
     ids: the id of each of `tokens`.
     unmerged: the rest of the vocabulary, which only decodes.
-    special: texts that encode as one id when asked for; added: texts that always do.
-    pattern: "gpt2" or "o200k", the pre-tokenizer.
+    added: texts that are one token each; ids beyond the model's rows among them are known, and never encoded to.
     """
 
     name: str
-    pattern: str
+    steps: TextSteps
     tokens: list[bytes]
     ids: list[int]
     unmerged: dict[bytes, int]
-    special: dict[str, int]
-    added: dict[str, int]
+    added: dict[str, AddedToken]
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,8 @@ def read_published(name: str) -> Vocabulary:
     except (OSError, lzma.LZMAError) as problem:
         raise TokenizerError(f"{path}: {problem}; reinstall cgpt") from None
     tokens = [base64.b64decode(line.split(b" ")[0]) for line in lines]
-    return Vocabulary(name, known.pattern, tokens, list(range(len(tokens))), {}, known.special, {})
+    special = {text: AddedToken(token_id) for text, token_id in known.special.items()}
+    return Vocabulary(name, TextSteps(known.pattern), tokens, list(range(len(tokens))), {}, special)
 
 
 def build(
@@ -103,26 +119,37 @@ def build(
     vocab: dict[str, Any],
     merges: list[list[str]],
     ignore_merges: bool,
-    pattern: str,
-    special: dict[str, Any],
-    added: dict[str, Any],
+    steps: TextSteps,
+    added: dict[str, AddedToken],
     vocab_size: int,
 ) -> Vocabulary:
     """The Vocabulary that the file `path` describes; TokenizerError where its parts do not fit together.
 
     vocab: the id of each token, spelled in the byte alphabet. merges: pairs of such tokens, by priority.
     ignore_merges: a pre-token that is in the vocabulary is one token even if no merges lead to it.
-    special, added: the ids of texts, spelled verbatim; vocab may repeat them.
+    added: texts, spelled verbatim; vocab may repeat them.
+
+    A token that only stands for itself and has no row in the model, as one that was added without resizing the model,
+    is left out, with a warning.
     """
-    _check_ids(vocab, {**added, **special}, vocab_size, path)
     made = dict.fromkeys(left + right for left, right in merges)
-    names = [n for n in vocab if len(n) == 1 or n in made or not (n in special or n in added)]
+    verbatim = {name: token.id for name, token in added.items()}
+    beyond = {
+        n: i
+        for n, i in {**vocab, **verbatim}.items()
+        if type(i) is int and i >= vocab_size and len(n) > 1 and n not in made
+    }
+    _check_ids(vocab, verbatim, beyond, vocab_size, path)
+    if beyond:
+        shown_names = ", ".join(f"{shown(name)} ({shown(token_id)})" for name, token_id in [*beyond.items()][:5])
+        warnings.warn(
+            f"{path}: the model has ids 0 to {vocab_size - 1}; left out {len(beyond)} beyond: {shown_names}",
+            stacklevel=2,
+        )
+    names = [n for n in vocab if n not in beyond and (len(n) == 1 or n in made or n not in added)]
     names.sort(key=vocab.__getitem__)
     token_of = {name: _token_bytes(name, path) for name in names}
     tokens = list(token_of.values())
-    missing = set(range(256)) - {token[0] for token in tokens if len(token) == 1}
-    if missing:
-        raise TokenizerError(f"{path}: {len(missing)} bytes have no token, for one 0x{min(missing):02x}")
 
     id_of = {token_of[name]: vocab[name] for name in names}
     published = _published_name(tokens, list(id_of.values())) if list(made) == names[256:] else None
@@ -134,14 +161,16 @@ def build(
             pairs[token_of[left], token_of[right]] = rank
         tokens = merge_order(tokens, pairs, ignore_merges, path)
     ids = [id_of.pop(token) for token in tokens]
-    return Vocabulary(published or path.parent.resolve().name, pattern, tokens, ids, id_of, special, added)
+    return Vocabulary(published or path.parent.resolve().name, steps, tokens, ids, id_of, added)
 
 
-def _check_ids(vocab: dict[str, Any], verbatim: dict[str, Any], vocab_size: int, path: Path) -> None:
-    """Every id is an int below vocab_size, and no two names share one."""
+def _check_ids(
+    vocab: dict[str, Any], verbatim: dict[str, Any], beyond: dict[str, int], vocab_size: int, path: Path
+) -> None:
+    """Every id is an int below vocab_size, but for those `beyond`, and no two names share one."""
     names: dict[int, str] = {}
     for name, token_id in (*vocab.items(), *verbatim.items()):
-        if type(token_id) is not int or not 0 <= token_id < vocab_size:
+        if type(token_id) is not int or not 0 <= token_id < vocab_size and name not in beyond:
             raise TokenizerError(
                 f"{path}: the id of {shown(name)} must be 0 to {vocab_size - 1}, found {shown(token_id)}"
             )
@@ -205,7 +234,7 @@ def merge_order(
     priority: dict[bytes, int] = {}
     whole = []
     for token in tokens:
-        parts, last = _merge_alone(token, merges)
+        parts, last = merge_alone(token, merges)
         if parts == 1:
             priority[token] = last
         elif ignore_merges and parts == 2:
@@ -218,8 +247,8 @@ def merge_order(
     return sorted(priority, key=priority.__getitem__) + whole
 
 
-def _merge_alone(token: bytes, merges: dict[tuple[bytes, bytes], int]) -> tuple[int, int]:
-    """BPE of the bytes of `token`: how many parts are left, and the priority of the last merge (-1: none)."""
+def merge_alone(token: AnyStr, merges: dict[tuple[AnyStr, AnyStr], int]) -> tuple[int, int]:
+    """BPE of the bytes, or letters, of `token`: how many parts are left, the priority of the last merge (-1: none)."""
     parts = [token[i : i + 1] for i in range(len(token))]
     last = -1
     while len(parts) > 1:

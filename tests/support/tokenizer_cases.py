@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from copy import deepcopy
 
 from cgpt.tokenizer.pretokenizer import PUBLISHED_PATTERNS
 from cgpt.tokenizer.tokenizer import Tokenizer
@@ -132,6 +133,20 @@ def small(merges=("a b", "ab c"), more=(), **model):
         "decoder": dict(BYTE_LEVEL),
         "model": {"type": "BPE", "vocab": {n: i for i, n in enumerate(names)}, "merges": merges, **model},
     }
+
+
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+def special(name):
+    """The part of a template that is a special token, as TEXT is the text."""
+    return {"SpecialToken": {"id": name, "type_id": 0}}
+
+
+def template(*single, **ids):
+    """A post_processor of these parts. ids: of each special token in it."""
+    tokens = {name: {"id": name, "ids": numbers, "tokens": [name]} for name, numbers in ids.items()}
+    return {"type": "TemplateProcessing", "single": deepcopy(list(single)), "pair": [], "special_tokens": tokens}
 
 
 def load(directory, content, vocab_size=400):

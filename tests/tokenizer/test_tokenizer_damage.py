@@ -9,12 +9,14 @@ from copy import deepcopy
 
 import pytest
 
-from cgpt.errors import TokenizerError
+from cgpt.errors import InputError, TokenizerError
 from cgpt.tokenizer import files
+from cgpt.tokenizer.files import read_directory
 from cgpt.tokenizer.pretokenizer import PUBLISHED_PATTERNS
 from cgpt.tokenizer.tokenizer import Tokenizer
+from cgpt.tokenizer.vocabulary import TextSteps
 
-from support.tokenizer_cases import ALPHABET, BYTE_LEVEL, O200K, load, small
+from support.tokenizer_cases import ALPHABET, BYTE_LEVEL, O200K, TEXT, load, small, special, template
 
 VOCAB_SIZE = 300
 
@@ -41,16 +43,32 @@ REFUSED = {
     "continuing_subword_prefix is '##'": put("model", "continuing_subword_prefix", "##"),
     "end_of_word_suffix is '</w>'": put("model", "end_of_word_suffix", "</w>"),
     "ignore_merges is 'yes'": put("model", "ignore_merges", "yes"),
-    "normalizer is {'type': 'NFC'}": put("normalizer", {"type": "NFC"}),
-    "post_processor is {'type': 'TemplateProcessing'}": put("post_processor", {"type": "TemplateProcessing"}),
-    "decoder is {'type': 'WordPiece'}": put("decoder", {"type": "WordPiece"}),
-    "decoder is 3": put("decoder", 3),
+    "normalizer {'type': 'Strip'}": put("normalizer", {"type": "Strip"}),
+    "normalizer {'type': 'Nmt'}": put(
+        "normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Nmt"}]}
+    ),
+    "post_processor {'type': 'TemplateProcessing'}": put("post_processor", {"type": "TemplateProcessing"}),
+    "post_processor {'type': 'BertProcessing'}": put(
+        "post_processor", {"type": "Sequence", "processors": [BYTE_LEVEL, {"type": "BertProcessing"}]}
+    ),
+    "post_processor {'type': 'TemplateProcessing', 'single': [{'Sequence'": put(
+        "post_processor", template(TEXT, special("<|end|>"), **{"<|end|>": [258]})
+    ),
+    "<|end|> is None, which is not what belongs there": put("post_processor", template(special("<|end|>"), TEXT)),
+    "begin with '<|end|>', whose ids [300] the model does not have": put(
+        "post_processor", template(special("<|end|>"), TEXT, **{"<|end|>": [300]})
+    ),
+    "begin with '<|end|>', whose ids 258 the model does not have": put(
+        "post_processor", template(special("<|end|>"), TEXT, **{"<|end|>": 258})
+    ),
+    "decoder {'type': 'WordPiece'}": put("decoder", {"type": "WordPiece"}),
+    "decoder 3": put("decoder", 3),
     "pre_tokenizer {'type': 'Whitespace'}": put("pre_tokenizer", {"type": "Whitespace"}),
     "pre_tokenizer None": put("pre_tokenizer", None),
     "pre_tokenizer {'type': 'Sequence', 'pretokenizers': 7}": put(
         "pre_tokenizer", {"type": "Sequence", "pretokenizers": 7}
     ),
-    "'add_prefix_space': True": put("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}),
+    "pre_tokenizer {'type': 'ByteLevel'}": put("pre_tokenizer", {"type": "ByteLevel"}),
     "pre_tokenizer {'type': 'Sequence', 'pretokenizers': [{": put(
         "pre_tokenizer", deepcopy(O200K) | {"pretokenizers": [BYTE_LEVEL] * 2}
     ),
@@ -62,7 +80,6 @@ REFUSED = {
     "merge 0 is 'ab'": put("model", "merges", ["ab"]),
     "merge 0 is ['a', 1]": put("model", "merges", [["a", 1]]),
     "merge 0, ['x', 'y'], leaves the vocabulary": put("model", "merges", [["x", "y"]]),
-    "1 bytes have no token, for one 0x41": lambda content: content["model"]["vocab"].pop("A"),
     "'a' must be 0 to 299, found 300": put("model", "vocab", "a", 300),
     "'a' must be 0 to 299, found -1": put("model", "vocab", "a", -1),
     "'a' must be 0 to 299, found 1.0": put("model", "vocab", "a", 1.0),
@@ -73,7 +90,7 @@ REFUSED = {
     "'!' has two ids": put("added_tokens", 0, {"content": "!", "id": 299}),
     "not an object with a content": put("added_tokens", ["<|end|>"]),
     "lists '<x>' twice": put("added_tokens", [{"content": "<x>", "id": 298}, {"content": "<x>", "id": 299}]),
-    "lstrip is True": put("added_tokens", 0, "lstrip", True),
+    "lstrip is 'yes'": put("added_tokens", 0, "lstrip", "yes"),
     "not valid Unicode": put("added_tokens", 0, "content", "\ud800"),
     "one of the tokens is empty": put("added_tokens", 0, "content", ""),
     "'a b' is not spelled in GPT-2's byte alphabet": put("model", "vocab", "a b", 299),
@@ -106,13 +123,49 @@ def test_no_other_pattern_is_run(tmp_path):
             load(tmp_path, content, VOCAB_SIZE)
 
 
-@pytest.mark.parametrize("key", ["add_prefix_space", "add_bos_token"])
-def test_tokenizer_config_that_changes_the_encoding(tmp_path, key):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: False}))
-    load(tmp_path, small(), VOCAB_SIZE)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: True}))
-    with pytest.raises(TokenizerError, match=f"tokenizer_config.json: {key} is True"):
+def test_tokenizer_config_that_cannot_be_used(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": "no"}))
+    with pytest.raises(TokenizerError, match="tokenizer_config.json: add_prefix_space is 'no'"):
         load(tmp_path, small(), VOCAB_SIZE)
+    vocab_and_merges_in(tmp_path)
+    for config, wrong in (
+        ({"add_eos_token": True}, "add_eos_token is True, which cgpt does not support"),
+        ({"add_bos_token": 1}, "add_bos_token is 1"),
+        ({"add_bos_token": True}, r"begin with '<\|endoftext\|>', whose ids \[None\] the model does not have"),
+        ({"added_tokens_decoder": [1]}, r"added_tokens_decoder is \[1\]"),
+        ({"added_tokens_decoder": {"x": {"content": "<x>"}}}, "the id of '<x>' must be"),
+        ({"added_tokens_decoder": {"1": 7}}, "added_tokens holds 7"),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        with pytest.raises(TokenizerError, match=wrong):
+            Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"])
+def test_files_in_other_encodings_are_named_as_that(tmp_path, file):
+    if file == "tokenizer.json":
+        load(tmp_path, small(), VOCAB_SIZE)
+    else:
+        vocab_and_merges_in(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text("{}")
+    text = (tmp_path / file).read_text()
+    for encoding, kind in {"utf-8-sig": "byte order mark", "utf-16": "UTF-16", "utf-16-le": "UTF-16"}.items():
+        (tmp_path / file).write_text(text, encoding=encoding)
+        with pytest.raises(TokenizerError, match=f"{file}: .*{kind}.*save it as UTF-8"):
+            Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+
+
+def test_keys_that_appear_twice_are_named(tmp_path):
+    load(tmp_path, small(), VOCAB_SIZE)
+    (tmp_path / "tokenizer_config.json").write_text('{"a": 1, "a": 2}')
+    with pytest.raises(TokenizerError, match="tokenizer_config.json: .*the key 'a' appears twice; keep one"):
+        Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+
+
+def vocab_and_merges_in(directory):
+    (directory / "tokenizer.json").unlink(missing_ok=True)
+    (directory / "vocab.json").write_text(json.dumps(small()["model"]["vocab"]))
+    (directory / "merges.txt").write_text("a b\nab c\n")
 
 
 def test_files_that_are_no_files(tmp_path):
@@ -187,6 +240,9 @@ NESTED = "NESTED"
 def tokenizer_json(rng):
     content = small(["a b", "ab c", "b c"], ["acca", "Ġabc"], ignore_merges=rng.random() < 0.5)
     content["pre_tokenizer"] = deepcopy(O200K if rng.random() < 0.5 else BYTE_LEVEL)
+    if rng.random() < 0.3:
+        content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
+        content["post_processor"] = template(special("<|end|>"), TEXT, **{"<|end|>": [259]})
     if rng.random() < 0.5:
         content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
     return {"tokenizer.json": content}
@@ -251,6 +307,7 @@ def damaged(rng):
     return texts
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 def test_damaged_files_load_or_are_refused(tmp_path):
     outcomes = Counter()
     for seed in range(4000):
@@ -260,16 +317,23 @@ def test_damaged_files_load_or_are_refused(tmp_path):
         for name, data in damaged(rng).items():
             (tmp_path / name).write_bytes(data)
         try:
-            tokenizer = Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+            vocabulary = read_directory(tmp_path, VOCAB_SIZE)
+            tokenizer = Tokenizer(vocabulary, VOCAB_SIZE)
             text = "abc abab\n <|end|> ¡中 \x00" + chr(rng.randrange(0xD800))
-            assert tokenizer.decode(tokenizer.encode(text)) == text
-            assert tokenizer.decode(tokenizer.encode(text, allowed_special="all")) == text
+            plain = vocabulary.steps == TextSteps(vocabulary.steps.pattern)
+            plain = plain and not any(token.lstrip or token.rstrip for token in vocabulary.added.values())
+            for allowed in ((), "all"):
+                came_back = tokenizer.decode(tokenizer.encode(text, allowed_special=allowed))
+                assert came_back == text or not plain
             tokenizer.decode_bytes(range(VOCAB_SIZE))
             outcomes["loaded"] += 1
+        except InputError as refusal:
+            assert "the text holds" in str(refusal)
+            outcomes["text refused"] += 1
         except TokenizerError as refusal:
             assert str(tmp_path) in str(refusal)
             assert len(str(refusal)) < 1000
             outcomes["refused"] += 1
         except BaseException as error:
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
-    assert min(outcomes.values()) > 500, outcomes
+    assert min(outcomes["loaded"], outcomes["refused"]) > 500 and outcomes["text refused"] > 20, outcomes

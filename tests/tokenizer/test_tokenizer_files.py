@@ -62,7 +62,7 @@ def test_merges_alone_lead_to_the_published_ranks(gpt2_directory, monkeypatch):
     vocabulary = read_directory(gpt2_directory, 50257)
     assert vocabulary.tokens == read_published("gpt2").tokens
     assert vocabulary.ids == list(range(50256))
-    assert vocabulary.special == {"<|endoftext|>": 50256}
+    assert [*vocabulary.added] == ["<|endoftext|>"] and vocabulary.added["<|endoftext|>"].id == 50256
 
 
 @pytest.mark.parametrize("name, vocab_size", [("demo-gpt2", 2048), ("demo-gpt-oss", 528)])
