@@ -102,7 +102,7 @@ class _Words:
         self.eos_token_id = end
         self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
         self.special_token_ids = sorted(tokenizer.special_tokens.values())
-        self._encode = tokenizer.encode
+        self._encode = tokenizer.encode_part
 
     def __call__(self, text: str | bytes) -> list[int]:
         return self._encode(text.decode("utf-8") if isinstance(text, bytes) else text)
@@ -143,7 +143,7 @@ class TurnGrammar:
         names of tools whose arguments conform to their schemas. forced: names of tools one of which must be called at
         once; their arguments conform too, strict or not, wherever llguidance is installed (being any JSON object, if no
         grammar can be made of a schema that is not strict). InputError where a grammar cannot be made."""
-        self.special, self._encode = compiler.special, compiler.tokenizer.encode
+        self.special, self._encode = compiler.special, compiler.tokenizer.encode_part
         self._answer = None if answer_schema is None else compiler.compile(answer_schema)
         kept = {*strict, *forced} if importlib.util.find_spec("llguidance") else strict
         self._arguments = {

@@ -38,7 +38,7 @@ def render_conversation(
     ids: list[int] = []
     for message in kept_messages(messages, drop_analysis):
         ids += render_message(tokenizer, special, message, functions)
-    return ids + ([special.start, *tokenizer.encode(next_role)] if next_role else [])
+    return ids + ([special.start, *tokenizer.encode_part(next_role)] if next_role else [])
 
 
 def head_messages(system: System, developer: Developer) -> list[Message]:
@@ -83,17 +83,17 @@ def render_message(
     parts = [message.name] if message.role == "tool" else [message.role, message.name]
     author = ":".join(part for part in parts if part)
     recipient = f" to={message.recipient}" if message.recipient not in (None, "all") else ""
-    ids = [special.start, *tokenizer.encode(author + recipient)]
+    ids = [special.start, *tokenizer.encode_part(author + recipient)]
     if message.channel is not None:
-        ids += [special.channel, *tokenizer.encode(message.channel)]
+        ids += [special.channel, *tokenizer.encode_part(message.channel)]
     kind = message.content_type
     if kind is not None and kind.startswith(CONSTRAIN):
-        ids += [*tokenizer.encode(" "), special.constrain, *tokenizer.encode(kind[len(CONSTRAIN) :])]
+        ids += [*tokenizer.encode_part(" "), special.constrain, *tokenizer.encode_part(kind[len(CONSTRAIN) :])]
     elif kind is not None:
-        ids += tokenizer.encode(f" {kind}")
+        ids += tokenizer.encode_part(f" {kind}")
     called = message.role == "assistant" and message.recipient is not None
     end = special.call if called else special.end
-    return [*ids, special.message, *tokenizer.encode(content_text(message.content, functions)), end]
+    return [*ids, special.message, *tokenizer.encode_part(content_text(message.content, functions)), end]
 
 
 def _require_word(part: str, value: str | None) -> None:

@@ -35,13 +35,6 @@ _FOREIGN = {
     "tekken.json": "a Tekken vocabulary",
     "*.tiktoken": "a file of tiktoken",
 }
-# Where the steps of a Sequence are, and the steps that cgpt knows.
-_INSIDE = {
-    "normalizer": "normalizers",
-    "pre_tokenizer": "pretokenizers",
-    "post_processor": "processors",
-    "decoder": "decoders",
-}
 _KNOWN = {
     "normalizer": "NFC, NFD, NFKC, NFKD and Lowercase",
     "pre_tokenizer": "GPT-2's and o200k's",
@@ -155,7 +148,9 @@ def _read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
     file = read_json_object(path, TokenizerError)
     model = _get(file, "model", dict, path)
     if model.get("type", "BPE") != "BPE":
-        raise TokenizerError(f"{path}: the model type is {shown(model['type'])}; cgpt knows only BPE")
+        raise TokenizerError(
+            f"{path}: the model type is {shown(model['type'])}; cgpt knows only BPE, and runs such a model on token ids"
+        )
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         _require_unset(model, key, path)
     _steps(file, "decoder", path, {"ByteLevel"})
@@ -193,8 +188,8 @@ def _steps(file: dict[str, Any], key: str, path: Path, known: set[str] | None = 
     steps, rest = [], [] if file.get(key) is None else [file[key]]
     while rest:
         match rest.pop(0):
-            case {"type": "Sequence"} as step if isinstance(step.get(_INSIDE[key]), list):
-                rest = step[_INSIDE[key]] + rest
+            case {"type": "Sequence"} as step if inside := [one for one in step.values() if isinstance(one, list)]:
+                rest = inside[0] + rest
             case {"type": str(kind)} as step if kind in known if known else kind != "Sequence":
                 steps.append(step)
             case step:

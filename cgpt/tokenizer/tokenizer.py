@@ -103,6 +103,10 @@ class Tokenizer:
                     self._encode_ordinary(part, ids)
         return ids
 
+    def encode_part(self, text: str) -> list[int]:
+        """The ids of a part of a prompt: ordinary text, without what a prompt begins with."""
+        return self.encode(text, add_special_tokens=False)
+
     def find_special_token(self, text: str) -> str | None:
         """The name of the first special token that `text` holds, None where it holds none."""
         found = (name for tokens in self._atoms("all") for name in tokens.names_in(text))

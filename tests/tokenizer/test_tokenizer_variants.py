@@ -92,8 +92,15 @@ def test_a_template_that_adds_nothing_or_puts_tokens_first(tmp_path):
     ):
         tokenizer = load(tmp_path, content | {"post_processor": post_processor})
         assert tokenizer.encode("abc") == [*prefix, *plain]
-        assert tokenizer.encode("abc", add_special_tokens=False) == plain
+        assert tokenizer.encode_part("abc") == tokenizer.encode("abc", add_special_tokens=False) == plain
         assert tokenizer.encode("") == prefix
+
+
+def test_of_two_tokens_that_normalize_to_one_the_first_counts(tmp_path):
+    content = small() | {"normalizer": {"type": "Lowercase"}}
+    for token_id, name in ((300, "FOO"), (301, "foo")):
+        content["added_tokens"].append({"id": token_id, "content": name, "normalized": True})
+    assert load(tmp_path, content).encode("fooFoo") == [300, 300]
 
 
 def demo_gpt2(directory, *files, **config):
