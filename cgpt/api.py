@@ -21,6 +21,7 @@ from cgpt.checkpoint.locate import locate
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.errors import InputError, ModelClosed, OutOfMemoryError
 from cgpt.generation import generate as generation
+from cgpt.generation import prompts as wrapped
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Completion, Prompt
 from cgpt.generation.sampling import SamplingParams, checkpoint_defaults
@@ -35,6 +36,10 @@ from cgpt.models.kv_cache import KV_DTYPES
 from cgpt.tokenizer.tokenizer import Tokenizer
 
 DENSE = ("bf16", "int8")  # what load() takes
+SPECIAL_AS_TEXT = (
+    "the prompt holds {!r}, the name of a special token, and it is read as ordinary text; special=True, --special on "
+    "the command line, reads it as the token"
+)
 Seed = int | None
 Stop = str | int | Iterable[str | int] | None
 
@@ -49,6 +54,7 @@ class Model:
     def __init__(self, transformer: Transformer, directory: Path) -> None:
         self.transformer = transformer
         self.directory = directory
+        self._warned_of_special = False
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -123,34 +129,52 @@ class Model:
     # ------------------------------------------------------------------------------------------------ reading
 
     @checked_arguments
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt, a str or ids. Special tokens in a str are ordinary text; `tokenizer.encode` gives their
-        ids where they are wanted. Raises EmptyPromptError, TokenIdError, InputError, or TokenizerError."""
+    def encode_prompt(self, prompt: Prompt, *, special: bool = False) -> list[int]:
+        """The ids of a prompt: a str, ids, or what transformers' tokenizers return, of which it takes the input_ids.
+
+        special: names of special tokens in a str are these tokens. Without it they are ordinary text, and the first
+        prompt that holds one warns. Raises EmptyPromptError, TokenIdError, InputError, or TokenizerError.
+        """
+        return self._encode(wrapped.only_prompt(wrapped.unwrap(prompt)), special)
+
+    def _encode(self, ids: Any, special: bool) -> list[int]:
+        require_flag("special", special)
         if self.transformer.closed:
             raise ModelClosed("the model was closed and its weights given back; load it again")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if isinstance(ids, str):
+            name = None if special or self._warned_of_special else self.tokenizer.find_special_token(ids)
+            if name:
+                self._warned_of_special = True
+                warnings.warn(SPECIAL_AS_TEXT.format(name), stacklevel=4)
+            ids = self.tokenizer.encode(ids, allowed_special="all" if special else ())
         checked: list[int] = self.transformer.check_ids(ids).tolist()
         return checked
 
     @checked_arguments
-    def logits(self, prompt: Prompt) -> Floats:
-        """float32 [T, V]: the logits after each of the T tokens of a prompt (text or ids)."""
-        return self.transformer.logits(self.encode_prompt(prompt))
+    def logits(self, prompt: Prompt, *, special: bool = False) -> Floats:
+        """float32 [T, V]: the logits after each of the T tokens of a prompt; see encode_prompt."""
+        return self.transformer.logits(self.encode_prompt(prompt, special=special))
 
     @checked_arguments
-    def hidden(self, prompt: Prompt) -> Floats:
+    def hidden(self, prompt: Prompt, *, special: bool = False) -> Floats:
         """float32 [T, C]: the output of the final norm, which is the head's input, at each of the T tokens."""
-        return self.transformer.hidden(self.encode_prompt(prompt))
+        return self.transformer.hidden(self.encode_prompt(prompt, special=special))
 
     @checked_arguments
-    def score(self, prompt: Prompt) -> Floats:
+    def score(self, prompt: Prompt, *, special: bool = False) -> Floats:
         """float32 [T-1]: the log-probability, in nats, of each token of a prompt after the first, given those
         before."""
-        return self.transformer.score(self.encode_prompt(prompt))
+        return self.transformer.score(self.encode_prompt(prompt, special=special))
 
     @checked_arguments
     def inspect(
-        self, prompt: Prompt, what: str | Iterable[str] | None = None, *, window: int | None = None, top: int = 5
+        self,
+        prompt: Prompt,
+        what: str | Iterable[str] | None = None,
+        *,
+        window: int | None = None,
+        top: int = 5,
+        special: bool = False,
     ) -> dict[str, npt.NDArray[Any]]:
         """What happens inside while the model reads a prompt: hidden states, shares of attention, the router's choices,
         the logit lens, {name: array}. cgpt.models.inspection describes the names and shapes.
@@ -158,7 +182,8 @@ class Model:
         what: a name or several, None for all. window: of the shares of attention, in tokens; None takes the model's
         own, or 128. top: how many tokens the lens gives. Raises InputError for a name that the model does not have.
         """
-        return inspection.inspect(self.transformer, np.array(self.encode_prompt(prompt)), what, window=window, top=top)
+        ids = np.array(self.encode_prompt(prompt, special=special))
+        return inspection.inspect(self.transformer, ids, what, window=window, top=top)
 
     # ------------------------------------------------------------------------------------------------ writing
 
@@ -183,6 +208,8 @@ class Model:
         ignore_eos: bool = False,
         prompt_lookup_num_tokens: int | None = None,
         prefix_cache: PrefixCache | None = None,
+        special: bool = False,
+        skip_special_tokens: bool = False,
     ) -> Completion: ...
 
     @overload
@@ -206,6 +233,8 @@ class Model:
         ignore_eos: bool = False,
         prompt_lookup_num_tokens: int | None = None,
         prefix_cache: PrefixCache | None = None,
+        special: bool = False,
+        skip_special_tokens: bool = False,
     ) -> list[Completion]: ...
 
     @checked_arguments
@@ -229,8 +258,11 @@ class Model:
         ignore_eos: bool = False,
         prompt_lookup_num_tokens: int | None = None,
         prefix_cache: PrefixCache | None = None,
+        special: bool = False,
+        skip_special_tokens: bool = False,
     ) -> Completion | list[Completion]:
-        """Continues a prompt, a str or ids, to a Completion; a list of prompts, run as one batch, to a list of them.
+        """Continues a prompt, a str or ids, to a Completion; a list of prompts, or ids [N, T], run as one batch, to a
+        list of them. What transformers' tokenizers return is a prompt, or a batch, too.
 
         max_new_tokens: the most new tokens, 256 unless the checkpoint says otherwise; the context has room for
             context_length - n + 1 after a prompt of n
@@ -246,20 +278,24 @@ class Model:
         prompt_lookup_num_tokens: draft so many tokens at a time from what followed the same tokens before, and check
             them in one step; the same output, sooner where texts repeat themselves. None never drafts
         prefix_cache: a cgpt.PrefixCache of this model: prompts that begin as earlier ones compute only what is new
+        special: names of special tokens in a prompt are these tokens, not ordinary text
+        skip_special_tokens: leave the names of special tokens out of the new text
 
         Raises, before anything is computed, ContextLengthError, EmptyPromptError, TokenIdError or another InputError;
         TokenizerError where text is given to a model without a tokenizer; ModelClosed. A text that fails raises
         NumericsError or OutOfMemoryError, and the model is usable after.
         """
         arguments = locals()
-        batch = _is_batch(prompt)
+        prompt = wrapped.unwrap(prompt)
+        batch = wrapped.is_batch(prompt)
         prompts = list(prompt) if batch else [prompt]
         several = batch and isinstance(seed, Iterable) and not isinstance(seed, (str, bytes))
         seeds = list(seed) if several else [seed] * len(prompts)
         if len(seeds) != len(prompts):
             raise InputError(f"there are {len(seeds)} seeds for {len(prompts)} prompts; give one, or one for each")
         params = [SamplingParams.pick(arguments | {"seed": one}, self.sampling_defaults) for one in seeds]
-        done = generation.generate(self, prompts, params, _checked(prefix_cache))
+        encoded = [self._encode(wrapped.unwrap(one), special) for one in prompts]
+        done = generation.generate(self, encoded, params, _checked(prefix_cache))
         return done if batch else done[0]
 
     @checked_arguments
@@ -281,6 +317,8 @@ class Model:
         ignore_eos: bool = False,
         prompt_lookup_num_tokens: int | None = None,
         prefix_cache: PrefixCache | None = None,
+        special: bool = False,
+        skip_special_tokens: bool = False,
     ) -> Iterator[str]:
         """The text that generate() makes of one prompt, in deltas as they come; joined they are it.
 
@@ -288,7 +326,7 @@ class Model:
         ends the work. Arguments and errors are those of generate().
         """
         params = SamplingParams.pick(locals(), self.sampling_defaults)
-        return generation.stream(self, prompt, params, _checked(prefix_cache))
+        return generation.stream(self, self.encode_prompt(prompt, special=special), params, _checked(prefix_cache))
 
     @checked_arguments
     def chat(
@@ -321,14 +359,6 @@ class Model:
             knowledge_cutoff=knowledge_cutoff,
             date=date,
         )
-
-
-def _is_batch(prompt: Any) -> bool:
-    """Whether `prompt` is a list of prompts, which holds texts or lists; a flat list of ids is one prompt."""
-    if isinstance(prompt, np.ndarray):
-        return prompt.ndim > 1
-    parts = prompt if isinstance(prompt, (list, tuple)) else ()
-    return any(isinstance(part, (str, list, tuple, np.ndarray)) for part in parts)
 
 
 def _checked(prefix_cache: Any) -> PrefixCache | None:

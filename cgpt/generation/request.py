@@ -23,7 +23,7 @@ from cgpt.models.kv_cache import KVCache
 from cgpt.models.logprobs import gather_logprobs
 from cgpt.tokenizer.tokenizer import Tokenizer
 
-Prompt = str | npt.ArrayLike  # text, or a flat list of token ids
+Prompt = str | npt.ArrayLike | Mapping[str, Any]  # text, a flat list of token ids, or a dict with input_ids
 
 
 class TextModel(Protocol):
@@ -38,7 +38,7 @@ class TextModel(Protocol):
     @property
     def sampling_defaults(self) -> Mapping[str, Any]: ...
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]: ...
+    def encode_prompt(self, prompt: Prompt, *, special: bool = False) -> list[int]: ...
 
 
 class LogitsConstraint(Protocol):
@@ -234,7 +234,7 @@ def _text_stream(model: TextModel, params: SamplingParams) -> TextStream | None:
     if not params.detokenize:
         return None
     try:
-        return TextStream(model.tokenizer, params.stop_texts)
+        return TextStream(model.tokenizer, params.stop_texts, params.skip_special_tokens)
     except TokenizerError:
         if params.stop_texts:
             raise

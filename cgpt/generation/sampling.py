@@ -31,7 +31,7 @@ class SamplingParams:
 
     max_new_tokens: new ids at most; the context may end sooner
     temperature: at least 0; 0 takes the likeliest token, whatever the next three say; else logits are divided by it
-    top_k: at least 1; keep the k likeliest tokens
+    top_k: keep the k likeliest tokens; None, 0 and -1 keep all
     top_p: of those, keep the fewest likeliest whose probabilities add up to top_p or more, above 0 and at most 1
         (nucleus sampling, Holtzman et al., https://arxiv.org/abs/1904.09751)
     min_p: of those, keep the ones at least min_p times as likely as the likeliest, 0 to 1
@@ -41,13 +41,14 @@ class SamplingParams:
     presence_penalty, frequency_penalty: any finite number (OpenAI's API: -2 to 2); subtracted from the logits of the
         new tokens so far, once and for each time
     logit_bias: {id: a finite number that is added to its logit} (OpenAI's API: -100 to 100)
-    seed: an integer of at least 0 that makes the choice repeatable; None takes a fresh one
+    seed: an integer of at least 0 that makes the choice repeatable; None and -1 take a fresh one
     stop: a str, a token id, or several, which end the text too
     logprobs: True keeps the log-probability of each new id, a number k also those of the k likeliest
     prompt_logprobs: the same of the prompt's ids; such a prompt is read anew, whatever a prefix cache holds
     ignore_eos: go on after the checkpoint's eos ids
     prompt_lookup_num_tokens: draft so many tokens at a time from what followed the same tokens before
     detokenize: make text of the ids; without it a Completion has none
+    skip_special_tokens: leave the names of special tokens out of the text
     """
 
     max_new_tokens: int = 256
@@ -66,11 +67,15 @@ class SamplingParams:
     ignore_eos: bool = False
     prompt_lookup_num_tokens: int | None = None
     detokenize: bool = True
+    skip_special_tokens: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("max_new_tokens", 1), ("top_k", 1), ("seed", 0), ("prompt_lookup_num_tokens", 1)):
+        for name, low in (("max_new_tokens", 1), ("top_k", -1), ("seed", -1), ("prompt_lookup_num_tokens", 1)):
             if (value := getattr(self, name)) is not None or name in REQUIRED:
                 self._set(name, require_integer(name, value, low))
+        for name, off in (("top_k", (-1, 0)), ("seed", (-1,))):  # as other libraries write it
+            if getattr(self, name) in off:
+                self._set(name, None)
         for name, wanted, valid in (
             ("temperature", " at least 0", lambda x: x >= 0),
             ("top_p", " above 0 and at most 1", lambda x: 0 < x <= 1),
@@ -88,7 +93,7 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if not isinstance(getattr(self, name), (bool, NoneType)):
                 require_integer(name, getattr(self, name), low=0)
-        for name in ("ignore_eos", "detokenize"):
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens"):
             require_flag(name, getattr(self, name))
         self._set("stop", _stops(self.stop))
 

@@ -8,11 +8,11 @@ from cgpt.tokenizer.tokenizer import StreamDecoder, Tokenizer
 class TextStream:
     """Decodes ids one by one into text up to the first stop string; see StopFilter.
 
-    What it returns never ends within a character.
+    What it returns never ends within a character. skip_special_tokens: without the names of special tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], skip_special_tokens: bool = False) -> None:
+        self._decoder = StreamDecoder(tokenizer, skip_special_tokens=skip_special_tokens)
         self._filter = StopFilter(stops)
 
     @property

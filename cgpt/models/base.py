@@ -313,12 +313,14 @@ def _as_ids(ids: npt.ArrayLike) -> Ids:
     try:
         array = np.asarray(ids)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"token ids are a flat list of integers, not {shown(ids)}") from None
+        raise InputError(f"token ids are a flat list of integers, a tokenizer's input_ids, not {shown(ids)}") from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         wide = array.dtype == object and array.ndim == 1 and all(type(one) is int for one in array)
         if wide:  # an integer of more than 64 bits
             raise TokenIdError(f"token id {shown(max(array, key=abs))} is not in the vocabulary")
-        raise InputError(f"token ids are a flat list of integers, not {array.dtype} {list(array.shape)}")
+        raise InputError(
+            f"token ids are a flat list of integers, a tokenizer's input_ids, not {array.dtype} {list(array.shape)}"
+        )
     if not array.size:
         raise EmptyPromptError("the prompt holds no token; give at least one id")
     if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:

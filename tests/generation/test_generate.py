@@ -2,6 +2,7 @@
 
 import inspect
 import time
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -283,9 +284,9 @@ BAD_ARGUMENTS = [
     *(dict(max_new_tokens=bad) for bad in (0, -1, 2.0, True, "5")),
     *(dict(stop=bad) for bad in ("", ["a", ""], b"a", 1.5, [["a"]], True, 2048, [-1])),
     *(dict(logprobs=bad) for bad in (-1, 1.5, "5")),
-    *(dict(seed=bad) for bad in (-1, "x", [1, 2])),
+    *(dict(seed=bad) for bad in (-2, "x", [1, 2])),
     *(dict(temperature=bad) for bad in (-1, float("nan"))),
-    dict(top_k=0),
+    dict(top_k=-2),
     dict(top_p=1.5),
     dict(min_p=-1),
     dict(repetition_penalty=0),
@@ -348,13 +349,75 @@ def test_every_option_is_explained():
     options = [
         name for name, p in inspect.signature(cgpt.Model.generate).parameters.items() if p.kind is p.KEYWORD_ONLY
     ]
-    assert len(options) == 16
+    assert len(options) == 18
     for name in options:
-        assert name in cgpt.Model.generate.__doc__ and (name == "prefix_cache" or name in SamplingParams.__doc__)
+        assert name in cgpt.Model.generate.__doc__
+        assert name in ("prefix_cache", "special") or name in SamplingParams.__doc__
 
 
-def test_special_tokens_in_a_prompt_are_text(gpt2):
-    assert EOS not in gpt2.generate("<|endoftext|>", max_new_tokens=1).prompt_ids
+def test_special_tokens_in_a_prompt_are_text_and_warn_once():
+    model = cgpt.load("demo-gpt2")
+    text = "Hello<|endoftext|>"
+    with pytest.warns(UserWarning, match=r"'<\|endoftext\|>'.*special=True, --special") as caught:
+        for _ in range(2):
+            assert EOS not in model.generate(text, max_new_tokens=1).prompt_ids
+    assert len(caught) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_special_reads_names_of_special_tokens_as_them(gpt2):
+    text, ids = "Hello<|endoftext|>", [*gpt2.encode_prompt("Hello"), EOS]
+    assert gpt2.encode_prompt(text, special=True) == ids
+    assert gpt2.generate([text, "Hello"], max_new_tokens=2, special=True)[0].prompt_ids == ids
+    options = dict(max_new_tokens=5, ignore_eos=True)
+    assert "".join(gpt2.stream(text, special=True, **options)) == gpt2.generate(ids, **options).text
+    for call in (gpt2.score, gpt2.logits, gpt2.hidden):
+        np.testing.assert_array_equal(call(text, special=True), call(ids))
+    assert (gpt2.inspect(text, "hidden", special=True)["hidden"] == gpt2.inspect(ids, "hidden")["hidden"]).all()
+    with pytest.raises(InputError, match="special is True or False"):
+        gpt2.encode_prompt(text, special="all")
+
+
+def test_output_without_the_names_of_special_tokens(gpt2):
+    options = dict(max_new_tokens=4, logit_bias={EOS: 1e9}, ignore_eos=True)
+    assert gpt2.generate("Hello", **options).text == "<|endoftext|>" * 4  # as ever, the default
+    assert gpt2.generate("Hello", skip_special_tokens=True, **options).text == ""
+    assert "".join(gpt2.stream("Hello", skip_special_tokens=True, **options)) == ""
+
+
+class Tensor:
+    """What torch.Tensor has of an array."""
+
+    def __init__(self, values):
+        self.values, self.ndim = np.array(values), np.ndim(values)
+
+    def tolist(self):
+        return self.values.tolist()
+
+
+class ArrayTensor(Tensor):
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+class BatchEncoding(UserDict):
+    """What transformers' tokenizers return."""
+
+
+def test_prompts_as_other_libraries_have_them(gpt2):
+    ids = gpt2.encode_prompt("Hello")
+    for wrap in (np.array, Tensor, ArrayTensor, list):
+        for prompt in (wrap(ids), wrap([ids]), {"input_ids": wrap(ids)}, BatchEncoding(input_ids=wrap([ids]))):
+            assert gpt2.encode_prompt(prompt) == ids
+            assert "".join(gpt2.stream(prompt, max_new_tokens=2)) == gpt2.generate(ids, max_new_tokens=2).text
+        (done,) = gpt2.generate(BatchEncoding(input_ids=wrap([ids])), max_new_tokens=1)
+        assert gpt2.generate({"input_ids": wrap(ids)}, max_new_tokens=1).ids == done.ids
+        assert [one.prompt_ids for one in gpt2.generate([wrap(ids), wrap([5])], max_new_tokens=1)] == [ids, [5]]
+    padded = BatchEncoding(input_ids=Tensor([[0, 7], [5, 6]]), attention_mask=Tensor([[0, 1], [1, 1]]))
+    assert [one.prompt_ids for one in gpt2.generate(padded, max_new_tokens=1)] == [[7], [5, 6]]
+    for prompt in ({"ids": ids}, {}, {"input_ids": ids, "attention_mask": [1]}, [ids, ids], object()):
+        with pytest.raises(InputError, match="input_ids"):
+            gpt2.encode_prompt(prompt)
 
 
 # ---- Models without a tokenizer

@@ -230,8 +230,7 @@ def test_log_probabilities():
         dict(temperature="1"),
         dict(temperature=True),
         dict(temperature=10**400),
-        dict(top_k=0),
-        dict(top_k=-1),
+        dict(top_k=-2),
         dict(top_k=2.0),
         dict(top_k=True),
         dict(top_p=0),
@@ -259,7 +258,11 @@ def test_settings_without_sense_are_refused(settings):
         SamplingParams(**settings)
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, "1", True, [1]])
+def test_what_other_libraries_pass_to_turn_settings_off():
+    assert SamplingParams(top_k=0) == SamplingParams(top_k=-1) == SamplingParams(seed=-1) == SamplingParams()
+
+
+@pytest.mark.parametrize("seed", [-2, 1.5, "1", True, [1]])
 def test_seeds_that_are_no_seeds_are_refused(seed):
     with pytest.raises(InputError, match="^seed must be "):
         Sampler(SamplingParams(seed=seed), 10)
