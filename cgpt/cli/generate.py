@@ -26,6 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--stop", action="append", metavar="TEXT", help="stop before this text (may be given several times)")
     lookup = "draft K tokens at a time where the text repeats itself: the same text, often sooner"
     add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
+    add("--special", action="store_true", help="names of special tokens in the prompt are these tokens")
+    add("--skip-special-tokens", action="store_true", help="leave the names of special tokens out of the text")
     add("--json", action="store_true", help="print one JSON object: text, ids, finish_reason, timings")
     add_sampling_options(parser, MAX_NEW_TOKENS)
     add_model_options(parser)
@@ -36,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
     prompt = read_stdin("the prompt") if args.prompt == "-" else args.prompt
     model = load_model(args)
     options = sampling_options(args, model, MAX_NEW_TOKENS)
-    options |= {"stop": args.stop, "prompt_lookup_num_tokens": args.prompt_lookup_num_tokens}
+    names = ("stop", "prompt_lookup_num_tokens", "special", "skip_special_tokens")
+    options |= {name: getattr(args, name) for name in names}
     if args.json:
         print(json.dumps(_report(model.generate(prompt, **options))))
         return

@@ -74,11 +74,11 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -
     add = parser.add_argument_group("sampling", defaults).add_argument
     add("--max-new-tokens", type=int, metavar="N", help=f"stop after N tokens (default: {max_new_tokens})")
     add("--temperature", type=float, metavar="T", help="0 takes the likeliest token (default: 0)")
-    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 and -1: from all")
     add("--top-p", type=float, metavar="P", help="draw from the likeliest that have probability P together")
     add("--min-p", type=float, metavar="P", help="draw from those at least P times as likely as the first")
     add("--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens seen before less likely")
-    add("--seed", type=int, metavar="N", help="the same seed draws the same text again")
+    add("--seed", type=int, metavar="N", help="the same seed draws the same text again; -1: another")
     add("--verbose", action="store_true", help="say on stderr how tokens are chosen")
 
 

@@ -20,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--text", metavar="FILE", help="UTF-8; - reads stdin (default: 4.5 kB of mixed text from the package)")
     add("--context", type=int, metavar="N", help="tokens of the windows that the text is cut into (default: 1024)")
     add("--decode", action="store_true", help="read token by token, as generation does, not as a prompt")
+    add("--special", action="store_true", help="names of special tokens in the text are these tokens")
     add("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
 
@@ -30,8 +31,9 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args)
     # The same weights if they are as stored: no second copy of what is not mapped.
     reference = model.at_precision("exact") if args.dense is None else load_model(args, reference=True)
+    ids = model.encode_prompt(text, special=args.special)
     with ProgressBar("comparing", unit="tokens") as progress:
-        found = quality.compare(reference, model, text, context=args.context, decode=args.decode, progress=progress)
+        found = quality.compare(reference, model, ids, context=args.context, decode=args.decode, progress=progress)
     setting = {name: getattr(args, name) for name in ("model", "precision", "dense", "decode")}
     setting["kv_cache_dtype"] = model.kv_cache_dtype
     print(json.dumps(setting | asdict(found)) if args.json else render(args, model.kv_cache_dtype, found))

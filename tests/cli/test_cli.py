@@ -95,6 +95,7 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     model = FakeModel(monkeypatch)
     defaults = dict(max_new_tokens=None, temperature=None, top_k=None, top_p=None, min_p=None)
     defaults |= dict(repetition_penalty=None, seed=None, stop=None, prompt_lookup_num_tokens=None)
+    defaults |= dict(special=False, skip_special_tokens=False)
     assert cgpt_("generate", "a prompt") == (0, "some text\n", "")
     assert model.loaded == ("demo-gpt2", None, "auto", None, None, False) and model.prompt == "a prompt"
     assert model.options == defaults
@@ -102,7 +103,7 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     lookup = ["--prompt-lookup-num-tokens", 6]
     sampling = "--temperature 0.7 --top-k 8 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 3"
     running = "--model m --threads 2 --precision exact --dense bf16 --kv-cache-dtype f32 --huge-pages"
-    running += " --stop . --stop ! --max-new-tokens 5"
+    running += " --stop . --stop ! --max-new-tokens 5 --special --skip-special-tokens"
     cgpt_("generate", *sampling.split(), *running.split(), *lookup, "--", "-x")
     assert model.prompt == "-x"
     assert model.loaded == ("m", 2, "exact", "bf16", "f32", True)
@@ -116,7 +117,18 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
         prompt_lookup_num_tokens=6,
         seed=3,
         stop=[".", "!"],
+        special=True,
+        skip_special_tokens=True,
     )
+
+
+def test_special_tokens_in_the_prompt_and_the_text(cgpt_, gpt2):
+    *_, ids = (
+        json.loads(cgpt_("generate", "--json", "--max-new-tokens", "5", *more, "Hi<|endoftext|>")[1])["ids"]
+        for more in ((), ("--special",))
+    )
+    assert ids == gpt2.generate([*gpt2.encode_prompt("Hi"), *gpt2.eos_token_ids], max_new_tokens=5).ids
+    assert gpt2.generate("Hi<|endoftext|>", special=True, max_new_tokens=5).ids == ids
 
 
 def test_generate_writes_each_piece_when_it_comes(monkeypatch):
