@@ -57,6 +57,28 @@ def test_a_completion_is_what_the_model_generates(client, model):
     assert done.usage.prompt_tokens_details.cached_tokens == len(ids) - 1
 
 
+def test_what_other_engines_pass_to_turn_settings_off(client):
+    first = complete(client, temperature=0).choices[0].text
+    for off in ({"top_k": 0}, {"top_k": -1}, {"seed": -1}):
+        assert complete(client, temperature=0, extra_body=off).choices[0].text == first
+    texts = {complete(client, seed=-1, max_tokens=30, temperature=2).choices[0].text for _ in range(3)}
+    assert len(texts) > 1  # no seed
+
+
+def test_special_tokens_in_prompts_and_texts(client, model):
+    eos = model.eos_token_ids[0]
+    ids = [*model.tokenizer.encode("Hello"), eos]
+    text = "Hello<|endoftext|>"
+    done = complete(client, text, max_tokens=5, temperature=0, extra_body={"special": True})
+    assert done.choices[0].text == model.generate(ids, max_new_tokens=5).text
+    assert done.usage.prompt_tokens == len(ids)
+    options = dict(max_tokens=3, temperature=0, echo=True, logprobs=1)
+    kept = complete(client, ids, **options).choices[0]
+    skipped = complete(client, ids, **options, extra_body={"skip_special_tokens": True}).choices[0]
+    assert kept.text == skipped.text.replace("Hello", text, 1)
+    assert skipped.logprobs.text_offset[-1] == kept.logprobs.text_offset[-1] - len("<|endoftext|>")
+
+
 def test_prompts_of_all_kinds(client, model):
     ids = model.tokenizer.encode(ROMEO)
     texts = [model.generate(p, max_new_tokens=5).text for p in (ROMEO, "JULIET:")]
@@ -176,7 +198,7 @@ def test_n_reads_its_prompt_once(model, monkeypatch, options):
         read.append(sum(len(ids) for _, ids in batch))
         return step(batch, **how)
 
-    def encoding(text):
+    def encoding(text, **options):
         encoded.append(text)
         return encode(text)
 

@@ -43,12 +43,16 @@ PROMPTS = {"anyOf": [TEXT, MANY | {"items": TEXT}, IDS, MANY | {"items": IDS}]}
 
 
 class CompletionRequest(SamplingRequest):
-    """The body of a request. best_of: choices that are generated for each prompt, of which the n likeliest are sent."""
+    """The body of a request. best_of: choices that are generated for each prompt, of which the n likeliest are sent.
+    special: whether the names of special tokens in a prompt stand for these tokens, as in /tokenize.
+    skip_special_tokens: whether the text is without such names."""
 
     prompt: Annotated[Prompts, Reads(_read_prompts, f"must be {PROMPT}", PROMPTS)] = Field(description=PROMPT)
     max_tokens: Annotated[int, integer(0, "max_tokens")] = 16  # OpenAI's default
     best_of: Annotated[int, integer(1, "n")] = 1
     echo: StrictBool = False
+    special: StrictBool = False
+    skip_special_tokens: StrictBool = False
     logprobs: Annotated[int | None, integer(0, "logprobs")] = None
     suffix: Annotated[Any, only("", wanted="cannot be used: these models do not fill in the middle")] = None
 
@@ -71,8 +75,10 @@ class CompletionRequest(SamplingRequest):
             max_new_tokens=max(self.max_tokens, 1),
             logprobs=self.logprobs if self.logprobs is not None else self.best_of > self.n or None,
             prompt_logprobs=self.logprobs if self.echo else None,
+            skip_special_tokens=self.skip_special_tokens,
         )
-        return [made for prompt in self.prompt for made in service.requests(prompt, params, [None] * self.best_of)]
+        prompts = [service.model.encode_prompt(prompt, special=self.special) for prompt in self.prompt]
+        return [made for prompt in prompts for made in service.requests(prompt, params, [None] * self.best_of)]
 
 
 @dataclass
@@ -97,7 +103,11 @@ class Choice:
     def __init__(self, body: CompletionRequest, service: Service, request: Request) -> None:
         self._length = 0  # characters of the text so far
         self._max_tokens = body.max_tokens
-        self._echoed = service.tokenizer.decode(request.prompt_ids) if body.echo else ""
+        self._echoed = (
+            service.tokenizer.decode(request.prompt_ids, skip_special_tokens=body.skip_special_tokens)
+            if body.echo
+            else ""
+        )
         self._log = None if body.logprobs is None else TokenLog(service.tokenizer, request, body.echo)
 
     def advance(self, event: Event) -> CompletionChoice:

@@ -69,7 +69,7 @@ class TokenLog:
 
     def __init__(self, tokenizer: Tokenizer, request: Request, echo: bool) -> None:
         self._tokenizer, self._request = tokenizer, request
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, skip_special_tokens=request.params.skip_special_tokens)
         self._length = 0  # of the text whose ids have been looked at
         self._offsets: list[int] = []  # of the new ids
         self._given = 0

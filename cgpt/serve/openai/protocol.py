@@ -81,7 +81,7 @@ def _read_logit_bias(value: Any, bounds: Bounds) -> dict[int, float] | None:
 
 
 def _unsigned(seed: int) -> int:
-    return seed % 2**64
+    return seed if seed == -1 else seed % 2**64  # -1 is none, as elsewhere
 
 
 BIAS = number(-100, 100)
@@ -114,7 +114,7 @@ class SamplingRequest(GenerationRequest):
     )
 
     n: Annotated[int, integer(1, "n")] = 1
-    top_k: Annotated[int | None, integer(1, 2**31)] = None
+    top_k: Annotated[int | None, integer(-1, 2**31)] = None
     min_p: Annotated[float | None, number(0, 1)] = None
     repetition_penalty: Annotated[float | None, number(0.01, 100)] = None
     presence_penalty: Annotated[float | None, number(-2, 2)] = None
