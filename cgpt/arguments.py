@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,37 @@ from cgpt.errors import InputError
 from cgpt.fields import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# What other libraries call arguments, and what does that here, or why nothing does.
+_FOREIGN = {
+    "max_length": "max_new_tokens, which does not count the prompt",
+    **dict.fromkeys(
+        ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_gen_len", "n_predict", "num_predict"),
+        "max_new_tokens",
+    ),
+    "do_sample": "temperature, above 0 to sample and 0 not to",
+    "greedy": "temperature, above 0 to sample and 0 not to",
+    "repeat_penalty": "repetition_penalty",
+    **dict.fromkeys(("stop_strings", "stop_sequences", "stop_words", "stop_token_ids"), "stop, texts and ids"),
+    "eos_token_id": "stop, which takes ids too, beside the checkpoint's eos ids",
+    "num_return_sequences": "prompt, a list that repeats it",
+    "n": "prompt, a list that repeats it",
+    **dict.fromkeys(("input_ids", "inputs", "prompts", "prompt_token_ids", "text", "messages"), "prompt"),
+    "attention_mask": "prompt, without padding",
+    **dict.fromkeys(("random_seed", "random_state", "generator"), "seed"),
+    "output_scores": "logprobs",
+    "top_logprobs": "logprobs, a number",
+    **dict.fromkeys(("allowed_special", "parse_special", "split_special_tokens"), "special"),
+    "use_cache": "prefix_cache",
+    "streamer": "model.stream(), which yields the text",
+    "stream": "model.stream(), which yields the text",
+    **dict.fromkeys(("num_beams", "beam_width", "length_penalty", "early_stopping"), "cgpt has no beam search"),
+    **dict.fromkeys(("n_threads", "num_threads", "nthreads"), "threads"),
+    **dict.fromkeys(("dtype", "torch_dtype", "quantization"), 'dense="bf16" or "int8", and precision'),
+    **dict.fromkeys(("load_in_8bit", "load_in_4bit"), 'dense="int8"'),
+    **dict.fromkeys(("device", "device_map", "n_gpu_layers"), "cgpt runs on CPUs"),
+    **dict.fromkeys(("pretrained_model_name_or_path", "model_path", "model_id", "model"), "path_or_name"),
+}
 
 
 def checked_arguments(function: F) -> F:
@@ -34,7 +66,10 @@ def checked_arguments(function: F) -> F:
             if unknown is None:
                 raise InputError(f"{called}(): {problem}") from None
             near = difflib.get_close_matches(unknown, named, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(named)}"
+            foreign = _FOREIGN.get(unknown, "")
+            word = re.split(r"\W", foreign)[0]
+            meant = foreign if word in (*named, "model") else near[0] if near else None
+            hint = foreign if word == "cgpt" else f"did you mean {meant}?" if meant else f"it has {', '.join(named)}"
             raise InputError(f"{called}() has no argument {shown(unknown)}; {hint}") from None
         return function(*args, **kwargs)
 

@@ -235,6 +235,29 @@ def test_unknown_keywords_are_told_the_nearest_known_one(model, typo):
         cgpt.load("demo-gpt2", treads=1)
 
 
+@pytest.mark.parametrize(
+    "foreign, ours",
+    {
+        "max_length": "did you mean max_new_tokens, which does not count the prompt",
+        "max_completion_tokens": "did you mean max_new_tokens",
+        "do_sample": "did you mean temperature",
+        "num_beams": "cgpt has no beam search",
+        "repeat_penalty": "did you mean repetition_penalty",
+        "stop_strings": "did you mean stop",
+        "eos_token_id": "did you mean stop",
+        "input_ids": "did you mean prompt",
+        "allowed_special": "did you mean special",
+        "streamer": r"did you mean model.stream\(\)",
+        "n_threads": "it has prompt",  # an argument of load(), not of this
+    }.items(),
+)
+def test_keywords_of_other_libraries_are_told_ours(model, foreign, ours):
+    with pytest.raises(InputError, match=f"generate\\(\\) has no argument .{foreign}.; {ours}"):
+        model.generate("x", **{foreign: 1})
+    with pytest.raises(InputError, match=r"load\(\) has no argument .n_threads.; did you mean threads"):
+        cgpt.load("demo-gpt2", n_threads=1)
+
+
 def test_help_shows_every_argument():
     for call in (cgpt.Model.generate, cgpt.Model.stream, cgpt.Model.chat, cgpt.load):
         kinds = {p.kind for p in inspect.signature(call).parameters.values()}
