@@ -75,7 +75,6 @@ class CompletionRequest(SamplingRequest):
             max_new_tokens=max(self.max_tokens, 1),
             logprobs=self.logprobs if self.logprobs is not None else self.best_of > self.n or None,
             prompt_logprobs=self.logprobs if self.echo else None,
-            skip_special_tokens=self.skip_special_tokens,
         )
         prompts = [service.model.encode_prompt(prompt, special=self.special) for prompt in self.prompt]
         return [made for prompt in prompts for made in service.requests(prompt, params, [None] * self.best_of)]
