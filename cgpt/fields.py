@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,10 +30,10 @@ def require_regular_file(path: Path, error: type[CgptError]) -> int:
 
 def decode_utf8(text: bytes) -> str:
     """The text of a file in UTF-8; ValueError for anything else, which says what it is where that can be told."""
-    kinds = {b"\xef\xbb\xbf": "UTF-8 with a byte order mark (BOM)", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-    kind = next((kinds[mark] for mark in kinds if text.startswith(mark)), "UTF-16" if b"\0" in text[:4] else None)
-    if kind:
-        raise ValueError(f"it is {kind}; save it as UTF-8 without a byte order mark")
+    if text.startswith(b"\xef\xbb\xbf"):
+        raise ValueError("it is UTF-8 with a byte order mark (BOM); save it without one")
+    if re.match(rb"\xff\xfe|\xfe\xff|[!-~]\0|\0[!-~]", text):
+        raise ValueError("it is UTF-16; save it as UTF-8")
     return text.decode("utf-8")
 
 

@@ -277,7 +277,8 @@ class Chat:
             ids, known = self._loop
             if self.messages[: len(known)] == known and not said:
                 new = [render_message(tokenizer, self.special, m) for m in self.messages[len(known) :]]
-                return [*ids, *(i for part in new for i in part), self.special.start, *tokenizer.encode_part("assistant")]
+                new.append([self.special.start, *tokenizer.encode_part("assistant")])
+                return [*ids, *(i for part in new for i in part)]
         return render_conversation(tokenizer, [*head_messages(self.system, self.developer), *self.messages, *said])
 
     def _run(self, request: Request, said: list[Message]) -> Generator[Delta, None, Reply]:
