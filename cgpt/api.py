@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -16,10 +18,11 @@ from cgpt.arguments import checked_arguments, require_choice, require_flag
 from cgpt.chat.chat import Chat
 from cgpt.chat.messages import IDENTITY, KNOWLEDGE_CUTOFF, Namespace, ResponseFormat
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config, read_generation_config
+from cgpt.checkpoint.hub import pull
 from cgpt.checkpoint.loader import Loader
-from cgpt.checkpoint.locate import locate
-from cgpt.checkpoint.safetensors import Checkpoint
-from cgpt.errors import InputError, ModelClosed, OutOfMemoryError
+from cgpt.checkpoint.locate import SYNTH, is_id, locate
+from cgpt.checkpoint.names import open_checkpoint
+from cgpt.errors import CheckpointError, InputError, ModelClosed, OutOfMemoryError
 from cgpt.generation import generate as generation
 from cgpt.generation import prompts as wrapped
 from cgpt.generation.prefix_cache import PrefixCache
@@ -28,7 +31,7 @@ from cgpt.generation.sampling import SamplingParams, checkpoint_defaults
 from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.machine.threads import ONE_THREAD, thread_count
-from cgpt.models import inspection
+from cgpt.models import inspection, synth
 from cgpt.models.base import Floats, Precision, Transformer
 from cgpt.models.gpt2 import GPT2
 from cgpt.models.gpt_oss import GptOss
@@ -367,6 +370,27 @@ def _checked(prefix_cache: Any) -> PrefixCache | None:
     return prefix_cache
 
 
+@contextmanager
+def _checkpoint_directory(
+    path_or_name: str | Path, revision: str | None, download: bool, progress: Callable[[int, int], None] | None
+) -> Iterator[Path]:
+    """Where the files are while load() reads them. Random weights stay mapped when their files have gone."""
+    if isinstance(path_or_name, str) and path_or_name.startswith(SYNTH):
+        with tempfile.TemporaryDirectory(prefix="cgpt-synth-") as temporary:
+            directory = Path(temporary, Path(path_or_name.removeprefix(SYNTH)).stem)
+            synth.write(path_or_name, directory, progress=progress)
+            warnings.warn(f"{path_or_name}: random weights, so the text means nothing", stacklevel=5)
+            yield directory
+    elif download and is_id(path_or_name):
+        try:
+            directory = locate(path_or_name, revision)
+        except CheckpointError:  # it is not in the cache, or not the whole of it
+            directory = pull(str(path_or_name), revision)
+        yield directory
+    else:
+        yield locate(path_or_name, revision)
+
+
 @checked_arguments
 def load(
     path_or_name: str | Path,
@@ -377,9 +401,13 @@ def load(
     kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    revision: str | None = None,
+    download: bool = False,
 ) -> Model:
-    """Opens a checkpoint directory, or a model of the package by its name, as a Model that is ready to run.
+    """Opens a checkpoint as a Model that is ready to run.
 
+    path_or_name: a checkpoint directory or a file in it, a model of the package, or an id of the Hugging Face hub that
+        is in the local cache; "synth:gpt2" and the other published sizes have random weights, in a temporary directory
     threads: None takes the physical cores that this process may use (cgpt.machine.threads)
     precision: "auto" lets prompts use bf16 products where the CPU has them, 16-bit fixed-point activations and other
         orders of sums; "exact" keeps f32 activations everywhere, and then every logit is the same to the bit for any
@@ -394,6 +422,8 @@ def load(
         size in free memory. gpt-oss-20b decoded 9 % faster, but took 20 s to open instead of 0.3, and processes no
         longer share one copy. What load() copies anyway is in huge pages without it
     progress: a function that is called with (bytes done, bytes in all)
+    revision: a branch, tag or commit of an id; None is main
+    download: whether an id that is not in the cache may be downloaded, see cgpt.checkpoint.hub.pull
 
     Raises CheckpointError, ConfigError, InputError or OutOfMemoryError, which say what is wrong and what to do.
     """
@@ -406,18 +436,19 @@ def load(
         warnings.warn(ONE_THREAD, stacklevel=3)  # of whoever called the checked load()
     if progress is not None and not callable(progress):
         raise InputError(f"progress is a function of two numbers, not a {type(progress).__name__}")
-    directory = locate(path_or_name)
-    config = read_config(directory)
-    checkpoint = Checkpoint(directory)
-    loader = Loader(checkpoint, dense, count, progress, huge_pages)
-    transformer: Transformer
-    try:
-        if isinstance(config, GPT2Config):
-            transformer = GPT2(config, checkpoint, loader, count, precision)
-        else:
-            transformer = GptOss(config, checkpoint, loader, count, precision)
-    except MemoryError as problem:
-        raise OutOfMemoryError(f"{directory}: no memory to load {loader.reading}: {problem}") from None
+    require_flag("download", download)
+    with _checkpoint_directory(path_or_name, revision, download, progress) as directory:
+        config = read_config(directory)
+        checkpoint = open_checkpoint(directory, config)
+        loader = Loader(checkpoint, dense, count, progress, huge_pages)
+        transformer: Transformer
+        try:
+            if isinstance(config, GPT2Config):
+                transformer = GPT2(config, checkpoint, loader, count, precision)
+            else:
+                transformer = GptOss(config, checkpoint, loader, count, precision)
+        except MemoryError as problem:
+            raise OutOfMemoryError(f"{directory}: no memory to load {loader.reading}: {problem}") from None
     if kv_cache_dtype:
         transformer.kv_cache_dtype = kv_cache_dtype
     return Model(transformer, directory)

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cgpt.checkpoint.locate import demo_models, locate
+from cgpt.checkpoint.locate import SYNTH, locate
 from cgpt.checkpoint.sizes import SIZES
-from cgpt.errors import InputError
 from cgpt.models import synth
 from cgpt.models.accounting import describe
 
@@ -20,17 +19,19 @@ Progress = Callable[[int, int], None]
 
 @contextmanager
 def checkpoint(
-    name_or_dir: str, keep: str | None, say: Callable[[str], None], progress: Progress | None = None
+    name_or_dir: str,
+    keep: str | None,
+    say: Callable[[str], None],
+    progress: Progress | None = None,
+    revision: str | None = None,
 ) -> Iterator[Path]:
-    """The directory of a model's files. A published size is written with random weights: into keep/<size>, where it
-    stays and is found the next time, or else for as long as the context lasts, also if Ctrl-C or SIGTERM ends it.
-    InputError for a name that is none of these, or a disk too full."""
-    if os.path.isdir(name_or_dir) or name_or_dir in demo_models():
-        yield locate(name_or_dir)
+    """The directory of a model's files, as locate() finds it. A published size is written with random weights: into
+    keep/<size>, where it stays and is found the next time, or else for as long as the context lasts, also if Ctrl-C or
+    SIGTERM ends it. InputError for a disk too full."""
+    if os.path.isdir(name_or_dir) or name_or_dir.removeprefix(SYNTH) not in SIZES:
+        yield locate(name_or_dir, revision)
         return
-    if name_or_dir not in SIZES:
-        known = ", ".join([*demo_models(), *SIZES])
-        raise InputError(f"{name_or_dir}: no such directory, and none of the known models {known}")
+    name_or_dir = name_or_dir.removeprefix(SYNTH)
     gigabytes = f"{describe(name_or_dir)['bytes']['disk'] / 1e9:.1f} GB"
     if keep is not None:
         directory = Path(keep, name_or_dir)

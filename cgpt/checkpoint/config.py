@@ -43,6 +43,7 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 
+_UNQUANTISED = 'take the model as it was published and load it with dense="int8"'
 _GPT_OSS_EOS = (200002, 199999, 200012)  # the published generation_config.json: return, endoftext, call
 
 _ORIGINAL_KEYS = (
@@ -163,8 +164,7 @@ def _gpt2(fields: Fields, generation: Fields) -> GPT2Config:
     _refuse_common(fields)
     if fields.boolean("add_cross_attention", False):
         raise fields.refuse("add_cross_attention", "must be false, for there is no encoder to attend to")
-    if fields.section("quantization_config") is not None:
-        raise fields.refuse("quantization_config", "must be absent, for GPT-2 is read unquantised only")
+    _refuse_quantised(fields)
     fields.boolean("reorder_and_upcast_attn", False)  # the same result in f32
     activation = fields.text("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
@@ -196,10 +196,7 @@ def _gpt_oss(fields: Fields, generation: Fields) -> GptOssConfig:
     if fields.values.get("experts_per_token", experts_per_token) != experts_per_token:
         raise fields.refuse("experts_per_token", f"must equal num_experts_per_tok {experts_per_token}")
     shape = _gpt_oss_shape(fields, num_experts="num_local_experts", aliases=["num_experts"])
-    quantization = fields.section("quantization_config")
-    if quantization is not None:
-        if quantization.text("quant_method") != "mxfp4":
-            raise quantization.refuse("quant_method", 'must be "mxfp4"')
+    if _refuse_quantised(fields, "mxfp4"):
         _check_mxfp4(shape)
     max_positions = fields.integer("max_position_embeddings", 131072, high=MAX_POSITIONS)
     return GptOssConfig(
@@ -270,6 +267,21 @@ def _refuse_common(fields: Fields) -> None:
     per_layer = fields.section("per_layer_config")
     if per_layer is not None and per_layer.values:
         raise fields.refuse("per_layer_config", "must be absent, for all layers have one config")
+
+
+def _refuse_quantised(fields: Fields, *readable: str) -> bool:
+    """Whether the weights are quantised by a method that is `readable`; ConfigError where by another."""
+    if fields.values.get("quantization_config") is None and isinstance(fields.values.get("quantization"), dict):
+        raise fields.refuse("quantization", f"is MLX's, which cgpt does not read: {_UNQUANTISED}")
+    settings = fields.section("quantization_config")
+    if settings is None:
+        return False
+    early = "bitsandbytes" if {"load_in_8bit", "load_in_4bit"} & settings.values.keys() else None
+    method = settings.text("quant_method", *filter(None, [early]))
+    if method not in readable:
+        name = settings.name("quant_method")
+        raise ConfigError(f"{name} is {method!r}, which cgpt does not read for this model: {_UNQUANTISED}")
+    return True
 
 
 def _layer_types(fields: Fields, layers: int) -> tuple[str, ...]:

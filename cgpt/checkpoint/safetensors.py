@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cgpt.checkpoint.formats import explain
 from cgpt.errors import CheckpointError
 from cgpt.fields import parse_json_object, read_json_object, require_regular_file, shown
 
@@ -33,7 +34,7 @@ _NUMPY_TYPES = {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
-_OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+_ENDS = re.compile(r"(.*\.)?(wte|embed_tokens|lm_head)\.weight")  # of tied ones only one may be stored
 _LISTED = 5  # problems or names in one message
 
 
@@ -63,20 +64,30 @@ class Checkpoint:
     Reads model.safetensors, or the shards of model.safetensors.index.json, or (OpenAI's layout) every
     *.safetensors file there is. Raises CheckpointError naming the file where one is missing, damaged, or
     holds a tensor that another one has too. The files must not be changed while the checkpoint is in use.
+    A name that safetensors.torch.save_model() left out, for a tensor that has two, is read from the header's metadata.
+    `metadata` is that of all files.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         self.tensors: dict[str, StoredTensor] = {}
+        self.metadata: dict[str, str] = {}
         self._maps: dict[Path, mmap.mmap] = {}
-        files, weight_map = _find_files(self.directory)
+        files, weight_map = find_files(self.directory)
         for file in files:
             self._maps[file] = _map_file(file)
-            for tensor in _read_header(file, self._maps[file]):
+            tensors, metadata = _read_header(file, self._maps[file])
+            self.metadata |= metadata
+            for tensor in tensors:
                 other = self.tensors.setdefault(tensor.name, tensor)
                 if other is not tensor:
                     raise CheckpointError(f"{file}: tensor {tensor.name!r} is in {other.file.name} too")
+        for alias, kept in self.metadata.items():
+            if kept in self.tensors:
+                self.tensors.setdefault(alias, replace(self.tensors[kept], name=alias))
         for name, file_name in weight_map.items():
+            if name not in self.tensors and _ENDS.fullmatch(name):
+                continue  # check() refuses it where the model needs it
             if name not in self.tensors or self.tensors[name].file.name != file_name:
                 index = self.directory / INDEX_FILE
                 raise CheckpointError(f"{index}: says {name!r} is in {file_name}, which does not hold it")
@@ -123,15 +134,23 @@ class Checkpoint:
         CheckpointError lists the tensors that are missing, or have another dtype or shape. A tensor that is
         not in `spec` is warned of, unless one of the regular expressions in `ignore` matches its whole name.
         """
-        problems = []
+        problems, transposed = [], []
         for name, want in spec.items():
             found = self.tensors.get(name)
+            if found and found.shape != want.shape and found.shape == (*want.shape[:-2], *want.shape[:-3:-1]):
+                transposed.append(name)
             if found is None or found.dtype not in want.dtypes or found.shape != tuple(want.shape):
                 wanted = f"{'|'.join(want.dtypes)} {list(want.shape)}"
                 stored = f"{found.dtype} {list(found.shape)} in {found.file.name}" if found else "none"
                 problems.append(f"{name}: expected {wanted}, found {stored}")
         if problems:
-            raise CheckpointError(f"{self.directory}: tensors do not fit config.json: {_listed(problems)}")
+            hint = ""
+            if transposed:
+                hint = (
+                    f"{len(transposed)} matrices, as {transposed[0]}, are stored the other way round, as nn.Linear, "
+                    "nanoGPT and MLX keep them; transpose all of their kind, the square ones too: "
+                )
+            raise CheckpointError(f"{self.directory}: {hint}tensors do not fit config.json: {_listed(problems)}")
         patterns = [re.compile(pattern) for pattern in ignore]
         ignored = {name for name in self.tensors for pattern in patterns if pattern.fullmatch(name)}
         surplus = [name for name in self.tensors if name not in spec and name not in ignored]
@@ -144,7 +163,7 @@ def _listed(items: list[str]) -> str:
     return "; ".join(items[:_LISTED]) + more
 
 
-def _find_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
+def find_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     """The safetensors files of a checkpoint, and the index's map from tensor to file name (or {})."""
     if not os.path.isdir(directory):
         a_file = os.path.exists(directory)
@@ -158,9 +177,8 @@ def _find_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
         return [directory / name for name in sorted(set(weight_map.values()))], weight_map
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        other = sorted(path.name for pattern in _OTHER_FORMATS for path in directory.glob(pattern))
-        found = f" It has {_listed(other)}: cgpt never opens pickles or other formats." if other else ""
-        raise CheckpointError(f"{directory}: no *.safetensors file, the only format cgpt reads.{found}")
+        problem = explain(directory) or "no *.safetensors file, the only format cgpt reads"
+        raise CheckpointError(f"{directory}: {problem}")
     return files, {}
 
 
@@ -196,15 +214,16 @@ def _map_file(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path}: not a whole safetensors file ({size} bytes): {problem}") from None
 
 
-def _read_header(path: Path, mapped: mmap.mmap) -> list[StoredTensor]:
-    """The tensors of a file that safetensors accepted, checked again: a view must never leave the file."""
+def _read_header(path: Path, mapped: mmap.mmap) -> tuple[list[StoredTensor], dict[str, str]]:
+    """The tensors of a file that safetensors accepted, checked again: a view must never leave the file. And the
+    header's metadata."""
     length = int.from_bytes(mapped[:8], "little")
     data_start = 8 + length
     if data_start > len(mapped):
         raise CheckpointError(f"{path}: a header of {length} bytes in a file of {len(mapped)}")
     header = parse_json_object(mapped[8:data_start], path, CheckpointError)
-    header.pop("__metadata__", None)
-    return [_stored_tensor(name, entry, path, data_start, len(mapped)) for name, entry in header.items()]
+    metadata = header.pop("__metadata__", None) or {}
+    return [_stored_tensor(name, entry, path, data_start, len(mapped)) for name, entry in header.items()], metadata
 
 
 def _stored_tensor(name: str, entry: Any, path: Path, data_start: int, file_size: int) -> StoredTensor:

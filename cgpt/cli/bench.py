@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if args.plot:
         plot.require_matplotlib()
     writing = ProgressBar(f"writing {args.model}")
-    with writing, checkpoint(args.model, args.keep, say, writing) as directory:
+    with writing, checkpoint(args.model, args.keep, say, writing, args.revision) as directory:
         rows = []
         for row in bench(
             directory,

@@ -15,6 +15,7 @@ from typing import Any
 from cgpt.chat.chat import MAX_NEW_TOKENS, Chat, ToolCall
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import EFFORTS
+from cgpt.checkpoint.locate import model_name
 from cgpt.cli.options import add_model_options, add_sampling_options, decode, load_model, sampling_options, say
 from cgpt.cli.tool_file import load_functions
 from cgpt.errors import CgptError, InputError
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     date = datetime.date.today().isoformat() if args.date is None else args.date or None
     chat = model.chat(system=args.system, tools=tools, reasoning=args.reasoning, date=date)
     shown = interactive and not args.hide_reasoning
-    options, name = sampling_options(args, model, MAX_NEW_TOKENS), model.directory.name
+    options, name = sampling_options(args, model, MAX_NEW_TOKENS), model_name(model.directory)
     terminal = Terminal(chat, options, name=name, show_reasoning=shown, yes_tools=args.yes_tools)
     if interactive:
         terminal.run()

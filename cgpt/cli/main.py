@@ -9,12 +9,12 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-from cgpt.cli import bench, chat, compare, doctor, evolution, generate, info, kernels, quality, serve, synth
+from cgpt.cli import bench, chat, compare, doctor, evolution, generate, info, kernels, pull, quality, serve, synth
 from cgpt.cli.options import say
 from cgpt.errors import CgptError
 from cgpt.version import __version__
 
-COMMANDS = (generate, chat, serve, info, compare, synth, bench, doctor, quality, evolution, kernels)
+COMMANDS = (generate, chat, serve, pull, info, compare, synth, bench, doctor, quality, evolution, kernels)
 INTERRUPTED, PIPE_CLOSED, FAILED = 130, 141, 2  # as shells report SIGINT and SIGPIPE, and as argparse fails
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cgpt.api import DENSE, Model, load
-from cgpt.checkpoint.locate import demo_models
+from cgpt.checkpoint.locate import SYNTH, demo_models
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import InputError
 from cgpt.generation.sampling import CHECKPOINT_PARAMS, SamplingParams
@@ -28,10 +28,12 @@ def add_model_options(
     """The options that say which model to load and how, as load_model() reads them.
 
     default: the model. sizes: published ones that the command takes too. threads: reads what --threads is given."""
-    models = ", ".join([*demo_models(), *sizes])
-    help = f"a checkpoint directory, or one of {models} (default: {default})"
+    models = ", ".join([*demo_models(), *(sizes or [f"{SYNTH}gpt2"])])
+    random = "published sizes have random weights" if sizes else f"{SYNTH} and a published size: random weights"
+    help = f"a checkpoint directory, an id of the Hugging Face hub, or one of {models} ({random}; default: {default})"
     parser.add_argument("--model", metavar="NAME_OR_DIR", default=default, help=help)
     add = parser.add_argument_group("loading").add_argument
+    add("--revision", metavar="NAME", help="of an id: a branch, tag or commit (default: main)")
     add("-t", "--threads", type=threads, metavar="N", help="default: the physical cores this process may use")
     precision = "exact: float32 activations; auto (default): bf16 or fixed point where faster; int8: 8 bits in prompts"
     add("--precision", choices=PRECISIONS, default="auto", help=precision)
@@ -47,7 +49,7 @@ def add_inspection_options(parser: argparse.ArgumentParser, name: str, context: 
     """The options of commands that read no weights. name, model: the positional argument and how it is taken; context:
     what --context means."""
     add, known, kept = parser.add_argument, ", ".join([*demo_models(), *SIZES]), DEFAULT_KV_DTYPE["auto"]
-    add(name, help=f"a checkpoint directory, a config.json, or one of {known}", **model)
+    add(name, help=f"a checkpoint directory, an id of the Hugging Face hub, a config.json, or one of {known}", **model)
     add("--context", type=int, metavar="N", help=context)
     add("--kv-cache-dtype", choices=KV_DTYPES, default=kept, help=f"of keys and values (default: {kept})")
 
@@ -65,6 +67,7 @@ def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
             kv_cache_dtype=args.kv_cache_dtype,
             huge_pages=args.huge_pages,
             progress=progress,
+            revision=args.revision,
         )
 
 

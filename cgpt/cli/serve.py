@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 
+from cgpt.checkpoint.locate import model_name
 from cgpt.cli.options import add_model_options, load_model, say
 from cgpt.errors import CgptError, InputError
 from cgpt.generation.engine import Engine
@@ -21,7 +22,7 @@ EXAMPLES = """\
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
     add = parser.add_argument
-    add("--name", metavar="NAME", help="what clients call the model (default: the last part of --model)")
+    add("--name", metavar="NAME", help="what clients call the model (default: the last part of its directory or id)")
 
     add = parser.add_argument_group("who may ask").add_argument
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args)
     kept = None if args.prefix_cache is None else int(args.prefix_cache * 1e9)
     engine = Engine(model, max_running=args.max_running, max_waiting=args.max_waiting, prefix_cache_bytes=kept)
-    name = args.name or os.path.basename(os.path.normpath(args.model))
+    name = args.name or os.path.basename(model_name(model.directory))
     service = Service(engine, name, Limits(max_tokens=args.max_tokens), args.log_prompts)
     app = make_app(service, (args.host, *args.allow_host), tuple(args.cors), key)
     server.run(app, listening, args.drain)

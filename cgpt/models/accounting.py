@@ -13,8 +13,9 @@ from typing import Any
 
 from cgpt.arguments import require_integer
 from cgpt.checkpoint.config import SLIDING, GPT2Config, GptOssConfig, read_config
-from cgpt.checkpoint.locate import demo_models, locate
-from cgpt.checkpoint.safetensors import Checkpoint, StoredTensor
+from cgpt.checkpoint.locate import SYNTH, find, not_found
+from cgpt.checkpoint.names import open_checkpoint
+from cgpt.checkpoint.safetensors import StoredTensor
 from cgpt.checkpoint.sizes import SIZES, published_config
 from cgpt.errors import ConfigError, ContextLengthError, InputError
 from cgpt.fields import read_json_object
@@ -52,22 +53,23 @@ class Inventory:
 
 
 def look_up(name: str | os.PathLike[str]) -> Inventory:
-    """The inventory of a checkpoint directory, a model of the package, a published size, or a config.json alone, whose
-    tensors are then in the published layout and dtypes. Raises CheckpointError, ConfigError or InputError."""
-    if os.path.isdir(name) or str(name) in demo_models():
-        directory = locate(os.fspath(name))
-        config, checkpoint = read_config(directory), Checkpoint(directory)
+    """The inventory of a checkpoint as locate() finds it, a published size, or a config.json alone, whose tensors are
+    then in the published layout and dtypes. Raises CheckpointError, ConfigError or InputError."""
+    size, is_json = os.fspath(name).removeprefix(SYNTH), os.path.isfile(name) and os.fspath(name).endswith(".json")
+    if is_json or size in SIZES and not os.path.isdir(name):
+        if is_json:
+            return _unwritten(read_config(name), read_json_object(Path(name), ConfigError), "config.json")
+        return _unwritten(SIZES[size], published_config(size), "published size")
+    directory = find(os.fspath(name))
+    if directory is not None:
+        config = read_config(directory)
+        checkpoint = open_checkpoint(directory, config)
         specs = _specs(config, checkpoint.tensors)
         checkpoint.check(specs, ignore=(*gpt2.MASK_BUFFERS, "lm_head.weight"))
         disk = sum(file.stat().st_size for file in {tensor.file for tensor in checkpoint.tensors.values()})
         settings = read_json_object(directory / "config.json", ConfigError)
         return Inventory(config, settings, [checkpoint.tensors[n] for n in specs], disk, "files")
-    if str(name) in SIZES:
-        return _unwritten(SIZES[str(name)], published_config(str(name)), "published size")
-    if os.path.isfile(name):
-        return _unwritten(read_config(name), read_json_object(Path(name), ConfigError), "config.json")
-    known = ", ".join([*demo_models(), *SIZES])
-    raise InputError(f"{name}: no such directory or config.json, and none of the known models {known}")
+    raise InputError(not_found(os.fspath(name)))
 
 
 def _unwritten(config: Config, settings: Mapping[str, Any], source: str) -> Inventory:

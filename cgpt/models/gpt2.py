@@ -19,7 +19,7 @@ MASK_BUFFERS = (r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",)  # constan
 
 def name_prefix(tensors: Collection[str]) -> str:
     """Checkpoints saved with the language-model head carry `transformer.` before every name but the head's."""
-    return "transformer." if "transformer.wte.weight" in tensors else ""
+    return "transformer." if any(name.startswith("transformer.") for name in tensors) else ""
 
 
 def tensor_specs(config: GPT2Config, prefix: str = "") -> dict[str, TensorSpec]:

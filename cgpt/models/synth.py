@@ -8,7 +8,6 @@ There are no tokenizer files: the vocabularies of the published sizes ship with 
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from numpy.random import SFC64, BitGenerator, SeedSequence  # now: no signal may
 
 from cgpt.arguments import require_integer
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config
+from cgpt.checkpoint.hub import require_space
+from cgpt.checkpoint.locate import SYNTH
 from cgpt.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, TensorSpec
 from cgpt.checkpoint.sizes import SIZES, published_config, published_generation_config
 from cgpt.errors import ConfigError, InputError
@@ -76,7 +77,8 @@ def write(
 ) -> None:
     """Writes a checkpoint of random weights into `directory`, which must be empty or not exist yet.
 
-    size_or_config: a name in cgpt.checkpoint.sizes.SIZES, or a config.json: its path, or its keys and values.
+    size_or_config: a name in cgpt.checkpoint.sizes.SIZES, or a config.json: its path, or its keys and values. "synth:"
+        may stand before a name or path.
     seed: the same one gives the same files (with the same NumPy).
     layout: "hf" (default) or "original" (OpenAI's) for a published size; a config.json implies its own.
     progress(done, total) is told the bytes written.
@@ -97,10 +99,7 @@ def write(
             new_file(INDEX_FILE).write_text(checkpoint_index(files), encoding="utf-8")
         headers = {name: file_header(tensors) for name, tensors in files.items()}
         total = sum(map(len, headers.values())) + sum(t.nbytes for tensors in files.values() for t in tensors)
-        free = shutil.disk_usage(directory).free
-        if free < total:
-            needed = f"the checkpoint takes {total / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
-            raise InputError(f"{directory}: {needed}")
+        require_space(directory, total)
         done = 0
         for name, tensors in files.items():
             with open(new_file(name), "wb") as file:
@@ -282,6 +281,8 @@ def _json_files(
     size_or_config: str | os.PathLike[str] | Mapping[str, Any], layout: str | None
 ) -> dict[str, dict[str, Any]]:
     """The JSON files to write: config.json, and the generation_config.json of a published size in "hf"."""
+    if isinstance(size_or_config, str):
+        size_or_config = size_or_config.removeprefix(SYNTH)
     if isinstance(size_or_config, str) and size_or_config in SIZES:
         files = {"config.json": published_config(size_or_config, layout or "hf")}
         if layout != "original":

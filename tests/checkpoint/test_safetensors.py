@@ -193,7 +193,7 @@ def test_directory(tmp_path):
 def test_other_formats_are_never_opened(tmp_path, name):
     refused(tmp_path, r"no \*.safetensors file")
     (tmp_path / name).write_bytes(b"\x80\x04.")
-    refused(tmp_path, f"{name}: cgpt never opens pickles")
+    refused(tmp_path, f"{name} is .*; cgpt reads safetensors only: .")
 
 
 def test_no_regular_file(tmp_path):

@@ -54,8 +54,8 @@ class FakeModel:
         self.pieces = pieces
         monkeypatch.setattr(options, "load", self.load)
 
-    def load(self, path_or_name, *settings, kv_cache_dtype, huge_pages, progress):
-        self.loaded, self.progress = (path_or_name, *settings, kv_cache_dtype, huge_pages), progress
+    def load(self, path_or_name, *settings, kv_cache_dtype, huge_pages, progress, revision):
+        self.loaded, self.progress = (path_or_name, *settings, kv_cache_dtype, huge_pages, revision), progress
         return self
 
     def stream(self, prompt, **options):
@@ -97,7 +97,7 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     defaults |= dict(repetition_penalty=None, seed=None, stop=None, prompt_lookup_num_tokens=None)
     defaults |= dict(special=False, skip_special_tokens=False)
     assert cgpt_("generate", "a prompt") == (0, "some text\n", "")
-    assert model.loaded == ("demo-gpt2", None, "auto", None, None, False) and model.prompt == "a prompt"
+    assert model.loaded == ("demo-gpt2", None, "auto", None, None, False, None) and model.prompt == "a prompt"
     assert model.options == defaults
 
     lookup = ["--prompt-lookup-num-tokens", 6]
@@ -106,7 +106,7 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     running += " --stop . --stop ! --max-new-tokens 5 --special --skip-special-tokens"
     cgpt_("generate", *sampling.split(), *running.split(), *lookup, "--", "-x")
     assert model.prompt == "-x"
-    assert model.loaded == ("m", 2, "exact", "bf16", "f32", True)
+    assert model.loaded == ("m", 2, "exact", "bf16", "f32", True, None)
     assert model.options == dict(
         max_new_tokens=5,
         temperature=0.7,
@@ -173,12 +173,12 @@ def test_characters_that_the_terminal_lacks_become_question_marks(monkeypatch):
 @pytest.mark.parametrize("command", ["generate x", "chat", "serve", "quality"])
 def test_commands_that_load_a_model_take_its_options(monkeypatch, command):
     model = FakeModel(monkeypatch)
-    given = "--model m --threads 2 --precision int8 --dense bf16 --kv-cache-dtype f32 --huge-pages"
+    given = "--model m --threads 2 --precision int8 --dense bf16 --kv-cache-dtype f32 --huge-pages --revision v1"
     args = cli._parser().parse_args(f"{command} {given}".split())
     options.load_model(args)
-    assert model.loaded == ("m", 2, "int8", "bf16", "f32", True)
+    assert model.loaded == ("m", 2, "int8", "bf16", "f32", True, "v1")
     options.load_model(args, reference=True)
-    assert model.loaded == ("m", 2, "exact", None, None, True)
+    assert model.loaded == ("m", 2, "exact", None, None, True, "v1")
 
 
 # ---- The other commands

@@ -10,7 +10,7 @@ import pytest
 import cgpt
 from cgpt.api import DENSE
 from cgpt.bench.costs import matrix_bytes
-from cgpt.checkpoint import loader
+from cgpt.checkpoint import loader, names
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.cli import main as cli
 from cgpt.errors import InputError, OutOfMemoryError
@@ -77,7 +77,7 @@ def mapped(checkpoint, array):
 @pytest.mark.parametrize("name", cgpt.demo_models())
 def test_the_same_logits_from_copies(name, dense, offered, monkeypatch):
     checkpoints = []
-    monkeypatch.setattr(cgpt.api, "Checkpoint", lambda d: checkpoints.append(Checkpoint(d)) or checkpoints[-1])
+    monkeypatch.setattr(names, "Checkpoint", lambda d: checkpoints.append(Checkpoint(d)) or checkpoints[-1])
     plain, huge = cgpt.load(name, dense=dense), cgpt.load(name, dense=dense, huge_pages=True)
     ids = np.arange(20)
     assert_same_bits(huge.logits(ids), plain.logits(ids), "where the weights lie")

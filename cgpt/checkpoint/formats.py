@@ -1,0 +1,86 @@
+"""What a directory or file that is no safetensors checkpoint is, and what to do with it. Names alone decide."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cgpt.checkpoint.sizes import SIZES
+
+_PULL = "pull the safetensors of the model it was made from, as cgpt pull {id}"
+_SAVE = (
+    'convert once: python -c "from transformers import AutoModelForCausalLM as M; '
+    "M.from_pretrained('{directory}'{how}).save_pretrained('NEW')\", and copy the tokenizer's files to NEW"
+)
+_TORCH = "write its weights by torch as model.safetensors, named as the published ones, beside a config.json"
+_TRANSFORMERS_4 = _SAVE.replace("convert once:", "convert once, with transformers 4:")
+# A pattern of names, what such a file is, what to do, and how _SAVE reads it; the first that matches counts.
+_FORMATS = (
+    (r".*\.gguf", "GGUF, the format of llama.cpp", _PULL, ""),
+    (r"openvino.*\.(xml|bin)", "OpenVINO's", _PULL, ""),
+    (r"ckpt.*\.pt", "a pickle of a training, as nanoGPT's", f"{_TORCH}, c_attn, c_fc and c_proj transposed", ""),
+    (r"(pytorch_)?model.*\.bin", "a pickle of PyTorch", _SAVE, ""),
+    (r"tf_model.*\.h5", "TensorFlow's", _TRANSFORMERS_4, ", from_tf=True"),
+    (r"flax_model.*\.msgpack", "Flax's", _TRANSFORMERS_4, ", from_flax=True"),
+    (r".*\.ckpt\..*|saved_model\.pb|.*\.(h5|tflite)", "TensorFlow's", _PULL, ""),
+    (r".*\.onnx(_data|\.data)?", "ONNX", _PULL, ""),
+    (r".*\.npz", "NumPy's arrays, as early MLX kept weights", _PULL, ""),
+    (r".*\.(mlmodel|mlpackage)", "Core ML's", _PULL, ""),
+    (r".*\.msgpack", "Flax's", _PULL, ""),
+    (r".*\.bin", "a pickle of PyTorch", _SAVE, ""),
+    (r".*\.(pt|pth|pkl|ckpt|ot)", "a pickle of PyTorch", _TORCH, ""),
+)  # fmt: skip
+
+
+def explain(path: Path) -> str | None:
+    """What another format the files of a directory, or a file, have, and the next step; None where it may be a
+    checkpoint that cgpt reads, or nothing is known."""
+    if path.is_file():
+        return explain_names([path.name], path.parent)
+    names = sorted(os.listdir(path))
+    if not any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names):
+        if "adapter_config.json" in names or "adapter_model.safetensors" in names:
+            return _adapter(path)
+        if not any(name.endswith(".safetensors.index.json") for name in names):
+            below = sorted(f"{file.parent.name}/{file.name}" for file in path.glob("*/*"))
+            return _elsewhere(names, below) or explain_names(names, path) or explain_names(below, path)
+    return None
+
+
+def explain_names(names: Iterable[str], directory: Path | str) -> str | None:
+    """explain() for the names of the files in a directory, or in a repository of the hub."""
+    for pattern, what, step, how in _FORMATS:
+        name = next((name for name in names if re.fullmatch(pattern, name.rpartition("/")[2], re.IGNORECASE)), None)
+        if name is not None:
+            told = f"{os.path.basename(directory)}/{name}".lower()
+            sizes = [size for size in sorted(SIZES, key=len, reverse=True) if size in told]
+            model = f"{'openai' if 'oss' in sizes[0] else 'openai-community'}/{sizes[0]}" if sizes else "ID"
+            return (
+                f"{name} is {what}; cgpt reads safetensors only: {step.format(directory=directory, id=model, how=how)}"
+            )
+    return None
+
+
+def _elsewhere(names: list[str], below: list[str]) -> str | None:
+    """Where the checkpoints are, if they lie a level deeper."""
+    folders = [name.partition("/")[0] for name in below if name.endswith("/config.json")]
+    if "config.json" in names or not folders:
+        return None
+    return f"no config.json, so this is not a checkpoint directory; its folder {folders[0]}/ has one"
+
+
+def _adapter(directory: Path) -> str:
+    try:
+        settings: Any = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        base, kind = settings.get("base_model_name_or_path"), settings.get("peft_type")
+    except (OSError, ValueError, AttributeError):
+        base = kind = None
+    return (
+        f"a {kind or 'LoRA'} adapter of {base or 'a model that it does not name'}, not a model; merge them once: "
+        f"python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{directory}')"
+        ".merge_and_unload().save_pretrained('NEW')\", and load NEW"
+    )
