@@ -35,13 +35,15 @@ _FORMATS = (
     (r".*\.(pt|pth|pkl|ckpt|ot)", "a pickle of PyTorch", _TORCH, ""),
 )  # fmt: skip
 
+_BESIDE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)\b")  # what a Trainer puts beside weights
+
 
 def explain(path: Path) -> str | None:
     """What another format the files of a directory, or a file, have, and the next step; None where it may be a
     checkpoint that cgpt reads, or nothing is known."""
     if path.is_file():
         return explain_names([path.name], path.parent)
-    names = sorted(os.listdir(path))
+    names = sorted(file.name for file in path.glob("*"))
     if not any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names):
         if "adapter_config.json" in names or "adapter_model.safetensors" in names:
             return _adapter(path)
@@ -53,8 +55,9 @@ def explain(path: Path) -> str | None:
 
 def explain_names(names: Iterable[str], directory: Path | str) -> str | None:
     """explain() for the names of the files in a directory, or in a repository of the hub."""
+    names = [name for name in names if not _BESIDE.match(os.path.basename(name))]
     for pattern, what, step, how in _FORMATS:
-        name = next((name for name in names if re.fullmatch(pattern, name.rpartition("/")[2], re.IGNORECASE)), None)
+        name = next((name for name in names if re.fullmatch(pattern, os.path.basename(name), re.IGNORECASE)), None)
         if name is not None:
             told = f"{os.path.basename(directory)}/{name}".lower()
             sizes = [size for size in sorted(SIZES, key=len, reverse=True) if size in told]

@@ -53,6 +53,14 @@ def pull(name: str, revision: str | None = None, local_dir: str | os.PathLike[st
         directory = Path(
             hub.snapshot_download(repo, revision=revision, cache_dir=cache, local_dir=local, allow_patterns=patterns)
         )
+        for file in wanted:
+            lfs = files[file].lfs  # what is not large has none
+            if lfs and (found := _sha256(directory / file)) != lfs.sha256:
+                os.remove(os.path.realpath(directory / file))
+                damage = f"sha256 is {found}, not {lfs.sha256}, so it was removed"
+                raise CheckpointError(
+                    f"{directory / file}: came damaged; its {damage}; the same command fetches it again"
+                )
     except errors.GatedRepoError:
         todo = f"agree to its terms at {where}/{repo}, and set HF_TOKEN to a token of yours"
         raise CheckpointError(f"{repo}: is gated; {todo}") from None
@@ -66,14 +74,8 @@ def pull(name: str, revision: str | None = None, local_dir: str | os.PathLike[st
         raise CheckpointError(f"{repo}: HF_HUB_OFFLINE is set, so nothing is downloaded") from None
     except Exception as problem:  # the client's, and those of the HTTP library that it happens to use
         reason = " ".join(str(problem).split()) or type(problem).__name__
-        again = "what came is kept; the same command goes on"
+        again = "whole files are kept; the same command goes on"
         raise CheckpointError(f"{repo}: the download from {where} failed ({reason}); {again}") from None
-    for file in wanted:
-        lfs = files[file].lfs  # what is not large has none
-        if lfs and (found := _sha256(directory / file)) != lfs.sha256:
-            os.remove(os.path.realpath(directory / file))
-            damage = f"sha256 is {found}, not {lfs.sha256}, so it was removed"
-            raise CheckpointError(f"{directory / file}: came damaged; its {damage}; the same command fetches it again")
     return locate(directory)
 
 

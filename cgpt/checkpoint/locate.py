@@ -55,11 +55,17 @@ def find(path_or_name: str | Path, revision: str | None = None) -> Path | None:
         return _of_file(path, revision)
     if name in demo_models():
         return _in_directory(_DEMO / name, revision)
+    problems = []
     for repo in dict.fromkeys((name, repo_id(name), name.rpartition("/")[2])) if is_id(name) else ():
         folder = cache_directory() / f"models--{repo.replace('/', '--')}"
         begun = any(folder.glob("snapshots/*")) or any(folder.glob("blobs/*.incomplete"))
         if begun and repo_id(repo) == repo_id(name):
-            return _in_directory(folder, revision)
+            try:
+                return _in_directory(folder, revision)
+            except CheckpointError as problem:  # the same model by its other name may be whole
+                problems.append(problem)
+    if problems:
+        raise problems[0]
     return None
 
 
@@ -108,7 +114,7 @@ def _in_directory(directory: Path, revision: str | None) -> Path:
             return _snapshot(folder, revision)
     if revision is not None:
         raise InputError(f"{directory}: is a directory; a revision is one of an id, as openai-community/gpt2")
-    if not any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "adapter_config.json")):
+    if not any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*", "adapter_config.json")):
         steps = {path: path.name.rpartition("-")[2] for path in directory.glob("checkpoint-*") if path.is_dir()}
         runs = sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
         if runs:
@@ -118,6 +124,8 @@ def _in_directory(directory: Path, revision: str | None) -> Path:
     problem = explain(directory) or _unfinished(directory)
     if problem is not None:
         raise CheckpointError(f"{directory}: {problem}")
+    if (directory / "adapter_config.json").exists():
+        warnings.warn(f"{directory}: the adapter beside the model is not applied", stacklevel=2)
     return directory
 
 

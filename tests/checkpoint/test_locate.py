@@ -84,6 +84,9 @@ def test_a_trainers_output(home):
     (home / "out/checkpoint-best").mkdir()
     with pytest.warns(UserWarning, match="checkpoint-1000, the last of 2 is taken"):
         assert locate(home / "out") == home / "out/checkpoint-1000"
+    (home / "out/training_args.bin").write_bytes(b"pickle")
+    with pytest.warns(UserWarning, match="checkpoint-1000"):
+        assert locate(home / "out") == home / "out/checkpoint-1000"
     model(home / "finished")
     model(home / "finished/checkpoint-500")
     assert locate(home / "finished") == home / "finished"
@@ -121,6 +124,14 @@ def test_both_names_of_a_published_model(home, kept):
     snapshot = cached(home / ".cache/huggingface/hub", kept)
     cached(home / ".cache/huggingface/hub", "someone/gpt2")
     assert locate("gpt2") == locate("openai-community/gpt2") == snapshot != locate("someone/gpt2")
+
+
+def test_the_other_name_of_a_model_that_is_not_whole(home):
+    hub = home / ".cache/huggingface/hub"
+    (cached(hub, "gpt2") / "model.safetensors").unlink()
+    refused("gpt2", "not complete", "cgpt pull gpt2")
+    whole = cached(hub, "openai-community/gpt2")
+    assert locate("gpt2") == whole
 
 
 def test_a_folder_of_the_cache(home):
@@ -271,6 +282,9 @@ def test_an_adapter(home, more):
     refused(home / "a", "a LORA adapter of some/base", f"from_pretrained('{home / 'a'}').merge_and_unload()")
     (home / "a/adapter_config.json").write_text("[")
     refused(home / "a", "adapter of a model that it does not name")
+    (model(home / "both") / "adapter_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="the adapter beside the model is not applied"):
+        assert locate(home / "both") == home / "both"
 
 
 @pytest.mark.parametrize(
