@@ -129,6 +129,7 @@ def read_config(directory_or_file: str | os.PathLike[str]) -> GPT2Config | GptOs
         path = directory / "config.json"
     if os.path.isdir(directory) and not os.path.lexists(path):
         hint = "; its folder original/ has one" if os.path.exists(directory / "original/config.json") else ""
+        hint = "; copy that of the model beside its weights" if any(directory.glob("*.safetensors")) else hint
         raise ConfigError(f"{directory}: no config.json, so this is not a checkpoint directory{hint}")
     fields = Fields(read_json_object(path, ConfigError))
     generation = Fields(read_generation_config(path.parent), "generation_config.json: ")

@@ -20,17 +20,18 @@ _TORCH = "write its weights by torch as model.safetensors, named as the publishe
 _TRANSFORMERS_4 = _SAVE.replace("convert once:", "convert once, with transformers 4:")
 # A pattern of names, what such a file is, what to do, and how _SAVE reads it; the first that matches counts.
 _FORMATS = (
-    (r".*\.gguf", "GGUF, the format of llama.cpp", _PULL, ""),
+    (r".*\.gguf|ggml.*", "GGUF, the format of llama.cpp", _PULL, ""),
     (r"openvino.*\.(xml|bin)", "OpenVINO's", _PULL, ""),
     (r"ckpt.*\.pt", "a pickle of a training, as nanoGPT's", f"{_TORCH}, c_attn, c_fc and c_proj transposed", ""),
     (r"(pytorch_)?model.*\.bin", "a pickle of PyTorch", _SAVE, ""),
     (r"tf_model.*\.h5", "TensorFlow's", _TRANSFORMERS_4, ", from_tf=True"),
     (r"flax_model.*\.msgpack", "Flax's", _TRANSFORMERS_4, ", from_flax=True"),
-    (r".*\.ckpt\..*|saved_model\.pb|.*\.(h5|tflite)", "TensorFlow's", _PULL, ""),
+    (r".*\.ckpt\..*|saved_model\.pb|.*\.(h5|keras|tflite)", "TensorFlow's", _PULL, ""),
     (r".*\.onnx(_data|\.data)?", "ONNX", _PULL, ""),
     (r".*\.npz", "NumPy's arrays, as early MLX kept weights", _PULL, ""),
     (r".*\.(mlmodel|mlpackage)", "Core ML's", _PULL, ""),
     (r".*\.msgpack", "Flax's", _PULL, ""),
+    (r".*\.(incomplete|part|crdownload|aria2)", "a download that is not complete", "go on with it", ""),
     (r".*\.bin", "a pickle of PyTorch", _SAVE, ""),
     (r".*\.(pt|pth|pkl|ckpt|ot)", "a pickle of PyTorch", _TORCH, ""),
 )  # fmt: skip

@@ -124,6 +124,7 @@ def test_both_names_of_a_published_model(home, kept):
     snapshot = cached(home / ".cache/huggingface/hub", kept)
     cached(home / ".cache/huggingface/hub", "someone/gpt2")
     assert locate("gpt2") == locate("openai-community/gpt2") == snapshot != locate("someone/gpt2")
+    refused("other/gpt2", "not in the Hugging Face cache")
 
 
 def test_the_other_name_of_a_model_that_is_not_whole(home):
@@ -256,6 +257,7 @@ def test_random_weights_of_a_config(home):
         (["config.json", "onnx/model.onnx"], ["model.onnx", "ONNX", "cgpt pull"]),
         (["config.json", "openvino_model.xml", "openvino_model.bin"], ["OpenVINO", "cgpt pull"]),
         (["config.json", "weights.npz"], ["MLX", "cgpt pull"]),
+        (["config.json", "model.safetensors.part"], ["model.safetensors.part is a download that is not complete"]),
         (["models/config.json", "readme.txt"], ["its folder models/ has one"]),
     ],
 )
@@ -264,6 +266,11 @@ def test_other_formats_are_named(home, files, parts):
         (home / "m" / name).parent.mkdir(parents=True, exist_ok=True)
         (home / "m" / name).write_text("{}")
     refused(home / "m", *(part.format(home / "m") for part in parts))
+
+
+def test_weights_without_a_config(home):
+    (model(home / "m") / "config.json").unlink()
+    refused(home / "m", "no config.json", "copy that of the model beside its weights", error=cgpt.CgptError)
 
 
 def test_a_file_of_another_format(home):
@@ -281,6 +288,8 @@ def test_an_adapter(home, more):
         (home / "a" / name).write_text(json.dumps(TINY))
     refused(home / "a", "a LORA adapter of some/base", f"from_pretrained('{home / 'a'}').merge_and_unload()")
     (home / "a/adapter_config.json").write_text("[")
+    refused(home / "a", "adapter of a model that it does not name")
+    (home / "a/adapter_model.safetensors").rename(home / "a/adapter_model.bin")
     refused(home / "a", "adapter of a model that it does not name")
     (model(home / "both") / "adapter_config.json").write_text("{}")
     with pytest.warns(UserWarning, match="the adapter beside the model is not applied"):

@@ -93,6 +93,13 @@ def test_a_name_that_is_there_twice(saved, tmp_path):
         cgpt.load(saved(GPT2, twice))
 
 
+def test_one_tensor_that_is_missing_is_named_alone(saved, tmp_path):
+    tensors, _ = random(GPT2, tmp_path)
+    del tensors["transformer.wte.weight"]
+    with pytest.raises(CheckpointError, match="config.json: transformer.wte.weight: expected [^;]* found none$"):
+        cgpt.load(saved(GPT2, tensors))
+
+
 # ---- ends that are tied
 
 
