@@ -103,6 +103,13 @@ def test_of_two_tokens_that_normalize_to_one_the_first_counts(tmp_path):
     assert load(tmp_path, content).encode("fooFoo") == [300, 300]
 
 
+def test_blanks_belong_to_the_token_that_took_them_first(tmp_path):
+    content = small()
+    flags = {"lstrip": True, "rstrip": True}
+    content["added_tokens"] += [{"id": 300, "content": "99", **flags}, {"id": 301, "content": "\n\n", **flags}]
+    assert load(tmp_path, content).encode("99\n\n99 \n\n") == [300, 300]  # by tokenizers 0.23.3 too
+
+
 def demo_gpt2(directory, *files, **config):
     """demo-gpt2's tokenizer files, with a tokenizer_config.json of these values."""
     for file in files:
