@@ -111,7 +111,7 @@ def test_score_is_the_log_softmax_of_the_logits():
     "ids, error",
     [
         ([], errors.EmptyPromptError),
-        ([[1, 2]], errors.InputError),
+        ([[1, 2], [3, 4]], errors.InputError),
         ([1.5], errors.InputError),
         ([-1], errors.TokenIdError),
         ([10**6], errors.TokenIdError),
