@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cgpt.generation.sampling import checkpoint_defaults
+
 
 def render(facts: Mapping[str, Any]) -> str:
     """What describe() found, as text for a terminal."""
@@ -21,9 +23,18 @@ def render(facts: Mapping[str, Any]) -> str:
         ("read per token", f"{size(sum(read.values()))}: {_list(read, size)}"),
         ("", f"and {size(per_token['cache'])} of {cache} at the end of {memory['context']:,} positions"),
         ("memory", f"{size(memory['total'])} at a context of {memory['context']:,}: {_list(parts, size)}"),
+        ("sampling", _sampling(facts["generation_config"])),
         ("here", _verdict(here, shape["context"])),
     ]
     return "\n".join([facts["name"], *(f"  {label:<16}{text}" for label, text in lines)])
+
+
+def _sampling(generation_config: Mapping[str, Any]) -> str:
+    given = checkpoint_defaults(generation_config)
+    defaults = {"temperature": 0} | {name: value for name, value in given.items() if value is not None}
+    return ", ".join(f"{name} {value:g}" for name, value in defaults.items()) + (
+        " (generation_config.json)" if given else ""
+    )
 
 
 def _architecture(name: str, shape: Mapping[str, int]) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cgpt.arguments import require_integer
-from cgpt.checkpoint.config import SLIDING, GPT2Config, GptOssConfig, read_config
+from cgpt.checkpoint.config import SLIDING, GPT2Config, GptOssConfig, read_config, read_generation_config
 from cgpt.checkpoint.locate import SYNTH, find, not_found
 from cgpt.checkpoint.names import open_checkpoint
 from cgpt.checkpoint.safetensors import StoredTensor
-from cgpt.checkpoint.sizes import SIZES, published_config
+from cgpt.checkpoint.sizes import SIZES, published_config, published_generation_config
 from cgpt.errors import ConfigError, ContextLengthError, InputError
 from cgpt.fields import read_json_object
 from cgpt.kernels._kernels import INT8_GROUP, KV_BLOCK, KV_PANEL
@@ -47,6 +47,7 @@ class Inventory:
 
     config: Config
     settings: Mapping[str, Any]  # what config.json holds
+    generation: Mapping[str, Any]  # what generation_config.json holds
     tensors: Sequence[AnyTensor]  # those the model uses
     disk: int  # bytes of the files that hold them
     source: str  # "files", "published size" or "config.json"
@@ -58,8 +59,9 @@ def look_up(name: str | os.PathLike[str]) -> Inventory:
     size, is_json = os.fspath(name).removeprefix(SYNTH), os.path.isfile(name) and os.fspath(name).endswith(".json")
     if is_json or size in SIZES and not os.path.isdir(name):
         if is_json:
-            return _unwritten(read_config(name), read_json_object(Path(name), ConfigError), "config.json")
-        return _unwritten(SIZES[size], published_config(size), "published size")
+            beside = read_generation_config(Path(name).parent)
+            return _unwritten(read_config(name), read_json_object(Path(name), ConfigError), beside, "config.json")
+        return _unwritten(SIZES[size], published_config(size), published_generation_config(size), "published size")
     directory = find(os.fspath(name))
     if directory is not None:
         config = read_config(directory)
@@ -68,17 +70,18 @@ def look_up(name: str | os.PathLike[str]) -> Inventory:
         checkpoint.check(specs, ignore=(*gpt2.MASK_BUFFERS, "lm_head.weight"))
         disk = sum(file.stat().st_size for file in {tensor.file for tensor in checkpoint.tensors.values()})
         settings = read_json_object(directory / "config.json", ConfigError)
-        return Inventory(config, settings, [checkpoint.tensors[n] for n in specs], disk, "files")
+        generation = read_generation_config(directory)
+        return Inventory(config, settings, generation, [checkpoint.tensors[n] for n in specs], disk, "files")
     raise InputError(not_found(os.fspath(name)))
 
 
-def _unwritten(config: Config, settings: Mapping[str, Any], source: str) -> Inventory:
+def _unwritten(config: Config, settings: Mapping[str, Any], generation: Mapping[str, Any], source: str) -> Inventory:
     """The inventory of the files that synth would write."""
     files = checkpoint_files(config, settings.get("quantization_config") is not None)
     stored = {tensor.name: tensor for tensors in files.values() for tensor in tensors}
     disk = sum(len(file_header(tensors)) for tensors in files.values())
     disk += sum(tensor.nbytes for tensor in stored.values())
-    return Inventory(config, settings, [stored[name] for name in _specs(config, stored)], disk, source)
+    return Inventory(config, settings, generation, [stored[name] for name in _specs(config, stored)], disk, source)
 
 
 def _specs(config: Config, names: Collection[str]) -> Mapping[str, Any]:
@@ -226,6 +229,7 @@ def describe(
     are those in memory then. kv_cache_dtype: what keys and values are kept as, "f32", "f16" or "bf16". root: the file
     system that holds proc and sys. The result, which json can write, holds
       name, source ("files", "published size" or "config.json"), architecture;
+      generation_config: what generation_config.json says, {} where there is none;
       shape: layers, width, heads and so on;
       parameters: total, active (those a token is multiplied with), parts {name: number};
       bytes: disk (files), weights (in memory), per_token {part: what decoding a token reads, and "cache"};
@@ -246,6 +250,7 @@ def describe(
         "name": Path(name_or_dir).name or str(name_or_dir),
         "source": found.source,
         "architecture": architecture(config),
+        "generation_config": dict(found.generation),
         "shape": shape,
         **amounts,
         "memory": {

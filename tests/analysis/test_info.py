@@ -252,3 +252,22 @@ def test_text():
         assert figure in text, figure
     assert "GPT-2, 12 layers, width 768" in render(describe("gpt2"))
     assert max(map(len, text.splitlines())) < 200
+
+
+@pytest.mark.parametrize(
+    "name, sampling",
+    [
+        ("gpt-oss-20b", "temperature 1 (generation_config.json)"),
+        ("demo-gpt-oss", "temperature 1 (generation_config.json)"),
+        ("gpt2", "temperature 0"),
+    ],
+)
+def test_how_tokens_are_chosen(name, sampling):
+    assert f"  sampling        {sampling}\n" in render(describe(name))
+
+
+def test_how_tokens_of_a_directory_are_chosen(tmp_path):
+    directory = checkpoint(GPT2, tmp_path / "m")
+    (directory / "generation_config.json").write_text('{"do_sample": true, "top_p": 0.9, "top_k": 0}')
+    for name in (directory, directory / "config.json"):
+        assert "temperature 1, top_p 0.9 (generation_config.json)\n" in render(describe(name))
