@@ -166,7 +166,7 @@ extension = Extension(
         *(SANITIZE if os.environ.get("CGPT_SANITIZE") == "1" else []),
         *(WERROR if os.environ.get("CGPT_WERROR") == "1" else []),
     ],
-    extra_link_args=["-lm", *(SANITIZE[:1] if os.environ.get("CGPT_SANITIZE") == "1" else [])],
+    extra_link_args=["-lm", "-ldl", *(SANITIZE[:1] if os.environ.get("CGPT_SANITIZE") == "1" else [])],
 )
 
 setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})

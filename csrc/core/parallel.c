@@ -1,22 +1,65 @@
 /* Threads: OpenMP's, with care for fork and for systems that start no more threads. */
+#define _GNU_SOURCE /* dladdr, dl_iterate_phdr */
 #include "core/parallel.h"
 
 #ifdef _OPENMP
+#include <dlfcn.h>
 #include <omp.h>
 #include <pthread.h>
+#include <string.h>
 #include <time.h>
 
 static int forks = 1;  /* one more than there were */
 static int asked, had; /* by the last one who got fewer threads than it asked for; 0: nobody did */
+static int kept, lost; /* the OpenMP in use could not give its threads back; it is in a child without them */
+
+/* The OpenMP in this library gives the calling thread's pool back. Its function is looked up because a libgomp older
+   than GCC 9 lacks it, and a process may have such a one: that of another package, loaded before ours. */
+static int give_back(const char *library) {
+    void *handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+    if (!handle) return 0;
+    int (*pause)(int) = (int (*)(int))dlsym(handle, "omp_pause_resource_all");
+    int given = pause && pause(1) == 0; /* omp_pause_soft */
+    dlclose(handle);
+    return given;
+}
+
+#ifdef __linux__
+#include <link.h>
+
+typedef struct {
+    const char *names[16];
+    int n;
+} libraries;
+
+static int note_libgomp(struct dl_phdr_info *info, CG_UNUSED size_t size, void *to) {
+    libraries *found = to;
+    if (found->n < 16 && strstr(info->dlpi_name, "libgomp")) found->names[found->n++] = info->dlpi_name;
+    return 0;
+}
+
+static void give_back_others(void) {
+    libraries found = {.n = 0};
+    dl_iterate_phdr(note_libgomp, &found); /* holds a lock of the loader, so dlopen comes after it */
+    for (int i = 0; i < found.n; i++) give_back(found.names[i]);
+}
+#else
+static void give_back_others(void) {}
+#endif
 
 /* A child of fork() has none of its parent's threads, and libgomp waits for them for ever. So the pool is given back
-   before a fork; both sides start new threads when they next need them. */
-static void give_back_threads(void) {
-    omp_pause_resource_all(omp_pause_soft);
+   before a fork; both sides start new threads when they next need them. So are those of every other libgomp, since
+   torch, for one, brings its own: which of them serves whom depends on the order of imports. */
+static void before_fork(void) {
+    Dl_info ours;
+    kept = !dladdr((void *)omp_get_max_threads, &ours) || !give_back(ours.dli_fname);
+    give_back_others();
     __atomic_add_fetch(&forks, 1, __ATOMIC_RELAXED);
 }
 
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(give_back_threads, NULL, NULL); }
+static void in_child(void) { lost |= kept; }
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(before_fork, NULL, in_child); }
 
 static void *pass(void *gate) {
     pthread_mutex_lock(gate);
@@ -77,7 +120,7 @@ int cg_openmp_places(int *cpus, int max) {
 }
 
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
-    int team = cg_team(threads, tasks);
+    int team = lost ? 1 : cg_team(threads, tasks);
     if (team > 1) team = startable(team, cg_team(threads, cg_max(tasks, 64)));
     if (team == 1) {
         for (int64_t i = 0; i < tasks; i++) fn(job, i, 0);

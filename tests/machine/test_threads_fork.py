@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,62 @@ def test_a_fork_while_another_thread_runs_kernels():
             done.set()
 
     assert at_once(other, fork)[1] == [expected] * 3
+
+
+def loaded_libgomp():
+    """The file of the OpenMP runtime in use, None where it is not GCC's."""
+    maps = Path("/proc/self/maps")
+    return (
+        next((x.split()[-1] for x in maps.read_text().splitlines() if "libgomp" in x), None) if maps.exists() else None
+    )
+
+
+OTHER_LIBGOMP = """if True:
+    import ctypes, os, signal, sys
+    first, library, used = sys.argv[1:]
+    if first == "cgpt":
+        import cgpt
+    other = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    import cgpt
+    region = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)  # what its threads run
+    other.GOMP_parallel.restype = None
+    model = cgpt.load("demo-gpt2", threads=2, precision="exact")
+    compute = {
+        "cgpt": lambda: model.logits([1, 2, 3]).tobytes(),
+        "other": lambda: other.GOMP_parallel(region, None, 2, 0),
+    }
+    expected = {name: compute[name]() for name in ("other", "cgpt")}
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(compute[used]() != expected[used])
+    code = os.waitpid(child, 0)[1]
+    print(code, compute["cgpt"]() == expected["cgpt"])
+"""
+
+
+@pytest.fixture
+def other_libgomp(tmp_path):
+    """Makes the path of a copy of libgomp; an old one cannot give its threads back, as those of GCC 8 and before."""
+
+    def make(old):
+        code = Path(loaded_libgomp()).read_bytes()
+        assert b"omp_pause_resource_all\0" in code
+        path = tmp_path / "libgomp-other.so.1"
+        path.write_bytes(code.replace(b"omp_pause_resource_all\0", b"omp_pause_resource_nil\0") if old else code)
+        return str(path)
+
+    return make
+
+
+@pytest.mark.skipif(not loaded_libgomp(), reason="this build does not use GCC's OpenMP")
+@pytest.mark.parametrize("used, old", [("cgpt", False), ("other", False), ("cgpt", True)])
+@pytest.mark.parametrize("first", ["cgpt", "other"])
+def test_a_forked_child_beside_another_libgomp(other_libgomp, first, used, old):
+    """As with torch, in both orders. Nothing helps an old one, but cgpt runs in the child even where it serves cgpt."""
+    command = [sys.executable, "-c", OTHER_LIBGOMP, first, other_libgomp(old), used]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "0 True\n"), done.stderr
 
 
 # ---- Ctrl-C
