@@ -2,7 +2,8 @@
 
 Environment: CGPT_REF_ONLY=1 builds the portable level alone; CGPT_SANITIZE=1 adds ASan and UBSan; CGPT_EMULATE=1
 replaces AVX-512's and AMX's instructions by C, to test their kernels on machines that lack them; CGPT_WERROR=1 makes
-the compiler's warnings errors. CC, CFLAGS and LDFLAGS are honoured.
+the compiler's warnings errors; CGPT_ABI3=1 builds for every Python from 3.11 on, as the wheels are. CC, CFLAGS and
+LDFLAGS are honoured.
 """
 
 import hashlib
@@ -28,8 +29,18 @@ FRAMES = [["-Werror=frame-larger-than=65536"], ["-Wframe-larger-than=65536", "-W
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1", "-fno-omit-frame-pointer"]
 WERROR = ["-Wall", "-Wextra", "-Werror"]
 SWITCHES = [name for name in ("CGPT_REF_ONLY", "CGPT_EMULATE") if os.environ.get(name) == "1"]
+# Python's limited API costs 2 % more instructions in a step of the tiny demo, and nothing that can be measured at GPT-2
+# 124M (bench/SPEED.md): one wheel serves 3.11 and everything newer, a source build stays as it was. Buffers came to the
+# limited API with 3.11; a free-threaded Python has none before 3.15.
+ABI3 = (
+    os.environ.get("CGPT_ABI3") == "1"
+    and sys.version_info >= (3, 11)
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")
+)
 
 MAIN = "int main(void) { return 0; }"
+# GCC's and Clang's switch, and Apple's Clang with a libomp that CFLAGS and LDFLAGS say where to find.
+OPENMP_FLAGS = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
 OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }"
 NO_COMPILER = """cgpt's kernels are written in C, and no C compiler works here: {}
 Install one, then try again:
@@ -86,14 +97,17 @@ class BuildExt(build_ext):
         problem = self.problem_with("#include <Python.h>\n" + MAIN)
         if problem:
             raise CompileError(NO_HEADERS.format(sys.executable, problem))
-        serial = self.problem_with(OPENMP, "-fopenmp")
+        serial = self.problem_with(OPENMP, *OPENMP_FLAGS[0][0])
+        openmp = next(
+            (both for both in OPENMP_FLAGS if not (serial and self.problem_with(OPENMP, *both[0], *both[1]))), None
+        )
         for extension in self.extensions:
             if os.environ.get("CGPT_SANITIZE") != "1" and "CGPT_EMULATE" not in SWITCHES:
                 frames = (flags for flags in FRAMES if not self.problem_with(MAIN, "-Werror", *flags))
                 extension.extra_compile_args += next(frames, [])
-            if not serial:
-                extension.extra_compile_args.append("-fopenmp")
-                extension.extra_link_args.append("-fopenmp")
+            if openmp:
+                extension.extra_compile_args += openmp[0]
+                extension.extra_link_args += openmp[1]
             # Other switches give another library, so it is linked anew; objects that still fit are not compiled again.
             Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
         # What Python was built with, and the user did not ask for: debug information, five times the code, and the
@@ -102,7 +116,7 @@ class BuildExt(build_ext):
         self.compiler.linker_so = without(self.compiler.linker_so, "-Wl,-rpath", "LDFLAGS")
         self.compiler.compile = self.compile_in_parallel
         super().build_extensions()
-        if serial:
+        if not openmp:
             tell(NO_OPENMP.format(serial))
 
     def problem_with(self, program, *flags):
@@ -160,7 +174,8 @@ extension = Extension(
     "cgpt.kernels._kernels",
     ["cgpt/kernels/_kernels.pyx", *SOURCES],
     include_dirs=["csrc"],
-    define_macros=[(name, "1") for name in SWITCHES],
+    define_macros=[*((name, "1") for name in SWITCHES), *([("Py_LIMITED_API", "0x030B0000")] if ABI3 else [])],
+    py_limited_api=ABI3,
     extra_compile_args=[
         *FLAGS,
         *(SANITIZE if os.environ.get("CGPT_SANITIZE") == "1" else []),
@@ -169,4 +184,8 @@ extension = Extension(
     extra_link_args=["-lm", "-ldl", *(SANITIZE[:1] if os.environ.get("CGPT_SANITIZE") == "1" else [])],
 )
 
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildExt})
+setup(
+    ext_modules=[extension],
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
+)

@@ -1,8 +1,9 @@
-# cython: language_level=3, boundscheck=False, nonecheck=True, embedsignature=True
+# cython: language_level=3, boundscheck=False, nonecheck=True, embedsignature=True, freethreading_compatible=True
 """The kernels of csrc/ as Python functions: shapes are checked, the GIL is released, C is called. No arithmetic here.
 
 Activations are `Tensor`s, float32 [rows, columns]; T is how many of their rows a call works on. Weights are
-`Matrix`es. Contracts, formulas and references: csrc/cgpt.h.
+`Matrix`es. Contracts, formulas and references: csrc/cgpt.h. The GIL protects nothing here, so Pythons without one are
+supported: a Context, a LayerCache and a SamplingState belong to one call at a time, whoever makes the call.
 """
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
