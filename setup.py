@@ -97,10 +97,8 @@ class BuildExt(build_ext):
         problem = self.problem_with("#include <Python.h>\n" + MAIN)
         if problem:
             raise CompileError(NO_HEADERS.format(sys.executable, problem))
-        serial = self.problem_with(OPENMP, *OPENMP_FLAGS[0][0])
-        openmp = next(
-            (both for both in OPENMP_FLAGS if not (serial and self.problem_with(OPENMP, *both[0], *both[1]))), None
-        )
+        openmp = next((both for both in OPENMP_FLAGS if not self.problem_with(OPENMP, *both[0], *both[1])), None)
+        serial = None if openmp else self.problem_with(OPENMP, "-fopenmp")
         for extension in self.extensions:
             if os.environ.get("CGPT_SANITIZE") != "1" and "CGPT_EMULATE" not in SWITCHES:
                 frames = (flags for flags in FRAMES if not self.problem_with(MAIN, "-Werror", *flags))
@@ -116,7 +114,7 @@ class BuildExt(build_ext):
         self.compiler.linker_so = without(self.compiler.linker_so, "-Wl,-rpath", "LDFLAGS")
         self.compiler.compile = self.compile_in_parallel
         super().build_extensions()
-        if not openmp:
+        if serial:
             tell(NO_OPENMP.format(serial))
 
     def problem_with(self, program, *flags):
