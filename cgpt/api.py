@@ -22,7 +22,7 @@ from cgpt.checkpoint.hub import pull
 from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.locate import SYNTH, is_id, locate
 from cgpt.checkpoint.names import open_checkpoint
-from cgpt.errors import CheckpointError, InputError, ModelClosed, OutOfMemoryError
+from cgpt.errors import CheckpointError, InputError, OutOfMemoryError
 from cgpt.generation import generate as generation
 from cgpt.generation import prompts as wrapped
 from cgpt.generation.prefix_cache import PrefixCache
@@ -142,8 +142,7 @@ class Model:
 
     def _encode(self, ids: Any, special: bool) -> list[int]:
         require_flag("special", special)
-        if self.transformer.closed:
-            raise ModelClosed("the model was closed and its weights given back; load it again")
+        self.transformer.require_open()
         if isinstance(ids, str):
             name = None if special or self._warned_of_special else self.tokenizer.find_special_token(ids)
             if name:
@@ -449,6 +448,7 @@ def load(
                 transformer = GptOss(config, checkpoint, loader, count, precision)
         except MemoryError as problem:
             raise OutOfMemoryError(f"{directory}: no memory to load {loader.reading}: {problem}") from None
+    transformer.files = checkpoint.watch()
     if kv_cache_dtype:
         transformer.kv_cache_dtype = kv_cache_dtype
     return Model(transformer, directory)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cgpt.checkpoint.changes import SAMPLE, FileWatch, OpenFile
 from cgpt.checkpoint.formats import explain
 from cgpt.errors import CheckpointError
 from cgpt.fields import parse_json_object, read_json_object, require_regular_file, shown
@@ -63,7 +64,7 @@ class Checkpoint:
 
     Reads model.safetensors, or the shards of model.safetensors.index.json, or (OpenAI's layout) every
     *.safetensors file there is. Raises CheckpointError naming the file where one is missing, damaged, or
-    holds a tensor that another one has too. The files must not be changed while the checkpoint is in use.
+    holds a tensor that another one has too. watch() notices files that change while they are in use.
     A name that safetensors.torch.save_model() left out, for a tensor that has two, is read from the header's metadata.
     `metadata` is that of all files.
     """
@@ -73,9 +74,11 @@ class Checkpoint:
         self.tensors: dict[str, StoredTensor] = {}
         self.metadata: dict[str, str] = {}
         self._maps: dict[Path, mmap.mmap] = {}
+        self._files: list[OpenFile] = []
         files, weight_map = find_files(self.directory)
         for file in files:
-            self._maps[file] = _map_file(file)
+            self._maps[file], opened = _map_file(file)
+            self._files.append(opened)
             tensors, metadata = _read_header(file, self._maps[file])
             self.metadata |= metadata
             for tensor in tensors:
@@ -127,6 +130,16 @@ class Checkpoint:
         length = (tensor.offset + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._maps[tensor.file].madvise(mmap.MADV_DONTNEED, first, length)
+
+    def watch(self) -> FileWatch:
+        """Begins to watch the files, once all is loaded; CheckpointError where one has changed since it was opened."""
+        for file in self._files:
+            stored = [tensor for tensor in self.tensors.values() if tensor.file == file.path]
+            header = min((tensor.offset for tensor in stored), default=0)
+            if problem := file.change():
+                raise CheckpointError(problem)
+            file.remember([(0, header), *((tensor.offset, min(tensor.nbytes, SAMPLE)) for tensor in stored)])
+        return FileWatch(self._files)
 
     def check(self, spec: Mapping[str, TensorSpec], ignore: Iterable[str] = ()) -> None:
         """Compares what is stored with what the model expects, reading no values.
@@ -199,7 +212,7 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _map_file(path: Path) -> mmap.mmap:
+def _map_file(path: Path) -> tuple[mmap.mmap, OpenFile]:
     size = require_regular_file(path, CheckpointError)
     try:
         with open(path, "rb") as file:
@@ -207,7 +220,8 @@ def _map_file(path: Path) -> mmap.mmap:
                 raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull`")
             with safe_open(path, framework="numpy"):
                 pass
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return mapped, OpenFile(path, file.fileno(), mapped)
     except OSError as problem:
         raise CheckpointError(f"{path}: {problem.strerror or problem}") from None
     except SafetensorError as problem:

@@ -12,6 +12,7 @@ from typing import Any
 from cgpt.cli import bench, chat, compare, doctor, evolution, generate, info, kernels, pull, quality, serve, synth
 from cgpt.cli.options import say
 from cgpt.errors import CgptError
+from cgpt.kernels import _kernels
 from cgpt.version import __version__
 
 COMMANDS = (generate, chat, serve, pull, info, compare, synth, bench, doctor, quality, evolution, kernels)
@@ -21,6 +22,7 @@ INTERRUPTED, PIPE_CLOSED, FAILED = 130, 141, 2  # as shells report SIGINT and SI
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit status. argparse exits by itself for --help and wrong usage."""
     _replace_closed_streams()
+    _kernels.name_bus_errors()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where it knows few characters, the others become "?"
     try:

@@ -18,7 +18,16 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cgpt.errors import CgptError, EngineClosed, InputError, KernelError, OutOfMemoryError, QueueFull
+from cgpt.errors import (
+    CgptError,
+    CheckpointError,
+    EngineClosed,
+    InputError,
+    KernelError,
+    ModelClosed,
+    OutOfMemoryError,
+    QueueFull,
+)
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Request, TextModel
 from cgpt.generation.scheduler import Scheduler
@@ -137,6 +146,9 @@ class Engine:
 
     The scheduler says what runs and what waits. While texts are being streamed, prompts are read in chunks that keep
     them waiting for no longer than MAX_PAUSE or so.
+
+    failure: what ended the engine, the model's CheckpointError where its files changed, or ModelClosed; whoever asks
+    afterwards gets it. None as long as it runs.
     """
 
     MAX_PAUSE = 1.0  # seconds
@@ -164,6 +176,7 @@ class Engine:
         prefix_bytes = min(2_000_000_000, available // 4) if prefix_cache_bytes is None else prefix_cache_bytes
         self.prefix_cache = PrefixCache(model, prefix_bytes) if prefix_bytes else None
         self.stats = EngineStats()
+        self.failure: CgptError | None = None
         self._scheduler = Scheduler(
             model.transformer,
             prefix_cache=self.prefix_cache,
@@ -202,7 +215,7 @@ class Engine:
             raise InputError(f"{len(requests)} requests at once are too many; at most {limit} run or wait")
         with self._changed:
             if self._closing:
-                raise EngineClosed("the engine is shutting down; ask another one, or later")
+                raise self.failure or EngineClosed("the engine is shutting down; ask another one, or later")
             if entries.keys() & self._entries.keys():
                 raise InputError("a request runs once; make a new one of the same prompt and parameters")
             if len(self._entries) + len(requests) > limit:
@@ -261,7 +274,7 @@ class Engine:
                     self._step()
             except Exception as error:
                 self._fail(self._begun(), error)
-        self._fail([*self._entries], EngineClosed("the engine was shut down; ask again"))
+        self._fail([*self._entries], self.failure or EngineClosed("the engine was shut down; ask again"))
 
     def _begun(self) -> list[Request]:
         """What the scheduler runs, and what it has finished and nobody was told of."""
@@ -323,6 +336,10 @@ class Engine:
             error = OutOfMemoryError("memory ran out in a step; ask for less at a time")
         elif not isinstance(error, CgptError):
             error = KernelError(f"a step failed: {type(error).__name__}: {error}")
+        if isinstance(error, (CheckpointError, ModelClosed)):
+            with self._changed:
+                self.failure = self.failure or error
+                self._closing = self._stopping = True
         for request in requests:
             self._scheduler.discard(request)
         self.stats.finished["error"] += len(requests)

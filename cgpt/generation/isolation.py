@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cgpt.errors import CheckpointError, ModelClosed
 from cgpt.models.base import Floats, Ids, Rows, Transformer
 from cgpt.models.kv_cache import KVCache
 
@@ -13,10 +14,12 @@ def step_isolated(
 
     The rows of those that failed mean nothing, nor do their caches hold anything; where all failed there is no result.
     An error that names its caches (NumericsError) costs another step, of the others. The cause of any other is searched
-    for by halves: it may go with a smaller batch, as where memory is short.
+    for by halves: it may go with a smaller batch, as where memory is short. A model that is gone fails for all at once.
     """
     try:
         return transformer.step(batch, rows=rows, head=head), {}
+    except (CheckpointError, ModelClosed) as gone:
+        return None, dict.fromkeys(range(len(batch)), gone)
     except Exception as raised:
         error = raised
     blamed = {id(cache) for cache in getattr(error, "caches", ())}

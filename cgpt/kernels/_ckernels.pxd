@@ -92,6 +92,7 @@ cdef extern from "cgpt.h" nogil:
     const char *cg_kernel_variant(int)
     int cg_has_openmp()
     int cg_threads_short(int *)
+    void cg_name_bus_errors()
     int cg_openmp_places(int *, int)
 
     int64_t cg_uniform_tokens(const cg_matrix *, int64_t, cg_precision)

@@ -70,6 +70,11 @@ def has_openmp():
     return bool(cg_has_openmp())
 
 
+def name_bus_errors():
+    """From now on a SIGBUS names the mapped file on stderr before it ends the process; for the command line."""
+    cg_name_bus_errors()
+
+
 def openmp_places():
     """The CPUs that OpenMP binds threads to; [] where it binds none (OMP_PROC_BIND and OMP_PLACES are not set)."""
     cdef int cpus[4096]

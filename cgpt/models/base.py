@@ -15,8 +15,17 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from cgpt.checkpoint.changes import FileWatch
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig
-from cgpt.errors import EmptyPromptError, InputError, ModelClosed, NumericsError, OutOfMemoryError, TokenIdError
+from cgpt.errors import (
+    CheckpointError,
+    EmptyPromptError,
+    InputError,
+    ModelClosed,
+    NumericsError,
+    OutOfMemoryError,
+    TokenIdError,
+)
 from cgpt.fields import shown
 from cgpt.kernels import _kernels as k
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
@@ -75,6 +84,7 @@ class Transformer:
     """
 
     PREFILL_CHUNK = 512  # tokens per step that bound the memory of long prompts
+    files: FileWatch | None = None  # what the weights are read from; load() sets it
     windows: list[int]  # of each layer, in positions; 0 sees everything
     heads: int
     kv_heads: int
@@ -91,6 +101,7 @@ class Transformer:
         self.vocab_size: int = config.vocab_size
         self.eos_token_ids: tuple[int, ...] = config.eos_token_ids
         self.closed = False
+        self.closed_for = "the model was closed and its weights given back"
         self._begin()
         self._without_weights = {"_without_weights", *vars(self)}
 
@@ -115,7 +126,7 @@ class Transformer:
 
     def at_precision(self: Self, precision: Precision) -> Self:
         """The same weights, with no copy of them, at another precision and with its default cache."""
-        self._require_open()
+        self.require_open()
         twin = copy.copy(self)
         twin.precision, twin.kv_cache_dtype = precision, DEFAULT_KV_DTYPE[precision]
         twin._begin()
@@ -134,16 +145,27 @@ class Transformer:
                 delattr(self, name)
             self._idle.clear()
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raises ModelClosed after close()."""
         if self.closed:
-            raise ModelClosed("the model was closed and its weights given back; load it again")
+            raise ModelClosed(f"{self.closed_for}; load it again")
+
+    def _require_unchanged(self) -> None:
+        """Closes the model and raises CheckpointError where its files have changed."""
+        try:
+            if self.files is not None:
+                self.files.require_unchanged()
+        except CheckpointError:
+            self.closed_for = "the model was closed because its checkpoint changed on disk"
+            self.close()
+            raise
 
     # ------------------------------------------------------------------------------------------------- the step
 
     def new_cache(self, context: int | None = None, slack: int = 0) -> KVCache:
         """The empty cache of a new sequence of up to `context` positions (default: all the model has), which can go
         back by `slack` tokens, see KVCache.truncate."""
-        self._require_open()
+        self.require_open()
         context = self.context_length if context is None else min(context, self.context_length)
         return KVCache(self.windows, self.kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
 
@@ -170,10 +192,12 @@ class Transformer:
         head=False gives the head's input [.., C] instead.
 
         Raises InputError, EmptyPromptError, TokenIdError, ContextLengthError or ModelClosed before anything is
-        computed. Raises NumericsError if what comes out is not finite, whose `caches` are to blame, or
-        OutOfMemoryError; KVCache.rollback() takes caches of a failed step back to where they were.
+        computed, and CheckpointError, which closes the model, where its file has changed on disk. Raises NumericsError
+        if what comes out is not finite, whose `caches` are to blame, or OutOfMemoryError; KVCache.rollback() takes
+        caches of a failed step back to where they were.
         """
-        self._require_open()
+        self.require_open()
+        self._require_unchanged()
         if rows not in ("last", "all"):
             raise InputError(f'rows is "last" or "all", not {shown(rows)}')
         ids, slices = self._lay_out(batch)
@@ -253,7 +277,7 @@ class Transformer:
     def _workspace(self) -> Iterator[Workspace]:
         """A workspace of its own for each step that runs at the same time; one whose step failed is dropped."""
         with self._lock:
-            self._require_open()
+            self.require_open()
             self._running += 1
             idle = self._idle.pop() if self._idle else None
         try:
@@ -292,7 +316,7 @@ class Transformer:
 
     def _read(self, ids: npt.ArrayLike, take: Callable[[KVCache, Ids, Ids], Floats]) -> Floats:
         """What `take` makes of each chunk of a prompt, and of the ids that follow each of its tokens."""
-        self._require_open()
+        self.require_open()
         array, n = self.check_ids(ids), self.PREFILL_CHUNK
         cache = self.new_cache(len(array))
         cache.require_room(len(array))

@@ -10,9 +10,11 @@ from starlette.responses import Response
 
 from cgpt.errors import (
     CgptError,
+    CheckpointError,
     ContextLengthError,
     EngineClosed,
     InputError,
+    ModelClosed,
     OutOfMemoryError,
     QueueFull,
     TokenizerError,
@@ -55,9 +57,12 @@ def dumps(content: Any) -> str:
 def api_error(problem: CgptError, retry_after: int = 1) -> ApiError:
     """The error that a client gets for an exception of the package. retry_after: in seconds, where waiting helps."""
     text, wait = str(problem), {"Retry-After": str(retry_after)}
+    gone = "the model's checkpoint changed on disk, so this server has closed it and ends"
     match problem:
         case ApiError():
             return problem
+        case CheckpointError() | ModelClosed():  # whose texts name files of this machine
+            return ApiError(gone, 503, "server_error", "checkpoint_changed", headers=wait)
         case ContextLengthError():
             return ApiError(text, code="context_length_exceeded")
         case InputError() | TokenizerError():

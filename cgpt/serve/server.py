@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cgpt.generation.engine import Engine
 
 CONNECTIONS = 512
 KEEP_ALIVE = 65  # seconds; longer than clients keep theirs, so that they do not meet one that closes
@@ -74,7 +76,14 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says where it listens once it does."""
+    """uvicorn's server, which says where it listens once it does, and ends with its engine."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._engine.failure is not None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -82,8 +91,9 @@ class Server(uvicorn.Server):
             print(f"cgpt: serving at {address(listening)}", file=sys.stderr, flush=True)
 
 
-def run(app: Any, listening: socket.socket, drain: int) -> None:
-    """Serves until SIGINT or SIGTERM; running requests then get at most `drain` seconds to finish."""
+def run(app: Starlette, listening: socket.socket, drain: int) -> None:
+    """Serves until SIGINT or SIGTERM; running requests then get at most `drain` seconds to finish. Raises what ended
+    the engine, where something did."""
     config = uvicorn.Config(
         app,
         loop="asyncio",
@@ -98,4 +108,7 @@ def run(app: Any, listening: socket.socket, drain: int) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=drain,
     )
-    Server(config).run(sockets=[listening])
+    engine: Engine = app.state.service.engine
+    Server(config, engine).run(sockets=[listening])
+    if engine.failure is not None:
+        raise engine.failure

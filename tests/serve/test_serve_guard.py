@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -316,6 +317,22 @@ def test_the_command_serves_and_lets_what_runs_finish(number):
         assert text == cgpt.load("demo-gpt2", precision="exact").generate("a", max_new_tokens=200).text
         assert process.wait(20) in (-number, cli.INTERRUPTED)
         assert "Traceback" not in process.stderr.read()
+
+
+def test_a_checkpoint_that_changes_ends_the_server(tmp_path):
+    directory = shutil.copytree(cgpt.locate("demo-gpt2"), tmp_path / "model")
+    with command("--threads", "1", "--model", str(directory)) as process:
+        client = openai.OpenAI(base_url=process.stderr.readline().split()[-1] + "/v1", api_key="k", max_retries=0)
+        ask = dict(model="model", prompt="a", max_tokens=2)
+        client.completions.create(**ask)
+        with open(directory / "model.safetensors", "r+b") as file:
+            file.write(b"\1" * 100)
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.completions.create(**ask)
+        assert caught.value.status_code == 503 and caught.value.code == "checkpoint_changed"
+        assert str(tmp_path) not in str(caught.value)
+        assert process.wait(20) == cli.FAILED
+        assert f"cgpt: error: {directory}/model.safetensors changed on disk" in process.stderr.read()
 
 
 def test_what_the_command_cannot_do(capsys):
