@@ -12,7 +12,9 @@ from typing import Any
 
 from cgpt.errors import CgptError, ConfigError
 
-MAX_BYTES = 64 << 20  # config.json has a few KB, the largest index some 100 KB
+MAX_BYTES = 4 << 20  # config.json has a few KB, the largest index some 100 KB
+MAX_VALUES = 1 << 22  # of one JSON file, lists and objects included; a vocabulary of 200,000 tokens has half as many
+_UNMARKED = bytes(set(range(256)) - set(b'",:[{'))
 
 _REQUIRED = _REFUSED = object()  # no default; null is an error
 
@@ -37,13 +39,31 @@ def decode_utf8(text: bytes) -> str:
     return text.decode("utf-8")
 
 
+def _require_few(text: bytes, path: Path, error: type[CgptError], max_values: int, max_keys: int) -> None:
+    """Raises `error` where JSON holds more values or keys, without parsing it: a few milliseconds for each MB."""
+    marks = text.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _UNMARKED)
+    if marks.count(b'"') <= 2 * (max_values + max_keys):
+        outside = b"".join(marks.split(b'"')[::2])  # of strings
+        if outside.count(b",") + outside.count(b"[") + outside.count(b"{") <= max_values:
+            if outside.count(b":") <= max_keys:
+                return
+    raise error(f"{path}: the JSON holds too much; at most {max_values} values and {max_keys} keys are read")
+
+
 def parse_json_object(
-    text: bytes, path: Path, error: type[CgptError], parse_float: Callable[[str], float] = float
+    text: bytes,
+    path: Path,
+    error: type[CgptError],
+    parse_float: Callable[[str], float] = float,
+    max_values: int = MAX_VALUES,
+    max_keys: int = MAX_VALUES,
 ) -> dict[str, Any]:
     """The JSON object in `text`; anything else, a repeated key or a NaN is `error`, naming `path`.
 
-    parse_float: reads a number that is not written as an integer; ValueError where it is none
+    parse_float: reads a number that is not written as an integer; ValueError where it is none. max_values, max_keys:
+    more of them are `error` before they take memory or time; lists and objects are values, too
     """
+    _require_few(text, path, error, max_values, max_keys)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -68,11 +88,11 @@ def parse_json_object(
     return value
 
 
-def read_json_object(path: Path, error: type[CgptError]) -> dict[str, Any]:
+def read_json_object(path: Path, error: type[CgptError], max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """The JSON object in the file `path`; see parse_json_object."""
     size = require_regular_file(path, error)
-    if size > MAX_BYTES:
-        raise error(f"{path}: {size} bytes are too many for this file; at most {MAX_BYTES} are read")
+    if size > max_bytes:
+        raise error(f"{path}: {size} bytes are too many for this file; at most {max_bytes} are read")
     try:
         text = path.read_bytes()
     except OSError as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
 from cgpt.errors import CgptError
-from cgpt.serve.errors import ApiError, api_error, error_response
+from cgpt.serve.errors import ApiError, api_error, defect, error_response
 from cgpt.serve.guard import Guard
 from cgpt.serve.openai import models
 from cgpt.serve.openai.chat import ChatCompletion, ChatRequest, chat
@@ -26,6 +27,8 @@ from cgpt.serve.page import page
 from cgpt.serve.service import Service
 from cgpt.serve.stream import ClientGone
 from cgpt.serve.validation import Schema
+
+log = logging.getLogger("cgpt.serve")
 
 
 async def openapi(service: Service) -> Schema:
@@ -77,7 +80,10 @@ def make_app(
 
 
 async def _failed(request: HttpRequest, problem: CgptError) -> Response:
-    return error_response(api_error(problem, request.app.state.service.engine.retry_after))
+    answered = api_error(problem, request.app.state.service.engine.retry_after)
+    if answered.status == 500:
+        log.error("%s: %s", type(problem).__name__, problem)
+    return error_response(answered)
 
 
 async def _http(_: HttpRequest, problem: HTTPException) -> Response:
@@ -90,5 +96,4 @@ async def _gone(_: HttpRequest, __: ClientGone) -> Response:
 
 
 async def _defect(_: HttpRequest, problem: Exception) -> Response:
-    message = f"a defect of the server: {type(problem).__name__}; its log says more"
-    return error_response(ApiError(message, 500, "server_error", "internal_error"))
+    return error_response(defect(problem))

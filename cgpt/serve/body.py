@@ -1,4 +1,4 @@
-"""Reads the JSON bodies of requests, bounded in bytes, in time and in depth."""
+"""Reads the JSON bodies of requests, bounded in bytes, in time, in values and in depth."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
 
 
-async def read_body(request: Request, limits: Limits) -> dict[str, Any]:
-    """Reads the JSON object that is the body of a request; ApiError if it is none, too large, too deep, or too slow."""
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Reads the body of a request that says it is JSON; ApiError if it does not, is too large, or too slow."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # A page of another site may send the other kinds here without asking first.
         raise ApiError("the body must be JSON: send Content-Type: application/json", 415)
     try:
-        raw = await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
+        return await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
     except (asyncio.TimeoutError, TimeoutError):
         raise ApiError(f"the body did not come within {limits.body_seconds:g} seconds", 408) from None
-    values = parse_json_object(raw, Path("the body"), ApiError, _number)
+
+
+def parse_body(raw: bytes, limits: Limits) -> dict[str, Any]:
+    """Parses the JSON object that is a body; ApiError if it is none, holds too much, or is too deep."""
+    values = parse_json_object(raw, Path("the body"), ApiError, _number, limits.values, limits.keys)
     if is_deeper(values, limits.depth):  # so that nothing that walks through it later meets the end of the stack
         raise ApiError(f"the body is nested deeper than {limits.depth} levels")
     return values

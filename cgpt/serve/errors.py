@@ -15,6 +15,7 @@ from cgpt.errors import (
     EngineClosed,
     InputError,
     ModelClosed,
+    NumericsError,
     OutOfMemoryError,
     QueueFull,
     TokenizerError,
@@ -71,7 +72,15 @@ def api_error(problem: CgptError, retry_after: int = 1) -> ApiError:
             return ApiError(text, 429, "rate_limit_error", "rate_limit_exceeded", headers=wait)
         case EngineClosed() | OutOfMemoryError():
             return ApiError(text, 503, "server_error", "unavailable", headers=wait)
-    return ApiError(f"{type(problem).__name__}: {text}", 500, "server_error", "internal_error")
+        case NumericsError():
+            return ApiError(f"NumericsError: {text}", 500, "server_error", "model_failed")
+    return defect(problem)
+
+
+def defect(problem: Exception) -> ApiError:
+    """The error that a client gets for a failure nobody expected: without its text, which is for the log."""
+    message = f"a defect of the server: {type(problem).__name__}; its log says more"
+    return ApiError(message, 500, "server_error", "internal_error")
 
 
 @dataclass

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cgpt.serve.body import read_body
+from cgpt.serve.body import parse_body, read_body
 from cgpt.serve.errors import ApiError, ErrorAnswer, Json
 from cgpt.serve.guard import OPEN
 from cgpt.serve.service import Service
@@ -23,6 +23,7 @@ from cgpt.version import __version__
 
 Input = tuple[str, JsonSchemaMode, TypeAdapter[Any]]
 JSON, EVENTS = "application/json", "text/event-stream"
+SMALL = 16 << 10  # bytes of a body that is read within a millisecond
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,13 @@ class Endpoint:
         if self.chats and service.no_chat is not None:
             raise ApiError(service.no_chat, code="model_has_no_chat", param="model")
         given = list(request.path_params.values())
-        if self.takes:
-            given = [validate(self.takes, await read_body(request, service.limits), service.bounds)]
+        if takes := self.takes:
+            raw = await read_body(request, service.limits)
+
+            def read() -> RequestModel:
+                return validate(takes, parse_body(raw, service.limits), service.bounds)
+
+            given = [read() if len(raw) <= SMALL else await service.in_thread(read)]
         found = await self.handler(service, *given)
         if isinstance(found, Generated):
             return await found.response(request.receive)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import socket
 import sys
+from http import HTTPStatus
+from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cgpt.generation.engine import Engine
+from cgpt.serve.errors import ApiError, error_response
 
 CONNECTIONS = 512
+OTHER_FILES = 64  # descriptors that are not connections
+BACKLOG = 128  # connections that wait to be accepted; asyncio also tries so often before it finds that it cannot
+SEND_BUFFER = 64 << 10  # bytes that the system holds for a client that does not read
+BUSY = f"{CONNECTIONS} requests are being answered; try again later"
+log = logging.getLogger("cgpt.serve")
 KEEP_ALIVE = 65  # seconds; longer than clients keep theirs, so that they do not meet one that closes
 
 
@@ -20,12 +31,13 @@ def listen(host: str, port: int) -> socket.socket:
     """Opens a listening socket; OSError says why it cannot. Port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((host, port), family=family, backlog=CONNECTIONS)
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as problem:
         raise OSError(f"cannot listen at {host} port {port}: {problem.strerror or problem}") from None
     # Connections inherit it; asyncio sets it only where it made the socket. Without it what follows a first part, a
     # body or the next token, waits for the client's acknowledgement: 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     return listening
 
 
@@ -35,19 +47,39 @@ def address(listening: socket.socket) -> str:
 
 
 class Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1, with a time by which the head of a request must have come (against slow-loris).
+    """uvicorn's HTTP/1.1, with bounds on what a connection may hold.
 
-    Closes a connection that has begun no request `head_seconds` after it was made, or after a head began to come.
+    Closes a connection that has begun no request `head_seconds` after it was made, or after a head began to come
+    (slow-loris), and one whose client does not read what waits for it for `write_seconds`. Where there are as many
+    connections as the server takes, a new one takes the place of the one that has been between requests for the
+    longest time; where none is, it gets 503.
     """
 
+    max_connections = CONNECTIONS
     _timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
+    _idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= self.max_connections:
+            self._make_room()
         super().connection_made(transport)
+        self._idle_since = self.loop.time()
         self._arm()
+
+    def _make_room(self) -> None:
+        idle = [one for one in self.connections if isinstance(one, Protocol) and one._between_requests()]
+        if idle:
+            min(idle, key=lambda one: one._idle_since).transport.close()
+        else:
+            busy = ApiError(
+                BUSY, 503, "server_error", "overloaded", headers={"Retry-After": "1", "Connection": "close"}
+            )
+            self.app = error_response(busy)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -56,6 +88,34 @@ class Protocol(H11Protocol):
             self._disarm()
         elif self._timer is None:
             self._arm()
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        problem = sys.exc_info()[1]
+        status = problem.error_status_hint if isinstance(problem, h11.RemoteProtocolError) else 400
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            why = HTTPStatus(status).phrase
+            body = bytes(error_response(ApiError(f"this is no request that the server can read: {why}", status)).body)
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+            head = h11.Response(status_code=status, headers=list(headers.items()), reason=why.encode())
+            events = (head, h11.Data(data=body), h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reader_timer is None:
+            seconds = self.app_state["limits"].write_seconds
+            self._reader_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -76,24 +136,65 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says where it listens once it does, and ends with its engine."""
+    """uvicorn's server, which says where it listens once it does, and ends with its engine. drain: seconds that
+    running requests have at shutdown; those that need more are told why they end."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    WORDS = 2  # seconds for the last words
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, drain: int) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._engine, self._drain = engine, drain
+        config.timeout_graceful_shutdown = drain + self.WORDS
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(Quiet())
+        await super().startup(sockets)
+        for listening in sockets or []:
+            print(f"cgpt: serving at {address(listening)}", file=sys.stderr, flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._engine.failure is not None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listening in sockets or []:
-            print(f"cgpt: serving at {address(listening)}", file=sys.stderr, flush=True)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._drain, lambda: loop.run_in_executor(None, self._engine.close))
+        await super().shutdown(sockets)
+        timer.cancel()
+
+
+class Quiet:
+    """Handles what fails in the event loop beside all requests, as where descriptors run out: logs a kind of it once
+    a minute."""
+
+    SECONDS = 60.0
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        kind = f"{context['message']} {context.get('exception', '')}"
+        if loop.time() - self._last.get(kind, -self.SECONDS) >= self.SECONDS:
+            self._last = {kind: loop.time()} if len(self._last) > 100 else self._last | {kind: loop.time()}
+            log.error("%s", kind, exc_info=context.get("exception"))
+
+
+def raise_descriptors() -> int:
+    """Takes as many open files as the system allows this process, and returns how many connections that is at most."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS may refuse what it says is the limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft - OTHER_FILES))
 
 
 def run(app: Starlette, listening: socket.socket, drain: int) -> None:
     """Serves until SIGINT or SIGTERM; running requests then get at most `drain` seconds to finish. Raises what ended
     the engine, where something did."""
+    Protocol.max_connections = raise_descriptors()
     config = uvicorn.Config(
         app,
         loop="asyncio",
@@ -104,11 +205,11 @@ def run(app: Starlette, listening: socket.socket, drain: int) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=CONNECTIONS,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=drain,
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # any client can make it warn of bad HTTP
     engine: Engine = app.state.service.engine
-    Server(config, engine).run(sockets=[listening])
+    Server(config, engine, drain).run(sockets=[listening])
     if engine.failure is not None:
         raise engine.failure

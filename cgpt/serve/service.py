@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
+
+from anyio import CapacityLimiter, to_thread
 
 from cgpt.chat.grammar import GrammarCompiler
 from cgpt.chat.messages import SpecialTokens
@@ -23,6 +25,7 @@ from cgpt.serve.validation import RequestModel, Schema
 from cgpt.version import __version__
 
 Constraints = Sequence[LogitsConstraint | None]
+T = TypeVar("T")
 log = logging.getLogger("cgpt.serve")
 
 
@@ -33,6 +36,8 @@ class Service:
     validation. no_chat: why the model cannot chat, None where it can. has_key: whether clients need an API key.
     document: see openapi; None until it is asked for.
     """
+
+    THREADS = 2  # each that computes makes the others wait for Python's lock
 
     def __init__(self, engine: Engine, name: str, limits: Limits, log_prompts: bool = False) -> None:
         self.engine, self.name, self.limits, self.log_prompts = engine, name, limits, log_prompts
@@ -48,6 +53,11 @@ class Service:
         self.created = int(time.time())
         self.has_key = False
         self.document: Schema | None = None
+        self._threads = CapacityLimiter(self.THREADS)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Waits for the result of what may take long, and runs beside the other answers; few such run at a time."""
+        return await to_thread.run_sync(work, limiter=self._threads)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from cgpt.errors import CgptError
 from cgpt.generation.engine import Job
-from cgpt.serve.errors import Json, api_error, dumps, error_answer
+from cgpt.serve.errors import Json, api_error, defect, dumps, error_answer
 
 T = TypeVar("T")
+log = logging.getLogger("cgpt.serve")
 Event = tuple[str | None, dict[str, Any]]  # name of the event or None, JSON object
 Events = AsyncIterator[Event]
 Whole = Coroutine[Any, Any, Any]
@@ -73,8 +75,11 @@ async def _framed(event: Event | None, events: Events, done: bool) -> AsyncItera
             name, data = event
             yield (f"event: {name}\n" if name else "") + f"data: {dumps(data)}\n\n"
             event = await anext(events, None)
-    except CgptError as problem:
-        yield f"data: {dumps(error_answer(api_error(problem)))}\n\n"
+    except Exception as problem:
+        answered = api_error(problem) if isinstance(problem, CgptError) else defect(problem)
+        if answered.status == 500:
+            log.error("a stream failed", exc_info=problem)
+        yield f"data: {dumps(error_answer(answered))}\n\n"
     if done:
         yield "data: [DONE]\n\n"
 

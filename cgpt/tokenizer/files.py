@@ -25,7 +25,7 @@ from cgpt.tokenizer.vocabulary import (
     read_published,
 )
 
-MAX_MERGES_BYTES = 64 << 20  # GPT-2's merges.txt has 0.46 MB
+MAX_MERGES_BYTES = MAX_VOCABULARY_BYTES = 64 << 20  # GPT-2's merges.txt has 0.46 MB, o200k's tokenizer.json 28
 
 # Files of tokenizers of other kinds.
 _FOREIGN = {
@@ -78,7 +78,7 @@ def _read_beside(path: Path, name: str) -> dict[str, Any]:
 
 def _read_vocab_and_merges(vocab_path: Path, merges_path: Path, vocab_size: int) -> Vocabulary:
     """GPT-2's own two files, and what added_tokens.json, tokenizer_config.json and special_tokens_map.json add."""
-    vocab = read_json_object(vocab_path, TokenizerError)
+    vocab = read_json_object(vocab_path, TokenizerError, MAX_VOCABULARY_BYTES)
     if require_regular_file(merges_path, TokenizerError) > MAX_MERGES_BYTES:
         raise TokenizerError(f"{merges_path}: has more than {MAX_MERGES_BYTES} bytes")
     try:
@@ -145,7 +145,7 @@ def _read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
     As in transformers, tokenizer_config.json's add_prefix_space counts beside it, and its add_bos_token does not: the
     post_processor says what a prompt begins with.
     """
-    file = read_json_object(path, TokenizerError)
+    file = read_json_object(path, TokenizerError, MAX_VOCABULARY_BYTES)
     model = _get(file, "model", dict, path)
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(

@@ -1,5 +1,8 @@
 """Who may ask the server, how much, and how slowly; that nothing asked gives a 500 or stops it; how it ends."""
 
+import asyncio
+import contextlib
+import http.client
 import json
 import logging
 import os
@@ -241,13 +244,134 @@ def test_no_body_is_a_500(chatting, asked):
     assert chatting.engine._thread.is_alive()
 
 
-def test_what_is_no_http_is_survived(served):
-    for data in (b"\x00" * 100, b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"A" * 200_000):
-        try:
-            assert talk(served, data)[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 403")
-        except ConnectionError:
-            pass
+def test_what_is_no_http_is_refused_in_openai_s_shape(served):
+    wrong = {b"\x00\r\n\r\n": 400, b"GET\r\n\r\n": 400, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n": 400}
+    wrong |= {b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"A" * 60_000 + b"\r\nY: " + b"B" * 60_000: 431}
+    for data, status in wrong.items():
+        head, _, body = talk(served, data).partition(b"\r\n\r\n")
+        assert data and head.startswith(b"HTTP/1.1 %d" % status)
+        assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    try:
+        assert talk(served, b"A" * 200_000)[:12] in (b"", b"HTTP/1.1 431")
+    except ConnectionError:
+        pass
     assert served.ask("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    [("GET", "/nothing", 404), ("POST", "/nothing", 404), ("DELETE", "/health", 405), ("GET", "/v1/completions", 405)],
+)
+def test_every_refusal_has_openai_s_shape(served, method, path, status):
+    found, headers, answer = served.ask(method, path)
+    assert found == status and set(answer["error"]) == {"message", "type", "param", "code"}
+    assert status != 405 or headers["allow"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors_tell_nothing_of_this_machine(model, monkeypatch, caplog, stream):
+    """Neither a defect nor what a library says may hold addresses, paths or tracebacks; the log has them."""
+    secret = "0x7f00dead: /root/.secret/file.py, line 7"
+    step, body = model.transformer.step, ASK | {"max_tokens": 8, "stream": stream, "temperature": 0}
+
+    for problem in (KeyError(secret), cgpt.errors.KernelError(secret), OSError(2, "no", "/root/.secret")):
+        steps = []
+
+        def fails(*args, problem=problem, steps=steps, **how):
+            steps.append(1)
+            if len(steps) > 2:
+                raise problem
+            return step(*args, **how)
+
+        monkeypatch.setattr(model.transformer, "step", fails)
+        with serving(model) as served:
+            status, _, answer = served.post("/v1/completions", body)
+        assert "internal_error" in str(answer) and (status == 200) == stream
+        for told in ("0x7f", "/root", "Traceback", "line 7", ".py"):
+            assert told not in str(answer)
+        assert "secret" in caplog.text
+        caplog.clear()
+    monkeypatch.setattr(model.transformer, "step", step)
+    with serving(model) as served:
+        monkeypatch.setattr(type(served.service.tokenizer), "encode", lambda *_, **__: {}[secret])
+        status, _, answer = served.post("/tokenize", {"prompt": "a"})
+    assert status == 500 and "secret" not in str(answer) and answer["error"]["code"] == "internal_error"
+
+
+def test_a_body_is_counted_before_it_is_parsed(model):
+    with serving(model) as served:
+        for body in (
+            b'{"prompt": [' + b"[]," * 300_000 + b"1]}",
+            b"{" + b",".join(b'"%d":0' % i for i in range(70_000)) + b"}",
+            b'{"tokens": [' + b"1," * 300_000 + b"1]}",
+        ):
+            assert "at most 262144 values and 65536 keys" in served.refused("/detokenize", body)["message"]
+        text = '\\",:[{' * 20_000
+        assert served.post("/tokenize", {"prompt": text})[0] == 200
+
+
+def test_tokens_are_bounded(model):
+    with serving(model, limits=Limits(ids=10)) as served:
+        assert served.post("/tokenize", {"prompt": " a" * 10})[2]["count"] == 10
+        assert "at most 10 are given" in served.refused("/tokenize", {"prompt": " a" * 11})["message"]
+        assert "10 at most" in served.refused("/detokenize", {"tokens": [1] * 11})["message"]
+
+
+def held(served):
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=20)
+    connection.request("GET", "/health")
+    assert connection.getresponse().read()
+    return connection
+
+
+def test_the_oldest_idle_connection_makes_room(model, monkeypatch):
+    monkeypatch.setattr(server.Protocol, "max_connections", 4)
+    with serving(model) as served:
+        connections = [held(served) for _ in range(4)]
+        connections[0].request("GET", "/health")  # now the second is the oldest
+        connections[0].getresponse().read()
+        assert served.ask("GET", "/health")[0] == 200
+        assert [one.sock.recv(1) for one in connections[1:2]] == [b""]
+        connections[0].request("GET", "/health")
+        assert connections[0].getresponse().status == 200
+
+
+def test_where_all_are_busy_a_new_connection_is_told(model, monkeypatch):
+    step = model.transformer.step
+    monkeypatch.setattr(model.transformer, "step", lambda *a, **h: time.sleep(0.05) or step(*a, **h))
+    monkeypatch.setattr(server.Protocol, "max_connections", 2)
+    with serving(model) as served:
+        ask = dict(model="demo", prompt="a", max_tokens=100, stream=True)
+        streams = [served.client().completions.create(**ask) for _ in range(2)]
+        [next(iter(stream)) for stream in streams]
+        status, headers, answer = served.ask("GET", "/health")
+        assert status == 503 and answer["error"]["code"] == "overloaded" and headers["retry-after"]
+        for stream in streams:
+            stream.close()
+
+
+def test_a_stream_that_nobody_reads_is_ended(model):
+    ask = json.dumps({"prompt": "a", "max_tokens": 200, "n": 16, "stream": True, "logprobs": 20}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with serving(model, limits=Limits(write_seconds=0.3)) as served, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((served.host, served.port))
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(ask) + ask)
+        time.sleep(2)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(1 << 20):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 200") and b"[DONE]" not in answer
+        wait_for(lambda: served.engine.running == 0)
+
+
+def test_what_fails_beside_requests_is_logged_once_a_minute(caplog):
+    quiet, loop = server.Quiet(), asyncio.new_event_loop()
+    for _ in range(100):
+        quiet(loop, {"message": "socket.accept() out of system resource", "exception": OSError(24, "too many")})
+    loop.close()
+    assert len(caplog.records) == 1
 
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -316,6 +440,20 @@ def test_the_command_serves_and_lets_what_runs_finish(number):
         text += "".join(chunk.choices[0].text for chunk in stream)
         assert text == cgpt.load("demo-gpt2", precision="exact").generate("a", max_new_tokens=200).text
         assert process.wait(20) in (-number, cli.INTERRUPTED)
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_stream_that_must_end_is_told_why(tmp_path):
+    with command("--threads", "1", "--drain", "0") as process:
+        client = openai.OpenAI(base_url=process.stderr.readline().split()[-1] + "/v1", api_key="k", max_retries=0)
+        bias = {str(cgpt.load("demo-gpt2").eos_token_ids[0]): -100}
+        ask = dict(model="demo-gpt2", prompt="a", max_tokens=250, n=16, logit_bias=bias)
+        stream = iter(client.completions.create(stream=True, **ask))
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shut"):
+            list(stream)
+        assert process.wait(20) in (-signal.SIGTERM, cli.INTERRUPTED)
         assert "Traceback" not in process.stderr.read()
 
 

@@ -243,7 +243,7 @@ def test_nothing_is_kept(client):
 
 
 @pytest.mark.parametrize("after", [0, 5])
-def test_failures(monkeypatch, served, client, after):
+def test_failures(monkeypatch, served, client, after, caplog):
     """Before the first event they are an answer of their own; later ones an event."""
     advance = Turn.advance
 
@@ -253,16 +253,17 @@ def test_failures(monkeypatch, served, client, after):
         return advance(turn, event)
 
     monkeypatch.setattr(Turn, "advance", failing)
-    with pytest.raises(openai.InternalServerError, match="on fire"):
+    with pytest.raises(openai.InternalServerError, match="a defect of the server: KernelError"):
         ask(client, ADD)
     if after == 0:
-        with pytest.raises(openai.InternalServerError, match="on fire"):
+        with pytest.raises(openai.InternalServerError, match="a defect of the server: KernelError"):
             ask(client, ADD, stream=True)
     else:
         events = list(ask(client, ADD, stream=True))
         EVENT.validate_python(events[-1].to_dict())
         assert events[-1].type == "response.failed" and events[-2].type == "response.output_item.done"
         found = events[-1].response
-        assert (found.status, found.error.code) == ("failed", "server_error") and "on fire" in found.error.message
+        assert (found.status, found.error.code) == ("failed", "server_error") and "KernelError" in found.error.message
         assert found.output[0].status == "incomplete" and found.output[0].content[0].text != ""
+    assert "on fire" in caplog.text
     wait_for(lambda: served.engine.running == 0)

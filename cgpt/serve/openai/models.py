@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, StrictBool, model_validator
-from starlette.concurrency import run_in_threadpool
 from typing_extensions import Self
 
+from cgpt.serve.errors import ApiError
 from cgpt.serve.openai.protocol import Count, OpenAIRequest
 from cgpt.serve.service import Service, require_name
 from cgpt.serve.validation import Bounds, Invalid, Reads, Text, is_integer
@@ -61,15 +61,17 @@ class Tokens:
     max_model_len: Count
 
 
-def _read_ids(value: Any, _: Bounds) -> list[int] | None:
-    return value if isinstance(value, list) and all(map(is_integer, value)) else None
+def _read_ids(value: Any, bounds: Bounds) -> list[int] | None:
+    good = isinstance(value, list) and len(value) <= bounds["ids"]
+    return value if good and all(map(is_integer, value)) else None
 
 
-IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": "{max_token_id}"}}
+ID = {"type": "integer", "minimum": 0, "maximum": "{max_token_id}"}
+IDS = {"type": "array", "items": ID, "maxItems": "{ids}"}
 
 
 class DetokenizeRequest(OpenAIRequest):
-    tokens: Annotated[list[int], Reads(_read_ids, "must be a list of token ids", IDS)]
+    tokens: Annotated[list[int], Reads(_read_ids, "must be a list of token ids, {ids} at most", IDS)]
 
 
 @dataclass
@@ -109,9 +111,11 @@ async def health(_: Service) -> Health:
 async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
     text = body.prompt or body.content or ""
     special = "all" if body.special else ()
-    ids = await run_in_threadpool(service.tokenizer.encode, text, allowed_special=special)
+    ids = await service.in_thread(lambda: service.tokenizer.encode(text, allowed_special=special))
+    if len(ids) > service.limits.ids:
+        raise ApiError(f"the text has {len(ids)} tokens; at most {service.limits.ids} are given")
     return Tokens(ids, len(ids), service.model.transformer.context_length)
 
 
 async def detokenize(service: Service, body: DetokenizeRequest) -> Detokenized:
-    return Detokenized(service.tokenizer.decode(body.tokens))
+    return Detokenized(await service.in_thread(lambda: service.tokenizer.decode(body.tokens)))
