@@ -69,11 +69,13 @@ def offered_recipients(system: System, developer: Developer) -> frozenset[str]:
 @dataclass(frozen=True)
 class TurnRules:
     """What holds for one turn. offered, has_schema: see message_kind. prefix: the ids at the prompt's end, after
-    `<|start|>assistant`, that begin the turn's first message, as that of a forced call."""
+    `<|start|>assistant`, that begin the turn's first message, as that of a forced call. stop_ids: end the turn, and are
+    no text of it."""
 
     offered: frozenset[str] = frozenset()
     has_schema: bool = False
     prefix: tuple[int, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class Turn:
         self._rules = rules
         self.parser = Parser(model.tokenizer)
         self._ends = SpecialTokens(model.tokenizer).ends
-        self._silent = {*model.transformer.eos_token_ids}.difference(self._ends)  # as <|endoftext|>: no text
+        silent = rules.stop_ids.union(model.transformer.eos_token_ids)
+        self._silent = silent.difference(self._ends)  # as <|endoftext|>: no text
         self._kinds: list[Kind] = []  # of each message, the one that has begun included
         self._items: dict[int, int] = {}  # what is shown: the number of the message in _kinds -> Delta.item
         self._stop = StopFilter(stop)

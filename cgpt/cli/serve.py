@@ -22,7 +22,10 @@ EXAMPLES = """\
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options to its parser."""
     add = parser.add_argument
-    add("--name", metavar="NAME", help="what clients call the model (default: the last part of its directory or id)")
+    called = "what clients call the model; again for another name (default: the last part of its directory or id)"
+    add("--name", action="append", metavar="NAME", help=called)
+    strict = "refuse unknown fields, tools that are no functions and limits that are too high, not only leave them out"
+    add("--strict", action="store_true", help=strict)
 
     add = parser.add_argument_group("who may ask").add_argument
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args)
     kept = None if args.prefix_cache is None else int(args.prefix_cache * 1e9)
     engine = Engine(model, max_running=args.max_running, max_waiting=args.max_waiting, prefix_cache_bytes=kept)
-    name = args.name or os.path.basename(model_name(model.directory))
-    service = Service(engine, name, Limits(max_tokens=args.max_tokens), args.log_prompts)
+    names = args.name or [os.path.basename(model_name(model.directory))]
+    service = Service(engine, names, Limits(max_tokens=args.max_tokens), args.log_prompts, args.strict)
     app = make_app(service, (args.host, *args.allow_host), tuple(args.cors), key)
     server.run(app, listening, args.drain)

@@ -7,7 +7,7 @@ one text, and a Completion is what comes out.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -173,7 +173,10 @@ class Request:
 
     def accept(self, logits: Floats) -> str:
         """Chooses the next id from float32 logits [V]; returns the text that is certain by it."""
-        token = self.sampler.choose(logits if self.constraint is None else self.constraint.mask(logits))
+        allowed = logits if self.constraint is None else self.constraint.mask(logits)
+        if len(self.ids) < self.params.min_new_tokens:
+            allowed = _without(allowed, self.end_ids)
+        token = self.sampler.choose(allowed)
         if self.constraint is not None:
             self.constraint.push(token)
         if self.num_logprobs is not None:
@@ -246,6 +249,13 @@ def _count(logprobs: bool | int | None) -> int | None:
     if logprobs is None or logprobs is False:
         return None
     return 0 if logprobs is True else int(logprobs)
+
+
+def _without(logits: Floats, ids: Collection[int]) -> Floats:
+    """The logits [V], -infinity for these ids; as they are, where nothing else can come."""
+    others = logits.copy()
+    others[list(ids)] = -np.inf
+    return others if others.max() > -np.inf else logits
 
 
 def _note(logits: Floats, tokens: list[int], count: int, chosen: list[float], top: list[dict[int, float]]) -> None:

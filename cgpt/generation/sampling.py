@@ -22,7 +22,7 @@ from cgpt.kernels.scratch import thread_context
 
 # Of SamplingParams, what a checkpoint's generation_config.json can set.
 CHECKPOINT_PARAMS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-REQUIRED = ("max_new_tokens", "temperature")  # the numbers that are never None
+REQUIRED = ("max_new_tokens", "min_new_tokens", "temperature")  # the numbers that are never None
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class SamplingParams:
     """How the next tokens of a text are chosen, and when it ends. Checked once; InputError names what makes no sense.
 
     max_new_tokens: new ids at most; the context may end sooner
+    min_new_tokens: before so many new ids no eos id and no id in `stop` is chosen, unless nothing else can be
     temperature: at least 0; 0 takes the likeliest token, whatever the next three say; else logits are divided by it
     top_k: keep the k likeliest tokens; None, 0 and -1 keep all
     top_p: of those, keep the fewest likeliest whose probabilities add up to top_p or more, above 0 and at most 1
@@ -68,9 +69,11 @@ class SamplingParams:
     prompt_lookup_num_tokens: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = False
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("max_new_tokens", 1), ("top_k", -1), ("seed", -1), ("prompt_lookup_num_tokens", 1)):
+        least = {"max_new_tokens": 1, "min_new_tokens": 0, "top_k": -1, "seed": -1, "prompt_lookup_num_tokens": 1}
+        for name, low in least.items():
             if (value := getattr(self, name)) is not None or name in REQUIRED:
                 self._set(name, require_integer(name, value, low))
         for name, off in (("top_k", (-1, 0)), ("seed", (-1,))):  # as other libraries write it

@@ -21,8 +21,17 @@ from cgpt.serve.guard import Guard
 from cgpt.serve.openai import models
 from cgpt.serve.openai.chat import ChatCompletion, ChatRequest, chat
 from cgpt.serve.openai.completions import Completion, CompletionRequest, completions
-from cgpt.serve.openai.responses import ResponseObject, ResponseRequest, responses
-from cgpt.serve.openapi import Endpoint, document
+from cgpt.serve.openai.responses import (
+    TO_DELETE,
+    TO_RESPONSE,
+    Deleted,
+    ResponseObject,
+    ResponseRequest,
+    delete_response,
+    responses,
+    stored_response,
+)
+from cgpt.serve.openapi import Endpoint, document, routes
 from cgpt.serve.page import page
 from cgpt.serve.service import Service
 from cgpt.serve.stream import ClientGone
@@ -45,17 +54,20 @@ async def metrics(service: Service) -> PlainTextResponse:
 ENDPOINTS = [
     Endpoint("/v1/completions", completions, Completion, CompletionRequest, streams=True),
     Endpoint("/v1/chat/completions", chat, ChatCompletion, ChatRequest, streams=True, chats=True),
-    Endpoint("/v1/responses", responses, ResponseObject, ResponseRequest, streams=True, chats=True),
+    Endpoint("/v1/responses", responses, ResponseObject, ResponseRequest, streams=True, chats=True, links=TO_RESPONSE),
+    Endpoint("/v1/responses/{response_id}", stored_response, ResponseObject, chats=True, links=TO_DELETE),
+    Endpoint("/v1/responses/{response_id}", delete_response, Deleted, chats=True, method="DELETE"),
     Endpoint("/v1/models", models.models, models.ModelList, links=models.TO_MODEL),
     Endpoint("/v1/models/{name:path}", models.model, models.ModelCard),
     Endpoint("/tokenize", models.tokenize, models.Tokens, models.TokenizeRequest, links=models.TO_DETOKENIZE),
     Endpoint("/detokenize", models.detokenize, models.Detokenized, models.DetokenizeRequest),
+    Endpoint("/tokenizer_info", models.tokenizer_info, models.TokenizerInfo),
     Endpoint("/health", models.health, models.Health),
     Endpoint("/metrics", metrics, "text/plain"),
     Endpoint("/openapi.json", openapi, dict[str, Any]),
     Endpoint("/", page, "text/html"),
 ]
-ROUTES = [endpoint.route() for endpoint in ENDPOINTS]
+ROUTES = routes(ENDPOINTS)
 PATHS = frozenset(route.path for route in ROUTES)
 
 
@@ -71,7 +83,7 @@ def make_app(
 
     middleware = [Middleware(Guard, service, PATHS, hosts, origins, key)]
     if origins:
-        cors: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        cors: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["*"]}
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=origins, **cors))
     handlers: dict[Any, Any] = {CgptError: _failed, HTTPException: _http, ClientGone: _gone, Exception: _defect}
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import zlib
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         # A page of another site may send the other kinds here without asking first.
         raise ApiError("the body must be JSON: send Content-Type: application/json", 415)
     try:
-        return await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
+        raw = await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
+        raw = _decoded(raw, request.headers.get("content-encoding", "identity").strip().lower(), limits.body_bytes)
     except (asyncio.TimeoutError, TimeoutError):
         raise ApiError(f"the body did not come within {limits.body_seconds:g} seconds", 408) from None
+    return raw
 
 
 def parse_body(raw: bytes, limits: Limits) -> dict[str, Any]:
@@ -46,6 +49,24 @@ def _number(digits: str) -> float:
 def is_deeper(value: Any, max_depth: int) -> bool:
     """Whether lists and objects in `value` are nested more than `max_depth` levels deep."""
     return next(islice(json_levels(value), max_depth, None), None) is not None
+
+
+def _decoded(raw: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Unpacks a body, of which at most max_bytes come out."""
+    if encoding == "identity":
+        return raw
+    if encoding != "gzip":
+        raise ApiError(f"the Content-Encoding {shown(encoding)} is not known here; gzip is", 415)
+    packed = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        found = packed.decompress(raw, max_bytes + 1)
+    except zlib.error:
+        raise ApiError("the body is not gzip, as its Content-Encoding says") from None
+    if len(found) > max_bytes:
+        raise ApiError(f"the body has more than {max_bytes} bytes, unpacked", 413)
+    if not packed.eof or packed.unused_data:
+        raise ApiError("the body is not one whole gzip member")
+    return found
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import re
 import time
+import uuid
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
@@ -18,6 +19,7 @@ from cgpt.serve.service import Service
 Names = Collection[str]
 OPEN = {"/", "/health"}  # without a key
 HOST = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(:\d{0,5})?", re.ASCII)
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
 log = logging.getLogger("cgpt.serve")
 
 
@@ -48,9 +50,13 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", number)]
             await send(message)
 
-        problem = self._refusal(scope["path"], Headers(scope=scope))
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        number = (asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex).encode("ascii")
+        problem = self._refusal(scope["path"], headers)
         try:
             await (error_response(problem) if problem else self._app)(scope, receive, send_and_note)
         finally:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
@@ -22,6 +24,7 @@ from cgpt.serve.validation import Bounds, RequestModel, Schema, validate
 from cgpt.version import __version__
 
 Input = tuple[str, JsonSchemaMode, TypeAdapter[Any]]
+IGNORED, MAX_IGNORED = "x-cgpt-ignored", 32  # the header that names what was left out
 JSON, EVENTS = "application/json", "text/event-stream"
 SMALL = 16 << 10  # bytes of a body that is read within a millisecond
 
@@ -31,7 +34,8 @@ class Endpoint:
     """A path and what answers it.
 
     handler: takes the service, and the body or the parameters of the path. Its result is sent as JSON, or as it says.
-    gives: the type of its JSON, or the media type of its text. takes: the model of the body of a POST, None for a GET.
+    gives: the type of its JSON, or the media type of its text. takes: the model of the body of a POST, None for others.
+    method: of HTTP; by default POST with a body, and GET without.
     streams: whether it also answers with events. chats: whether only a model with a chat format has it. links: OpenAPI
     links from its answer to endpoints that take parts of it.
     """
@@ -40,29 +44,56 @@ class Endpoint:
     handler: Callable[..., Awaitable[Any]]
     gives: Any
     takes: type[RequestModel] | None = None
+    method: str = ""
     streams: bool = False
     chats: bool = False
     links: Schema = field(default_factory=dict)
 
     def route(self) -> Route:
-        return Route(self.path, self.answer, methods=["POST" if self.takes else "GET"])
+        return Route(self.path, self.answer, methods=[self.verb])
+
+    @property
+    def name(self) -> str:
+        return str(self.handler.__name__)
+
+    @property
+    def verb(self) -> str:
+        return self.method or ("POST" if self.takes else "GET")
 
     async def answer(self, request: Request) -> Response:
         service: Service = request.app.state.service
         if self.chats and service.no_chat is not None:
             raise ApiError(service.no_chat, code="model_has_no_chat", param="model")
-        given = list(request.path_params.values())
+        given, ignored = list(request.path_params.values()), set[str]()
         if takes := self.takes:
             raw = await read_body(request, service.limits)
+            bounds = service.bounds | {"ignored": ignored}
 
             def read() -> RequestModel:
-                return validate(takes, parse_body(raw, service.limits), service.bounds)
+                return validate(takes, parse_body(raw, service.limits), bounds)
 
-            given = [read() if len(raw) <= SMALL else await service.in_thread(read)]
+            given.append(read() if len(raw) <= SMALL else await service.in_thread(read))
         found = await self.handler(service, *given)
         if isinstance(found, Generated):
-            return await found.response(request.receive)
-        return found if isinstance(found, Response) else Json(found)
+            found = await found.response(request.receive)
+        answer = found if isinstance(found, Response) else Json(found)
+        if ignored:
+            names = [quote(name[:64], safe="", errors="replace") for name in sorted(ignored)[:MAX_IGNORED]]
+            service.log_ignored(self.path, names)
+            answer.headers[IGNORED] = ", ".join(names)
+        return answer
+
+
+def routes(endpoints: Iterable[Endpoint]) -> list[Route]:
+    """A route for each path, which has all methods of its endpoints."""
+    methods: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in endpoints:
+        methods.setdefault(endpoint.path, {})[endpoint.verb] = endpoint
+    return [Route(path, partial(_answer, these), methods=list(these)) for path, these in methods.items()]
+
+
+async def _answer(endpoints: dict[str, Endpoint], request: Request) -> Response:
+    return await endpoints["GET" if request.method == "HEAD" else request.method].answer(request)
 
 
 class Schemas(GenerateJsonSchema):
@@ -91,16 +122,18 @@ def document(service: Service, endpoints: Sequence[Endpoint], key: bool = False)
     """Makes the OpenAPI 3.1 document of this server. key: whether clients need an API key."""
     present = [endpoint for endpoint in endpoints if service.no_chat is None or not endpoint.chats]
     gives: list[Input] = [("error", "serialization", TypeAdapter(ErrorAnswer))]
-    gives += [(one.path, "serialization", TypeAdapter(one.gives)) for one in present if not isinstance(one.gives, str)]
-    takes: list[Input] = [(one.path, "validation", TypeAdapter(one.takes)) for one in present if one.takes]
+    gives += [(one.name, "serialization", TypeAdapter(one.gives)) for one in present if not isinstance(one.gives, str)]
+    takes: list[Input] = [(one.name, "validation", TypeAdapter(one.takes)) for one in present if one.takes]
     template = "#/components/schemas/{model}"
     made, shared = TypeAdapter.json_schemas([*gives, *takes], schema_generator=Schemas, ref_template=template)
     found: Schema = {
         "openapi": "3.1.0",
         "info": {"title": "cgpt", "version": __version__},
-        "paths": {one.route().path_format: {"post" if one.takes else "get": _operation(one, made)} for one in present},
+        "paths": {one.route().path_format: {} for one in present},
         "components": {"schemas": shared["$defs"]},
     }
+    for one in present:
+        found["paths"][one.route().path_format][one.verb.lower()] = _operation(one, made)
     if key:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{"key": []}]
@@ -111,16 +144,16 @@ def document(service: Service, endpoints: Sequence[Endpoint], key: bool = False)
 
 
 def _operation(endpoint: Endpoint, made: dict[Any, Schema]) -> Schema:
-    kind, schema = JSON, made.get((endpoint.path, "serialization"))
+    kind, schema = JSON, made.get((endpoint.name, "serialization"))
     if schema is None:
         kind, schema = endpoint.gives, {"type": "string"}
     content = {kind: {"schema": schema}} | ({EVENTS: {}} if endpoint.streams else {})
     answer = {"description": "the answer", "content": content, "links": endpoint.links}
     refusal = {"description": "refused, and why", "content": {JSON: {"schema": made["error", "serialization"]}}}
     answers = {"200": answer, "4XX": refusal, "503": refusal}
-    found: Schema = {"operationId": endpoint.handler.__name__, "responses": answers}
+    found: Schema = {"operationId": endpoint.name, "responses": answers}
     if endpoint.takes:
-        body = {JSON: {"schema": made[endpoint.path, "validation"]}}
+        body = {JSON: {"schema": made[endpoint.name, "validation"]}}
         found["requestBody"] = {"required": True, "content": body}
     names = endpoint.route().param_convertors
     if names:

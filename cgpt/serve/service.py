@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Metrics
+from cgpt.serve.store import Store, Thought
 from cgpt.serve.validation import RequestModel, Schema
 from cgpt.version import __version__
 
@@ -32,15 +33,20 @@ log = logging.getLogger("cgpt.serve")
 class Service:
     """A model that is served.
 
-    name: by which clients ask for the model. bounds: the limits, and those that the model sets, by name; see
-    validation. no_chat: why the model cannot chat, None where it can. has_key: whether clients need an API key.
-    document: see openapi; None until it is asked for.
+    name, names: by which clients ask for the model; answers have the first. bounds: the limits, and those that the
+    model sets, by name; see validation. no_chat: why the model cannot chat, None where it can. has_key: whether clients
+    need an API key. document: see openapi; None until it is asked for. store: what is remembered of answers.
     """
 
     THREADS = 2  # each that computes makes the others wait for Python's lock
+    MAX_NAMED = 1000  # names that the log has of what was left out
 
-    def __init__(self, engine: Engine, name: str, limits: Limits, log_prompts: bool = False) -> None:
-        self.engine, self.name, self.limits, self.log_prompts = engine, name, limits, log_prompts
+    def __init__(
+        self, engine: Engine, names: Sequence[str], limits: Limits, log_prompts: bool = False, strict: bool = False
+    ) -> None:
+        """strict: refuse what is left out otherwise: unknown fields, tools of other types, limits that are too high."""
+        self.engine, self.names, self.limits, self.log_prompts = engine, names, limits, log_prompts
+        self.name = names[0]
         self.model = engine.model
         self.tokenizer = engine.model.tokenizer  # TokenizerError here, where the model has none
         self.no_chat: str | None = None
@@ -48,21 +54,48 @@ class Service:
             SpecialTokens(self.tokenizer)
         except ChatError as problem:
             self.no_chat = f"{problem}; here that is /v1/completions"
-        self.bounds = asdict(limits) | {"model": name, "max_token_id": self.model.transformer.vocab_size - 1}
+        self.bounds = asdict(limits) | {
+            "models": [*names, ""],  # some clients send none
+            "max_token_id": self.model.transformer.vocab_size - 1,
+            "strict": strict,
+            "max_token_limit": limits.max_tokens if strict else 2**63 - 1,
+            "unlimited": None if strict else -1,
+            "unknown_fields": {"type": "null"} if strict else True,
+            "refused_if_strict": strict,
+        }
         self.metrics = Metrics()
+        self.store = Store(limits.stored_bytes, limits.stored_entries, limits.stored_seconds)
         self.created = int(time.time())
         self.has_key = False
         self.document: Schema | None = None
         self._threads = CapacityLimiter(self.THREADS)
+        self._named: set[str] = set()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Waits for the result of what may take long, and runs beside the other answers; few such run at a time."""
         return await to_thread.run_sync(work, limiter=self._threads)
 
+    def log_ignored(self, path: str, names: Iterable[str]) -> None:
+        """Logs, once for each name, what of a body was left out."""
+        new = {name for name in names if f"{path} {name}" not in self._named}
+        if new and len(self._named) < self.MAX_NAMED:
+            self._named.update(f"{path} {name}" for name in new)
+            log.info("%s: left out %s", path, ", ".join(sorted(new)))
+
     @cached_property
     def grammars(self) -> GrammarCompiler:
         """Compiles JSON schemas; made where a chat is first asked for."""
         return GrammarCompiler(self.model)
+
+    def remember_thought(self, call_id: str, text: str) -> None:
+        """Keeps what the model thought before a call, for clients that send the call back without it."""
+        if text:
+            self.store.put(call_id, Thought(text), 4 * len(text))
+
+    def thought_of(self, call_id: str) -> str | None:
+        """What the model thought before a call of its own."""
+        found = self.store.get(call_id, Thought)
+        return found.text if found else None
 
     def head(self, prefix: str, kind: str) -> dict[str, Any]:
         """The fields that an answer, and each part of a streamed one, begins with. prefix: of its id. kind: OpenAI's
@@ -86,8 +119,8 @@ class Service:
         return self.engine.submit(requests)
 
 
-def require_name(name: str, served: str) -> None:
-    """Raises ApiError where `name` is not that of the model that is served."""
-    if name != served:
-        message = f"there is no model {name[:80]!r} here; this server has {served!r}"
+def require_name(name: str, served: Sequence[str]) -> None:
+    """Raises ApiError where `name` is none of the model that is served."""
+    if name not in served:
+        message = f"there is no model {name[:80]!r} here; this server has {served[0]!r}"
         raise ApiError(message, 404, code="model_not_found", param="model")

@@ -17,6 +17,8 @@ from cgpt.serve.errors import Json, api_error, defect, dumps, error_answer
 
 T = TypeVar("T")
 log = logging.getLogger("cgpt.serve")
+HEAD_SECONDS = 0.25  # until the head of a stream is sent, with or without a first event
+COMMENT_SECONDS = 5.0  # between comments while no event comes: proxies and clients give up a silent connection
 Event = tuple[str | None, dict[str, Any]]  # name of the event or None, JSON object
 Events = AsyncIterator[Event]
 Whole = Coroutine[Any, Any, Any]
@@ -55,31 +57,52 @@ class Generated:
     done: bool = True
 
     async def response(self, receive: Receive) -> Response:
-        """Waits for the one answer, or for the first event, so that what fails before it can still be an answer of its
-        own. The job ends with it, or with the stream."""
+        """Waits for the one answer; or for a moment for the first event, so that what fails at once can still be an
+        answer of its own. The job ends with it, or with the stream."""
         try:
             if not isinstance(self.answer, AsyncIterator):
                 return Json(await while_connected(receive, self.answer))
-            first = await while_connected(receive, anext(self.answer, None))
+            first = asyncio.ensure_future(_next(self.answer))
+            try:
+                await while_connected(receive, asyncio.wait([first], timeout=HEAD_SECONDS))
+                if first.done():
+                    first.result()
+            except BaseException:
+                first.cancel()
+                raise
         except BaseException:
             self.job.cancel()
             raise
         return EventStream(self.job, _framed(first, self.answer, self.done))
 
 
-async def _framed(event: Event | None, events: Events, done: bool) -> AsyncIterator[str]:
-    """The text of the events, the first one and the others, framed as OpenAI frames them. A failure in the middle
-    becomes an error object, which OpenAI's clients raise."""
+async def _next(events: Events) -> Event | None:
+    return await anext(events, None)
+
+
+async def _framed(coming: asyncio.Task[Event | None], events: Events, done: bool) -> AsyncIterator[str]:
+    """The text of the events, of the one that comes and the others, framed as OpenAI frames them, with comments while
+    none comes. A failure in the middle becomes an error object, which OpenAI's clients raise."""
+    pause = 0.0
     try:
-        while event is not None:
+        while True:
+            await asyncio.wait([coming], timeout=pause)
+            pause = COMMENT_SECONDS
+            if not coming.done():
+                yield ": keep-alive\n\n"
+                continue
+            if (event := coming.result()) is None:
+                break
             name, data = event
             yield (f"event: {name}\n" if name else "") + f"data: {dumps(data)}\n\n"
-            event = await anext(events, None)
+            coming = asyncio.ensure_future(_next(events))
     except Exception as problem:
         answered = api_error(problem) if isinstance(problem, CgptError) else defect(problem)
         if answered.status == 500:
             log.error("a stream failed", exc_info=problem)
         yield f"data: {dumps(error_answer(answered))}\n\n"
+    finally:
+        coming.cancel()
     if done:
         yield "data: [DONE]\n\n"
 

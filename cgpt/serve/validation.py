@@ -3,6 +3,9 @@
 pydantic walks the structure; the annotations here say what a value may be, in one place for the check, the message and
 the schema. Limits that differ from server to server are named in braces, "{max_tokens}", and come from the `Bounds`
 that a body is validated with. A client is never shown pydantic's own words.
+
+What a client sends that has no meaning here is left out, and its name added to bounds["ignored"]; it is refused where
+bounds["strict"] holds.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args
 
 import pydantic
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
@@ -42,20 +45,23 @@ class Invalid(ValueError):
 class RequestModel(pydantic.BaseModel):
     """An object in the body of a request. A field that is null counts as absent.
 
-    `extra` in the config says whether unknown fields are refused ("forbid") or change nothing ("ignore").
+    unknown_prefix: with what before them unknown fields are left out by name; None, where nobody is told of them.
     """
 
     model_config = pydantic.ConfigDict(extra="ignore")
+    unknown_prefix: ClassVar[str | None] = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _prepare(cls, values: Any) -> Any:
+    def _prepare(cls, values: Any, info: ValidationInfo) -> Any:
         if not isinstance(values, dict):
             return values
         present = {key: value for key, value in values.items() if value is not None}
-        if cls.model_config["extra"] == "forbid" and (unknown := sorted(present.keys() - cls.model_fields.keys())):
+        if cls.unknown_prefix is not None and (unknown := sorted(present.keys() - cls.model_fields.keys())):
             more = "".join(f", nor {shown(key)}" for key in unknown[1:5])
-            raise Invalid(f": no such key{more}; /openapi.json has those there are", unknown[0], shows_value=False)
+            why = f": no such key{more}; /openapi.json has those there are"
+            refusal = Invalid(why, unknown[0], shows_value=False)
+            leave_out(info, refusal, *(f"{cls.unknown_prefix}{key}" for key in unknown))
         return present
 
     @classmethod
@@ -65,8 +71,8 @@ class RequestModel(pydantic.BaseModel):
         properties = found.get("properties", {})
         for name in properties.keys() - set(found.get("required", ())):
             properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
-        if found.get("additionalProperties") is False:
-            found["additionalProperties"] = {"type": "null"}
+        if cls.unknown_prefix is not None:
+            found["additionalProperties"] = "{unknown_fields}"
         return schema
 
     def require_equal(self, name: str, alias: str) -> None:
@@ -74,6 +80,14 @@ class RequestModel(pydantic.BaseModel):
         value, other = getattr(self, name), getattr(self, alias)
         if value is not None and other is not None and value != other:
             raise Invalid(f"must equal {name} {shown(value)}, its other name", alias)
+
+
+def leave_out(info: ValidationInfo, refusal: Invalid, *names: str) -> None:
+    """Notes what of the body is left out, by these names; raises `refusal` where the server is strict."""
+    bounds: Bounds = info.context or {}
+    if bounds.get("strict"):
+        raise refusal
+    bounds.get("ignored", set()).update(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +146,26 @@ def integer(low: int, high: int | str) -> Reads:
     return Reads(read, f"must be an integer from {low} to {_marked(high)}", schema)
 
 
+def token_limit(low: int) -> Reads:
+    """Annotates how many tokens may be made, from low on. What is above the server's limit counts as this limit, and so
+    does -1, unless the server is strict."""
+    exact = integer(low, "max_tokens")
+    accepted = integer(low, "max_token_limit")
+
+    def read(value: Any, bounds: Bounds) -> int | None:
+        if is_integer(value) and value == bounds["unlimited"]:
+            return int(bounds["max_tokens"])
+        found = accepted.read(value, bounds)
+        return None if found is None else min(found, bounds["max_tokens"])
+
+    return Reads(read, exact.wanted, {"anyOf": [accepted.schema, {"const": "{unlimited}"}]})
+
+
+def refused(wanted: str) -> Reads:
+    """Annotates a field that is refused by name, whatever it holds."""
+    return Reads(lambda value, bounds: None, wanted, {"not": {}})
+
+
 def number(low: float, high: float) -> Reads:
     """Annotates a number from low to high, which becomes a float."""
 
@@ -143,7 +177,7 @@ def number(low: float, high: float) -> Reads:
 
 
 def only(*values: Any, wanted: str) -> Reads:
-    """Annotates one of these values; without any, every value is refused."""
+    """Annotates one of these values."""
 
     def read(value: Any, _: Bounds) -> Any:
         return value if any(type(one) is type(value) and one == value for one in values) else None
@@ -167,20 +201,23 @@ class OneOf:
     """An annotation of a union of models, each of which has a Literal of its own under `key`.
 
     default: the value of `key` for an object without it. hint: the end of the message that refuses other values.
+    has_other: whether the last member is for objects with any other text under `key`.
     """
 
     key: str
     default: str | None = None
     hint: str = ""
+    has_other: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         members = {f"<{i}>": one for i, one in enumerate(get_args(source) or [source])}
         tags = {one: tag for tag, member in members.items() for one in _literals(member.model_fields[self.key])}
+        other = list(members)[-1] if self.has_other else None
 
         def tag_of(value: Any) -> str | None:
             found = value.get(self.key) if isinstance(value, dict) else getattr(value, self.key, None)
             found = self.default if found is None else found
-            return tags.get(found) if isinstance(found, str) else None
+            return tags.get(found, other) if isinstance(found, str) else None
 
         return core_schema.tagged_union_schema(
             {tag: handler.generate_schema(member) for tag, member in members.items()},

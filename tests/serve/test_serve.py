@@ -246,7 +246,6 @@ def test_biases_and_penalties(client, model):
         ({"prompt": "a " * 300}, "301 tokens, the model 256 positions"),
         ({"prompt": ["a"] * 9}, "8 texts at most"),
         ({"suffix": "x"}, "suffix cannot be used"),
-        ({"max_tokens": 201}, "max_tokens must be an integer from 0 to 200, found 201"),
         ({"max_tokens": 1.5}, "max_tokens must be an integer"),
         ({"n": 5}, "n must be an integer from 1 to 4"),
         ({"n": 3, "best_of": 2}, "best_of must be an integer from 3"),
@@ -267,7 +266,6 @@ def test_biases_and_penalties(client, model):
         ({"logit_bias": {"99999": 1}}, "logit_bias must have token ids as keys, 0 to"),
         ({"stream_options": {"include_usage": True}}, "stream_options goes with stream"),
         ({"stream": "yes"}, "stream must be true or false"),
-        ({"tempratur": 1}, "tempratur: no such key"),
     ],
 )
 def test_what_cannot_be_asked(served, fields, message):

@@ -275,7 +275,7 @@ def test_a_response_that_is_cut(client):
     done = respond(client, max_output_tokens=6, instructions="Answer briefly.", metadata={"a": "b"})
     assert done.status == "incomplete" and done.incomplete_details.reason == "max_output_tokens"
     assert done.output[0].status == "incomplete" and done.usage.output_tokens == 6
-    assert done.instructions == "Answer briefly." and done.metadata == {"a": "b"} and done.store is False
+    assert done.instructions == "Answer briefly." and done.metadata == {"a": "b"} and done.store is True
 
 
 def test_a_response_with_logprobs(client):
@@ -313,25 +313,25 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
         (CHAT, {"reasoning_effort": "extreme"}, "reasoning_effort must be one of low, medium, high"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs goes with logprobs"),
         (CHAT, {"response_format": {"type": "xml"}}, "response_format.type must be text, json_object or json_schema"),
-        (CHAT, {"tools": [{"type": "web"}]}, "tools[0].type must be function"),
+        (CHAT, {"tools": [{"type": 3}]}, "tools[0].type must be function"),
         (CHAT, {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name must be 1 to 64 letters"),
         (CHAT, {"tools": [{"type": "function", "function": {"name": "a"}}] * 2}, "tools must have names of their own"),
         (CHAT, {"tools": [{"type": "function", "function": {"name": "a"}}] * 4}, "tools holds 4 entries; at most 3"),
         (CHAT, {"tool_choice": "required"}, "tool_choice must be"),
         (CHAT, {"tool_choice": {"type": "function", "function": {"name": "x"}}}, "must name one of the tools"),
-        (CHAT, {"max_tokens": 401}, "max_tokens must be an integer from 1 to 400"),
+        (CHAT, {"max_tokens": 0}, "max_tokens must be an integer from 1 to 400"),
         (CHAT, {"messages": [{"role": "user", "content": "a b " * 70_000}]}, "131072 positions"),
         (RESPONSES, {"input": ""}, None),
         (RESPONSES, {"input": []}, "input must be a text, or a list"),
-        (RESPONSES, {"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type must be message, reasoning"),
+        (RESPONSES, {"input": [{"type": "made_up_call", "id": "x"}]}, "input[0].type must be message, reasoning"),
         (RESPONSES, {"input": [{"role": "robot", "content": "a"}]}, "input[0].role must be"),
-        (RESPONSES, {"previous_response_id": "resp_1"}, "nothing is kept here"),
+        (RESPONSES, {"previous_response_id": "resp_1"}, "is not kept here"),
         (RESPONSES, {"background": True}, "background cannot be used"),
-        (RESPONSES, {"truncation": "auto"}, "truncation cannot be used"),
+        (RESPONSES, {"truncation": "middle"}, "truncation must be auto or disabled"),
         (RESPONSES, {"text": {"format": {"type": "json_schema"}}}, "text.format.schema is missing"),
         (RESPONSES, {"top_logprobs": 21}, "top_logprobs must be an integer from 0 to 20"),
         (RESPONSES, {"include": "all"}, "include must be a list"),
-        (RESPONSES, {"stop": "a"}, "stop: no such key"),
+        (RESPONSES, {"stop": 3}, "stop must be a string"),
     ],
 )
 def test_what_cannot_be_asked(served, path, fields, message):

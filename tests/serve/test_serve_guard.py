@@ -175,10 +175,16 @@ NASTY = [
 PATHS = ["/v1/completions", "/tokenize", "/detokenize", "/v1/chat/completions", "/v1/responses"]
 
 
+@pytest.fixture(scope="module")
+def strict():
+    with serving(cgpt.load("demo-gpt-oss"), limits=Limits(max_tokens=3), strict=True) as served:
+        yield served
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("body", NASTY, ids=range(len(NASTY)))
-def test_bodies_that_are_wrong_are_refused(chatting, path, body):
-    status, _, answer = chatting.post(path, body)
+def test_bodies_that_are_wrong_are_refused(strict, path, body):
+    status, _, answer = strict.post(path, body)
     assert status in (400, 404) and answer["error"]["message"]
 
 

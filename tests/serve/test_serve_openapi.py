@@ -8,8 +8,6 @@ from cgpt.serve.openapi import document
 
 from support.serve_cases import serving
 
-REFUSED = {"previous_response_id", "conversation", "prompt"}  # of /v1/responses, whatever they hold
-
 
 def schema_of(found, path):
     schema = found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -34,8 +32,7 @@ def test_the_document():
         assert set(found["paths"]) == {one.route().path_format for one in ENDPOINTS}
         for one in ENDPOINTS:
             if one.takes:
-                refused = REFUSED if one.path == "/v1/responses" else set()
-                assert set(schema_of(found, one.path)["properties"]) == set(one.takes.model_fields) - refused
+                assert set(schema_of(found, one.path)["properties"]) == set(one.takes.model_fields)
         assert not [text for text in strings(found) if re.fullmatch(r"\{\w+\}", text)]  # every limit has its value
 
 

@@ -64,7 +64,7 @@ BODIES = {
     "cut": {"input": ADD, "max_output_tokens": 6, "instructions": "Be brief.", "metadata": {"a": "b"}},
     "accepted": {
         "input": [{"role": "user", "content": [{"type": "input_text", "text": ADD}]}],
-        "store": True,
+        "store": False,
         "user": "u",
         "parallel_tool_calls": True,
         "reasoning": {"effort": "low", "summary": "auto"},
@@ -84,7 +84,11 @@ def test_answers_are_what_the_types_declare(served, name):
     status, _, answer = served.post(PATH, {"temperature": 0, **BODIES[name]})
     assert status == 200, answer
     found = Response.model_validate(answer)
-    assert undeclared(found) <= MORE and found.store is False and found.parallel_tool_calls is False
+    assert (
+        undeclared(found) <= MORE
+        and found.store is (BODIES[name].get("store") is not False)
+        and found.parallel_tool_calls is False
+    )
     assert found.status == ("incomplete" if name == "cut" else "completed")
     assert (found.completed_at is None) == (found.incomplete_details is not None) == (name == "cut")
     assert found.usage.total_tokens == found.usage.input_tokens + found.usage.output_tokens
@@ -219,27 +223,100 @@ def test_an_answer_as_an_object(client):
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"given": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"given": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
+        ({"tools": [{"type": 3}]}, "tools[0].type"),
         ({"tools": [FUNCTION], "tool_choice": ALLOWED | {"tools": []}}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": ALLOWED | {"mode": "none"}}, "tool_choice.mode"),
         ({"tools": [FUNCTION | {"name": "f"}], "tool_choice": ALLOWED}, "tool_choice"),
-        ({"reasoning": {"effort": "xhigh"}}, "reasoning.effort"),
+        ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
     ],
 )
 def test_what_is_refused_is_named(client, options, param):
     with pytest.raises(openai.BadRequestError) as refused:
         ask(client, **options)
     assert refused.value.param == param and refused.value.type == "invalid_request_error"
-    kept = param in ("previous_response_id", "conversation", "input[0].type")
-    assert ("nothing is kept here; send the whole conversation" in refused.value.message) == kept
+    kept = param in ("previous_response_id", "conversation", "input[0].id")
+    assert ("kept here" in refused.value.message and "send the whole" in refused.value.message) == kept
 
 
-def test_nothing_is_kept(client):
-    done = ask(client, ADD, store=True)
+# ------------------------------------------------------------------------------------------------ what is remembered
+
+
+@pytest.fixture
+def called(monkeypatch, model, client):
+    """A response with a call, the prompts, and the user's item and the result for what follows it."""
+    prompts = scripted(monkeypatch, model, THOUGHT + LOOK_UP + "<|call|>", FINAL.format("Wet."))
+    user = {"role": "user", "content": WEATHER}
+
+    def called(**options):
+        done = ask(client, [user], tools=[FUNCTION], **options)
+        return done, {"type": "function_call_output", "call_id": done.output[-1].call_id, "output": "It rains."}
+
+    return called, prompts, user
+
+
+def same_turn(prompts):
+    return prompts[1] == f"{prompts[0]}{THOUGHT}{LOOK_UP}<|call|>{RESULT}<|start|>assistant"
+
+
+def test_a_response_goes_on_from_the_one_before(called, client):
+    call, prompts, _ = called
+    done, result = call()
+    again = ask(client, [result], tools=[FUNCTION], previous_response_id=done.id)
+    assert again.output_text == "Wet." and again.previous_response_id == done.id and same_turn(prompts)
+
+
+def test_items_may_be_named_instead_of_sent(called, client):
+    call, prompts, user = called
+    done, result = call()
+    named = [{"type": "item_reference", "id": item.id} for item in done.output]
+    assert ask(client, [user, *named, result], tools=[FUNCTION]).output_text == "Wet." and same_turn(prompts)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_reasoning_that_a_client_drops_is_put_back(called, client, store):
+    """Unless nothing was to be stored."""
+    call, prompts, user = called
+    done, result = call(store=store)
+    ask(client, [user, done.output[-1].model_dump(exclude_none=True), result], tools=[FUNCTION])
+    assert same_turn(prompts) == store
+
+
+def test_reasoning_goes_out_and_back_as_encrypted_content(called, client):
+    call, prompts, user = called
+    done, result = call(store=False, include=["reasoning.encrypted_content"])
+    thought, said = (item.model_dump(exclude_none=True) for item in done.output)
+    del thought["content"]
+    assert "I plan." not in thought["encrypted_content"]
+    ask(client, [user, thought, said, result], tools=[FUNCTION])
+    assert same_turn(prompts)
+
+
+def test_encrypted_content_of_others_is_no_reasoning(monkeypatch, model, client):
+    prompts = scripted(monkeypatch, model, *[FINAL.format("Hm.")] * 3)
+    for content in ("gAAAA???", "/w==", ""):
+        ask(
+            client,
+            [{"type": "reasoning", "summary": [], "encrypted_content": content}, {"role": "user", "content": "a"}],
+        )
+        assert "analysis<|message|>" not in prompts.pop()
+
+
+def test_a_response_is_got_and_deleted(client):
+    done = ask(client, ADD)
+    assert client.responses.retrieve(done.id).to_dict() == done.to_dict()
+    client.responses.delete(done.id)
+    for gone in (done.id, done.output[0].id, "resp_1"):
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(gone)
     with pytest.raises(openai.NotFoundError):
-        client.responses.retrieve(done.id)
+        client.responses.delete(done.id)
+    with pytest.raises(openai.BadRequestError):
+        ask(client, [{"type": "item_reference", "id": done.output[0].id}])
+    kept = ask(client, ADD, store=False)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(kept.id)
 
 
 @pytest.mark.parametrize("after", [0, 5])

@@ -9,7 +9,8 @@ from cgpt.serve.openai.responses import ResponseRequest
 from cgpt.serve.validation import validate
 
 BOUNDS = {
-    "model": "demo", "max_token_id": 99, "max_tokens": 50, "n": 4, "requests": 8, "logprobs": 5, "stops": 2,
+    "models": ["demo"], "max_token_id": 99, "max_tokens": 50, "max_token_limit": 50, "unlimited": None, "strict": True,
+    "n": 4, "requests": 8, "logprobs": 5, "stops": 2,
     "stop_length": 9, "logit_biases": 3, "messages": 4, "tools": 2, "schema_depth": 4,
 }  # fmt: skip
 DEEP = {"a": {"b": {"c": {"d": {}}}}}

@@ -13,6 +13,8 @@ BETWEEN_FIELDS = (
     "tool_choice must",
     "tools must have names of their own",
     "is no earlier call's",
+    "is not kept here",
+    "with those before",
     "the recipient of a message",
     "no grammar can be made of the schema",
     "logit_bias must have token ids",

@@ -52,8 +52,10 @@ class Served:
 
 
 @contextmanager
-def serving(model, *, limits=None, hosts=(), origins=(), key=None, log_prompts=False, **engine):
-    service = Service(Engine(model, **engine), "demo", limits or Limits(), log_prompts)
+def serving(
+    model, *, limits=None, hosts=(), origins=(), key=None, log_prompts=False, names=("demo",), strict=False, **engine
+):
+    service = Service(Engine(model, **engine), names, limits or Limits(), log_prompts, strict)
     listening = server.listen("127.0.0.1", 0)
     config = uvicorn.Config(
         make_app(service, hosts, origins, key),

@@ -14,27 +14,52 @@ from typing_extensions import NotRequired, Self, TypedDict
 from cgpt.chat.turn import Delta, Turn
 from cgpt.generation.engine import Event, Job
 from cgpt.generation.sampling import SamplingParams
+from cgpt.serve.errors import dumps
 from cgpt.serve.openai import protocol
 from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openai.logprobs import TokenLogprob, token_logprobs
 from cgpt.serve.service import Service
 from cgpt.serve.stream import Events, Generated
-from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, integer, only, size
+from cgpt.serve.validation import (
+    Bounds,
+    Content,
+    Invalid,
+    OneOf,
+    Reads,
+    RequestModel,
+    Text,
+    integer,
+    only,
+    size,
+    token_limit,
+)
 
 
 class TextPart(RequestModel):
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: Text
+
+
+class ThinkingPart(RequestModel):
+    type: Literal["thinking"]
+    thinking: Text
 
 
 Texts = Content[Annotated[TextPart, protocol.PART]]
 
 
+def _read_arguments(value: Any, _: Bounds) -> str | None:
+    return dumps(value) if isinstance(value, dict) else value if isinstance(value, str) else None
+
+
+ARGUMENTS = {"type": ["string", "object"]}
+
+
 class FunctionCall(RequestModel):
-    """The function of a call. arguments: JSON text."""
+    """The function of a call. arguments: JSON text; some clients send the object."""
 
     name: Text
-    arguments: Text = "{}"
+    arguments: Annotated[str, Reads(_read_arguments, "must be a string or an object", ARGUMENTS)] = "{}"
 
 
 class ToolCall(RequestModel):
@@ -53,21 +78,28 @@ class InputMessage(RequestModel):
 
 
 class AssistantMessage(RequestModel):
-    """A message that the model wrote before, with its reasoning under either name."""
+    """A message that the model wrote before, with its reasoning under either name, or as parts of the content."""
 
     role: Literal["assistant"]
-    content: Content[Annotated[TextPart | protocol.RefusalPart, protocol.PART]] = ""
+    content: Content[Annotated[TextPart | protocol.RefusalPart | ThinkingPart, protocol.PART]] = ""
     reasoning: Text | None = None
     reasoning_content: Text = ""
     tool_calls: Annotated[list[ToolCall], size(protocol.MAX_CALLS)] = []
+    function_call: FunctionCall | None = None
 
     def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_said(self.reasoning_content if self.reasoning is None else self.reasoning, "analysis")
-        text = protocol.text_of(self.content)
-        if text or not self.tool_calls:
-            conversation.add_said(text, "commentary" if self.tool_calls else "final")
-        for call in self.tool_calls:
-            conversation.add_call(call.id, call.function.name, call.function.arguments)
+        parts = [] if isinstance(self.content, str) else self.content
+        thoughts = "\n".join(part.thinking for part in parts if isinstance(part, ThinkingPart))
+        conversation.add_said(self.reasoning or self.reasoning_content or thoughts, "analysis")
+        spoken = [part for part in parts if not isinstance(part, ThinkingPart)]
+        text = protocol.text_of(self.content if isinstance(self.content, str) else spoken)
+        calls = [(call.id, call.function) for call in self.tool_calls]
+        if self.function_call:  # the old form: its name stands for its id
+            calls.append((self.function_call.name, self.function_call))
+        if text or not calls:
+            conversation.add_said(text, "commentary" if calls else "final")
+        for call_id, function in calls:
+            conversation.add_call(call_id, function.name, function.arguments)
 
 
 class ToolMessage(RequestModel):
@@ -81,11 +113,22 @@ class ToolMessage(RequestModel):
         conversation.add_result(f"{name}.tool_call_id", self.tool_call_id, protocol.text_of(self.content))
 
 
-ChatMessage = Annotated[InputMessage | AssistantMessage | ToolMessage, OneOf("role")]
+class FunctionMessage(RequestModel):
+    """The result of a function_call, the old form of a call."""
+
+    role: Literal["function"]
+    name: Text
+    content: Texts = ""
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_result(f"{name}.name", self.name, protocol.text_of(self.content))
+
+
+ChatMessage = Annotated[InputMessage | AssistantMessage | ToolMessage | FunctionMessage, OneOf("role")]
 
 
 class ChatTool(RequestModel):
-    type: protocol.FunctionType = "function"
+    type: Literal["function"] = "function"
     function: protocol.FunctionDefinition
 
 
@@ -109,19 +152,35 @@ class SchemaResponseFormat(RequestModel):
 
 
 MESSAGES = "a list of one message at least"
+NamedFunction = tuple[str, list[str] | None] | None  # a mode of Conversation.set_tools, and the function's name
+
+
+def _read_function_call(value: Any, _: Bounds) -> NamedFunction:
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return "named", [value["name"]]
+    return (value, None) if value in ("auto", "none") else None
+
+
+FUNCTION_CALL_WANTED = "must be auto, none, or an object with the name of a function"
+NAMED_FUNCTION = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+FUNCTION_CALL = {"anyOf": [{"enum": ["auto", "none"]}, NAMED_FUNCTION]}
 
 
 class ChatRequest(protocol.SamplingRequest):
     messages: Annotated[list[ChatMessage], size("messages", 1, MESSAGES)] = Field(description=MESSAGES)
-    max_completion_tokens: Annotated[int | None, integer(1, "max_tokens")] = None
-    max_tokens: Annotated[int | None, integer(1, "max_tokens")] = None  # its old name
+    max_completion_tokens: Annotated[int | None, token_limit(1)] = None
+    max_tokens: Annotated[int | None, token_limit(1)] = None  # its old name
     logprobs: StrictBool = False
     top_logprobs: Annotated[int, integer(0, "logprobs")] = 0
-    tools: Annotated[list[ChatTool], size("tools")] = []
+    tools: Annotated[list[Annotated[ChatTool | protocol.OtherTool, protocol.TOOL]], size("tools")] = []
     tool_choice: protocol.ToolChoice[NamedTool, NamedTools] = "auto"
-    reasoning_effort: protocol.Effort = "medium"
+    reasoning_effort: protocol.Effort | None = None
+    reasoning: protocol.ReasoningOptions = protocol.ReasoningOptions()
+    chat_template_kwargs: protocol.TemplateOptions = protocol.TemplateOptions()
     response_format: protocol.Format[SchemaResponseFormat] = protocol.FreeFormat()
     modalities: Annotated[Any, only(["text"], wanted="cannot be used: the model writes text")] = None
+    functions: Annotated[list[protocol.FunctionDefinition], size("tools")] = []  # the old name of tools
+    function_call: Annotated[NamedFunction, Reads(_read_function_call, FUNCTION_CALL_WANTED, FUNCTION_CALL)] = None
     parallel_tool_calls: Any = None
     verbosity: Any = None
 
@@ -132,13 +191,18 @@ class ChatRequest(protocol.SamplingRequest):
             raise Invalid("goes with logprobs: true only", "top_logprobs")
         return self
 
-    def to_conversation(self) -> Conversation:
+    def to_conversation(self, service: Service) -> Conversation:
         """Makes the conversation; ApiError where the fields contradict each other."""
-        made = Conversation(effort=self.reasoning_effort, stops=self.stop)
+        effort = self.reasoning_effort or self.reasoning.effort or self.chat_template_kwargs.reasoning_effort
+        made = Conversation(effort=effort or "medium", stops=self.stop, thought_of=service.thought_of)
         form = self.response_format
         made.set_format(form.json_schema if isinstance(form, SchemaResponseFormat) else form)
-        functions, choice = [tool.function for tool in self.tools], self.tool_choice
-        if isinstance(choice, NamedTool):
+        functions = [tool.function for tool in self.tools if isinstance(tool, ChatTool)] + self.functions
+        choice = self.tool_choice
+        if self.function_call:
+            mode, names = self.function_call
+            made.set_tools(functions, mode, names)
+        elif isinstance(choice, NamedTool):
             made.set_tools(functions, "named", [choice.function.name])
         elif isinstance(choice, NamedTools):
             allowed = choice.allowed_tools
@@ -152,7 +216,7 @@ class ChatRequest(protocol.SamplingRequest):
     def params(self, max_tokens: int) -> SamplingParams:
         """Makes the parameters of sampling, without the stops. max_tokens: where the body sets no limit."""
         limit = self.max_completion_tokens or self.max_tokens or max_tokens
-        return self.sampling(max_new_tokens=limit, logprobs=self.top_logprobs if self.logprobs else None, stop=None)
+        return self.sampling(max_new_tokens=limit, logprobs=self.top_logprobs if self.logprobs else None)
 
 
 class AnsweredCall(TypedDict):
@@ -168,6 +232,7 @@ class AnswerMessage(TypedDict):
     reasoning: NotRequired[str]
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[AnsweredCall]]
+    function_call: NotRequired[dict[Literal["name", "arguments"], str]]
 
 
 @dataclass
@@ -211,6 +276,9 @@ class Choice:
     def __init__(self, body: ChatRequest, turn: Turn, service: Service) -> None:
         self.turn = turn
         self._metrics, self._tokenizer, self._logs = service.metrics, service.tokenizer, body.logprobs
+        self._remember = service.remember_thought if body.store is not False else None
+        self._thought = ""
+        self._is_old = bool(body.functions)  # calls in their old form
         self._has_begun = False
         self._last: dict[str, int] = {}  # the newest item of a kind
         self._calls = 0
@@ -224,7 +292,8 @@ class Choice:
         if reason := self.turn.finish_reason:
             job.cancel(index)
             self._metrics.repairs.update(self.turn.parser.repairs)
-            chunks.append(ChunkChoice(index, {}, finish_reason=reason))
+            old = self._is_old and reason == "tool_calls"
+            chunks.append(ChunkChoice(index, {}, finish_reason="function_call" if old else reason))
         if self._logs and chunks:
             indices = [i for delta in deltas for i in delta.indices]
             chunks[last].logprobs = ChatLogprobs(token_logprobs(self._tokenizer, self.turn.request, indices))
@@ -242,10 +311,16 @@ class Choice:
         if kind == "call":
             self._calls += is_new
             head = {"id": f"call_{uuid.uuid4().hex}", "type": "function"} if is_new else {}
+            if is_new and self._remember:
+                self._remember(head["id"], self._thought)
             function = ({"name": delta.name} if is_new else {}) | {"arguments": delta.text}
+            if self._is_old:
+                return {"function_call": function}
             return {"tool_calls": [{"index": self._calls - 1, **head, "function": function}]}
         # Several messages of a kind become paragraphs of one.
         text = "\n" * (is_new and not is_first) + delta.text
+        if kind == "reasoning":
+            self._thought += text
         return {"reasoning": text, "reasoning_content": text} if kind == "reasoning" else {"content": text}
 
 
@@ -263,6 +338,9 @@ def joined(chunks: list[ChunkChoice]) -> ChatChoice:
         message["reasoning"] = message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = calls
+    if old := [chunk.delta["function_call"] for chunk in chunks if "function_call" in chunk.delta]:
+        arguments = "".join(one["arguments"] for one in old)
+        message["content"], message["function_call"] = content or None, {**old[0], "arguments": arguments}
     logs = [chunk.logprobs.content for chunk in chunks if chunk.logprobs]
     return ChatChoice(
         chunks[-1].index, message, ChatLogprobs(list(chain(*logs))) if logs else None, chunks[-1].finish_reason
@@ -270,7 +348,7 @@ def joined(chunks: list[ChunkChoice]) -> ChatChoice:
 
 
 async def chat(service: Service, body: ChatRequest) -> Generated:
-    conversation, params = body.to_conversation(), body.params(service.limits.max_tokens)
+    conversation, params = body.to_conversation(service), body.params(service.limits.max_tokens)
     turns = await run_in_threadpool(conversation.turns, service, body.n, params)
     choices = [Choice(body, turn, service) for turn in turns]
     head = service.head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
@@ -286,11 +364,11 @@ async def _whole(job: Job, body: ChatRequest, choices: list[Choice], head: dict[
 
 
 async def _chunks(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
-    empty = {"usage": None} if body.stream_options.include_usage else {}
+    options = body.stream_options
     async for event in job:
         for chunk in choices[event.index].advance(job, event):
-            yield None, head | {"choices": [chunk]} | empty
-    if body.stream_options.include_usage:
+            yield None, head | {"choices": [chunk]} | options.usage_so_far(lambda: _usage(choices, body))
+    if options.include_usage:
         yield None, head | {"choices": [], "usage": _usage(choices, body)}
 
 

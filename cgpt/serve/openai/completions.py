@@ -15,7 +15,7 @@ from cgpt.serve.openai.logprobs import CompletionLogprobs, TokenLog
 from cgpt.serve.openai.protocol import Count, Head, SamplingRequest, Usage, usage
 from cgpt.serve.service import Service
 from cgpt.serve.stream import Events, Generated
-from cgpt.serve.validation import Bounds, Invalid, Reads, integer, is_integer, only
+from cgpt.serve.validation import Bounds, Invalid, Reads, integer, is_integer, only, token_limit
 
 Prompts = list[str] | list[list[int]]
 
@@ -48,7 +48,7 @@ class CompletionRequest(SamplingRequest):
     skip_special_tokens: whether the text is without such names."""
 
     prompt: Annotated[Prompts, Reads(_read_prompts, f"must be {PROMPT}", PROMPTS)] = Field(description=PROMPT)
-    max_tokens: Annotated[int, integer(0, "max_tokens")] = 16  # OpenAI's default
+    max_tokens: Annotated[int, token_limit(0)] = 16  # OpenAI's default
     best_of: Annotated[int, integer(1, "n")] = 1
     echo: StrictBool = False
     special: StrictBool = False
@@ -147,10 +147,10 @@ def _usage(job: Job, body: CompletionRequest) -> Usage:
 
 
 async def _chunks(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
-    empty = {"usage": None} if body.stream_options.include_usage else {}
+    options = body.stream_options
     async for event in job:
         part = choices[event.index].advance(event)
         if part.text or part.finish_reason or (part.logprobs and part.logprobs.tokens):
-            yield None, head | {"choices": [part]} | empty
-    if body.stream_options.include_usage:
+            yield None, head | {"choices": [part]} | options.usage_so_far(lambda: _usage(job, body))
+    if options.include_usage:
         yield None, head | {"choices": [], "usage": _usage(job, body)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,8 @@ class Conversation:
 
     tools: that the model may call. forced: the names of those of which it must call one. strict: the names of those
     whose arguments must conform to their schema. answer_schema: of the final text. stops: strings that end it.
-    instructions: before the first message. calls: the functions of earlier calls, by the calls' ids.
+    instructions: before the first message. calls: the functions of earlier calls, by the calls' ids. thought_of: what
+    the model thought before a call, by its id; None if that is not known.
     """
 
     tools: list[Tool] = field(default_factory=list)
@@ -36,6 +37,7 @@ class Conversation:
     instructions: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     calls: dict[str, str] = field(default_factory=dict)
+    thought_of: Callable[[str], str | None] = lambda call_id: None
 
     def add(self, role: str, text: str) -> None:
         """Adds a message. role: "user" or "assistant"; or "system" or "developer", whose text is an instruction for all
@@ -61,7 +63,18 @@ class Conversation:
                 break
             if self.messages[i].channel == "final":
                 self.messages[i] = replace(self.messages[i], channel="commentary")
+        self._put_back(call_id)
         self.messages.append(Message("assistant", arguments, "commentary", f"functions.{name}", f"{CONSTRAIN}json"))
+
+    def _put_back(self, call_id: str) -> None:
+        """Adds what the model thought before a call, where the client has dropped it."""
+        at = len(self.messages)
+        while at and self.messages[at - 1].role == "assistant" and self.messages[at - 1].recipient is None:
+            if self.messages[at - 1].channel == "analysis":
+                return
+            at -= 1
+        if thought := self.thought_of(call_id):
+            self.messages.insert(at, Message("assistant", thought, "analysis"))
 
     def add_result(self, param: str, call_id: str, text: str) -> None:
         """Adds the result of a call. param: the field that names the call, for the error if there is no such call."""
@@ -74,7 +87,7 @@ class Conversation:
             self.answer_schema = form.json_schema_
             self.response_format = ResponseFormat(form.name, form.json_schema_, form.description)
         elif form.type == "json_object":
-            self.answer_schema = {"type": "object"}
+            self.answer_schema = form.json_schema_ or {"type": "object"}
 
     def set_tools(self, functions: Sequence[FunctionDefinition], mode: str, chosen: list[str] | None = None) -> None:
         """Offers functions to the model. mode: whether it may ("auto"), must ("required") or cannot ("none") call one.
@@ -100,7 +113,10 @@ class Conversation:
         ids = render_conversation(service.tokenizer, [*head, *self.messages])
         compiler, schema = service.grammars, self.answer_schema
         grammar = TurnGrammar(compiler, self.tools, answer_schema=schema, strict=self.strict, forced=self.forced)
-        params = replace(params, stop=compiler.special.stops, detokenize=False)
+        if params.ignore_eos:  # the model may not end the turn
+            params = replace(params, min_new_tokens=params.max_new_tokens)
+        params = replace(params, stop=(*compiler.special.stops, *params.stop_ids), detokenize=False)
         constraints = [grammar.constraint() for _ in range(count)]
-        requests = service.requests([*ids, *grammar.rules.prefix], params, constraints)
-        return [Turn(service.model, request, grammar.rules, self.stops) for request in requests]
+        rules = replace(grammar.rules, stop_ids=frozenset(params.stop_ids))
+        requests = service.requests([*ids, *rules.prefix], params, constraints)
+        return [Turn(service.model, request, rules, self.stops) for request in requests]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import uuid
 from collections.abc import Iterator
@@ -31,11 +32,27 @@ class OutputText:
     type: Literal["output_text"] = "output_text"
 
 
+def sealed(text: str) -> str:
+    """A text as encrypted_content: opaque to clients, but no secret, as it leaves in clear too."""
+    return base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
+
+
+def unsealed(content: str) -> str | None:
+    """The text in an encrypted_content, which anybody may have made; None if it is none of this server's kind."""
+    try:
+        return base64.b64decode(content, validate=True).decode("utf-8")
+    except ValueError:
+        return None
+
+
 @dataclass
 class ReasoningItem:
+    """encrypted_content: the text once more, for clients that send back nothing else."""
+
     id: str
     content: list[ReasoningText]
     summary: list[Any] = field(default_factory=list)
+    encrypted_content: str | None = None
     status: Status = "in_progress"
     type: Literal["reasoning"] = "reasoning"
 
@@ -68,9 +85,10 @@ Item = Annotated[ReasoningItem | MessageItem | CallItem, Field(discriminator="ty
 
 
 class Items:
-    """The output so far. The last item may be open: text still comes."""
+    """The output so far. The last item may be open: text still comes. seals: whether to add encrypted_content."""
 
-    def __init__(self) -> None:
+    def __init__(self, seals: bool = False) -> None:
+        self._seals = seals
         self._items: list[ReasoningItem | MessageItem | CallItem] = []
         self._open: int | None = None  # the turn's number of it
 
@@ -125,6 +143,8 @@ class Items:
             yield self._about("response.function_call_arguments.done", arguments=item.arguments, name=item.name)
         else:
             part = item.content[0]
+            if isinstance(item, ReasoningItem) and self._seals:
+                item.encrypted_content = sealed(part.text)
             more = {"logprobs": part.logprobs} if isinstance(part, OutputText) else {}
             yield self._about(f"response.{part.type}.done", content_index=0, text=part.text, **more)
             yield self._about("response.content_part.done", content_index=0, part=part)

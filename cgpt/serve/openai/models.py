@@ -45,6 +45,7 @@ class TokenizeRequest(OpenAIRequest):
     prompt: Text | None = None
     content: Text | None = None
     special: StrictBool = False
+    add_special_tokens: Any = None  # these tokenizers add none
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -82,6 +83,19 @@ class Detokenized:
 
 
 @dataclass
+class TokenizerInfo:
+    """What clients ask for that tokenize through the server: the text of special tokens, null where there is none."""
+
+    tokenizer_class: str
+    vocab_size: Count
+    model_max_length: Count
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+
+
+@dataclass
 class Health:
     status: Literal["ok"] = "ok"
 
@@ -91,17 +105,24 @@ TO_MODEL = {"model": {"operationId": "model", "parameters": {"name": "$response.
 TO_DETOKENIZE = {"detokenize": {"operationId": "detokenize", "requestBody": {"tokens": "$response.body#/tokens"}}}
 
 
-def _card(service: Service) -> ModelCard:
-    return ModelCard(service.name, service.created, service.model.transformer.context_length, service.no_chat is None)
+def _card(service: Service, name: str) -> ModelCard:
+    return ModelCard(name, service.created, service.model.transformer.context_length, service.no_chat is None)
 
 
 async def models(service: Service) -> ModelList:
-    return ModelList([_card(service)])
+    return ModelList([_card(service, name) for name in service.names])
 
 
 async def model(service: Service, name: str) -> ModelCard:
-    require_name(name, service.name)
-    return _card(service)
+    require_name(name, service.names)
+    return _card(service, name)
+
+
+async def tokenizer_info(service: Service) -> TokenizerInfo:
+    tokenizer, transformer = service.tokenizer, service.model.transformer
+    ends = [tokenizer.decode([one]) for one in transformer.eos_token_ids]
+    end = ends[0] if ends else None
+    return TokenizerInfo("cgpt", tokenizer.vocab_size, transformer.context_length, end, end, end, None)
 
 
 async def health(_: Service) -> Health:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StrictBool, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StrictBool, Tag, ValidationInfo, model_validator
 from typing_extensions import Self, TypedDict
 
 from cgpt.chat.messages import EFFORTS
@@ -15,10 +15,23 @@ from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve import validation
 from cgpt.serve.service import require_name
-from cgpt.serve.validation import Bounds, Invalid, JsonSchema, Reads, RequestModel, Text, integer, number, only
+from cgpt.serve.validation import (
+    Bounds,
+    Invalid,
+    JsonSchema,
+    Reads,
+    RequestModel,
+    Text,
+    integer,
+    is_integer,
+    number,
+    only,
+    refused,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
+TEXT_ONLY = "the model reads text only"
 MAX_CALLS = 128  # of one message, and tools that a choice allows
 Count = Annotated[int, Field(ge=0)]
 
@@ -26,36 +39,17 @@ Count = Annotated[int, Field(ge=0)]
 def _read_model(value: Any, bounds: Bounds) -> str | None:
     if not isinstance(value, str):
         return None
-    require_name(value, bounds["model"])
+    if value:
+        require_name(value, bounds["models"])
     return value
 
 
 class OpenAIRequest(RequestModel):
-    """The body of a request. Undeclared fields are refused: `extra` here is the one switch."""
+    """The body of a request."""
 
-    model_config = ConfigDict(extra="forbid")
+    unknown_prefix = ""
 
-    model: Annotated[str | None, Reads(_read_model, "must be a string", {"enum": ["{model}"]})] = None
-
-
-class GenerationRequest(OpenAIRequest):
-    """A body that asks for text. The fields of type Any are accepted, and change nothing here."""
-
-    temperature: Annotated[float, number(0, 2)] = 1.0
-    top_p: Annotated[float, number(1e-6, 1)] = 1.0
-    stream: StrictBool = False
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    safety_identifier: Any = None
-
-    def sampling(self, **others: Any) -> SamplingParams:
-        """The parameters of sampling that the body has, by their names, and others."""
-        return SamplingParams.pick(vars(self) | others, {})
+    model: Annotated[str | None, Reads(_read_model, "must be a string", {"enum": "{models}"})] = None
 
 
 def _read_stop(value: Any, bounds: Bounds) -> list[str] | None:
@@ -84,6 +78,15 @@ def _unsigned(seed: int) -> int:
     return seed if seed == -1 else seed % 2**64  # -1 is none, as elsewhere
 
 
+def _none_if_off(top_k: int) -> int | None:
+    return top_k if top_k > 0 else None
+
+
+def _read_ids(value: Any, bounds: Bounds) -> list[int] | None:
+    good = isinstance(value, list) and len(value) <= bounds["stops"] and all(map(is_integer, value))
+    return value if good and all(0 <= one <= bounds["max_token_id"] for one in value) else None
+
+
 BIAS = number(-100, 100)
 BIASES = {
     "type": "object",
@@ -94,17 +97,71 @@ BIASES = {
 STOP = {"type": "string", "maxLength": "{stop_length}"}
 STOPS = {"anyOf": [STOP, {"type": "array", "items": STOP, "maxItems": "{stops}"}]}
 STOPS_WANTED = "must be a string or {stops} at most, of {stop_length} characters"
+STOP_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": "{max_token_id}"}}
+STOP_IDS_WANTED = "must be a list of {stops} token ids at most, 0 to {max_token_id}"
+
+
+class GenerationRequest(OpenAIRequest):
+    """A body that asks for text, with all options of sampling. The fields of type Any are accepted, and change nothing.
+
+    min_tokens: before so many the text does not end by itself, nor by stop_token_ids.
+    """
+
+    temperature: Annotated[float, number(0, 2)] = 1.0
+    top_p: Annotated[float, number(1e-6, 1)] = 1.0
+    top_k: Annotated[int | None, integer(-1, 2**31), AfterValidator(_none_if_off)] = None
+    min_p: Annotated[float | None, number(0, 1)] = None
+    repetition_penalty: Annotated[float | None, number(0.01, 100)] = None
+    presence_penalty: Annotated[float | None, number(-2, 2)] = None
+    frequency_penalty: Annotated[float | None, number(-2, 2)] = None
+    logit_bias: Annotated[dict[int, float] | None, Reads(_read_logit_bias, "must be an object", BIASES)] = None
+    seed: Annotated[int | None, integer(-(2**63), 2**63 - 1), AfterValidator(_unsigned)] = None
+    stop: Annotated[list[str], Reads(_read_stop, STOPS_WANTED, STOPS)] = []
+    stop_token_ids: Annotated[list[int], Reads(_read_ids, STOP_IDS_WANTED, STOP_IDS | {"maxItems": "{stops}"})] = []
+    min_tokens: Annotated[int, integer(0, "max_tokens")] = 0
+    ignore_eos: StrictBool = False
+    stream: StrictBool = False
+    use_beam_search: Annotated[Any, only(False, wanted="cannot be used: texts are sampled")] = None
+    bad_words: Annotated[Any, only([], wanted="cannot be used: logit_bias forbids tokens")] = None
+    documents: Annotated[Any, only([], wanted=f"cannot be used: {TEXT_ONLY}")] = None
+    images: Annotated[Any, only([], wanted=f"cannot be used: {TEXT_ONLY}")] = None
+    files: Annotated[Any, only([], wanted=f"cannot be used: {TEXT_ONLY}")] = None
+    audio: Annotated[Any, refused(f"cannot be used: {TEXT_ONLY}")] = None
+    cache_prompt: Any = None  # prompts are cached, as far as there is room
+    client_metadata: Any = None
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+
+    def sampling(self, **others: Any) -> SamplingParams:
+        """The parameters of sampling that the body has, by their names, and others."""
+        given = {"stop": [*self.stop, *self.stop_token_ids], "min_new_tokens": self.min_tokens}
+        return SamplingParams.pick(vars(self) | given | others, {})
 
 
 class StreamOptions(RequestModel):
-    model_config = ConfigDict(extra="forbid")
+    """include_usage: the last chunk has the usage; continuous_usage_stats: each has it so far."""
+
+    unknown_prefix = "stream_options."
 
     include_usage: StrictBool = False
+    continuous_usage_stats: StrictBool = False
     include_obfuscation: Any = None
+
+    def usage_so_far(self, count: Callable[[], Any]) -> dict[str, Any]:
+        """What each chunk but the last one holds of the usage."""
+        if not self.include_usage:
+            return {}
+        return {"usage": count() if self.continuous_usage_stats else None}
 
 
 class SamplingRequest(GenerationRequest):
-    """A body with all options of sampling, which may ask for several choices."""
+    """A body that may ask for several choices, and for usage in its chunks."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -114,14 +171,6 @@ class SamplingRequest(GenerationRequest):
     )
 
     n: Annotated[int, integer(1, "n")] = 1
-    top_k: Annotated[int | None, integer(-1, 2**31)] = None
-    min_p: Annotated[float | None, number(0, 1)] = None
-    repetition_penalty: Annotated[float | None, number(0.01, 100)] = None
-    presence_penalty: Annotated[float | None, number(-2, 2)] = None
-    frequency_penalty: Annotated[float | None, number(-2, 2)] = None
-    logit_bias: Annotated[dict[int, float] | None, Reads(_read_logit_bias, "must be an object", BIASES)] = None
-    seed: Annotated[int | None, integer(-(2**63), 2**63 - 1), AfterValidator(_unsigned)] = None
-    stop: Annotated[list[str], Reads(_read_stop, STOPS_WANTED, STOPS)] = []
     stream_options: StreamOptions = StreamOptions()
 
     @model_validator(mode="after")
@@ -157,10 +206,19 @@ def usage(requests: Sequence[Request], per_prompt: int, generated: int) -> Usage
     return Usage(prompt, generated, prompt + generated, {"cached_tokens": cached})
 
 
-Effort = Annotated[str, only(*EFFORTS, wanted=f"must be one of {', '.join(EFFORTS)}")]
+def _read_effort(value: Any, _: Bounds) -> str | None:
+    return EFFORT_NAMES.get(value.lower()) if isinstance(value, str) else None
 
 
-PART = validation.OneOf("type", hint=": the model reads text only")
+# What clients call the efforts of other models -> what is nearest to it among the model's own.
+EFFORT_NAMES = dict(zip(EFFORTS, EFFORTS, strict=True)) | {
+    "none": "low", "minimal": "low", "xhigh": "high", "max": "high",
+}  # fmt: skip
+EFFORT_WANTED = f"must be one of {', '.join(EFFORT_NAMES)}"
+Effort = Annotated[str, Reads(_read_effort, EFFORT_WANTED, {"enum": [*EFFORT_NAMES]})]
+
+
+PART = validation.OneOf("type", hint=f": {TEXT_ONLY}")
 
 
 class RefusalPart(RequestModel):
@@ -187,7 +245,33 @@ NAME = "[A-Za-z0-9_.-]{1,64}"
 NAME_WANTED = "must be 1 to 64 letters, digits, _, . or -"
 
 
-FunctionType = Annotated[str, only("function", wanted="must be function: there are no other tools")]
+class ReasoningOptions(RequestModel):
+    effort: Effort | None = None
+
+
+class TemplateOptions(RequestModel):
+    """What the chat template of another server is told."""
+
+    unknown_prefix = "chat_template_kwargs."
+
+    reasoning_effort: Effort | None = None
+
+
+NO_OTHERS = ": there are no other tools"
+TOOL = validation.OneOf("type", "function", NO_OTHERS, has_other=True)
+
+
+class OtherTool(RequestModel):
+    """A tool that is no function, which is left out."""
+
+    model_config = ConfigDict(json_schema_extra={"not": "{refused_if_strict}"})
+
+    type: Annotated[Text, Field(json_schema_extra={"not": {"const": "function"}})]
+
+    @model_validator(mode="after")
+    def _leave_out(self, info: ValidationInfo) -> Self:
+        validation.leave_out(info, Invalid(f"must be function{NO_OTHERS}", "type"), f"tools.{self.type}")
+        return self
 
 
 class FunctionDefinition(Echoed):
@@ -224,7 +308,10 @@ ToolChoice = Annotated[
 
 
 class FreeFormat(Echoed):
+    """schema: of a json_object, as llama.cpp has it."""
+
     type: Literal["text", "json_object"] = "text"
+    json_schema_: JsonSchema | None = Field(default=None, alias="schema")
 
 
 class SchemaFormat(Echoed):

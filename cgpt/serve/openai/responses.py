@@ -1,34 +1,51 @@
-"""The endpoint /v1/responses, without a store: each request brings its whole conversation."""
+"""The endpoint /v1/responses. What is answered is remembered for a while, unless the client forbids it, so that another
+request may go on from there."""
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, with_config
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationInfo, model_validator, with_config
 from starlette.concurrency import run_in_threadpool
-from typing_extensions import TypedDict
+from starlette.responses import Response
+from typing_extensions import Self, TypedDict
 
 from cgpt.chat.turn import Turn
 from cgpt.errors import CgptError
+from cgpt.fields import shown
 from cgpt.generation.engine import Job
 from cgpt.generation.sampling import SamplingParams
-from cgpt.serve.errors import api_error
+from cgpt.serve.errors import ApiError, api_error, dumps
 from cgpt.serve.openai import protocol
 from cgpt.serve.openai.conversation import Conversation
-from cgpt.serve.openai.items import Item, Items, Status
+from cgpt.serve.openai.items import CallItem, Item, Items, ReasoningItem, Status, unsealed
 from cgpt.serve.openai.logprobs import token_logprobs
 from cgpt.serve.service import Service
+from cgpt.serve.store import StoredItem, StoredResponse
 from cgpt.serve.stream import Generated
-from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, TextOr, integer, only, size
+from cgpt.serve.validation import (
+    Content,
+    Invalid,
+    OneOf,
+    RequestModel,
+    Text,
+    TextOr,
+    integer,
+    leave_out,
+    only,
+    refused,
+    size,
+    token_limit,
+)
 
-NO_STORE = "cannot be used: nothing is kept here; send the whole conversation as input"
-LOGPROBS = "message.output_text.logprobs"
-Kept = SkipJsonSchema[Annotated[Any, only(wanted=NO_STORE)]]  # what only a server that keeps something could use
+NO_STORE = "cannot be used: nothing of the kind is kept here; send the whole conversation as input"
+GONE = "is not kept here, or no longer; send the whole conversation as input"
+LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 
 
 class TextPart(RequestModel):
@@ -61,11 +78,15 @@ class InputMessage(RequestModel):
 
 
 class InputReasoning(RequestModel):
+    """What the model thought. encrypted_content: the same as this server gives it, where a client sends only that."""
+
     type: Literal["reasoning"]
     content: Content[Annotated[ReasoningPart, protocol.PART]] = ""
+    encrypted_content: Text = ""
 
     def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_said(protocol.text_of(self.content), "analysis")
+        text = protocol.text_of(self.content) or unsealed(self.encrypted_content) or ""
+        conversation.add_said(text, "analysis")
 
 
 class InputCall(RequestModel):
@@ -81,7 +102,7 @@ class InputCall(RequestModel):
 
 
 class InputResult(RequestModel):
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: Text
     output: Texts = ""
 
@@ -89,21 +110,93 @@ class InputResult(RequestModel):
         conversation.add_result(f"{name}.call_id", self.call_id, protocol.text_of(self.output))
 
 
-def _refuse_reference(item: Any) -> Any:
-    if isinstance(item, dict) and item.get("type") == "item_reference":
-        raise Invalid(NO_STORE, "type")
-    return item
+class InputCustomCall(RequestModel):
+    """A call of a tool that takes any text."""
+
+    type: Literal["custom_tool_call"]
+    call_id: Text
+    name: Text
+    input: Text = ""
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_call(self.call_id, self.name, self.input)
 
 
-InputItem = Annotated[
-    InputMessage | InputReasoning | InputCall | InputResult,
-    OneOf("type", "message"),
-    BeforeValidator(_refuse_reference),
-]
+class InputShellCall(RequestModel):
+    type: Literal["local_shell_call"]
+    call_id: Text
+    action: dict[str, Any] = {}
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_call(self.call_id, "local_shell", dumps(self.action))
+
+
+class InputShellResult(RequestModel):
+    """The result of a shell call, which it names by either field."""
+
+    type: Literal["local_shell_call_output"]
+    id: Text = ""
+    call_id: Text = ""
+    output: Texts = ""
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        conversation.add_result(f"{name}.call_id", self.call_id or self.id, protocol.text_of(self.output))
+
+
+class InputReference(RequestModel):
+    """An item of an earlier answer that is remembered here."""
+
+    type: Literal["item_reference"]
+    id: Text
+
+
+class OtherItem(RequestModel):
+    """What other servers' tools leave in a conversation, which is left out."""
+
+    model_config = ConfigDict(json_schema_extra={"not": "{refused_if_strict}"})
+
+    type: Literal[
+        "compaction",
+        "compaction_summary",
+        "web_search_call",
+        "file_search_call",
+        "code_interpreter_call",
+        "computer_call",
+        "computer_call_output",
+        "image_generation_call",
+        "tool_search_call",
+        "tool_search_output",
+        "mcp_list_tools",
+        "mcp_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+    ]
+
+    @model_validator(mode="after")
+    def _leave_out(self, info: ValidationInfo) -> Self:
+        leave_out(info, Invalid("must be message, reasoning, function_call or function_call_output", "type"), self.type)
+        return self
+
+    def add_to(self, conversation: Conversation, name: str) -> None:
+        pass
+
+
+Said = (
+    InputMessage
+    | InputReasoning
+    | InputCall
+    | InputResult
+    | InputCustomCall
+    | InputShellCall
+    | InputShellResult
+    | OtherItem
+)
+InputItem = Annotated[Said | InputReference, OneOf("type", "message")]
+SAID = TypeAdapter[Said](Annotated[Said, OneOf("type", "message")])
 
 
 class ResponseTool(protocol.FunctionDefinition):
-    type: protocol.FunctionType = "function"
+    type: Literal["function"] = "function"
 
 
 class NamedTool(protocol.Echoed):
@@ -123,51 +216,88 @@ class TextOptions(RequestModel):
     format: protocol.Format[SchemaTextFormat] = protocol.FreeFormat()
 
 
-class ReasoningOptions(RequestModel):
-    effort: protocol.Effort = "medium"
-
-
 INPUT = "a text, or a list of one item at least"
 
 
 class ResponseRequest(protocol.GenerationRequest):
     input: TextOr[Annotated[list[InputItem], size("messages", 1, INPUT)]] = Field(description=INPUT)
     instructions: Text = ""
-    max_output_tokens: Annotated[int | None, integer(1, "max_tokens")] = None
+    max_output_tokens: Annotated[int | None, token_limit(1)] = None
     top_logprobs: Annotated[int, integer(0, "logprobs")] = 0
     include: list[Any] = []
-    tools: Annotated[list[ResponseTool], size("tools")] = []
+    tools: Annotated[list[Annotated[ResponseTool | protocol.OtherTool, protocol.TOOL]], size("tools")] = []
     tool_choice: protocol.ToolChoice[NamedTool, NamedTools] = "auto"
-    reasoning: ReasoningOptions = ReasoningOptions()
+    reasoning: protocol.ReasoningOptions = protocol.ReasoningOptions()
     text: TextOptions = TextOptions()
-    truncation: Annotated[Any, only("disabled", wanted="cannot be used: what is too long is refused, not cut")] = None
+    truncation: Annotated[Any, only("auto", "disabled", wanted="must be auto or disabled")] = None
     background: Annotated[Any, only(False, wanted=NO_STORE)] = None
-    previous_response_id: Kept = None
-    conversation: Kept = None
-    prompt: Kept = None
+    previous_response_id: Text | None = None
+    conversation: Annotated[Any, refused(NO_STORE)] = None
+    prompt: Annotated[Any, refused(NO_STORE)] = None
     stream_options: Any = None
     parallel_tool_calls: Any = None
     max_tool_calls: Any = None
 
-    def to_conversation(self) -> Conversation:
-        """Makes the conversation; ApiError where the fields contradict each other."""
-        made = Conversation(effort=self.reasoning.effort)
+    @property
+    def functions(self) -> list[ResponseTool]:
+        return [tool for tool in self.tools if isinstance(tool, ResponseTool)]
+
+    @property
+    def is_stored(self) -> bool:
+        return self.store is not False
+
+    def to_conversation(self, service: Service) -> Conversation:
+        """Makes the conversation; ApiError where the fields contradict each other, or name what is not remembered."""
+        made = Conversation(effort=self.reasoning.effort or "medium", stops=self.stop, thought_of=service.thought_of)
         made.set_format(self.text.format)
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
-            made.set_tools(self.tools, "named", [choice.name])
+            made.set_tools(self.functions, "named", [choice.name])
         elif isinstance(choice, NamedTools):
-            made.set_tools(self.tools, choice.mode, [tool.name for tool in choice.tools])
+            made.set_tools(self.functions, choice.mode, [tool.name for tool in choice.tools])
         else:
-            made.set_tools(self.tools, choice)
+            made.set_tools(self.functions, choice)
         if self.instructions:
             made.add("system", self.instructions)
+        earlier = self._earlier(service)
+        for one in earlier:
+            one.add_to(made, "previous_response_id")
         if isinstance(self.input, str):
             made.add("user", self.input)
-        else:
-            for i, item in enumerate(self.input):
-                item.add_to(made, f"input[{i}]")
+            return made
+        if len(earlier) + len(self.input) > (most := service.limits.messages):
+            raise ApiError(f"input holds more than {most} entries, with those before", param="input")
+        for i, item in enumerate(self.input):
+            if isinstance(item, InputReference):
+                if (stored := service.store.get(item.id, StoredItem)) is None:
+                    raise ApiError(f"input[{i}].id {shown(item.id)} {GONE}", param=f"input[{i}].id")
+                self.input[i] = said = SAID.validate_json(stored.json)
+            else:
+                said = item
+            said.add_to(made, f"input[{i}]")
         return made
+
+    def _earlier(self, service: Service) -> list[Said]:
+        """The items of the responses that come before, the first one first."""
+        found: list[Said] = []
+        name = self.previous_response_id
+        while name is not None:
+            if (stored := service.store.get(name, StoredResponse)) is None:
+                message = f"previous_response_id {shown(name)} {GONE}"
+                raise ApiError(message, code="previous_response_not_found", param="previous_response_id")
+            items = [*json.loads(stored.given), *json.loads(stored.json)["output"]]
+            found = [SAID.validate_python(item) for item in items] + found
+            if len(found) > service.limits.messages:
+                message = f"holds more than {service.limits.messages} entries with those before"
+                raise ApiError(f"previous_response_id {message}", param="previous_response_id")
+            name = stored.previous
+        return found
+
+    def given(self) -> str:
+        """The items of the input as JSON, those that references name too, once to_conversation() has found them."""
+        if isinstance(self.input, str):
+            return dumps([{"role": "user", "content": self.input}])
+        return dumps(self.model_dump(include={"input"}, by_alias=True, exclude_unset=True)["input"])
 
     def params(self, max_tokens: int) -> SamplingParams:
         """Makes the parameters of sampling, without the stops. max_tokens: where the body sets no limit."""
@@ -176,13 +306,17 @@ class ResponseRequest(protocol.GenerationRequest):
 
     def echoed(self) -> dict[str, Any]:
         """Returns the fields that the answer repeats."""
-        fields = {"max_output_tokens", "temperature", "top_p", "top_logprobs", "tools", "tool_choice", "text"}
+        fields = {"max_output_tokens", "temperature", "top_p", "top_logprobs", "tool_choice"}
         return self.model_dump(include=fields, by_alias=True) | {
+            "tools": [tool.model_dump(by_alias=True) for tool in self.functions],
             "instructions": self.instructions or None,
             "metadata": self.metadata if isinstance(self.metadata, dict) else {},
-            "reasoning": {"effort": self.reasoning.effort, "summary": None},
+            "reasoning": {"effort": self.reasoning.effort or "medium", "summary": None},
+            "text": self.text.model_dump(by_alias=True, exclude_none=True),
             "parallel_tool_calls": False,
-            "truncation": "disabled",
+            "truncation": self.truncation or "disabled",
+            "previous_response_id": self.previous_response_id,
+            "store": self.is_stored,
         }
 
 
@@ -216,7 +350,8 @@ class Answer:
 
     def __init__(self, body: ResponseRequest, turn: Turn, service: Service) -> None:
         self._turn, self._tokenizer, self._metrics = turn, service.tokenizer, service.metrics
-        self._items = Items()
+        self._items = Items(ENCRYPTED in body.include)
+        self._service, self._body = service, body
         self._number = 0  # of the next event
         self._head = {
             "id": f"resp_{uuid.uuid4().hex}",
@@ -225,8 +360,6 @@ class Answer:
             "model": service.name,
             "error": None,
             "background": False,
-            "previous_response_id": None,
-            "store": False,
             **body.echoed(),
         }
 
@@ -264,7 +397,24 @@ class Answer:
         status: Status = "incomplete" if self._turn.finish_reason == "length" else "completed"
         for kind, data in self._items.close(status):
             yield self._event(kind, data)
-        yield self._event(f"response.{status}", {"response": self.response(status)})
+        response = self.response(status)
+        if self._body.is_stored:
+            await self._remember(response)
+        yield self._event(f"response.{status}", {"response": response})
+
+    async def _remember(self, response: dict[str, Any]) -> None:
+        """Keeps the response, its items, and what was thought before its call."""
+        store, items, body = self._service.store, self._items.output(), self._body
+        given, whole = await run_in_threadpool(lambda: (body.given(), dumps(response)))
+        calls = [item.call_id for item in items if isinstance(item, CallItem)]
+        thought = "\n".join(item.content[0].text for item in items if isinstance(item, ReasoningItem))
+        for call_id in calls:
+            self._service.remember_thought(call_id, thought)
+        for item in items:
+            store.put(item.id, StoredItem(text := dumps(item)), len(text))
+        ids = (*calls, *(item.id for item in items))
+        found = StoredResponse(whole, given, body.previous_response_id, ids)
+        store.put(response["id"], found, len(whole) + len(given))
 
     async def stream(self, job: Job) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yields events(). A failure after the first of them becomes an event, as the status has been sent."""
@@ -289,8 +439,36 @@ class Answer:
 
 
 async def responses(service: Service, body: ResponseRequest) -> Generated:
-    conversation, params = body.to_conversation(), body.params(service.limits.max_tokens)
+    conversation, params = body.to_conversation(service), body.params(service.limits.max_tokens)
     (turn,) = await run_in_threadpool(conversation.turns, service, 1, params)
     answer = Answer(body, turn, service)
     job = service.submit([turn.request], body)
     return Generated(job, answer.stream(job) if body.stream else answer.whole(job), done=False)
+
+
+@dataclass
+class Deleted:
+    id: str
+    object: Literal["response"] = "response"
+    deleted: bool = True
+
+
+NUMBER = {"response_id": "$response.body#/id"}
+TO_RESPONSE = {"response": {"operationId": "stored_response", "parameters": NUMBER}}
+TO_DELETE = {"delete": {"operationId": "delete_response", "parameters": NUMBER}}
+
+
+def _stored(service: Service, response_id: str) -> StoredResponse:
+    if (found := service.store.get(response_id, StoredResponse)) is None:
+        raise ApiError(f"the response {shown(response_id)} is not kept here, or no longer", 404, param="response_id")
+    return found
+
+
+async def stored_response(service: Service, response_id: str) -> Response:
+    return Response(_stored(service, response_id).json, media_type="application/json")
+
+
+async def delete_response(service: Service, response_id: str) -> Deleted:
+    for one in (response_id, *_stored(service, response_id).ids):
+        service.store.drop(one)
+    return Deleted(response_id)

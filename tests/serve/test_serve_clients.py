@@ -1,0 +1,340 @@
+"""What OpenAI's clients and those of other servers send: taken where it can be, left out by name where it means nothing
+here, refused by name where it would change the answer."""
+
+import gzip
+import http.client
+import json
+import threading
+
+import pytest
+
+import cgpt
+from cgpt.serve import stream
+from cgpt.serve.limits import Limits
+from cgpt.serve.openapi import IGNORED
+from cgpt.serve.store import Store, Thought
+
+from support.chat_cases import CALL, FINAL, scripted
+from support.serve_cases import serving
+
+ADD = [{"role": "user", "content": "Please compute 10 + 5."}]
+WEATHER = [{"role": "user", "content": "How is the weather in Chicago?"}]
+CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
+GOOD = {
+    CHAT: {"messages": ADD, "max_tokens": 5},
+    RESPONSES: {"input": "a", "max_output_tokens": 5},
+    COMPLETIONS: {"prompt": "a", "max_tokens": 5},
+}
+FUNCTION = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+TOOL = {"type": "function", "function": FUNCTION}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cgpt.load("demo-gpt-oss", precision="exact")
+
+
+@pytest.fixture(scope="module")
+def served(model):
+    with serving(model, limits=Limits(max_tokens=400, body_bytes=100_000), names=("demo", "gpt-4o")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def strict(model):
+    with serving(model, limits=Limits(max_tokens=400), strict=True) as served:
+        yield served
+
+
+def answer(served, path, fields):
+    """The headers and the answer of a request that must be taken."""
+    status, headers, found = served.post(path, GOOD[path] | fields)
+    assert status == 200, found
+    return headers, found
+
+
+# ------------------------------------------------------------------------------------------------------- left out
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        (CHAT, {"provider": {"only": ["x"]}, "think": True}, "provider, think"),
+        (COMPLETIONS, {"mirostat": 0}, "mirostat"),
+        (RESPONSES, {"context_management": []}, "context_management"),
+        (CHAT, {"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+        (CHAT, {"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs.enable_thinking"),
+        (CHAT, {"tools": [{"type": "custom", "custom": {"name": "x"}}, TOOL]}, "tools.custom"),
+        (RESPONSES, {"tools": [{"type": "web_search"}, {"type": "mcp"}]}, "tools.mcp, tools.web_search"),
+        (RESPONSES, {"input": [{"type": "compaction", "encrypted_content": "x"}]}, "compaction"),
+        (CHAT, {"a\r\nb": 1, "\ud800": 1, "c" * 500: 1}, f"a%0D%0Ab, {'c' * 64}, %3F"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_here_is_left_out_by_name(served, strict, path, fields, named):
+    assert answer(served, path, fields)[0][IGNORED] == named
+    assert (
+        "must be" in (error := strict.refused(path, GOOD[path] | fields))["message"]
+        or "no such key" in error["message"]
+    )
+
+
+def test_it_is_logged_once(served, caplog):
+    caplog.set_level("INFO", "cgpt.serve")
+    for _ in range(3):
+        answer(served, CHAT, {"made_up_once": 1})
+    assert caplog.text.count("left out made_up_once") == 1
+
+
+def test_nothing_else_is_named(served):
+    for path in GOOD:
+        assert (
+            IGNORED not in answer(served, path, {"user": "u", "metadata": {}, "cache_prompt": True, "made_up": None})[0]
+        )
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"audio": {"voice": "alloy"}}),
+        (CHAT, {"modalities": ["text", "audio"]}),
+        (COMPLETIONS, {"images": ["x"]}),
+        (CHAT, {"documents": [{"text": "a"}]}),
+        (CHAT, {"use_beam_search": True}),
+        (CHAT, {"bad_words": ["a"]}),
+        (RESPONSES, {"conversation": "conv_1"}),
+        (RESPONSES, {"prompt": {"id": "x"}}),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_name(served, path, fields):
+    assert served.refused(path, GOOD[path] | fields)["param"] == next(iter(fields))
+
+
+def test_parts_that_are_no_text_are_refused(served):
+    for part in ("image_url", "input_audio", "file"):
+        messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": part, part: {}}]}]
+        assert served.refused(CHAT, {"messages": messages})["param"] == "messages[0].content[1].type"
+
+
+# --------------------------------------------------------------------------------------------- limits and options
+
+
+def test_a_limit_that_is_too_high_is_the_servers(served, strict):
+    for path, name in ((CHAT, "max_tokens"), (CHAT, "max_completion_tokens"), (RESPONSES, "max_output_tokens")):
+        for limit in (401, 131072, -1):
+            body = {key: value for key, value in GOOD[path].items() if key != "max_tokens"} | {name: limit}
+            _, found = served.post(path, body)[1:]
+            assert found["usage"]["total_tokens"] and found.get("max_output_tokens", 400) == 400
+            strict.refused(path, body)
+    _, found = answer(served, COMPLETIONS, {"max_tokens": 10**9, "ignore_eos": True})
+    assert found["usage"]["completion_tokens"] == 400
+
+
+def test_efforts_of_other_models(monkeypatch, model, served):
+    asked = {
+        "none": "low", "minimal": "low", "LOW": "low", "Medium": "medium", "high": "high", "xhigh": "high",
+        "max": "high",
+    }  # fmt: skip
+    prompts = scripted(monkeypatch, model, *[FINAL.format("a")] * 4 * len(asked))
+    for effort, own in asked.items():
+        answer(served, CHAT, {"reasoning_effort": effort})
+        answer(served, CHAT, {"reasoning": {"effort": effort}})
+        answer(served, CHAT, {"chat_template_kwargs": {"reasoning_effort": effort}})
+        answer(served, RESPONSES, {"reasoning": {"effort": effort}})
+        assert [f"Reasoning: {own}\n" in prompt for prompt in prompts] == [True] * 4
+        prompts.clear()
+
+
+def test_top_k_may_be_off(served):
+    found = [answer(served, COMPLETIONS, {"seed": 1, **more})[1] for more in ({}, {"top_k": 0}, {"top_k": -1})]
+    assert len({one["choices"][0]["text"] for one in found}) == 1
+
+
+def test_ends_can_be_forbidden_and_added(monkeypatch, model, served):
+    end = model.eos_token_ids[0]
+    bias = {"logit_bias": {str(end): 100}}
+    assert answer(served, COMPLETIONS, bias)[1]["usage"]["completion_tokens"] == 1
+    assert answer(served, COMPLETIONS, bias | {"min_tokens": 3})[1]["usage"]["completion_tokens"] == 4
+    assert answer(served, COMPLETIONS, bias | {"ignore_eos": True})[1]["usage"]["completion_tokens"] == 5
+    plain = answer(served, COMPLETIONS, {"temperature": 0, "logprobs": 0})[1]["choices"][0]
+    second = model.tokenizer.encode(plain["text"])[1]
+    cut = answer(served, COMPLETIONS, {"temperature": 0, "stop_token_ids": [second]})[1]["choices"][0]
+    assert (cut["finish_reason"], plain["text"].startswith(cut["text"])) == ("stop", True)
+    for fields in ({"ignore_eos": True}, {"min_tokens": 60}):
+        used = answer(served, CHAT, {"max_tokens": 60, "temperature": 0} | fields)[1]["usage"]
+        assert (
+            used["completion_tokens"]
+            > answer(served, CHAT, {"max_tokens": 60, "temperature": 0})[1]["usage"]["completion_tokens"]
+        )
+    eleven = model.tokenizer.encode("1")[0]
+    stopped = answer(served, CHAT, {"max_tokens": 60, "temperature": 0, "stop_token_ids": [eleven]})[1]["choices"][0]
+    assert stopped["finish_reason"] == "stop" and "1" not in (stopped["message"]["content"] or "")
+
+
+def test_usage_so_far(served):
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    for path in (COMPLETIONS, CHAT):
+        text = answer(served, path, options)[1]
+        chunks = [json.loads(block[6:]) for block in text.split("\n\n") if block.startswith("data: {")]
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts) and counts[-1] == 5
+
+
+def test_a_schema_beside_json_object(served):
+    pytest.importorskip("llguidance")
+    schema = {"properties": {"n": {"const": 7}}, "required": ["n"], "additionalProperties": False}
+    form = {"type": "json_object", "schema": {"type": "object"} | schema}
+    found = answer(served, CHAT, {"response_format": form, "max_tokens": 300})[1]
+    assert json.loads(found["choices"][0]["message"]["content"])["n"] == 7
+
+
+# ------------------------------------------------------------------------------------------------------- messages
+
+
+def test_other_forms_of_messages(monkeypatch, model, served):
+    prompts = scripted(monkeypatch, model, *[FINAL.format("a")] * 5)
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    plain = [*ADD, {"role": "assistant", "reasoning": "Hm.", "content": "Yes", "tool_calls": [call]}]
+    plain.append({"role": "tool", "tool_call_id": "c", "content": "7"})
+    user, said, result = plain
+    answer(served, CHAT, {"messages": plain})
+    old = {"role": "assistant", "content": "Yes", "function_call": call["function"]}
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Yes"}]
+    for messages in (
+        [user, said | {"tool_calls": [call | {"function": {"name": "f", "arguments": {"a": 1}}}]}, result],
+        [user, said | {"reasoning": None, "content": parts}, result],
+        [{"role": "user", "content": [{"type": "input_text", "text": user["content"]}]}, said, result],
+        [user, old | {"reasoning_content": "Hm."}, {"role": "function", "name": "f", "content": "7"}],
+    ):  # fmt: skip
+        answer(served, CHAT, {"messages": messages})
+    assert len(set(prompts)) == 1 and len(prompts) == 5
+
+
+def test_the_old_form_of_calls(monkeypatch, model, served):
+    body = {"messages": WEATHER, "functions": [FUNCTION], "max_tokens": 50}
+    scripted(monkeypatch, model, *[CALL.format('{"city": "x"}')] * 2, '{"city": "x"}<|call|>')
+    expected = {"name": "get_weather", "arguments": '{"city": "x"}'}
+    for more in ({}, {"stream": True}, {"function_call": {"name": "get_weather"}}):
+        found = answer(served, CHAT, body | more)[1]
+        if isinstance(found, str):
+            chunks = [
+                json.loads(block[6:])["choices"][0] for block in found.split("\n\n") if block.startswith("data: {")
+            ]
+            parts = [chunk["delta"]["function_call"] for chunk in chunks if "function_call" in chunk["delta"]]
+            made = {"name": parts[0]["name"], "arguments": "".join(part["arguments"] for part in parts)}
+            reason = chunks[-1]["finish_reason"]
+        else:
+            made, reason = found["choices"][0]["message"]["function_call"], found["choices"][0]["finish_reason"]
+        assert (made, reason) == (expected, "function_call")
+
+
+def test_calls_of_other_kinds_in_a_conversation(monkeypatch, model, served):
+    prompts = scripted(monkeypatch, model, FINAL.format("a"))
+    items = [
+        {"role": "user", "content": "a"},
+        {"type": "custom_tool_call", "call_id": "c", "name": "apply_patch", "input": "*** x"},
+        {"type": "custom_tool_call_output", "call_id": "c", "output": "done"},
+        {"type": "local_shell_call", "call_id": "d", "action": {"command": ["ls"]}, "status": "completed"},
+        {"type": "local_shell_call_output", "id": "d", "output": "a.py"},
+    ]
+    answer(served, RESPONSES, {"input": items})
+    for text in ("to=functions.apply_patch", "*** x", "done", "to=functions.local_shell", '{"command":["ls"]}', "a.py"):
+        assert text in prompts[0]
+
+
+# -------------------------------------------------------------------------------------------------- small endpoints
+
+
+def test_other_names_of_the_model(served):
+    assert [card["id"] for card in served.ask("GET", "/v1/models")[2]["data"]] == ["demo", "gpt-4o"]
+    for name in ("gpt-4o", ""):
+        assert answer(served, CHAT, {"model": name})[1]["model"] == "demo"
+    assert served.ask("GET", "/v1/models/gpt-4o")[2]["id"] == "gpt-4o"
+    assert served.refused(CHAT, GOOD[CHAT] | {"model": "gpt-5"}, 404)["code"] == "model_not_found"
+
+
+def test_the_number_of_a_request_comes_back(served):
+    assert served.ask("GET", "/health", headers={"x-request-id": "abc-1"})[1]["x-request-id"] == "abc-1"
+    numbers = {served.ask("GET", "/health", headers={"x-request-id": "a b" * 99})[1]["x-request-id"] for _ in range(2)}
+    assert len(numbers) == 2 and all(len(number) == 32 for number in numbers)
+
+
+def test_bodies_may_be_packed(served):
+    packed = {"Content-Encoding": "gzip"}
+    good = gzip.compress(json.dumps(GOOD[CHAT]).encode())
+    assert served.post(CHAT, good, packed)[0] == 200
+    for body, headers, status in (
+        (gzip.compress(b" " * 50_000_000), packed, 413),
+        (b"no gzip", packed, 400),
+        (good[:-9], packed, 400),
+        (good + good, packed, 400),
+        (good, {"Content-Encoding": "br"}, 415),
+    ):
+        assert served.post(CHAT, body, headers)[0] == status
+
+
+def test_remote_tokenizers(served, model):
+    found = served.ask("GET", "/tokenizer_info")[2]
+    assert found["eos_token"] == model.tokenizer.decode([model.eos_token_ids[0]]) and found["pad_token"]
+    assert served.post("/tokenize", {"prompt": "hi", "add_special_tokens": False})[0] == 200
+
+
+# --------------------------------------------------------------------------------------- what is sent while one waits
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_a_stream_begins_before_its_first_token(served, model, monkeypatch, path):
+    """The head and comments come while the prompt is read, and the events are the same."""
+    expected = answer(served, path, {"stream": True, "temperature": 0})[1]
+    go, step = threading.Event(), model.transformer.step
+    monkeypatch.setattr(model.transformer, "step", lambda *a, **h: go.wait(20) and step(*a, **h))
+    monkeypatch.setattr(stream, "HEAD_SECONDS", 0.01)
+    monkeypatch.setattr(stream, "COMMENT_SECONDS", 0.01)
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=20)
+    body = json.dumps(GOOD[path] | {"stream": True, "temperature": 0})
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    assert response.status == 200
+    comments = [response.readline() for _ in range(6)]
+    assert comments == [b": keep-alive\n", b"\n"] * 3
+    go.set()
+    text = response.read().decode().replace(": keep-alive\n\n", "")
+    connection.close()
+    assert text.count("data: ") == expected.count("data: ") and text.endswith(expected[-10:])
+
+
+def test_reasoning_that_a_client_drops_is_put_back(monkeypatch, model, served):
+    thought = "<|channel|>analysis<|message|>I plan.<|end|>"
+    prompts = scripted(monkeypatch, model, *[f"{thought}<|start|>assistant{CALL.format('{}')}", FINAL.format("a")] * 3)
+    for number, store in enumerate((None, None, False)):
+        body = {"messages": WEATHER, "tools": [TOOL], "max_tokens": 50, "store": store}
+        said = answer(served, CHAT, body)[1]["choices"][0]["message"]
+        result = {"role": "tool", "tool_call_id": said["tool_calls"][0]["id"], "content": "It rains."}
+        if number:
+            del said["reasoning"], said["reasoning_content"]
+        answer(served, CHAT, body | {"messages": [*WEATHER, said, result]})
+    assert prompts[1] == prompts[3] != prompts[5] and "I plan." in prompts[3] and "I plan." not in prompts[5]
+
+
+# ------------------------------------------------------------------------------------------------------ the store
+
+
+def test_a_store_keeps_within_its_bounds(monkeypatch):
+    store = Store(3 * Store.OVERHEAD + 30, 10, 60)
+    for key in "abc":
+        store.put(key, Thought(key), 10)
+    assert store.get("a", Thought) == Thought("a")  # used last
+    store.put("d", Thought("d"), 10)
+    assert [store.get(key, Thought) is None for key in "abcd"] == [False, True, False, False]
+    store.put("e", Thought("e" * 9999), 9999)
+    assert store.get("e", Thought) is None and store.nbytes <= 3 * Store.OVERHEAD + 30
+    store.put("f", Thought("f"), 10)
+    store.put("f", Thought("g"), 10)
+    assert store.get("f", Thought) == Thought("g") and store.get("f", str) is None
+    clock = cgpt.serve.store.time.monotonic()
+    monkeypatch.setattr("cgpt.serve.store.time.monotonic", lambda: clock + 61)
+    assert store.get("f", Thought) is None
+    store.drop("f")
+    many = Store(10**9, 2, 60)
+    for key in "abc":
+        many.put(key, Thought(key), 1)
+    assert len(many) == 2 and many.get("a", Thought) is None
