@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from os.path import commonprefix
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -37,14 +37,28 @@ CALL_TYPES = (f"{CONSTRAIN}json", "json", "code", None)  # content types that th
 ANSWER_TYPES = (None, f"{CONSTRAIN}json", "json")
 
 
+@dataclass(frozen=True)
+class Grammar:
+    """What a text must be, other than JSON of a schema. text: a regular expression, a JSON list of the texts to choose
+    from, or a grammar in GBNF or Lark."""
+
+    kind: Literal["regex", "choice", "grammar"]
+    text: str
+
+
 class GrammarCompiler:
-    """Makes grammars of JSON schemas for one model. ChatError where its vocabulary lacks
-    harmony's tokens; InputError, with the first schema, where llguidance is not installed."""
+    """Makes grammars of JSON schemas, and of others, for one model. InputError, with the first schema, where
+    llguidance is not installed."""
 
     def __init__(self, model: TextModel) -> None:
         self.tokenizer = model.tokenizer
-        self.special = SpecialTokens(model.tokenizer)
         self.eos_token_ids = frozenset(model.transformer.eos_token_ids)
+        self.end = min(self.eos_token_ids)  # what llguidance takes for the end of a text
+
+    @cached_property
+    def special(self) -> SpecialTokens:
+        """Harmony's tokens; ChatError where the vocabulary lacks them."""
+        return SpecialTokens(self.tokenizer)
 
     @cached_property
     def _llguidance(self) -> Any:
@@ -53,21 +67,24 @@ class GrammarCompiler:
             import llguidance
         except ImportError:
             raise InputError("keeping to a schema needs llguidance: pip install 'cgpt[grammar]'") from None
-        words = llguidance.TokenizerWrapper(_Words(self.tokenizer, self.special.return_))
-        return llguidance.LLMatcher, llguidance.LLTokenizer(words, n_vocab=self.tokenizer.vocab_size)
+        words = llguidance.TokenizerWrapper(_Words(self.tokenizer, self.end))
+        return llguidance, llguidance.LLTokenizer(words, n_vocab=self.tokenizer.vocab_size)
 
     def compile(self, schema: Any) -> Any:
-        """The llguidance matcher of a schema, at its beginning; InputError says what llguidance cannot do with it.
+        """The llguidance matcher of a schema or Grammar, at its beginning; InputError says what llguidance cannot do.
 
         All that takes long happens here, up to seconds for thousands of properties: following a text copies it.
         """
-        new_matcher, words = self._llguidance
+        llguidance, words = self._llguidance
         if (levels := _nesting(schema)) > MAX_NESTING:
             why = f"its levels times its different $refs are {levels}; at most {MAX_NESTING}"
             raise InputError(f"no grammar can be made of the schema: {why}")
         try:
-            grammar = new_matcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
-            matcher = new_matcher(words, grammar, log_level=0)
+            if isinstance(schema, Grammar):
+                grammar = llguidance.grammar_from(schema.kind, schema.text)
+            else:
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
+            matcher = llguidance.LLMatcher(words, grammar, log_level=0)
             matcher.compute_bitmask()  # some find out here only that nothing can be written
             problem = _error(matcher)
         except ValueError as failed:
@@ -128,6 +145,7 @@ class TurnGrammar:
 
     rules: for the Turn that reads it. The prompt ends with rules.prefix: what all beginnings have in common, where a
     call is forced. start: the state after that. after_end: the state after a message that <|end|> has ended.
+    matcher_end: the id that a matcher allows where its text is complete.
     """
 
     def __init__(
@@ -143,7 +161,7 @@ class TurnGrammar:
         names of tools whose arguments conform to their schemas. forced: names of tools one of which must be called at
         once; their arguments conform too, strict or not, wherever llguidance is installed (being any JSON object, if no
         grammar can be made of a schema that is not strict). InputError where a grammar cannot be made."""
-        self.special, self._encode = compiler.special, compiler.tokenizer.encode_part
+        self.special, self.matcher_end, self._encode = compiler.special, compiler.end, compiler.tokenizer.encode_part
         self._answer = None if answer_schema is None else compiler.compile(answer_schema)
         kept = {*strict, *forced} if importlib.util.find_spec("llguidance") else strict
         self._arguments = {
@@ -262,7 +280,7 @@ class TurnConstraint:
         """Which ids the matcher allows, [V]: text, and the message's end where the text is complete."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed = np.unpackbits(bits, count=vocab_size, bitorder="little").astype(bool)
-        is_complete = allowed[self._grammar.special.return_]  # the matcher's end of the text
+        is_complete = allowed[self._grammar.matcher_end]
         allowed[state.forbidden] = False
         allowed[list(state.ends)] = is_complete
         if problem := _error(self._matcher) or (None if allowed.any() else "no token may come next"):
@@ -290,3 +308,28 @@ class TurnConstraint:
         self._state = state
         matcher = state.matcher if isinstance(state, Content) else None
         self._matcher: Any = matcher.deep_copy() if matcher is not None else None
+
+
+class TextConstraint:
+    """A LogitsConstraint: keeps a whole text, no turn, to a schema or Grammar, and lets it end when complete."""
+
+    def __init__(self, compiler: GrammarCompiler, matcher: Any) -> None:
+        """matcher: as compiler.compile() gives it; a copy follows the text."""
+        self._matcher = matcher.deep_copy()
+        self._ends = list(compiler.eos_token_ids)
+        self._end = compiler.end
+        self._special = list(compiler.tokenizer.special_tokens.values())
+
+    def mask(self, logits: Floats) -> Floats:
+        """The float32 logits [V], -infinity for the ids that may not come."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(bool)
+        is_complete = allowed[self._end]
+        allowed[self._special] = False
+        allowed[self._ends] = is_complete or not allowed.any()
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def push(self, token_id: int) -> None:
+        """Takes the id that was chosen."""
+        if token_id not in self._ends:
+            self._matcher.consume_token(token_id)

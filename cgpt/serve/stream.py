@@ -18,7 +18,7 @@ from cgpt.serve.errors import Json, api_error, defect, dumps, error_answer
 T = TypeVar("T")
 log = logging.getLogger("cgpt.serve")
 HEAD_SECONDS = 0.25  # until the head of a stream is sent, with or without a first event
-COMMENT_SECONDS = 5.0  # between comments while no event comes: proxies and clients give up a silent connection
+COMMENT_SECONDS = 3.0  # between comments while no event comes: proxies and clients give up a silent connection
 Event = tuple[str | None, dict[str, Any]]  # name of the event or None, JSON object
 Events = AsyncIterator[Event]
 Whole = Coroutine[Any, Any, Any]

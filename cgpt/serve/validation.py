@@ -57,12 +57,16 @@ class RequestModel(pydantic.BaseModel):
         if not isinstance(values, dict):
             return values
         present = {key: value for key, value in values.items() if value is not None}
-        if cls.unknown_prefix is not None and (unknown := sorted(present.keys() - cls.model_fields.keys())):
+        if cls.unknown_prefix is not None and (unknown := sorted(present.keys() - cls._keys())):
             more = "".join(f", nor {shown(key)}" for key in unknown[1:5])
             why = f": no such key{more}; /openapi.json has those there are"
             refusal = Invalid(why, unknown[0], shows_value=False)
             leave_out(info, refusal, *(f"{cls.unknown_prefix}{key}" for key in unknown))
         return present
+
+    @classmethod
+    def _keys(cls) -> set[str]:
+        return {field.alias or name for name, field in cls.model_fields.items()}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> Schema:
@@ -237,7 +241,8 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _is_shallow(value: Any, bounds: Bounds) -> Any:
+def read_json_schema(value: Any, bounds: Bounds) -> dict[str, Any] | None:
+    """Reads an object of which only the depth is checked."""
     if not isinstance(value, dict):
         return None
     if is_deeper(value, bounds["schema_depth"]):
@@ -247,7 +252,7 @@ def _is_shallow(value: Any, bounds: Bounds) -> Any:
 
 # A lone surrogate, which JSON may hold and pydantic's own strings may not, is text as any other.
 Text = pydantic.InstanceOf[str]
-JsonSchema = Annotated[dict[str, Any], Reads(_is_shallow, "must be a JSON schema, an object", {"type": "object"})]
+JsonSchema = Annotated[dict[str, Any], Reads(read_json_schema, "must be a JSON schema, an object", {"type": "object"})]
 # A text, or a list; a text, or a list of parts that hold one each.
 TextOr = Annotated[
     Annotated[Text, pydantic.Tag("<text>")] | Annotated[P, pydantic.Tag("<list>")],

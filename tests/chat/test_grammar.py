@@ -249,7 +249,7 @@ def test_every_id_is_the_same_word_for_both(model, compiler):
 
 def test_without_what_it_needs(model, monkeypatch):
     with pytest.raises(ChatError):
-        GrammarCompiler(cgpt.load("demo-gpt2"))
+        TurnGrammar(GrammarCompiler(cgpt.load("demo-gpt2")))
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InputError, match=r"pip install 'cgpt\[grammar\]'"):
         TurnGrammar(GrammarCompiler(model), answer_schema=SUM)

@@ -4,6 +4,7 @@ here, refused by name where it would change the answer."""
 import gzip
 import http.client
 import json
+import re
 import threading
 
 import pytest
@@ -187,6 +188,49 @@ def test_a_schema_beside_json_object(served):
     assert json.loads(found["choices"][0]["message"]["content"])["n"] == 7
 
 
+SEVEN = {"type": "object", "properties": {"n": {"const": 7}}, "required": ["n"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"structured_outputs": {"choice": ["red", "blue"]}}, "red|blue"),
+        ({"guided_choice": ["red", "blue"]}, "red|blue"),
+        ({"guided_regex": "[0-9]{3}-x"}, "[0-9]{3}-x"),
+        ({"structured_outputs": {"regex": "[ab]{2}"}}, "[ab]{2}"),
+        ({"guided_json": SEVEN}, r'\{\s*"n"\s*:\s*7\s*\}'),
+        ({"structured_outputs": {"json": json.dumps(SEVEN)}}, r'\{\s*"n"\s*:\s*7\s*\}'),
+        ({"guided_grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"structured_outputs": {"grammar": 'start: "yes" | "no"'}}, "yes|no"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": SEVEN}}}, r'\{\s*"n"\s*:\s*7\s*\}'),
+    ],
+)
+def test_what_an_answer_must_be(served, fields, pattern):
+    pytest.importorskip("llguidance")
+    found = answer(served, COMPLETIONS, fields | {"max_tokens": 60})[1]["choices"][0]
+    assert re.fullmatch(pattern, found["text"]) and found["finish_reason"] == "stop"
+    found = answer(served, CHAT, fields | {"max_tokens": 300, "temperature": 0})[1]["choices"][0]
+    assert re.fullmatch(pattern, found["message"]["content"]) and found["finish_reason"] == "stop"
+    if "response_format" not in fields:
+        found = answer(served, RESPONSES, fields | {"max_output_tokens": 300, "temperature": 0})[1]
+        assert re.fullmatch(pattern, found["output"][-1]["content"][0]["text"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_json": "no"}, "guided_json"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "structured_outputs"),
+        ({"guided_regex": "("}, None),
+        ({"guided_grammar": "((("}, None),
+    ],
+)
+def test_grammars_that_are_wrong(served, fields, param):
+    for path in GOOD:
+        assert served.refused(path, GOOD[path] | fields)["param"] == param
+
+
 # ------------------------------------------------------------------------------------------------------- messages
 
 
@@ -318,7 +362,7 @@ def test_reasoning_that_a_client_drops_is_put_back(monkeypatch, model, served):
 # ------------------------------------------------------------------------------------------------------ the store
 
 
-def test_a_store_keeps_within_its_bounds(monkeypatch):
+def test_a_store_keeps_within_its_bounds():
     store = Store(3 * Store.OVERHEAD + 30, 10, 60)
     for key in "abc":
         store.put(key, Thought(key), 10)
@@ -330,10 +374,11 @@ def test_a_store_keeps_within_its_bounds(monkeypatch):
     store.put("f", Thought("f"), 10)
     store.put("f", Thought("g"), 10)
     assert store.get("f", Thought) == Thought("g") and store.get("f", str) is None
-    clock = cgpt.serve.store.time.monotonic()
-    monkeypatch.setattr("cgpt.serve.store.time.monotonic", lambda: clock + 61)
-    assert store.get("f", Thought) is None
     store.drop("f")
+    assert store.get("f", Thought) is None
+    late = Store(10**9, 10, max_seconds=-1)
+    late.put("a", Thought("a"), 1)
+    assert late.get("a", Thought) is None and len(late) == late.nbytes == 0
     many = Store(10**9, 2, 60)
     for key in "abc":
         many.put(key, Thought(key), 1)

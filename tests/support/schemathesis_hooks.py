@@ -17,6 +17,9 @@ BETWEEN_FIELDS = (
     "with those before",
     "the recipient of a message",
     "no grammar can be made of the schema",
+    "structured_outputs may say",
+    "guided_json must be",
+    "structured_outputs.json must be",
     "logit_bias must have token ids",
 )
 

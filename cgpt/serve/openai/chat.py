@@ -146,11 +146,6 @@ class NamedTools(protocol.Echoed):
     allowed_tools: protocol.AllowedTools[NamedTool]
 
 
-class SchemaResponseFormat(RequestModel):
-    type: Literal["json_schema"]
-    json_schema: protocol.SchemaFormat
-
-
 MESSAGES = "a list of one message at least"
 NamedFunction = tuple[str, list[str] | None] | None  # a mode of Conversation.set_tools, and the function's name
 
@@ -177,7 +172,7 @@ class ChatRequest(protocol.SamplingRequest):
     reasoning_effort: protocol.Effort | None = None
     reasoning: protocol.ReasoningOptions = protocol.ReasoningOptions()
     chat_template_kwargs: protocol.TemplateOptions = protocol.TemplateOptions()
-    response_format: protocol.Format[SchemaResponseFormat] = protocol.FreeFormat()
+    response_format: protocol.Format[protocol.SchemaResponseFormat] = protocol.FreeFormat()
     modalities: Annotated[Any, only(["text"], wanted="cannot be used: the model writes text")] = None
     functions: Annotated[list[protocol.FunctionDefinition], size("tools")] = []  # the old name of tools
     function_call: Annotated[NamedFunction, Reads(_read_function_call, FUNCTION_CALL_WANTED, FUNCTION_CALL)] = None
@@ -196,7 +191,7 @@ class ChatRequest(protocol.SamplingRequest):
         effort = self.reasoning_effort or self.reasoning.effort or self.chat_template_kwargs.reasoning_effort
         made = Conversation(effort=effort or "medium", stops=self.stop, thought_of=service.thought_of)
         form = self.response_format
-        made.set_format(form.json_schema if isinstance(form, SchemaResponseFormat) else form)
+        made.set_format(form.json_schema if isinstance(form, protocol.SchemaResponseFormat) else form, self.grammar())
         functions = [tool.function for tool in self.tools if isinstance(tool, ChatTool)] + self.functions
         choice = self.tool_choice
         if self.function_call:

@@ -9,8 +9,10 @@ from pydantic import Field, StrictBool, ValidationInfo, model_validator
 from starlette.concurrency import run_in_threadpool
 from typing_extensions import Self
 
+from cgpt.chat.grammar import TextConstraint
 from cgpt.generation.engine import Event, Job
 from cgpt.generation.request import Request
+from cgpt.serve.openai import protocol
 from cgpt.serve.openai.logprobs import CompletionLogprobs, TokenLog
 from cgpt.serve.openai.protocol import Count, Head, SamplingRequest, Usage, usage
 from cgpt.serve.service import Service
@@ -54,6 +56,7 @@ class CompletionRequest(SamplingRequest):
     special: StrictBool = False
     skip_special_tokens: StrictBool = False
     logprobs: Annotated[int | None, integer(0, "logprobs")] = None
+    response_format: protocol.Format[protocol.SchemaResponseFormat] = protocol.FreeFormat()
     suffix: Annotated[Any, only("", wanted="cannot be used: these models do not fill in the middle")] = None
 
     @model_validator(mode="after")
@@ -76,8 +79,17 @@ class CompletionRequest(SamplingRequest):
             logprobs=self.logprobs if self.logprobs is not None else self.best_of > self.n or None,
             prompt_logprobs=self.logprobs if self.echo else None,
         )
-        prompts = [service.model.encode_prompt(prompt, special=self.special) for prompt in self.prompt]
-        return [made for prompt in prompts for made in service.requests(prompt, params, [None] * self.best_of)]
+        form, schema = self.response_format, self.grammar()
+        if schema is None:
+            schema = protocol.answer_schema(
+                form.json_schema if isinstance(form, protocol.SchemaResponseFormat) else form
+            )
+        matcher = None if schema is None else service.grammars.compile(schema)
+        made: list[Request] = []
+        for prompt in [service.model.encode_prompt(one, special=self.special) for one in self.prompt]:
+            constraints = [matcher and TextConstraint(service.grammars, matcher) for _ in range(self.best_of)]
+            made += service.requests(prompt, params, constraints)
+        return made
 
 
 @dataclass
@@ -100,7 +112,8 @@ class Choice:
     """One text of the answer while it is generated."""
 
     def __init__(self, body: CompletionRequest, service: Service, request: Request) -> None:
-        self._length = 0  # characters of the text so far
+        self.num_ids = 0  # of the text so far
+        self._length = 0  # characters of it
         self._max_tokens = body.max_tokens
         self._echoed = (
             service.tokenizer.decode(request.prompt_ids, skip_special_tokens=body.skip_special_tokens)
@@ -114,7 +127,7 @@ class Choice:
         text, num_ids, reason = event.delta, event.num_ids, event.finish_reason
         if not self._max_tokens:
             text, num_ids, reason = "", 0, "length"
-        text, self._echoed = self._echoed + text, ""
+        text, self._echoed, self.num_ids = self._echoed + text, "", num_ids
         self._length += len(text)
         log = self._log.take(num_ids, self._length, reason is not None) if self._log else None
         return CompletionChoice(event.index, text, log, reason)
@@ -138,12 +151,11 @@ async def _whole(job: Job, body: CompletionRequest, choices: list[Choice], head:
         if body.best_of > body.n:
             these.sort(key=lambda i: -sum(job.requests[i].logprobs) / len(job.requests[i].ids))
         best += [replace(done[i], index=len(best) + rank) for rank, i in enumerate(these[: body.n])]
-    return head | {"choices": best, "usage": _usage(job, body)}
+    return head | {"choices": best, "usage": _usage(job, body, choices)}
 
 
-def _usage(job: Job, body: CompletionRequest) -> Usage:
-    generated = sum(len(request.ids) for request in job.requests) if body.max_tokens else 0
-    return usage(job.requests, body.best_of, generated)
+def _usage(job: Job, body: CompletionRequest, choices: list[Choice]) -> Usage:
+    return usage(job.requests, body.best_of, sum(choice.num_ids for choice in choices))
 
 
 async def _chunks(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
@@ -151,6 +163,6 @@ async def _chunks(job: Job, body: CompletionRequest, choices: list[Choice], head
     async for event in job:
         part = choices[event.index].advance(event)
         if part.text or part.finish_reason or (part.logprobs and part.logprobs.tokens):
-            yield None, head | {"choices": [part]} | options.usage_so_far(lambda: _usage(job, body))
+            yield None, head | {"choices": [part]} | options.usage_so_far(lambda: _usage(job, body, choices))
     if options.include_usage:
-        yield None, head | {"choices": [], "usage": _usage(job, body)}
+        yield None, head | {"choices": [], "usage": _usage(job, body, choices)}

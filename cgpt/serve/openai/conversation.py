@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cgpt.chat.grammar import TurnGrammar
+from cgpt.chat.grammar import Grammar, TurnGrammar
 from cgpt.chat.messages import CONSTRAIN, Developer, Message, ResponseFormat, System, Tool, tool_result
 from cgpt.chat.render import head_messages, render_conversation
 from cgpt.chat.turn import Turn
 from cgpt.fields import shown
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import ApiError
-from cgpt.serve.openai.protocol import CHOICE_WANTED, FreeFormat, FunctionDefinition, SchemaFormat
+from cgpt.serve.openai.protocol import CHOICE_WANTED, FreeFormat, FunctionDefinition, SchemaFormat, answer_schema
 from cgpt.serve.service import Service
 
 
@@ -30,7 +30,7 @@ class Conversation:
     tools: list[Tool] = field(default_factory=list)
     strict: list[str] = field(default_factory=list)
     forced: list[str] = field(default_factory=list)
-    answer_schema: dict[str, Any] | None = None
+    answer_schema: dict[str, Any] | Grammar | None = None
     effort: str = "medium"
     response_format: ResponseFormat | None = None
     stops: list[str] = field(default_factory=list)
@@ -82,12 +82,11 @@ class Conversation:
             raise ApiError(f"{param} {shown(call_id)} is no earlier call's", param=param)
         self.messages.append(tool_result(f"functions.{self.calls[call_id]}", text))
 
-    def set_format(self, form: FreeFormat | SchemaFormat) -> None:
+    def set_format(self, form: FreeFormat | SchemaFormat, grammar: Grammar | dict[str, Any] | None) -> None:
+        """Sets what the answer must be. grammar: beside the form, of which it takes the place."""
+        self.answer_schema = answer_schema(form) if grammar is None else grammar
         if isinstance(form, SchemaFormat):
-            self.answer_schema = form.json_schema_
             self.response_format = ResponseFormat(form.name, form.json_schema_, form.description)
-        elif form.type == "json_object":
-            self.answer_schema = form.json_schema_ or {"type": "object"}
 
     def set_tools(self, functions: Sequence[FunctionDefinition], mode: str, chosen: list[str] | None = None) -> None:
         """Offers functions to the model. mode: whether it may ("auto"), must ("required") or cannot ("none") call one.

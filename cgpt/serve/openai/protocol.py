@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StrictBool, Tag, ValidationInfo, model_validator
 from typing_extensions import Self, TypedDict
 
+from cgpt.chat.grammar import Grammar
 from cgpt.chat.messages import EFFORTS
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve import validation
+from cgpt.serve.errors import ApiError
 from cgpt.serve.service import require_name
 from cgpt.serve.validation import (
     Bounds,
@@ -32,6 +35,7 @@ from cgpt.serve.validation import (
 T = TypeVar("T")
 U = TypeVar("U")
 TEXT_ONLY = "the model reads text only"
+MAX_CHOICES = 256  # that guided_choice offers
 MAX_CALLS = 128  # of one message, and tools that a choice allows
 Count = Annotated[int, Field(ge=0)]
 
@@ -78,6 +82,58 @@ def _unsigned(seed: int) -> int:
     return seed if seed == -1 else seed % 2**64  # -1 is none, as elsewhere
 
 
+def _read_schema(value: Any, bounds: Bounds) -> dict[str, Any] | None:
+    """Reads a JSON schema, or its text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return validation.read_json_schema(value, bounds)
+
+
+def _read_choices(value: Any, _: Bounds) -> list[str] | None:
+    good = isinstance(value, list) and 0 < len(value) <= MAX_CHOICES
+    return value if good and all(isinstance(one, str) and one for one in value) else None
+
+
+SchemaOrText = Annotated[
+    dict[str, Any] | None,
+    Reads(_read_schema, "must be a JSON schema, an object", {"type": ["object", "string"]}),
+]
+CHOICES = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_CHOICES}
+Choices = Annotated[
+    list[str] | None, Reads(_read_choices, f"must be a list of 1 to {MAX_CHOICES} texts that are not empty", CHOICES)
+]
+
+
+class StructuredOutputs(RequestModel):
+    """What the answer must be: one of these. grammar: in GBNF or Lark."""
+
+    unknown_prefix = "structured_outputs."
+
+    json_: SchemaOrText = Field(default=None, alias="json")
+    json_object: StrictBool = False
+    regex: Text | None = None
+    choice: Choices = None
+    grammar: Text | None = None
+
+    def grammar_or_schema(self) -> Grammar | dict[str, Any] | None:
+        """The schema or grammar; Invalid where there are several."""
+        given: list[Grammar | dict[str, Any]] = [] if self.json_ is None else [self.json_]
+        if self.json_object:
+            given.append({"type": "object"})
+        if self.regex is not None:
+            given.append(Grammar("regex", self.regex))
+        if self.choice is not None:
+            given.append(Grammar("choice", json.dumps(self.choice)))
+        if self.grammar is not None:
+            given.append(Grammar("grammar", self.grammar))
+        if len(given) > 1:
+            raise ApiError("structured_outputs may say one thing only", param="structured_outputs")
+        return given[0] if given else None
+
+
 def _none_if_off(top_k: int) -> int | None:
     return top_k if top_k > 0 else None
 
@@ -120,6 +176,11 @@ class GenerationRequest(OpenAIRequest):
     stop_token_ids: Annotated[list[int], Reads(_read_ids, STOP_IDS_WANTED, STOP_IDS | {"maxItems": "{stops}"})] = []
     min_tokens: Annotated[int, integer(0, "max_tokens")] = 0
     ignore_eos: StrictBool = False
+    structured_outputs: StructuredOutputs = StructuredOutputs()
+    guided_json: SchemaOrText = None  # older names of what structured_outputs holds
+    guided_regex: Text | None = None
+    guided_choice: Choices = None
+    guided_grammar: Text | None = None
     stream: StrictBool = False
     use_beam_search: Annotated[Any, only(False, wanted="cannot be used: texts are sampled")] = None
     bad_words: Annotated[Any, only([], wanted="cannot be used: logit_bias forbids tokens")] = None
@@ -137,6 +198,12 @@ class GenerationRequest(OpenAIRequest):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
+
+    def grammar(self) -> Grammar | dict[str, Any] | None:
+        """The grammar or JSON schema that the text must conform to, beside response_format; None if it is free."""
+        given = {"json_": self.guided_json, "regex": self.guided_regex, "choice": self.guided_choice}
+        given = {key: value for key, value in (given | {"grammar": self.guided_grammar}).items() if value is not None}
+        return self.structured_outputs.model_copy(update=given).grammar_or_schema()
 
     def sampling(self, **others: Any) -> SamplingParams:
         """The parameters of sampling that the body has, by their names, and others."""
@@ -320,6 +387,18 @@ class SchemaFormat(Echoed):
     name: Text = "answer"
     description: Text | None = None
     json_schema_: JsonSchema = Field(alias="schema")
+
+
+class SchemaResponseFormat(RequestModel):
+    type: Literal["json_schema"]
+    json_schema: SchemaFormat
+
+
+def answer_schema(form: FreeFormat | SchemaFormat) -> dict[str, Any] | None:
+    """The JSON schema that a format asks for; None where the text is free."""
+    if isinstance(form, FreeFormat) and form.type == "text":
+        return None
+    return {"type": "object"} if form.json_schema_ is None else form.json_schema_
 
 
 Format = Annotated[FreeFormat | T, validation.OneOf("type", "text")]

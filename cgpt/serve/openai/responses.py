@@ -249,7 +249,7 @@ class ResponseRequest(protocol.GenerationRequest):
     def to_conversation(self, service: Service) -> Conversation:
         """Makes the conversation; ApiError where the fields contradict each other, or name what is not remembered."""
         made = Conversation(effort=self.reasoning.effort or "medium", stops=self.stop, thought_of=service.thought_of)
-        made.set_format(self.text.format)
+        made.set_format(self.text.format, self.grammar())
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
             made.set_tools(self.functions, "named", [choice.name])
