@@ -16,7 +16,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise InputError("a plot needs matplotlib: pip install 'cgpt[plot]'") from None
+        raise InputError("a plot needs matplotlib: pip install matplotlib") from None
 
 
 def plot(rows: Sequence[Row], path: str | Path) -> None:

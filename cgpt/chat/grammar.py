@@ -1,5 +1,5 @@
 """Keeps a turn to JSON schemas: the final answer of a chat, and the arguments of calls. What the model thinks before
-stays free. By llguidance: pip install 'cgpt[grammar]'.
+stays free. By llguidance, the extra [grammar].
 
 A TurnConstraint knows where in the turn the model is, and says which ids may come next. Where a message begins these
 are the headers in the forms that gpt-oss was trained on, each of a kind (cgpt.chat.turn.message_kind) that is allowed;
@@ -66,7 +66,7 @@ class GrammarCompiler:
         try:
             import llguidance
         except ImportError:
-            raise InputError("keeping to a schema needs llguidance: pip install 'cgpt[grammar]'") from None
+            raise InputError("keeping to a schema needs llguidance: pip install llguidance") from None
         words = llguidance.TokenizerWrapper(_Words(self.tokenizer, self.end))
         return llguidance, llguidance.LLTokenizer(words, n_vocab=self.tokenizer.vocab_size)
 

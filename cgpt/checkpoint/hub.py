@@ -34,7 +34,7 @@ def pull(name: str, revision: str | None = None, local_dir: str | os.PathLike[st
         import huggingface_hub as hub
         from huggingface_hub import errors
     except ImportError:
-        raise CgptError("a download needs the package huggingface_hub: pip install 'cgpt[hub]'") from None
+        raise CgptError("a download needs the package huggingface_hub: pip install huggingface_hub") from None
     repo, where = repo_id(name), os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         info = hub.HfApi().model_info(repo, revision=revision, files_metadata=True)

@@ -73,7 +73,7 @@ def not_found(name: str | Path) -> str:
     """What to say of a name that find() does not know: what was looked at, and what to do."""
     text = f"{name}: no such directory or file, and no model of the package ({', '.join(demo_models())})"
     if is_id(str(name)):
-        install = "" if importlib.util.find_spec("huggingface_hub") else "pip install 'cgpt[hub]', then "
+        install = "" if importlib.util.find_spec("huggingface_hub") else "pip install huggingface_hub, then "
         text += f". It is not in the Hugging Face cache {cache_directory()}; to download it: {install}cgpt pull {name}"
     return f"{text}. Random weights of a published size: {', '.join(SYNTH + size for size in SIZES)}"
 

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--profile", action="store_true", help="also where the time goes, kernel by kernel")
     add("--json", action="store_true", help="print one JSON array of all rows")
     add("--jsonl", action="store_true", help="print a JSON object for each row, as soon as it is measured")
-    add("--plot", metavar="FILE.png", help="draw the roofline and the speed by depth (needs cgpt[plot])")
+    add("--plot", metavar="FILE.png", help="draw the roofline and the speed by depth (needs matplotlib)")
     add_model_options(parser, sizes=list(SIZES), threads=integers)
     parser.set_defaults(threads=[None])
 

@@ -3,5 +3,5 @@
 From top to bottom: server.py runs on uvicorn what app.py puts together; guard.py lets requests in; openai/ has the
 endpoints, page.py is one more; openapi.py answers by them and describes them, stream.py sends answers as they come;
 service.py is what all share. Below it metrics.py counts, body.py reads a request within limits.py, validation.py checks
-it, and errors.py says what fails. Needs pip install 'cgpt[serve]'.
+it, and errors.py says what fails. Needs the extra [serve].
 """

@@ -183,7 +183,7 @@ def test_an_id_that_is_not_there(home, monkeypatch):
     (home / ".cache/huggingface/hub/models--a--b/refs").mkdir(parents=True)
     for name in ("a/b", "gpt2", "openai/gpt-oss-20b"):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        refused(name, f"pip install 'cgpt[hub]', then cgpt pull {name}")
+        refused(name, f"pip install huggingface_hub, then cgpt pull {name}")
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
         refused(name, f"to download it: cgpt pull {name}")
     with pytest.raises(CheckpointError) as refusal:

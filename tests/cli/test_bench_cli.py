@@ -169,6 +169,6 @@ def test_no_matplotlib(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     status, out, err = bench(*QUICK, "--plot", "x.png")
-    assert (status, out) == (2, "") and err == "cgpt: error: a plot needs matplotlib: pip install 'cgpt[plot]'\n"
+    assert (status, out) == (2, "") and err == "cgpt: error: a plot needs matplotlib: pip install matplotlib\n"
     with pytest.raises(InputError, match="matplotlib"):
         plot.plot([], "x.png")

@@ -14,7 +14,7 @@ from cgpt.serve.limits import Limits
 
 from support.serve_cases import serving
 
-pytest.importorskip("schemathesis", reason="needs pip install 'cgpt[test]'")
+pytest.importorskip("schemathesis", reason="needs the extra [test]")
 
 HERE = Path(__file__).parents[1] / "support"
 LIMITS = Limits(max_tokens=3, n=3, requests=6, messages=3, tools=2, stops=2, logit_biases=3, stop_length=20)
