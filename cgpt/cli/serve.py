@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
         from cgpt.serve.limits import Limits
         from cgpt.serve.service import Service
     except ImportError as problem:
-        raise CgptError(f"cgpt serve needs the package {problem.name}: pip install starlette uvicorn pydantic") from None
+        raise CgptError(
+            f"cgpt serve needs the package {problem.name}: pip install starlette uvicorn pydantic"
+        ) from None
 
     for name, low in (("max_running", 1), ("max_waiting", 1), ("max_tokens", 1), ("prefix_cache", 0), ("drain", 0)):
         value = getattr(args, name)

@@ -213,7 +213,9 @@ def test_sizes_have_random_weights_where_a_checkpoint_is_none(home, monkeypatch,
     """`info`, `compare`, `synth` and `bench` mean the size gpt2, load() the id; synth: means the size everywhere."""
     cached(home / ".cache/huggingface/hub", "openai-community/gpt2")
     assert cgpt.load("gpt2").config.n_embd == 8
-    assert describe("gpt2") == describe("synth:gpt2") | {"name": "gpt2"} and describe("gpt2")["shape"]["width"] == 768
+    size, random = describe("gpt2"), describe("synth:gpt2")
+    same = size.keys() - {"name", "here"}  # what is free here changes all the time
+    assert all(size[key] == random[key] for key in same) and size["shape"]["width"] == 768
     assert describe("openai-community/gpt2")["shape"]["width"] == 8
     monkeypatch.setitem(synth.SIZES, "gpt2", cgpt.load("gpt2").config)
     monkeypatch.setattr(synth, "published_config", lambda size, layout: TINY)
