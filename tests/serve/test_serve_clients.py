@@ -285,6 +285,20 @@ def test_calls_of_other_kinds_in_a_conversation(monkeypatch, model, served):
         assert text in prompts[0]
 
 
+def test_functions_in_a_namespace(monkeypatch, model, served):
+    called = CALL.replace("get_weather", "mcp__files__read").format("{}")
+    prompts = scripted(monkeypatch, model, called, FINAL.format("a"))
+    inner = [{"type": "function", "name": "read", "parameters": {"type": "object"}}, {"type": "custom", "name": "x"}]
+    tools = [{"type": "namespace", "name": "mcp__files", "tools": inner}, {"type": "function", "name": "read"}]
+    headers, found = answer(served, RESPONSES, {"tools": tools, "max_output_tokens": 60})
+    item = found["output"][-1]
+    assert (item["namespace"], item["name"], headers[IGNORED]) == ("mcp__files", "read", "tools.custom")
+    result = {"type": "function_call_output", "call_id": item["call_id"], "output": "It is."}
+    answer(served, RESPONSES, {"tools": tools, "input": [{"role": "user", "content": "a"}, item, result]})
+    assert "type mcp__files__read = " in prompts[0] and "type read = " in prompts[0]
+    assert "<|start|>functions.mcp__files__read to=assistant" in prompts[1]
+
+
 # -------------------------------------------------------------------------------------------------- small endpoints
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -76,6 +76,7 @@ class CallItem:
     id: str
     call_id: str
     name: str | None
+    namespace: str | None = None
     arguments: str = ""
     status: Status = "in_progress"
     type: Literal["function_call"] = "function_call"
@@ -85,10 +86,13 @@ Item = Annotated[ReasoningItem | MessageItem | CallItem, Field(discriminator="ty
 
 
 class Items:
-    """The output so far. The last item may be open: text still comes. seals: whether to add encrypted_content."""
+    """The output so far. The last item may be open: text still comes.
 
-    def __init__(self, seals: bool = False) -> None:
-        self._seals = seals
+    seals: whether to add encrypted_content. spaces: {name of a tool: (its namespace, its name there)}
+    """
+
+    def __init__(self, seals: bool = False, spaces: Mapping[str, tuple[str, str]] | None = None) -> None:
+        self._seals, self._spaces = seals, spaces or {}
         self._items: list[ReasoningItem | MessageItem | CallItem] = []
         self._open: int | None = None  # the turn's number of it
 
@@ -119,7 +123,8 @@ class Items:
     def _begin(self, delta: Delta) -> Events:
         number = uuid.uuid4().hex
         if delta.kind == "call":
-            self._items.append(CallItem(f"fc_{number}", f"call_{number}", delta.name))
+            space, name = self._spaces.get(delta.name or "", (None, delta.name))
+            self._items.append(CallItem(f"fc_{number}", f"call_{number}", name, space))
         elif delta.kind == "reasoning":
             self._items.append(ReasoningItem(f"rs_{number}", [ReasoningText()]))
         else:

@@ -310,6 +310,7 @@ def _read_name(value: Any, _: Bounds) -> str | None:
 
 NAME = "[A-Za-z0-9_.-]{1,64}"
 NAME_WANTED = "must be 1 to 64 letters, digits, _, . or -"
+Name = Annotated[str, Reads(_read_name, NAME_WANTED, {"type": "string", "pattern": f"^{NAME}$"})]
 
 
 class ReasoningOptions(RequestModel):
@@ -344,7 +345,7 @@ class OtherTool(RequestModel):
 class FunctionDefinition(Echoed):
     """A function that the model may call. strict: whether its arguments are constrained to the schema `parameters`."""
 
-    name: Annotated[str, Reads(_read_name, NAME_WANTED, {"type": "string", "pattern": f"^{NAME}$"})]
+    name: Name
     description: Text = ""
     parameters: JsonSchema | None = None
     strict: StrictBool = False

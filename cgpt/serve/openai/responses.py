@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -46,6 +46,11 @@ from cgpt.serve.validation import (
 NO_STORE = "cannot be used: nothing of the kind is kept here; send the whole conversation as input"
 GONE = "is not kept here, or no longer; send the whole conversation as input"
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
+
+
+def qualified(namespace: str, name: str) -> str:
+    """The name by which the model knows a function of a namespace."""
+    return f"{namespace}__{name}"
 
 
 class TextPart(RequestModel):
@@ -95,10 +100,12 @@ class InputCall(RequestModel):
     type: Literal["function_call"]
     call_id: Text
     name: Text
+    namespace: Text | None = None
     arguments: Text = "{}"
 
     def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_call(self.call_id, self.name, self.arguments)
+        called = self.name if self.namespace is None else qualified(self.namespace, self.name)
+        conversation.add_call(self.call_id, called, self.arguments)
 
 
 class InputResult(RequestModel):
@@ -199,6 +206,14 @@ class ResponseTool(protocol.FunctionDefinition):
     type: Literal["function"] = "function"
 
 
+class NamespaceTool(RequestModel):
+    """Functions under a common name, as Codex sends those of an MCP server."""
+
+    type: Literal["namespace"]
+    name: protocol.Name
+    tools: Annotated[list[Annotated[ResponseTool | protocol.OtherTool, protocol.TOOL]], size("tools")] = []
+
+
 class NamedTool(protocol.Echoed):
     type: Literal["function"] = "function"
     name: Text
@@ -225,7 +240,9 @@ class ResponseRequest(protocol.GenerationRequest):
     max_output_tokens: Annotated[int | None, token_limit(1)] = None
     top_logprobs: Annotated[int, integer(0, "logprobs")] = 0
     include: list[Any] = []
-    tools: Annotated[list[Annotated[ResponseTool | protocol.OtherTool, protocol.TOOL]], size("tools")] = []
+    tools: Annotated[
+        list[Annotated[ResponseTool | NamespaceTool | protocol.OtherTool, protocol.TOOL]], size("tools")
+    ] = []
     tool_choice: protocol.ToolChoice[NamedTool, NamedTools] = "auto"
     reasoning: protocol.ReasoningOptions = protocol.ReasoningOptions()
     text: TextOptions = TextOptions()
@@ -240,7 +257,20 @@ class ResponseRequest(protocol.GenerationRequest):
 
     @property
     def functions(self) -> list[ResponseTool]:
-        return [tool for tool in self.tools if isinstance(tool, ResponseTool)]
+        """The functions that are offered, those of a namespace by their qualified names."""
+        spaced = {qualified(*names): tool for names, tool in self._spaced()}
+        renamed = [tool.model_copy(update={"name": name}) for name, tool in spaced.items()]
+        return [*(tool for tool in self.tools if isinstance(tool, ResponseTool)), *renamed]
+
+    @property
+    def spaces(self) -> dict[str, tuple[str, str]]:
+        """{qualified name: (namespace, name)}"""
+        return {qualified(*names): names for names, _ in self._spaced()}
+
+    def _spaced(self) -> Iterator[tuple[tuple[str, str], ResponseTool]]:
+        for space in self.tools:
+            if isinstance(space, NamespaceTool):
+                yield from (((space.name, one.name), one) for one in space.tools if isinstance(one, ResponseTool))
 
     @property
     def is_stored(self) -> bool:
@@ -350,7 +380,7 @@ class Answer:
 
     def __init__(self, body: ResponseRequest, turn: Turn, service: Service) -> None:
         self._turn, self._tokenizer, self._metrics = turn, service.tokenizer, service.metrics
-        self._items = Items(ENCRYPTED in body.include)
+        self._items = Items(ENCRYPTED in body.include, body.spaces)
         self._service, self._body = service, body
         self._number = 0  # of the next event
         self._head = {
