@@ -104,7 +104,7 @@ def pydantic_ai_responses(url):
     return asyncio.run(agent.run(CITY)).output
 
 
-def instructor(url):
+def instructor_tools(url, modes=("TOOLS", "TOOLS_STRICT", "FUNCTIONS", "RESPONSES_TOOLS")):
     import instructor
     from openai import OpenAI
     from pydantic import BaseModel
@@ -114,7 +114,6 @@ def instructor(url):
 
     failed = {}
     ask = [{"role": "user", "content": "Please compute 10 + 5."}]
-    modes = ("TOOLS", "TOOLS_STRICT", "JSON", "JSON_SCHEMA", "MD_JSON", "FUNCTIONS", "RESPONSES_TOOLS")
     for name in modes:
         try:
             client = instructor.from_openai(OpenAI(base_url=url, api_key="x"), mode=getattr(instructor.Mode, name))
@@ -122,6 +121,10 @@ def instructor(url):
         except Exception as problem:
             failed[name] = f"{type(problem).__name__}: {problem}"[:200].replace("\n", " ")
     return SAID if not failed else failed
+
+
+def instructor_json(url):
+    return instructor_tools(url, ("JSON", "JSON_SCHEMA", "MD_JSON"))
 
 
 def litellm(url):
