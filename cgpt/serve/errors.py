@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from starlette.responses import Response
@@ -20,6 +20,8 @@ from cgpt.errors import (
     QueueFull,
     TokenizerError,
 )
+
+SLICE = 256  # entries of a list that take a millisecond or two
 
 
 class ApiError(InputError):
@@ -42,17 +44,31 @@ class ApiError(InputError):
 
 
 class Json(Response):
-    """A JSON answer. It is ASCII, so that any str can be sent, one with a lone surrogate too."""
+    """A JSON answer, of a value or, as a str, of its text. It is ASCII, so that any str can be sent, one with a lone
+    surrogate too."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return dumps(content).encode("ascii")
+        return (content if isinstance(content, str) else dumps(content)).encode("ascii")
 
 
 def dumps(content: Any) -> str:
     """Writes plain values and dataclasses as JSON."""
     return json.dumps(content, allow_nan=False, separators=(",", ":"), default=vars)
+
+
+def sliced_dumps(content: Any) -> str:
+    """The same text as dumps(content), in slices between which other threads may run; for one, as it may take long."""
+    if is_dataclass(content):
+        content = vars(content)
+    if isinstance(content, dict):
+        return "{" + ",".join(f"{dumps(key)}:{sliced_dumps(value)}" for key, value in content.items()) + "}"
+    if not isinstance(content, list):
+        return dumps(content)
+    if any(is_dataclass(one) for one in content[:1]):
+        return "[" + ",".join(map(sliced_dumps, content)) + "]"
+    return "[" + ",".join(dumps(content[i : i + SLICE])[1:-1] for i in range(0, len(content), SLICE)) + "]"
 
 
 def api_error(problem: CgptError, retry_after: int = 1) -> ApiError:

@@ -5,6 +5,7 @@ The ids are the server's own and cannot be guessed: who has one was given it, wi
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -39,13 +40,14 @@ class StoredResponse:
 
 
 class Store:
-    """Holds values by id. What was not used for longest goes first, and everything after max_seconds."""
+    """Holds values by id, for any thread. What was not used for longest goes first, and everything after max_seconds."""
 
     OVERHEAD = 500  # bytes of an entry beside its text, about
 
     def __init__(self, max_bytes: int, max_entries: int, max_seconds: float) -> None:
         self._max_bytes, self._max_entries, self._max_seconds = max_bytes, max_entries, max_seconds
         self._entries: OrderedDict[str, tuple[Any, int, float]] = OrderedDict()  # value, bytes, when it was put
+        self._lock = threading.RLock()
         self.nbytes = 0
 
     def __len__(self) -> int:
@@ -53,24 +55,27 @@ class Store:
 
     def put(self, key: str, value: Any, nbytes: int) -> None:
         """Keeps a value, whose text has nbytes, unless it is too large by itself."""
-        self.drop(key)
         nbytes += self.OVERHEAD
-        self._entries[key] = value, nbytes, time.monotonic()
-        self.nbytes += nbytes
-        while self._entries and (self.nbytes > self._max_bytes or len(self._entries) > self._max_entries):
-            self.drop(next(iter(self._entries)))
+        with self._lock:
+            self.drop(key)
+            self._entries[key] = value, nbytes, time.monotonic()
+            self.nbytes += nbytes
+            while self._entries and (self.nbytes > self._max_bytes or len(self._entries) > self._max_entries):
+                self.drop(next(iter(self._entries)))
 
     def get(self, key: str, kind: type[T]) -> T | None:
         """The value of an id, if it is there and of this kind."""
-        value, _, put_at = self._entries.get(key, (None, 0, 0.0))
-        if value is not None and time.monotonic() - put_at > self._max_seconds:
-            self.drop(key)
-            value = None
-        if not isinstance(value, kind):
-            return None
-        self._entries.move_to_end(key)
-        return value
+        with self._lock:
+            value, _, put_at = self._entries.get(key, (None, 0, 0.0))
+            if value is not None and time.monotonic() - put_at > self._max_seconds:
+                self.drop(key)
+                value = None
+            if not isinstance(value, kind):
+                return None
+            self._entries.move_to_end(key)
+            return value
 
     def drop(self, key: str) -> None:
         """Forgets an id, if it is there."""
-        self.nbytes -= self._entries.pop(key, (None, 0, 0.0))[1]
+        with self._lock:
+            self.nbytes -= self._entries.pop(key, (None, 0, 0.0))[1]

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from cgpt.errors import CgptError
 from cgpt.generation.engine import Job
-from cgpt.serve.errors import Json, api_error, defect, dumps, error_answer
+from cgpt.serve.errors import Json, api_error, defect, dumps, error_answer, sliced_dumps
 
 T = TypeVar("T")
 log = logging.getLogger("cgpt.serve")
@@ -61,7 +62,8 @@ class Generated:
         answer of its own. The job ends with it, or with the stream."""
         try:
             if not isinstance(self.answer, AsyncIterator):
-                return Json(await while_connected(receive, self.answer))
+                whole = await while_connected(receive, self.answer)
+                return Json(await run_in_threadpool(sliced_dumps, whole))
             first = asyncio.ensure_future(_next(self.answer))
             try:
                 await while_connected(receive, asyncio.wait([first], timeout=HEAD_SECONDS))

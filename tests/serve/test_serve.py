@@ -3,13 +3,17 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cgpt
 from cgpt.errors import NumericsError
+from cgpt.serve import errors
 from cgpt.serve.limits import Limits
 
 from support.serve_cases import serving, wait_for
@@ -416,3 +420,22 @@ def test_a_step_that_fails_is_told_and_survived(model, monkeypatch):
 def test_surrogates_come_back(served):
     status, _, answer = served.post("/v1/completions", json.dumps({"prompt": "a\ud800", "echo": True}).encode())
     assert status == 200 and answer["choices"][0]["text"].startswith("a\ufffd")
+
+
+@dataclass
+class Entry:
+    a: object
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.builds(Entry, inner),
+        max_leaves=30,
+    ),
+    st.integers(1, 3),
+)
+def test_a_long_answer_is_written_as_a_short_one(content, length):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors, "SLICE", length)
+        assert errors.sliced_dumps(content) == errors.dumps(content)

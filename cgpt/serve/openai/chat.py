@@ -343,8 +343,8 @@ def joined(chunks: list[ChunkChoice]) -> ChatChoice:
 
 
 async def chat(service: Service, body: ChatRequest) -> Generated:
-    conversation, params = body.to_conversation(service), body.params(service.limits.max_tokens)
-    turns = await run_in_threadpool(conversation.turns, service, body.n, params)
+    params = body.params(service.limits.max_tokens)
+    turns = await run_in_threadpool(lambda: body.to_conversation(service).turns(service, body.n, params))
     choices = [Choice(body, turn, service) for turn in turns]
     head = service.head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
     job = service.submit([turn.request for turn in turns], body)

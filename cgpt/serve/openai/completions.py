@@ -144,7 +144,8 @@ async def _whole(job: Job, body: CompletionRequest, choices: list[Choice], head:
     done: dict[int, CompletionChoice] = {}
     async for event in job:
         if event.finish_reason:
-            done[event.index] = choices[event.index].advance(replace(event, delta=job.requests[event.index].text))
+            last = replace(event, delta=job.requests[event.index].text)
+            done[event.index] = await run_in_threadpool(choices[event.index].advance, last)
     best: list[CompletionChoice] = []
     for first in range(0, len(choices), body.best_of):
         these = list(range(first, first + body.best_of))

@@ -469,8 +469,8 @@ class Answer:
 
 
 async def responses(service: Service, body: ResponseRequest) -> Generated:
-    conversation, params = body.to_conversation(service), body.params(service.limits.max_tokens)
-    (turn,) = await run_in_threadpool(conversation.turns, service, 1, params)
+    params = body.params(service.limits.max_tokens)
+    (turn,) = await run_in_threadpool(lambda: body.to_conversation(service).turns(service, 1, params))
     answer = Answer(body, turn, service)
     job = service.submit([turn.request], body)
     return Generated(job, answer.stream(job) if body.stream else answer.whole(job), done=False)
