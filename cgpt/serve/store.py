@@ -40,7 +40,7 @@ class StoredResponse:
 
 
 class Store:
-    """Holds values by id, for any thread. What was not used for longest goes first, and everything after max_seconds."""
+    """Holds values by id, for any thread. What was not used for longest goes first, all after max_seconds."""
 
     OVERHEAD = 500  # bytes of an entry beside its text, about
 
