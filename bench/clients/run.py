@@ -114,9 +114,10 @@ CLIENTS = {
     "guidellm": Client(
         False,
         ["guidellm"],
-        ["guidellm", "benchmark", "--target", "{url}", "--profile", "synchronous", "--max-requests", "3"]
-        + ["--data", "prompt.jsonl", "--output-dir", "."],
-        says="Benchmark|Summary",
+        ["guidellm", "run", "--backend", "kind=openai_http,target={url},model=demo-gpt-oss"]
+        + ["--profile", "kind=synchronous", "--constraint", "kind=max_requests,count=3"]
+        + ["--data", "kind=json_file,path=prompt.jsonl"],
+        says="Benchmarking complete",
         files=(("prompt.jsonl", '{"prompt": "Please compute 1 + 2."}\n' * 5),),
     ),
     "Vercel AI SDK": Client(True, ["ai", "@ai-sdk/openai", "zod"], ["node", "vercel.mjs", "{url}/v1"]),
