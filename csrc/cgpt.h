@@ -269,7 +269,8 @@ int cg_has_openmp(void);
 /* Where the system has started fewer threads than `wanted` (the last time that happened), how many it has started; 0
    where it never happened. */
 int cg_threads_short(int *wanted);
-/* From now on a SIGBUS (Linux) first writes to stderr which mapped file could not be read. For programs, not libraries. */
+/* From now on a SIGBUS (Linux) first writes to stderr which mapped file could not be read. For programs, not libraries.
+ */
 void cg_name_bus_errors(void);
 /* Writes at most `max` of the CPUs of OpenMP's places, and returns how many; 0 where OpenMP binds no thread. */
 int cg_openmp_places(int *cpus, int max);

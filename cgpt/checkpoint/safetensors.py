@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from cgpt.checkpoint.changes import SAMPLE, FileWatch, OpenFile
 from cgpt.checkpoint.formats import explain
-from cgpt.errors import CheckpointError
+from cgpt.errors import CheckpointError, OutOfMemoryError
 from cgpt.fields import parse_json_object, read_json_object, require_regular_file, shown
 
 SINGLE_FILE = "model.safetensors"
@@ -222,6 +222,8 @@ def _map_file(path: Path) -> tuple[mmap.mmap, OpenFile]:
                 pass
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return mapped, OpenFile(path, file.fileno(), mapped)
+    except MemoryError as problem:
+        raise OutOfMemoryError(f"{path}: no memory to map it: {problem}") from None
     except OSError as problem:
         raise CheckpointError(f"{path}: {problem.strerror or problem}") from None
     except SafetensorError as problem:

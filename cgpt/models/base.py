@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from cgpt.arguments import require_integer
 from cgpt.checkpoint.changes import FileWatch
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig
 from cgpt.errors import (
@@ -166,7 +167,8 @@ class Transformer:
         """The empty cache of a new sequence of up to `context` positions (default: all the model has), which can go
         back by `slack` tokens, see KVCache.truncate."""
         self.require_open()
-        context = self.context_length if context is None else min(context, self.context_length)
+        most = self.context_length
+        context = most if context is None else min(require_integer("context", context, low=0), most)
         return KVCache(self.windows, self.kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
 
     def uniform_tokens(self, max_tokens: int) -> int:

@@ -115,11 +115,13 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, errors: str = "replace", skip_special_tokens: bool = False) -> str:
         """The text of `ids`. errors: what to do about bytes that are not UTF-8, as in bytes.decode.
         skip_special_tokens: without the names of special tokens."""
-        skipped = self.special_ids if skip_special_tokens else ()
-        return self.decode_bytes([one for one in ids if one not in skipped]).decode("utf-8", errors)
+        kept = [one for one in ids if one not in self.special_ids] if skip_special_tokens else ids
+        return self.decode_bytes(kept).decode("utf-8", errors)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`; TokenIdError for an id beyond the vocabulary."""
+        if not isinstance(ids, Iterable):
+            raise InputError(f"the ids to decode are a list of integers, not {shown(ids)}")
         return b"".join([self.token_bytes(token_id) for token_id in ids])
 
     def token_bytes(self, token_id: int) -> bytes:

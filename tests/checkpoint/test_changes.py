@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import cgpt
+from cgpt.checkpoint import safetensors
 from cgpt.checkpoint.safetensors import Checkpoint
-from cgpt.errors import CheckpointError, ModelClosed
+from cgpt.errors import CheckpointError, ModelClosed, OutOfMemoryError
 from cgpt.generation.engine import Engine
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
@@ -140,3 +141,12 @@ def test_a_bus_error_names_the_file_in_the_command_line_only(directory, where):
     assert done.returncode == -7
     said = f"cgpt: error: {weights(directory)} could not be read"
     assert (said in done.stderr) == (where == "command") and done.stderr.count("\n") == (where == "command")
+
+
+def test_no_memory_to_map_a_file(monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError("Cannot allocate memory")
+
+    monkeypatch.setattr(safetensors, "safe_open", fails)
+    with pytest.raises(OutOfMemoryError, match="model.safetensors: no memory to map it"):
+        cgpt.load("demo-gpt2")

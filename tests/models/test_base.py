@@ -237,3 +237,8 @@ def test_memory_is_the_checkpoint_and_300_mb(tmp_path, size):
         [sys.executable, "-c", PEAK, str(tmp_path / size)], capture_output=True, text=True, env=os.environ, check=True
     )
     assert int(run.stdout) <= stored + 300e6
+
+
+def test_the_context_of_a_cache_is_a_number():
+    with pytest.raises(errors.InputError, match="context must be an integer"):
+        cgpt.load("demo-gpt2", threads=1).transformer.new_cache("x")

@@ -263,3 +263,8 @@ for tokenizer in (
     environment = {**os.environ, "TIKTOKEN_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert not list(tmp_path.iterdir())
+
+
+def test_ids_to_decode_are_a_list():
+    with pytest.raises(InputError, match="a list of integers, not 5"):
+        Tokenizer.packaged("gpt2").decode(5)
