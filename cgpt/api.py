@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from cgpt.arguments import checked_arguments, require_choice, require_flag
+from cgpt.arguments import checked_arguments, require_choice, require_flag, warn_caller
 from cgpt.chat.chat import Chat
 from cgpt.chat.messages import IDENTITY, KNOWLEDGE_CUTOFF, Namespace, ResponseFormat
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config, read_generation_config
@@ -147,7 +146,7 @@ class Model:
             name = None if special or self._warned_of_special else self.tokenizer.find_special_token(ids)
             if name:
                 self._warned_of_special = True
-                warnings.warn(SPECIAL_AS_TEXT.format(name), stacklevel=4)
+                warn_caller(SPECIAL_AS_TEXT.format(name))
             ids = self.tokenizer.encode(ids, allowed_special="all" if special else ())
         checked: list[int] = self.transformer.check_ids(ids).tolist()
         return checked
@@ -378,7 +377,7 @@ def _checkpoint_directory(
         with tempfile.TemporaryDirectory(prefix="cgpt-synth-") as temporary:
             directory = Path(temporary, Path(path_or_name.removeprefix(SYNTH)).stem)
             synth.write(path_or_name, directory, progress=progress)
-            warnings.warn(f"{path_or_name}: random weights, so the text means nothing", stacklevel=5)
+            warn_caller(f"{path_or_name}: random weights, so the text means nothing")
             yield directory
     elif download and is_id(path_or_name):
         try:
@@ -432,7 +431,7 @@ def load(
     require_flag("huge_pages", huge_pages)
     count = thread_count(threads)
     if threads != 1 and not _kernels.has_openmp():
-        warnings.warn(ONE_THREAD, stacklevel=3)  # of whoever called the checked load()
+        warn_caller(ONE_THREAD)
     if progress is not None and not callable(progress):
         raise InputError(f"progress is a function of two numbers, not a {type(progress).__name__}")
     require_flag("download", download)

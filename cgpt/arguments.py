@@ -8,6 +8,8 @@ import inspect
 import math
 import operator
 import re
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -74,6 +76,15 @@ def checked_arguments(function: F) -> F:
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def warn_caller(text: str) -> None:
+    """Warns, naming the line outside of this package that led here."""
+    level, frame = 2, sys._getframe(1)
+    between = ("cgpt", "functools", "contextlib")  # cached properties and context managers have frames of their own
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in between:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def require_integer(name: str, value: Any, low: int, high: int | None = None) -> int:

@@ -304,3 +304,23 @@ def test_an_allocation_that_fails_in_a_step_is_named(model, monkeypatch):
     monkeypatch.setattr(model.transformer, "final_norm", refuse)
     with pytest.raises(OutOfMemoryError, match="no memory for a step .Unable to allocate 3 GiB.; use shorter prompts"):
         model.logits([5])
+
+
+# ---- Warnings
+
+
+def test_a_warning_names_the_line_that_called(own):
+    """Not one of the package's, however deep the call went."""
+    directory = own("demo-gpt2")
+    (directory / "generation_config.json").write_text('{"do_sample": true, "top_p": 7}')
+    model = cgpt.load(directory)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.generate("a<|endoftext|>", max_new_tokens=1)
+    assert len(caught) == 2 and {Path(one.filename) for one in caught} == {Path(__file__)}
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"x", 1.5])
+def test_a_prompt_of_another_type_is_told_what_prompts_are(model, prompt):
+    with pytest.raises(InputError, match="a prompt is a str or a flat list of token ids.* not "):
+        model.generate(prompt)

@@ -6,12 +6,12 @@ import mmap
 import os
 import threading
 import time
-import warnings
 import weakref
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from cgpt.arguments import warn_caller
 from cgpt.errors import CheckpointError
 
 SAMPLE = 4096  # bytes of each tensor's beginning that tell a file that was only touched
@@ -57,7 +57,7 @@ class OpenFile:
             return f"{self.path} changed on disk while the model was using it; {REPLACE}"
         self._stamp = stamp
         same = "its header and the beginning of each tensor are as they were"
-        warnings.warn(f"{self.path} was touched while the model was using it; {same}", stacklevel=2)
+        warn_caller(f"{self.path} was touched while the model was using it; {same}")
         return ""
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import warnings
 from pathlib import Path
 
+from cgpt.arguments import warn_caller
 from cgpt.checkpoint.formats import explain
 from cgpt.checkpoint.safetensors import find_files
 from cgpt.checkpoint.sizes import SIZES
@@ -119,13 +119,13 @@ def _in_directory(directory: Path, revision: str | None) -> Path:
         runs = sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
         if runs:
             last = f", the last of {len(runs)}" if len(runs) > 1 else ""
-            warnings.warn(f"{directory}: holds no model itself; {runs[-1].name}{last} is taken", stacklevel=2)
+            warn_caller(f"{directory}: holds no model itself; {runs[-1].name}{last} is taken")
             directory = runs[-1]
     problem = explain(directory) or _unfinished(directory)
     if problem is not None:
         raise CheckpointError(f"{directory}: {problem}")
     if (directory / "adapter_config.json").exists():
-        warnings.warn(f"{directory}: the adapter beside the model is not applied", stacklevel=2)
+        warn_caller(f"{directory}: the adapter beside the model is not applied")
     return directory
 
 
@@ -168,6 +168,8 @@ def _of_file(path: Path, revision: str | None) -> Path:
     problem = explain(path)
     if problem is not None:
         raise CheckpointError(f"{path}: {problem}")
+    if path.suffix not in (".safetensors", ".json") and not (path.parent / "config.json").exists():
+        raise CheckpointError(f"{path}: is no file of a checkpoint")
     directory = _in_directory(path.parent, revision)
     read = [file.name for file in find_files(directory)[0]]
     if path.suffix == ".safetensors" and path.name not in read:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from cgpt.arguments import warn_caller
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig
 from cgpt.checkpoint.safetensors import Checkpoint, StoredTensor
 from cgpt.errors import CheckpointError
@@ -68,4 +68,4 @@ def _warn_of_classifier(head: StoredTensor) -> None:
         text = (
             "is a classifier's: the text means nothing, the scores are model.hidden(prompt) @ W.T, W being this tensor"
         )
-    warnings.warn(f"{head.file}: {head.name} {text}", stacklevel=3)
+    warn_caller(f"{head.file}: {head.name} {text}")

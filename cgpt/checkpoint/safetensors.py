@@ -11,7 +11,6 @@ import contextlib
 import mmap
 import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cgpt.arguments import warn_caller
 from cgpt.checkpoint.changes import SAMPLE, FileWatch, OpenFile
 from cgpt.checkpoint.formats import explain
 from cgpt.errors import CheckpointError, OutOfMemoryError
@@ -168,7 +168,7 @@ class Checkpoint:
         ignored = {name for name in self.tensors for pattern in patterns if pattern.fullmatch(name)}
         surplus = [name for name in self.tensors if name not in spec and name not in ignored]
         if surplus:
-            warnings.warn(f"{self.directory}: unknown tensors, not used: {_listed(surplus)}", stacklevel=2)
+            warn_caller(f"{self.directory}: unknown tensors, not used: {_listed(surplus)}")
 
 
 def _listed(items: list[str]) -> str:

@@ -76,7 +76,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -
     defaults = "what is not given is as the checkpoint's generation_config.json says; --verbose shows it"
     add = parser.add_argument_group("sampling", defaults).add_argument
     add("--max-new-tokens", type=int, metavar="N", help=f"stop after N tokens (default: {max_new_tokens})")
-    add("--temperature", type=float, metavar="T", help="0 takes the likeliest token (default: 0)")
+    add("--temperature", type=float, metavar="T", help="0 takes the likeliest token (default: 0, or as the file says)")
     add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 and -1: from all")
     add("--top-p", type=float, metavar="P", help="draw from the likeliest that have probability P together")
     add("--min-p", type=float, metavar="P", help="draw from those at least P times as likely as the first")

@@ -5,7 +5,6 @@ top_k, top_p, min_p. Each of the last three keeps some tokens from the likeliest
 with lower ids first. The arithmetic is float64, in C (csrc/kernels/sample.c), and does not depend on the CPU.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import NoneType
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cgpt.arguments import checked_arguments, require_flag, require_integer, require_number
+from cgpt.arguments import checked_arguments, require_flag, require_integer, require_number, warn_caller
 from cgpt.errors import InputError, NumericsError, TokenIdError
 from cgpt.fields import shown
 from cgpt.kernels import _kernels
@@ -149,7 +148,7 @@ def checkpoint_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
             try:
                 defaults[name] = getattr(SamplingParams(**{name: value}), name)
             except InputError as problem:
-                warnings.warn(f"generation_config.json: {problem}; the setting is left out", stacklevel=4)
+                warn_caller(f"generation_config.json: {problem}; the setting is left out")
     return defaults
 
 

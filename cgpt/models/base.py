@@ -336,19 +336,18 @@ def _as_ids(ids: npt.ArrayLike) -> Ids:
     """`ids` as int64 [T], T at least 1; whether the vocabulary has them is another's to check."""
     if type(ids) is np.ndarray and ids.dtype == np.int64 and ids.ndim == 1 and ids.size:
         return np.ascontiguousarray(ids)
+    wanted = "a prompt is a str or a flat list of token ids, a tokenizer's input_ids"
     try:
         array = np.asarray(ids)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"token ids are a flat list of integers, a tokenizer's input_ids, not {shown(ids)}") from None
+        raise InputError(f"{wanted}, not {shown(ids)}") from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         wide = array.dtype == object and array.ndim == 1 and all(type(one) is int for one in array)
         if wide:  # an integer of more than 64 bits
             raise TokenIdError(f"token id {shown(max(array, key=abs))} is not in the vocabulary")
-        raise InputError(
-            f"token ids are a flat list of integers, a tokenizer's input_ids, not {array.dtype} {list(array.shape)}"
-        )
+        raise InputError(f"{wanted}, not {f'{array.dtype} {list(array.shape)}' if array.ndim else shown(ids)}")
     if not array.size:
-        raise EmptyPromptError("the prompt holds no token; give at least one id")
+        raise EmptyPromptError("the prompt holds no token; give some text, or at least one id")
     if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
         raise TokenIdError(f"token id {array.max()} is not in the vocabulary")
     return np.ascontiguousarray(array, np.int64)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import lzma
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, AnyStr
 
+from cgpt.arguments import warn_caller
 from cgpt.errors import TokenizerError
 from cgpt.fields import shown
 from cgpt.tokenizer.added_tokens import AddedToken
@@ -142,10 +142,7 @@ def build(
     _check_ids(vocab, verbatim, beyond, vocab_size, path)
     if beyond:
         shown_names = ", ".join(f"{shown(name)} ({shown(token_id)})" for name, token_id in [*beyond.items()][:5])
-        warnings.warn(
-            f"{path}: the model has ids 0 to {vocab_size - 1}; left out {len(beyond)} beyond: {shown_names}",
-            stacklevel=2,
-        )
+        warn_caller(f"{path}: the model has ids 0 to {vocab_size - 1}; left out {len(beyond)} beyond: {shown_names}")
     names = [n for n in vocab if n not in beyond and (len(n) == 1 or n in made or n not in added)]
     names.sort(key=vocab.__getitem__)
     token_of = {name: _token_bytes(name, path) for name in names}

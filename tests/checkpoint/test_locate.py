@@ -307,3 +307,9 @@ def test_other_quantisations_are_named(home, settings, method):
     refused(directory, f"'{method}'", 'dense="int8"', error=cgpt.CgptError)
     (directory / "config.json").write_text(json.dumps(TINY | {"quantization": {"group_size": 64, "bits": 4}}))
     refused(directory, "MLX", error=cgpt.CgptError)
+
+
+def test_a_file_that_is_none_of_a_checkpoint(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="notes.txt: is no file of a checkpoint"):
+        cgpt.load(tmp_path / "notes.txt")
