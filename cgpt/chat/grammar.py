@@ -32,6 +32,7 @@ from cgpt.tokenizer.tokenizer import Tokenizer
 
 JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,8}"}  # no endless blanks
 MAX_NESTING = 1024  # llguidance goes down by recursion, and at some 1,500 levels beyond the end of the stack
+MAX_TEXT = 16 << 10  # characters of a regular expression or grammar: 16,000 of "a?a?a?.." took 0.2 GB, 60,000 1.8 GB
 NO_ARGUMENTS = {"type": "object", "additionalProperties": False}
 CALL_TYPES = (f"{CONSTRAIN}json", "json", "code", None)  # content types that the model writes into headers
 ANSWER_TYPES = (None, f"{CONSTRAIN}json", "json")
@@ -53,7 +54,8 @@ class GrammarCompiler:
     def __init__(self, model: TextModel) -> None:
         self.tokenizer = model.tokenizer
         self.eos_token_ids = frozenset(model.transformer.eos_token_ids)
-        self.end = min(self.eos_token_ids)  # what llguidance takes for the end of a text
+        returns = [i for name, i in self.tokenizer.special_tokens.items() if name == "<|return|>"]
+        self.end = min(self.eos_token_ids or returns, default=None)  # what llguidance takes for the end of a text
 
     @cached_property
     def special(self) -> SpecialTokens:
@@ -67,6 +69,8 @@ class GrammarCompiler:
             import llguidance
         except ImportError:
             raise InputError("keeping to a schema needs llguidance: pip install llguidance") from None
+        if self.end is None:
+            raise InputError("no grammar can be made: the model has no token that ends a text (no eos_token_id)")
         words = llguidance.TokenizerWrapper(_Words(self.tokenizer, self.end))
         return llguidance, llguidance.LLTokenizer(words, n_vocab=self.tokenizer.vocab_size)
 
@@ -79,6 +83,8 @@ class GrammarCompiler:
         if (levels := _nesting(schema)) > MAX_NESTING:
             why = f"its levels times its different $refs are {levels}; at most {MAX_NESTING}"
             raise InputError(f"no grammar can be made of the schema: {why}")
+        if isinstance(schema, Grammar):
+            _require_small(schema)
         try:
             if isinstance(schema, Grammar):
                 grammar = llguidance.grammar_from(schema.kind, schema.text)
@@ -100,6 +106,18 @@ def _error(matcher: Any) -> str | None:
         return None
     problem = str(matcher.get_error() or "unknown").partition("\n<state>")[0][:300]
     return "nothing that ends keeps to it" if problem == "NoExtensionBias" else problem
+
+
+def _require_small(grammar: Grammar) -> None:
+    """Raises InputError for a grammar that might take llguidance beyond the end of the stack, which ends the process,
+    or more memory than there is. Rules that name the next one are as deep as there are rules."""
+    if grammar.kind == "choice":
+        return
+    if len(grammar.text) > MAX_TEXT:
+        raise InputError(f"a {grammar.kind} has {MAX_TEXT} characters at most, found {len(grammar.text)}")
+    marks = sum(map(grammar.text.count, ":(["))  # of rules, JSON's keys, and groups
+    if grammar.kind == "grammar" and marks > MAX_NESTING:
+        raise InputError(f"a grammar has {MAX_NESTING} of the marks : ( [ at most, found {marks}")
 
 
 def _nesting(schema: Any) -> int:

@@ -251,7 +251,7 @@ def test_without_what_it_needs(model, monkeypatch):
     with pytest.raises(ChatError):
         TurnGrammar(GrammarCompiler(cgpt.load("demo-gpt2")))
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(InputError, match=r"pip install 'cgpt\[grammar\]'"):
+    with pytest.raises(InputError, match="pip install llguidance"):
         TurnGrammar(GrammarCompiler(model), answer_schema=SUM)
 
 
@@ -409,3 +409,14 @@ def test_a_schema_wins_over_a_call_that_was_not_offered(client):
     for seed in range(4):
         choice = ask(client, WEATHER, temperature=0.7, seed=seed, response_format=form)
         assert choice.finish_reason == "stop" and is_sum(choice.message.content)
+
+
+def test_a_model_without_eos_ids_chats(model):
+    endless = SimpleNamespace(tokenizer=model.tokenizer, transformer=SimpleNamespace(eos_token_ids=()))
+    assert TurnGrammar(GrammarCompiler(endless)).constraint() is None
+    pytest.importorskip("llguidance")
+    assert TurnGrammar(GrammarCompiler(endless), answer_schema=SUM).constraint() is not None
+    plain = cgpt.load("demo-gpt2").tokenizer
+    endless = SimpleNamespace(tokenizer=plain, transformer=SimpleNamespace(eos_token_ids=()))
+    with pytest.raises(InputError, match="eos_token_id"):
+        GrammarCompiler(endless).compile(SUM)
