@@ -383,6 +383,8 @@ def _checkpoint_directory(
         try:
             directory = locate(path_or_name, revision)
         except CheckpointError:  # it is not in the cache, or not the whole of it
+            if Path(path_or_name).exists():
+                raise
             directory = pull(str(path_or_name), revision)
         yield directory
     else:

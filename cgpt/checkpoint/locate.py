@@ -149,7 +149,10 @@ def _unfinished(directory: Path) -> str | None:
 def _snapshot(folder: Path, revision: str | None) -> Path:
     """The directory of a revision in a model's folder of the hub's cache."""
     ref = folder / "refs" / (revision or "main")
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision or ""
+    try:
+        commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision or ""
+    except (OSError, ValueError) as failed:  # ValueError: it is not UTF-8
+        raise CheckpointError(f"{ref}: {getattr(failed, 'strerror', None) or failed}") from None
     there = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
     found = [path for path in there if path.name.startswith(commit)]
     if len(found) == 1:

@@ -10,7 +10,7 @@ import pytest
 import cgpt
 from cgpt.checkpoint import hub as hub_module
 from cgpt.checkpoint.hub import needed_files, pull
-from cgpt.errors import CgptError, InputError
+from cgpt.errors import CgptError, CheckpointError, InputError
 from cgpt.models import synth
 
 from support.fake_hub import COMMIT, Hub
@@ -178,7 +178,16 @@ def test_without_the_client(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for call in (lambda: pull("owner/tiny"), lambda: cgpt.load("owner/tiny", download=True)):
-        with pytest.raises(CgptError, match=r"pip install huggingface_hub"):
+        with pytest.raises(CgptError, match="pip install huggingface_hub"):
             call()
     with pytest.raises(InputError, match="is no id"):
         hub_module.pull("./here")
+
+
+def test_a_directory_of_that_name_is_no_reason_to_download(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cgpt.api.pull", lambda *_: pytest.fail("it downloads"))
+    (tmp_path / "owner/tiny").mkdir(parents=True)
+    (tmp_path / "owner/tiny/pytorch_model.bin").touch()
+    with pytest.raises(CheckpointError, match="a pickle of PyTorch"):
+        cgpt.load("owner/tiny", download=True)

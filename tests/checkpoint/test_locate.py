@@ -313,3 +313,11 @@ def test_a_file_that_is_none_of_a_checkpoint(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(CheckpointError, match="notes.txt: is no file of a checkpoint"):
         cgpt.load(tmp_path / "notes.txt")
+
+
+def test_a_damaged_ref(tmp_path):
+    (tmp_path / "snapshots" / NEW).mkdir(parents=True)
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs/main").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match="refs/main"):
+        locate(tmp_path)
