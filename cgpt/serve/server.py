@@ -22,7 +22,6 @@ CONNECTIONS = 512
 OTHER_FILES = 64  # descriptors that are not connections
 BACKLOG = 128  # connections that wait to be accepted; asyncio also tries so often before it finds that it cannot
 SEND_BUFFER = 64 << 10  # bytes that the system holds for a client that does not read
-BUSY = f"{CONNECTIONS} requests are being answered; try again later"
 log = logging.getLogger("cgpt.serve")
 KEEP_ALIVE = 65  # seconds; longer than clients keep theirs, so that they do not meet one that closes
 
@@ -68,14 +67,13 @@ class Protocol(H11Protocol):
         self._arm()
 
     def _make_room(self) -> None:
-        idle = [one for one in self.connections if isinstance(one, Protocol) and one._between_requests()]
+        idle = [one for one in self.connections if isinstance(one, Protocol) and one._can_go()]
         if idle:
             min(idle, key=lambda one: one._idle_since).transport.close()
         else:
-            busy = ApiError(
-                BUSY, 503, "server_error", "overloaded", headers={"Retry-After": "1", "Connection": "close"}
-            )
-            self.app = error_response(busy)
+            busy = f"{self.max_connections} requests are being answered; try again later"
+            wait = {"Retry-After": "1", "Connection": "close"}
+            self.app = error_response(ApiError(busy, 503, "server_error", "overloaded", headers=wait))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -120,6 +118,9 @@ class Protocol(H11Protocol):
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
+    def _can_go(self) -> bool:
+        return self._between_requests() and not self.transport.is_closing()
+
     def _arm(self) -> None:
         seconds = self.app_state["limits"].head_seconds  # as the application's lifespan has it
         self._timer = self.loop.call_later(seconds, self._expire)
@@ -131,7 +132,7 @@ class Protocol(H11Protocol):
 
     def _expire(self) -> None:
         self._timer = None
-        if self._between_requests() and not self.transport.is_closing():
+        if self._can_go():
             self.transport.close()
 
 

@@ -40,7 +40,8 @@ class StoredResponse:
 
 
 class Store:
-    """Holds values by id, for any thread. What was not used for longest goes first, all after max_seconds."""
+    """Holds values by id, for any thread. What was not used for longest goes first, and what is
+    asked for after max_seconds."""
 
     OVERHEAD = 500  # bytes of an entry beside its text, about
 
@@ -58,6 +59,8 @@ class Store:
         nbytes += self.OVERHEAD
         with self._lock:
             self.drop(key)
+            if nbytes > self._max_bytes:
+                return
             self._entries[key] = value, nbytes, time.monotonic()
             self.nbytes += nbytes
             while self._entries and (self.nbytes > self._max_bytes or len(self._entries) > self._max_entries):

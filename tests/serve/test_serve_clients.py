@@ -6,12 +6,16 @@ import http.client
 import json
 import re
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
 import cgpt
 from cgpt.serve import stream
 from cgpt.serve.limits import Limits
+from cgpt.serve.openai import completions
+from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openapi import IGNORED
 from cgpt.serve.store import Store, Thought
 
@@ -384,6 +388,7 @@ def test_a_store_keeps_within_its_bounds():
     store.put("d", Thought("d"), 10)
     assert [store.get(key, Thought) is None for key in "abcd"] == [False, True, False, False]
     store.put("e", Thought("e" * 9999), 9999)
+    assert store.get("d", Thought) == Thought("d")  # what is too large takes no other's place
     assert store.get("e", Thought) is None and store.nbytes <= 3 * Store.OVERHEAD + 30
     store.put("f", Thought("f"), 10)
     store.put("f", Thought("g"), 10)
@@ -397,3 +402,71 @@ def test_a_store_keeps_within_its_bounds():
     for key in "abc":
         many.put(key, Thought(key), 1)
     assert len(many) == 2 and many.get("a", Thought) is None
+
+
+# ------------------------------------------------------------------------------------------------------ what it costs
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"guided_grammar": "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(3000)) + 'a3000: "x"'},
+        {"guided_grammar": "start: " + "(" * 2000 + '"a"' + ")" * 2000},
+        {"guided_regex": "a?" * 30_000},
+    ],
+)
+def test_grammars_that_would_take_the_server_down_are_refused(served, grammar):
+    pytest.importorskip("llguidance")
+    assert "at most" in served.refused("/v1/completions", {"prompt": "a", **grammar})["message"]
+
+
+def test_a_schema_in_a_text_is_counted_too(model):
+    with serving(model, limits=Limits(values=100)) as few:
+        asked = {"prompt": "a", "max_tokens": 1, "guided_json": json.dumps({"enum": [0] * 200})}
+        assert few.refused("/v1/completions", asked)["param"] == "guided_json"
+
+
+def test_functions_of_namespaces_count_as_tools(served):
+    tools = [
+        {"type": "namespace", "name": name, "tools": [{"type": "function", "name": f"f{i}"} for i in range(100)]}
+        for name in "ab"
+    ]
+    assert served.post("/v1/responses", {"input": "a", "tools": tools[:1], "max_output_tokens": 1})[0] == 200
+    assert served.refused("/v1/responses", {"input": "a", "tools": tools})["param"] == "tools"
+
+
+def test_an_item_is_named_once(served):
+    first = served.post("/v1/responses", {"input": "a", "max_output_tokens": 5})[2]["output"][0]
+    twice = [{"type": "item_reference", "id": first["id"]}] * 2
+    assert served.refused("/v1/responses", {"input": twice})["param"] == "input[1].id"
+    assert served.post("/v1/responses", {"input": twice[:1], "max_output_tokens": 1})[0] == 200
+
+
+def test_many_calls_in_one_turn_take_no_long():
+    talk = Conversation()
+    talk.add("user", "a")
+    talk.add_said("one moment", "final")
+    began = time.perf_counter()
+    for number in range(10_000):
+        talk.add_call(str(number), "f", "{}")
+    assert time.perf_counter() - began < 2  # 5 s where each looked at all before it
+    talk.add_said("another", "final")
+    talk.add_call("last", "f", "{}")
+    assert {one.channel for one in talk.messages[1:]} == {"commentary"}
+
+
+def test_what_a_prompt_begins_with_can_be_left_out(served, model, monkeypatch):
+    steps = model.tokenizer._steps
+    monkeypatch.setattr(model.tokenizer, "_steps", replace(steps, prefix_ids=(7,)))
+    counts = [
+        served.post("/tokenize", {"prompt": "hi", **more})[2]["count"] for more in ({}, {"add_special_tokens": False})
+    ]
+    assert counts[0] == counts[1] + 1
+
+
+def test_choices_are_made_beside_the_event_loop(served, monkeypatch):
+    threads = []
+    monkeypatch.setattr(completions, "TokenLog", lambda *_: threads.append(threading.current_thread()))
+    served.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "echo": True, "logprobs": 1})
+    served.post("/v1/responses", {"input": "a", "max_output_tokens": 1})
+    assert [one.name.startswith("AnyIO") for one in threads] == [True]

@@ -342,6 +342,25 @@ def test_the_oldest_idle_connection_makes_room(model, monkeypatch):
         assert connections[0].getresponse().status == 200
 
 
+def test_connections_that_come_at_once_are_bounded_too(model, monkeypatch):
+    monkeypatch.setattr(server.Protocol, "max_connections", 4)
+    loops, made, closed = [], server.Protocol.connection_made, []
+
+    def connection_made(self, transport):
+        loops.append(self.loop)
+        made(self, transport)
+        closed.append(sum(one.transport.is_closing() for one in self.connections))
+
+    monkeypatch.setattr(server.Protocol, "connection_made", connection_made)
+    with serving(model) as few, contextlib.ExitStack() as opened:
+        ours = [opened.enter_context(socket.create_connection((few.host, few.port))) for _ in range(4)]
+        wait_for(lambda: len(closed) == 4)
+        loops[0].call_soon_threadsafe(time.sleep, 0.3)  # so that the next ones are accepted together
+        ours += [opened.enter_context(socket.create_connection((few.host, few.port))) for _ in range(3)]
+        wait_for(lambda: len(closed) == 7)
+        assert max(closed) == 3  # each new one took the place of another
+
+
 def test_where_all_are_busy_a_new_connection_is_told(model, monkeypatch):
     step = model.transformer.step
     monkeypatch.setattr(model.transformer, "step", lambda *a, **h: time.sleep(0.05) or step(*a, **h))

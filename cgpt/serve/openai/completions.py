@@ -134,8 +134,12 @@ class Choice:
 
 
 async def completions(service: Service, body: CompletionRequest) -> Generated:
-    requests = await run_in_threadpool(body.requests, service)
-    choices, head = [Choice(body, service, one) for one in requests], service.head("cmpl", "text_completion")
+    def made() -> tuple[list[Request], list[Choice]]:
+        requests = body.requests(service)
+        return requests, [Choice(body, service, one) for one in requests]  # of long prompts it takes seconds
+
+    requests, choices = await run_in_threadpool(made)
+    head = service.head("cmpl", "text_completion")
     job = service.submit(requests, body)
     return Generated(job, (_chunks if body.stream else _whole)(job, body, choices, head))
 

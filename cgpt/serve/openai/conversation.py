@@ -59,8 +59,8 @@ class Conversation:
     def add_call(self, call_id: str, name: str, arguments: str) -> None:
         self.calls[call_id] = name
         for i in reversed(range(len(self.messages))):  # no answer ends a turn that goes on with a call
-            if self.messages[i].role in ("user", "developer"):
-                break
+            if self.messages[i].role in ("user", "developer") or self.messages[i].recipient is not None:
+                break  # what is before an earlier call was seen to by that one
             if self.messages[i].channel == "final":
                 self.messages[i] = replace(self.messages[i], channel="commentary")
         self._put_back(call_id)

@@ -38,14 +38,14 @@ def _one_of(name: str, other: str) -> dict[str, Any]:
 
 class TokenizeRequest(OpenAIRequest):
     """The body of a request, with the text under either name. special: whether the names of special tokens in the text
-    stand for these tokens."""
+    stand for these tokens. add_special_tokens: begin with what the tokenizer puts before a prompt."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_one_of("prompt", "content"), _one_of("content", "prompt")]})
 
     prompt: Text | None = None
     content: Text | None = None
     special: StrictBool = False
-    add_special_tokens: Any = None  # these tokenizers add none
+    add_special_tokens: StrictBool = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -132,7 +132,9 @@ async def health(_: Service) -> Health:
 async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
     text = body.prompt or body.content or ""
     special = "all" if body.special else ()
-    ids = await service.in_thread(lambda: service.tokenizer.encode(text, allowed_special=special))
+    ids = await service.in_thread(
+        lambda: service.tokenizer.encode(text, allowed_special=special, add_special_tokens=body.add_special_tokens)
+    )
     if len(ids) > service.limits.ids:
         raise ApiError(f"the text has {len(ids)} tokens; at most {service.limits.ids} are given")
     return Tokens(ids, len(ids), service.model.transformer.context_length)

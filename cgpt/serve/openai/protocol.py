@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StrictBool, Tag, ValidationInfo, model_validator
@@ -13,6 +14,7 @@ from typing_extensions import Self, TypedDict
 
 from cgpt.chat.grammar import Grammar
 from cgpt.chat.messages import EFFORTS
+from cgpt.fields import parse_json_object
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve import validation
@@ -86,8 +88,11 @@ def _read_schema(value: Any, bounds: Bounds) -> dict[str, Any] | None:
     """Reads a JSON schema, or its text."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            text = value.encode("utf-8", "replace")
+            value = parse_json_object(
+                text, Path("schema"), ApiError, max_values=bounds["values"], max_keys=bounds["keys"]
+            )
+        except ApiError:
             return None
     return validation.read_json_schema(value, bounds)
 

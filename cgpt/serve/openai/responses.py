@@ -20,7 +20,7 @@ from cgpt.errors import CgptError
 from cgpt.fields import shown
 from cgpt.generation.engine import Job
 from cgpt.generation.sampling import SamplingParams
-from cgpt.serve.errors import ApiError, api_error, dumps
+from cgpt.serve.errors import ApiError, api_error, dumps, sliced_dumps
 from cgpt.serve.openai import protocol
 from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openai.items import CallItem, Item, Items, ReasoningItem, Status, unsealed
@@ -280,6 +280,8 @@ class ResponseRequest(protocol.GenerationRequest):
         """Makes the conversation; ApiError where the fields contradict each other, or name what is not remembered."""
         made = Conversation(effort=self.reasoning.effort or "medium", stops=self.stop, thought_of=service.thought_of)
         made.set_format(self.text.format, self.grammar())
+        if len(self.functions) > (most := service.limits.tools):
+            raise ApiError(f"tools holds more than {most} functions, with those of namespaces", param="tools")
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
             made.set_tools(self.functions, "named", [choice.name])
@@ -297,8 +299,12 @@ class ResponseRequest(protocol.GenerationRequest):
             return made
         if len(earlier) + len(self.input) > (most := service.limits.messages):
             raise ApiError(f"input holds more than {most} entries, with those before", param="input")
+        referred: set[str] = set()  # an item twice would be much text of few bytes
         for i, item in enumerate(self.input):
             if isinstance(item, InputReference):
+                if item.id in referred:
+                    raise ApiError(f"input[{i}].id {shown(item.id)} is there twice", param=f"input[{i}].id")
+                referred.add(item.id)
                 if (stored := service.store.get(item.id, StoredItem)) is None:
                     raise ApiError(f"input[{i}].id {shown(item.id)} {GONE}", param=f"input[{i}].id")
                 self.input[i] = said = SAID.validate_json(stored.json)
@@ -435,13 +441,15 @@ class Answer:
     async def _remember(self, response: dict[str, Any]) -> None:
         """Keeps the response, its items, and what was thought before its call."""
         store, items, body = self._service.store, self._items.output(), self._body
-        given, whole = await run_in_threadpool(lambda: (body.given(), dumps(response)))
+        given, whole, parts = await run_in_threadpool(
+            lambda: (body.given(), sliced_dumps(response), [StoredItem(sliced_dumps(item)) for item in items])
+        )
         calls = [item.call_id for item in items if isinstance(item, CallItem)]
         thought = "\n".join(item.content[0].text for item in items if isinstance(item, ReasoningItem))
         for call_id in calls:
             self._service.remember_thought(call_id, thought)
-        for item in items:
-            store.put(item.id, StoredItem(text := dumps(item)), len(text))
+        for item, part in zip(items, parts, strict=True):
+            store.put(item.id, part, len(part.json))
         ids = (*calls, *(item.id for item in items))
         found = StoredResponse(whole, given, body.previous_response_id, ids)
         store.put(response["id"], found, len(whole) + len(given))
