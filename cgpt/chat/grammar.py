@@ -83,8 +83,7 @@ class GrammarCompiler:
         if (levels := _nesting(schema)) > MAX_NESTING:
             why = f"its levels times its different $refs are {levels}; at most {MAX_NESTING}"
             raise InputError(f"no grammar can be made of the schema: {why}")
-        if isinstance(schema, Grammar):
-            _require_small(schema)
+        _require_small(schema)
         try:
             if isinstance(schema, Grammar):
                 grammar = llguidance.grammar_from(schema.kind, schema.text)
@@ -108,9 +107,15 @@ def _error(matcher: Any) -> str | None:
     return "nothing that ends keeps to it" if problem == "NoExtensionBias" else problem
 
 
-def _require_small(grammar: Grammar) -> None:
-    """Raises InputError for a grammar that might take llguidance beyond the end of the stack, which ends the process,
+def _require_small(grammar: Any) -> None:
+    """Raises InputError for a schema or Grammar that might take llguidance beyond the end of the stack, which ends the process,
     or more memory than there is. Rules that name the next one are as deep as there are rules."""
+    if not isinstance(grammar, Grammar):
+        objects = [one for level in json_levels(grammar) for one in level if isinstance(one, dict)]
+        found = sum(len(one["pattern"]) for one in objects if isinstance(one.get("pattern"), str))
+        if found > MAX_TEXT:
+            raise InputError(f"the patterns of a schema have {MAX_TEXT} characters at most, found {found}")
+        return
     if grammar.kind == "choice":
         return
     if len(grammar.text) > MAX_TEXT:

@@ -413,6 +413,7 @@ def test_a_store_keeps_within_its_bounds():
         {"guided_grammar": "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(3000)) + 'a3000: "x"'},
         {"guided_grammar": "start: " + "(" * 2000 + '"a"' + ")" * 2000},
         {"guided_regex": "a?" * 30_000},
+        {"guided_json": {"type": "string", "pattern": "a?" * 30_000}},
     ],
 )
 def test_grammars_that_would_take_the_server_down_are_refused(served, grammar):
