@@ -108,8 +108,8 @@ def _error(matcher: Any) -> str | None:
 
 
 def _require_small(grammar: Any) -> None:
-    """Raises InputError for a schema or Grammar that might take llguidance beyond the end of the stack, which ends the process,
-    or more memory than there is. Rules that name the next one are as deep as there are rules."""
+    """Raises InputError for a schema or Grammar that might take llguidance beyond the end of the stack, which ends the
+    process, or take more memory than there is. Rules that name the next one are as deep as there are rules."""
     if not isinstance(grammar, Grammar):
         objects = [one for level in json_levels(grammar) for one in level if isinstance(one, dict)]
         found = sum(len(one["pattern"]) for one in objects if isinstance(one.get("pattern"), str))

@@ -49,9 +49,9 @@ def find(path_or_name: str | Path, revision: str | None = None) -> Path | None:
     if not isinstance(revision, (str, type(None))):
         raise InputError(f"revision is a branch, tag or commit, not {shown(revision)}")
     name, path = str(path_or_name), Path(os.path.expanduser(path_or_name))
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir() raises OSError for a name that is too long
         return _in_directory(path, revision)
-    if path.is_file():
+    if os.path.isfile(path):
         return _of_file(path, revision)
     if name in demo_models():
         return _in_directory(_DEMO / name, revision)

@@ -321,3 +321,9 @@ def test_a_damaged_ref(tmp_path):
     (tmp_path / "refs/main").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CheckpointError, match="refs/main"):
         locate(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/y", f"owner/{'x' * 300}", f"./{'x' * 300}"])
+def test_a_name_that_no_file_can_have(home, name):
+    with pytest.raises(CheckpointError, match="no such directory or file"):
+        locate(name)
