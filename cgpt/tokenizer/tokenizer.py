@@ -18,6 +18,8 @@ from cgpt.tokenizer.files import read_directory
 from cgpt.tokenizer.pretokenizer import PATTERNS, cut_long_runs
 from cgpt.tokenizer.vocabulary import PUBLISHED, Vocabulary, read_published
 
+MAX_MARKS = 1000  # combining marks in a row: normal forms take the square of their number
+
 
 class Tokenizer:
     """A byte-level BPE tokenizer.
@@ -158,6 +160,12 @@ class Tokenizer:
         return token.id
 
     def _normalize(self, text: str) -> str:
+        if self._steps.normalizers and not text.isascii():
+            run = 0
+            for letter in text:
+                run = run + 1 if unicodedata.combining(letter) else 0
+                if run > MAX_MARKS:
+                    raise InputError(f"the text holds more than {MAX_MARKS} combining marks in a row")
         for step in self._steps.normalizers:
             # Letter by letter, as tokenizers does: str.lower() would make a final sigma of some.
             text = "".join(map(str.lower, text)) if step == "Lowercase" else unicodedata.normalize(step, text)  # type: ignore[arg-type]

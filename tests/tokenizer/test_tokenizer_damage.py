@@ -227,6 +227,17 @@ def test_absurd_sizes(tmp_path, monkeypatch):
         Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
 
 
+def test_many_combining_marks_in_a_row(tmp_path):
+    """Normal forms take the square of their number: minutes for a few hundred thousand."""
+    content = small(["a b"], [])
+    content["normalizer"] = {"type": "NFC"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer.from_directory(tmp_path, VOCAB_SIZE)
+    assert tokenizer.encode("a" + "\u0301" * 1000)
+    with pytest.raises(InputError, match="more than 1000 combining marks"):
+        tokenizer.encode("a" + "\u0316\u0301" * 500 + "\u0301")
+
+
 # --------------------------------------------------------------------------------------------- fuzzing
 
 JUNK = (
