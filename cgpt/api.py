@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -374,6 +373,8 @@ def _checkpoint_directory(
 ) -> Iterator[Path]:
     """Where the files are while load() reads them. Random weights stay mapped when their files have gone."""
     if isinstance(path_or_name, str) and path_or_name.startswith(SYNTH):
+        import tempfile  # which nothing else needs
+
         with tempfile.TemporaryDirectory(prefix="cgpt-synth-") as temporary:
             directory = Path(temporary, Path(path_or_name.removeprefix(SYNTH)).stem)
             synth.write(path_or_name, directory, progress=progress)

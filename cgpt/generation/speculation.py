@@ -11,7 +11,6 @@ without.)
 import time
 from collections import deque
 from collections.abc import Callable
-from statistics import median
 from typing import Protocol
 
 import numpy as np
@@ -58,7 +57,7 @@ class SpeculationController:
         """Records a step with drafts, which read so many ids and gave so many tokens. It is charged as many plain steps
         as it read ids at most: what it took beyond them was another process's doing."""
         self._since_plain += 1
-        earned = (tokens - min(seconds / median(self._plain) * self._requests, read)) / self._requests
+        earned = (tokens - min(seconds / float(np.median(self._plain)) * self._requests, read)) / self._requests
         self._earned += earned
         self._balance = min(self._balance + earned, self.CREDIT)
         if self._balance < 0:

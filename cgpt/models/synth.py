@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from math import log2, prod, sqrt
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -270,6 +269,8 @@ def _normal_quantiles(mean: float, std: float, dtype: str) -> np.ndarray:
 
 @cache
 def _standard_quantiles() -> np.ndarray:
+    from statistics import NormalDist  # which takes a tenth of the time that importing cgpt may take
+
     inverse = NormalDist().inv_cdf
     return np.array([inverse((n + 0.5) / 65536) for n in range(65536)])
 
