@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationInfo, model_validator, with_config
+from pydantic import ConfigDict, Field, with_config
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
-from typing_extensions import Self, TypedDict
+from typing_extensions import TypedDict
 
 from cgpt.chat.turn import Turn
 from cgpt.errors import CgptError
@@ -23,183 +23,17 @@ from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import ApiError, api_error, dumps, sliced_dumps
 from cgpt.serve.openai import protocol
 from cgpt.serve.openai.conversation import Conversation
-from cgpt.serve.openai.items import CallItem, Item, Items, ReasoningItem, Status, unsealed
+from cgpt.serve.openai.input_items import SAID, InputItem, InputReference, Said, qualified
+from cgpt.serve.openai.items import CallItem, Item, Items, ReasoningItem, Status
 from cgpt.serve.openai.logprobs import token_logprobs
 from cgpt.serve.service import Service
 from cgpt.serve.store import StoredItem, StoredResponse
 from cgpt.serve.stream import Generated
-from cgpt.serve.validation import (
-    Content,
-    Invalid,
-    OneOf,
-    RequestModel,
-    Text,
-    TextOr,
-    integer,
-    leave_out,
-    only,
-    refused,
-    size,
-    token_limit,
-)
+from cgpt.serve.validation import RequestModel, Text, TextOr, integer, only, refused, size, token_limit
 
 NO_STORE = "cannot be used: nothing of the kind is kept here; send the whole conversation as input"
 GONE = "is not kept here, or no longer; send the whole conversation as input"
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
-
-
-def qualified(namespace: str, name: str) -> str:
-    """The name by which the model knows a function of a namespace."""
-    return f"{namespace}__{name}"
-
-
-class TextPart(RequestModel):
-    type: Literal["input_text", "output_text", "text"]
-    text: Text
-
-
-Texts = Content[Annotated[TextPart | protocol.RefusalPart, protocol.PART]]
-
-
-class ReasoningPart(RequestModel):
-    type: Literal["reasoning_text", "text"]
-    text: Text
-
-
-class InputMessage(RequestModel):
-    """A message. phase: "commentary" for what the assistant said before a call."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Texts = ""
-    phase: Any = None
-
-    def add_to(self, conversation: Conversation, name: str) -> None:
-        text = protocol.text_of(self.content)
-        if self.role == "assistant" and self.phase == "commentary":
-            conversation.add_said(text, "commentary")
-        else:
-            conversation.add(self.role, text)
-
-
-class InputReasoning(RequestModel):
-    """What the model thought. encrypted_content: the same as this server gives it, where a client sends only that."""
-
-    type: Literal["reasoning"]
-    content: Content[Annotated[ReasoningPart, protocol.PART]] = ""
-    encrypted_content: Text = ""
-
-    def add_to(self, conversation: Conversation, name: str) -> None:
-        text = protocol.text_of(self.content) or unsealed(self.encrypted_content) or ""
-        conversation.add_said(text, "analysis")
-
-
-class InputCall(RequestModel):
-    """A call that the model made before. arguments: JSON text."""
-
-    type: Literal["function_call"]
-    call_id: Text
-    name: Text
-    namespace: Text | None = None
-    arguments: Text = "{}"
-
-    def add_to(self, conversation: Conversation, name: str) -> None:
-        called = self.name if self.namespace is None else qualified(self.namespace, self.name)
-        conversation.add_call(self.call_id, called, self.arguments)
-
-
-class InputResult(RequestModel):
-    type: Literal["function_call_output", "custom_tool_call_output"]
-    call_id: Text
-    output: Texts = ""
-
-    def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_result(f"{name}.call_id", self.call_id, protocol.text_of(self.output))
-
-
-class InputCustomCall(RequestModel):
-    """A call of a tool that takes any text."""
-
-    type: Literal["custom_tool_call"]
-    call_id: Text
-    name: Text
-    input: Text = ""
-
-    def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_call(self.call_id, self.name, self.input)
-
-
-class InputShellCall(RequestModel):
-    type: Literal["local_shell_call"]
-    call_id: Text
-    action: dict[str, Any] = {}
-
-    def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_call(self.call_id, "local_shell", dumps(self.action))
-
-
-class InputShellResult(RequestModel):
-    """The result of a shell call, which it names by either field."""
-
-    type: Literal["local_shell_call_output"]
-    id: Text = ""
-    call_id: Text = ""
-    output: Texts = ""
-
-    def add_to(self, conversation: Conversation, name: str) -> None:
-        conversation.add_result(f"{name}.call_id", self.call_id or self.id, protocol.text_of(self.output))
-
-
-class InputReference(RequestModel):
-    """An item of an earlier answer that is remembered here."""
-
-    type: Literal["item_reference"]
-    id: Text
-
-
-class OtherItem(RequestModel):
-    """What other servers' tools leave in a conversation, which is left out."""
-
-    model_config = ConfigDict(json_schema_extra={"not": "{refused_if_strict}"})
-
-    type: Literal[
-        "compaction",
-        "compaction_summary",
-        "web_search_call",
-        "file_search_call",
-        "code_interpreter_call",
-        "computer_call",
-        "computer_call_output",
-        "image_generation_call",
-        "tool_search_call",
-        "tool_search_output",
-        "mcp_list_tools",
-        "mcp_call",
-        "mcp_approval_request",
-        "mcp_approval_response",
-    ]
-
-    @model_validator(mode="after")
-    def _leave_out(self, info: ValidationInfo) -> Self:
-        leave_out(info, Invalid("must be message, reasoning, function_call or function_call_output", "type"), self.type)
-        return self
-
-    def add_to(self, conversation: Conversation, name: str) -> None:
-        pass
-
-
-Said = (
-    InputMessage
-    | InputReasoning
-    | InputCall
-    | InputResult
-    | InputCustomCall
-    | InputShellCall
-    | InputShellResult
-    | OtherItem
-)
-InputItem = Annotated[Said | InputReference, OneOf("type", "message")]
-SAID = TypeAdapter[Said](Annotated[Said, OneOf("type", "message")])
 
 
 class ResponseTool(protocol.FunctionDefinition):
