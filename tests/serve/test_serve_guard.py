@@ -5,13 +5,8 @@ import contextlib
 import http.client
 import json
 import logging
-import os
 import re
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
 
 import openai
@@ -20,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cgpt
-from cgpt.cli import main as cli
 from cgpt.serve import server
 from cgpt.serve.app import ENDPOINTS
 from cgpt.serve.limits import Limits
@@ -441,89 +435,6 @@ def test_the_log_has_no_prompts_unless_asked(model, caplog):
             served.ask("GET", "/a%0asecret?secret")
         text = "\n".join(record.getMessage() for record in caplog.records)
         assert ("secret" in text) == asked and "POST /v1/completions 200" in text and "GET other 404" in text
-
-
-# ---- the command
-
-
-def command(*args, **how):
-    environment = os.environ | {"CGPT_API_KEY": ""} | how.pop("env", {})
-    run = [sys.executable, "-m", "cgpt", "serve", "--port", "0", *args]
-    return subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env=environment, **how)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_and_lets_what_runs_finish(number):
-    with command("--precision", "exact", "--threads", "1", env={"CGPT_API_KEY": "k"}) as process:
-        line = process.stderr.readline()
-        assert line.startswith("cgpt: serving at http://127.0.0.1:"), line
-        client = openai.OpenAI(base_url=line.split()[-1] + "/v1", api_key="k", max_retries=0)
-        ask = dict(model="demo-gpt2", prompt="a", max_tokens=200, temperature=0)
-        stream = client.completions.create(stream=True, **ask)
-        text = next(iter(stream)).choices[0].text
-        process.send_signal(number)
-        text += "".join(chunk.choices[0].text for chunk in stream)
-        assert text == cgpt.load("demo-gpt2", precision="exact").generate("a", max_new_tokens=200).text
-        assert process.wait(20) in (-number, cli.INTERRUPTED)
-        assert "Traceback" not in process.stderr.read()
-
-
-def test_a_stream_that_must_end_is_told_why(tmp_path):
-    with command("--threads", "1", "--drain", "0") as process:
-        client = openai.OpenAI(base_url=process.stderr.readline().split()[-1] + "/v1", api_key="k", max_retries=0)
-        bias = {str(cgpt.load("demo-gpt2").eos_token_ids[0]): -100}
-        ask = dict(model="demo-gpt2", prompt="a", max_tokens=250, n=16, logit_bias=bias)
-        stream = iter(client.completions.create(stream=True, **ask))
-        next(stream)
-        process.send_signal(signal.SIGTERM)
-        with pytest.raises(openai.APIError, match="shut"):
-            list(stream)
-        assert process.wait(20) in (-signal.SIGTERM, cli.INTERRUPTED)
-        assert "Traceback" not in process.stderr.read()
-
-
-def test_a_checkpoint_that_changes_ends_the_server(tmp_path):
-    directory = shutil.copytree(cgpt.locate("demo-gpt2"), tmp_path / "model")
-    with command("--threads", "1", "--model", str(directory)) as process:
-        client = openai.OpenAI(base_url=process.stderr.readline().split()[-1] + "/v1", api_key="k", max_retries=0)
-        ask = dict(model="model", prompt="a", max_tokens=2)
-        client.completions.create(**ask)
-        with open(directory / "model.safetensors", "r+b") as file:
-            file.write(b"\1" * 100)
-        with pytest.raises(openai.InternalServerError) as caught:
-            client.completions.create(**ask)
-        assert caught.value.status_code == 503 and caught.value.code == "checkpoint_changed"
-        assert str(tmp_path) not in str(caught.value)
-        assert process.wait(20) == cli.FAILED
-        assert f"cgpt: error: {directory}/model.safetensors changed on disk" in process.stderr.read()
-
-
-def test_what_the_command_cannot_do(capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        for args, message in (
-            (["--port", port], f"cannot listen at 127.0.0.1 port {port}: Address already in use"),
-            (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
-            (["--port", "70000"], "--port must be 0 to 65535"),
-            (["--max-running", "0"], "--max-running must be 1 or more"),
-            (["--port", "0", "--model", "nothing"], "nothing: no such directory"),
-        ):
-            assert cli.main(["serve", *args]) == cli.FAILED
-            assert f"cgpt: error: {message}" in capsys.readouterr().err
-
-
-def test_without_the_extra(monkeypatch, capsys):
-    for name in [name for name in sys.modules if re.match(r"(cgpt\.serve|uvicorn)(\.|$)", name)]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert cli.main(["serve"]) == cli.FAILED
-    assert "cgpt serve needs the package uvicorn: pip install starlette uvicorn pydantic" in capsys.readouterr().err
-
-
-def test_anyone_may_ask_is_warned_of(monkeypatch, capsys):
-    monkeypatch.delenv("CGPT_API_KEY", raising=False)
-    assert cli.main(["serve", "--host", "0.0.0.0", "--port", "0", "--model", "nothing"]) == cli.FAILED
-    assert "anyone who reaches this address may use the model" in capsys.readouterr().err
 
 
 def test_idle_connections_do_not_stop_the_server(served):
