@@ -9,7 +9,6 @@ from typing import Any
 from cgpt.cli.options import add_model_options, add_sampling_options, load_model, read_stdin, sampling_options
 from cgpt.generation.request import Completion
 
-MAX_NEW_TOKENS = 256
 SUMMARY = "continue a prompt, as a stream of text"
 EXAMPLES = """\
   cgpt generate "ROMEO:"
@@ -29,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--special", action="store_true", help="names of special tokens in the prompt are these tokens")
     add("--skip-special-tokens", action="store_true", help="leave the names of special tokens out of the text")
     add("--json", action="store_true", help="print one JSON object: text, ids, finish_reason, timings")
-    add_sampling_options(parser, MAX_NEW_TOKENS)
+    add_sampling_options(parser)
     add_model_options(parser)
 
 
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints the text as it comes, or a JSON object at its end."""
     prompt = read_stdin("the prompt") if args.prompt == "-" else args.prompt
     model = load_model(args)
-    options = sampling_options(args, model, MAX_NEW_TOKENS)
+    options = sampling_options(args, model)
     names = ("stop", "prompt_lookup_num_tokens", "special", "skip_special_tokens")
     options |= {name: getattr(args, name) for name in names}
     if args.json:

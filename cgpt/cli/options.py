@@ -17,6 +17,7 @@ from cgpt.kernels._kernels import PRECISIONS
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 
 DEFAULT_MODEL = "demo-gpt2"
+MAX_NEW_TOKENS = SamplingParams.max_new_tokens
 
 
 def add_model_options(
@@ -71,7 +72,7 @@ def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
         )
 
 
-def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
     """The options that say how tokens are chosen, and how many; as sampling_options() reads them."""
     defaults = "what is not given is as the checkpoint's generation_config.json says; --verbose shows it"
     add = parser.add_argument_group("sampling", defaults).add_argument
@@ -85,7 +86,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, max_new_tokens: int) -
     add("--verbose", action="store_true", help="say on stderr how tokens are chosen")
 
 
-def sampling_options(args: argparse.Namespace, model: Model, max_new_tokens: int) -> dict[str, Any]:
+def sampling_options(args: argparse.Namespace, model: Model, max_new_tokens: int = MAX_NEW_TOKENS) -> dict[str, Any]:
     """What add_sampling_options() added, as arguments of generate(), stream() and Chat.stream(); --verbose says what
     comes of them."""
     options = {name: getattr(args, name) for name in (*CHECKPOINT_PARAMS, "seed")}
