@@ -16,6 +16,7 @@ from cgpt.arguments import checked_arguments, require_choice, require_flag, warn
 from cgpt.chat.chat import Chat
 from cgpt.chat.messages import IDENTITY, KNOWLEDGE_CUTOFF, Namespace, ResponseFormat
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config, read_generation_config
+from cgpt.checkpoint.expert_store import ExpertStore
 from cgpt.checkpoint.hub import pull
 from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.locate import SYNTH, is_id, locate
@@ -28,8 +29,9 @@ from cgpt.generation.request import Completion, Prompt
 from cgpt.generation.sampling import SamplingParams, checkpoint_defaults
 from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
+from cgpt.machine.huge_pages import require as require_huge_pages
 from cgpt.machine.threads import ONE_THREAD, thread_count
-from cgpt.models import inspection, synth
+from cgpt.models import inspection, streaming, synth
 from cgpt.models.base import Floats, Precision, Transformer
 from cgpt.models.gpt2 import GPT2
 from cgpt.models.gpt_oss import GptOss
@@ -401,6 +403,7 @@ def load(
     *,
     kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
+    memory: int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
     revision: str | None = None,
     download: bool = False,
@@ -422,6 +425,9 @@ def load(
     huge_pages: copies weights that would be read from the mapped file into huge pages, which needs the checkpoint's
         size in free memory. gpt-oss-20b decoded 9 % faster, but took 20 s to open instead of 0.3, and processes no
         longer share one copy. What load() copies anyway is in huge pages without it
+    memory: what this process may take, in bytes or as "18GB". The dense weights of a gpt-oss model stay in memory then,
+        and its experts are read from the files as tokens choose them; the logits are the same to the bit. None does so,
+        with a warning, where the model does not fit
     progress: a function that is called with (bytes done, bytes in all)
     revision: a branch, tag or commit of an id; None is main
     download: whether an id that is not in the cache may be downloaded, see cgpt.checkpoint.hub.pull
@@ -441,16 +447,24 @@ def load(
     with _checkpoint_directory(path_or_name, revision, download, progress) as directory:
         config = read_config(directory)
         checkpoint = open_checkpoint(directory, config)
-        loader = Loader(checkpoint, dense, count, progress, huge_pages)
+        limit = streaming.choose_limit(config, checkpoint, dense, memory)
+        if huge_pages and limit is None:
+            require_huge_pages(sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
+        store = None if limit is None else ExpertStore(checkpoint)
+        loader = Loader(checkpoint, dense, count, progress, huge_pages, store)
         transformer: Transformer
         try:
             if isinstance(config, GPT2Config):
                 transformer = GPT2(config, checkpoint, loader, count, precision)
             else:
                 transformer = GptOss(config, checkpoint, loader, count, precision)
+                if store is not None and limit is not None:
+                    streaming.begin(transformer, store, limit)
         except MemoryError as problem:
             raise OutOfMemoryError(f"{directory}: no memory to load {loader.reading}: {problem}") from None
     transformer.files = checkpoint.watch()
+    if store is not None:
+        store.watch = transformer.files
     if kv_cache_dtype:
         transformer.kv_cache_dtype = kv_cache_dtype
     return Model(transformer, directory)

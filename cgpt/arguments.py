@@ -87,6 +87,19 @@ def warn_caller(text: str) -> None:
     warnings.warn(text, stacklevel=level)
 
 
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def require_bytes(name: str, value: Any) -> int:
+    """An amount of memory: a number of bytes, or a text such as "18GB" or "16 GiB". InputError for what is none."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?I?)B?\s*", value.upper())
+        value = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else value
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f'{name} is a number of bytes, or a text such as "18GB" or "16GiB", not {shown(value)}')
+    return int(value)
+
+
 def require_integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as an int from `low` to `high`."""
     try:

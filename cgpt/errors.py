@@ -11,6 +11,10 @@ class CheckpointError(CgptError, ValueError):
     """A checkpoint file or tensor is missing, damaged, or not what its config promises."""
 
 
+class CheckpointReadError(CheckpointError):
+    """A part of a checkpoint could not be read when it was needed. The model can be used again."""
+
+
 class ConfigError(CgptError, ValueError):
     """config.json asks for something cgpt does not support, or contradicts itself."""
 

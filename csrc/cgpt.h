@@ -256,13 +256,19 @@ typedef struct {
     int64_t scratch_bytes;
 } cg_context;
 
+/* Where the weights and scales of one expert lie. */
+typedef struct {
+    const uint8_t *data, *scales;
+} cg_expert;
+
 /* A weight matrix [N, K], or E of them. */
 typedef struct {
     cg_dtype dtype;
     int64_t E, N, K;
     const uint8_t *data;
-    const uint8_t *scales; /* MXFP4 and INT8, as in cg_product; else NULL */
-    const float *bias;     /* [E, N] or NULL */
+    const uint8_t *scales;    /* MXFP4 and INT8, as in cg_product; else NULL */
+    const float *bias;        /* [E, N] or NULL */
+    const cg_expert *experts; /* [E], data NULL of those that are not in memory; NULL: all lie in data and scales */
 } cg_matrix;
 
 int cg_has_openmp(void);
@@ -295,8 +301,15 @@ typedef struct {
     const cg_matrix *gate_up, *down; /* [E, 2I, C], [E, C, I] */
     float alpha, limit;              /* of swiglu */
 } cg_moe;
+/* It runs in steps, so that experts may come from a disk, in any order: begin, experts as often as it takes for each
+   chosen one to be given once, end, which writes `out`. job: cg_moe_job_bytes() for all of it, 64-byte aligned, beside
+   the context's scratch, of which experts needs cg_moe_scratch(). */
+int64_t cg_moe_job_bytes(const cg_moe *m);
 int64_t cg_moe_scratch(const cg_context *ctx, const cg_moe *m);
-cg_status cg_run_moe(const cg_context *ctx, const cg_moe *m);
+cg_status cg_moe_begin(const cg_context *ctx, const cg_moe *m, void *job);
+/* Multiplies by the `n` experts given, of which those that nobody chose are passed over; experts NULL: by all. */
+cg_status cg_moe_experts(const cg_context *ctx, void *job, const int32_t *experts, int64_t n);
+cg_status cg_moe_end(const cg_context *ctx, void *job); /* CG_BAD_VALUE where an expert was never given */
 
 /* Attention of n sequences of the same H, G and D over their caches, a[i].past, to which it appends their new keys and
    values. It sets a[i].fresh and a[i].first_fresh. A ring needs no more positions than the window, rounded up to 32:

@@ -5,6 +5,7 @@ multiply-add is two operations; those of norms, activations and the like are not
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ def cost(kernel: str, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[
 
 def matrix_bytes(matrix: k.Matrix) -> int:
     """The bytes of a matrix: its weights, scales and biases."""
-    return sum(array.nbytes for array in matrix.arrays)
+    held = sum(array.nbytes for array in matrix.arrays)
+    return held + prod(matrix.shape) * 17 // 32 if len(matrix.arrays) == 1 and matrix.dtype == "MXFP4" else held
 
 
 def _linear(ctx: k.Context, y: k.Tensor, x: k.Tensor, w: k.Matrix, T: int, **_: Any) -> tuple[int, int]:
@@ -31,7 +33,7 @@ def _linear(ctx: k.Context, y: k.Tensor, x: k.Tensor, w: k.Matrix, T: int, **_: 
 
 def _moe(
     ctx: k.Context, out: k.Tensor, x: k.Tensor, index: Any, weight: k.Tensor, gate_up: k.Matrix, down: k.Matrix,
-    alpha: float, limit: float, T: int,
+    alpha: float, limit: float, T: int, **_: Any,
 ) -> tuple[int, int]:  # fmt: skip
     """The experts that some token chose."""
     chosen = index[:T]

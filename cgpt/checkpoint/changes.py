@@ -31,6 +31,11 @@ class OpenFile:
         self._ranges: list[tuple[int, int]] = []
         self._samples = -1  # none: until then every change counts
 
+    @property
+    def descriptor(self) -> int:
+        """Of the open file."""
+        return self._file.fileno()
+
     def _found(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns

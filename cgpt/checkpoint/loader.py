@@ -1,12 +1,13 @@
 """Turns stored tensors into what the kernels take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cgpt.checkpoint.expert_store import ExpertStore
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.kernels._kernels import Matrix, Tensor, quantize_int8, transpose
-from cgpt.machine.huge_pages import Arena, require
+from cgpt.machine.huge_pages import Arena
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -16,8 +17,9 @@ class Loader:
     stored order or precision is not the kernels': they are copied, and the pages they came from given back.
 
     dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "int8" quantises those that products read
-    whole. huge_pages: what would stay mapped is copied, too, but for embeddings of which a token reads one row.
-    progress(done, total) is told the bytes. Raises what machine.huge_pages.require() raises.
+    whole. copy: what would stay mapped is copied into huge pages, where there are any, too, but for embeddings of which
+    a token reads one row. store: leaves experts in MXFP4 in their files and enters them there; implies copy.
+    progress(done, total) is told the bytes.
 
     reading: the name of the tensor that was begun last.
     """
@@ -28,17 +30,16 @@ class Loader:
         dense: str | None = None,
         threads: int = 1,
         progress: Callable[[int, int], None] | None = None,
-        huge_pages: bool = False,
+        copy: bool = False,
+        store: ExpertStore | None = None,
     ) -> None:
-        self.checkpoint, self.dense, self.threads, self.huge_pages = checkpoint, dense, threads, huge_pages
+        self.checkpoint, self.dense, self.threads, self.store = checkpoint, dense, threads, store
+        self.copy = copy or store is not None
         self.reading = ""
         self._progress = progress
         self._memory = Arena()
         self._unread = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
         self._total, self._done = sum(self._unread.values()), 0
-        self._rows_stay = dense == "int8" or (huge_pages and dense is None)
-        if huge_pages:
-            require(self._total)
 
     def vector(self, name: str) -> Tensor:
         """A bias, norm weight or the like, as f32 (a small copy)."""
@@ -72,7 +73,7 @@ class Loader:
     def embedding(self, name: str) -> Matrix:
         """A matrix of which a token reads one row. Where a tied head has a copy of its own, nothing
         else reads them, so they stay in the file, aligned or not."""
-        if not self._rows_stay:
+        if not self._rows_stay(name):
             return self.table(name)
         self._count(name)
         return Matrix(self.checkpoint.tensors[name].dtype, self._raw(name), aligned=False)
@@ -86,7 +87,7 @@ class Loader:
             or stored.shape != embedding.shape
             or np.array_equal(self._raw(name), self._raw(embedding_name))
         ):
-            return self.matrix(embedding_name) if self._rows_stay else embedding
+            return self.matrix(embedding_name) if self._rows_stay(embedding_name) else embedding
         return self.matrix(name)
 
     def transposed(self, name: str, bias: str | None = None) -> Matrix:
@@ -102,9 +103,22 @@ class Loader:
         self.checkpoint.release(name)
         return Matrix(to, out, bias=self.floats(bias) if bias else None)
 
-    def mxfp4(self, blocks: str, scales: str, bias: str) -> Matrix:
-        """Experts [E, N, K/32, 16] and [E, N, K/32], as stored."""
-        return Matrix("MXFP4", self._stored(blocks), self._stored(scales), self.floats(bias))
+    def mxfp4(self, matrices: Sequence[tuple[str, str, str]]) -> list[Matrix]:
+        """The experts of a layer, as stored: for each of their matrices the names of blocks [E, N, K/32, 16], scales
+        [E, N, K/32] and bias."""
+        biases = [self.floats(bias) for _, _, bias in matrices]
+        if self.store is None:
+            stored = [(self._stored(blocks), self._stored(scales)) for blocks, scales, _ in matrices]
+            return [Matrix("MXFP4", *parts, bias) for parts, bias in zip(stored, biases, strict=True)]
+        pairs = [(blocks, scales) for blocks, scales, _ in matrices]
+        for name in (name for pair in pairs for name in pair):
+            self._count(name)
+        tensors = self.checkpoint.tensors
+        return self.store.add_layer([(tensors[blocks], tensors[scales]) for blocks, scales in pairs], biases)
+
+    def _rows_stay(self, name: str) -> bool:
+        """Whether an embedding stays in its file while the head is copied: not where it would be rounded."""
+        return self.dense == "int8" or (self.copy and (not self.dense or self.checkpoint.tensors[name].dtype == "BF16"))
 
     def _raw(self, name: str) -> np.ndarray:
         """The values as they lie in the mapped file, aligned or not."""
@@ -114,7 +128,7 @@ class Loader:
         """The values as they lie in the mapped file, or a copy in huge pages."""
         self._count(name)
         array = self.checkpoint.array(name)
-        if not self.huge_pages:
+        if not self.copy:
             return array
         self.checkpoint.prefetch(name)
         copy = self._memory.empty(array.shape, array.dtype)

@@ -66,7 +66,7 @@ class Checkpoint:
     *.safetensors file there is. Raises CheckpointError naming the file where one is missing, damaged, or
     holds a tensor that another one has too. watch() notices files that change while they are in use.
     A name that safetensors.torch.save_model() left out, for a tensor that has two, is read from the header's metadata.
-    `metadata` is that of all files.
+    `metadata` is that of all files; `files` stay open.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -74,11 +74,11 @@ class Checkpoint:
         self.tensors: dict[str, StoredTensor] = {}
         self.metadata: dict[str, str] = {}
         self._maps: dict[Path, mmap.mmap] = {}
-        self._files: list[OpenFile] = []
+        self.files: list[OpenFile] = []
         files, weight_map = find_files(self.directory)
         for file in files:
             self._maps[file], opened = _map_file(file)
-            self._files.append(opened)
+            self.files.append(opened)
             tensors, metadata = _read_header(file, self._maps[file])
             self.metadata |= metadata
             for tensor in tensors:
@@ -133,13 +133,13 @@ class Checkpoint:
 
     def watch(self) -> FileWatch:
         """Begins to watch the files, once all is loaded; CheckpointError where one has changed since it was opened."""
-        for file in self._files:
+        for file in self.files:
             stored = [tensor for tensor in self.tensors.values() if tensor.file == file.path]
             header = min((tensor.offset for tensor in stored), default=0)
             if problem := file.change():
                 raise CheckpointError(problem)
             file.remember([(0, header), *((tensor.offset, min(tensor.nbytes, SAMPLE)) for tensor in stored)])
-        return FileWatch(self._files)
+        return FileWatch(self.files)
 
     def check(self, spec: Mapping[str, TensorSpec], ignore: Iterable[str] = ()) -> None:
         """Compares what is stored with what the model expects, reading no values.

@@ -44,6 +44,8 @@ def add_model_options(
     add("--kv-cache-dtype", choices=KV_DTYPES, help=kept)
     huge = "copy mapped weights into huge pages: faster to read, slower to load, and takes the checkpoint's size"
     add("--huge-pages", action="store_true", help=huge)
+    memory = "keep within so much, as 18GB, reading gpt-oss's experts from the files as tokens choose them"
+    add("--memory", metavar="SIZE", help=f"{memory} (default: where the model does not fit)")
 
 
 def add_inspection_options(parser: argparse.ArgumentParser, name: str, context: str, **model: Any) -> None:
@@ -67,6 +69,7 @@ def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
             args.dense,
             kv_cache_dtype=args.kv_cache_dtype,
             huge_pages=args.huge_pages,
+            memory=args.memory,
             progress=progress,
             revision=args.revision,
         )

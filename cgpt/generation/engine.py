@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cgpt.errors import (
     CgptError,
     CheckpointError,
+    CheckpointReadError,
     EngineClosed,
     InputError,
     KernelError,
@@ -31,7 +32,6 @@ from cgpt.errors import (
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Request, TextModel
 from cgpt.generation.scheduler import Scheduler
-from cgpt.machine.memory import available_memory
 
 if TYPE_CHECKING:
     import asyncio
@@ -171,7 +171,7 @@ class Engine:
         self.model = model
         self.max_running = max_running
         self.max_waiting = max_waiting
-        available = available_memory() or sys.maxsize
+        available = model.transformer.available_memory() or sys.maxsize
         self.kv_cache_bytes = int(available * self.CACHE_SHARE) if kv_cache_bytes is None else kv_cache_bytes
         prefix_bytes = min(2_000_000_000, available // 4) if prefix_cache_bytes is None else prefix_cache_bytes
         self.prefix_cache = PrefixCache(model, prefix_bytes) if prefix_bytes else None
@@ -327,7 +327,9 @@ class Engine:
             self._fail([request], request.error)
 
     def _chunk(self) -> int:
-        """Ids of prompts to read in a step for which streams wait."""
+        """Ids of prompts to read in a step for which streams wait. Experts from a disk cost the same for many."""
+        if self.model.transformer.streaming is not None:
+            return self.model.transformer.PREFILL_CHUNK
         expected = int(self._rate * self.MAX_PAUSE) if self._rate else 0
         return max(self.MIN_CHUNK, min(expected, self.model.transformer.PREFILL_CHUNK))
 
@@ -336,7 +338,7 @@ class Engine:
             error = OutOfMemoryError("memory ran out in a step; ask for less at a time")
         elif not isinstance(error, CgptError):
             error = KernelError(f"a step failed: {type(error).__name__}: {error}")
-        if isinstance(error, (CheckpointError, ModelClosed)):
+        if isinstance(error, (CheckpointError, ModelClosed)) and not isinstance(error, CheckpointReadError):
             with self._changed:
                 self.failure = self.failure or error
                 self._closing = self._stopping = True

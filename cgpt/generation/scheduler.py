@@ -90,7 +90,10 @@ class Scheduler:
         max_prompt_tokens: another bound than PREFILL_CHUNK
         """
         self._admit()
-        counts = self._plan(self.transformer.PREFILL_CHUNK if max_prompt_tokens is None else max_prompt_tokens)
+        limit = self.transformer.PREFILL_CHUNK if max_prompt_tokens is None else max_prompt_tokens
+        if any(request.num_prompt_logprobs is not None for request in self.running):
+            limit = min(limit, self.transformer.LOGITS_CHUNK)
+        counts = self._plan(limit)
         self.prompt_ids_read = sum(count for request, count in counts.items() if not request.ids)
         deltas = self._advance(counts) if counts else []
         self.failed = [request for request in self.running if request.error]

@@ -24,12 +24,16 @@ cdef extern from "cgpt.h" nogil:
         cg_precision precision
         void *scratch
         int64_t scratch_bytes
+    ctypedef struct cg_expert:
+        const uint8_t *data
+        const uint8_t *scales
     ctypedef struct cg_matrix:
         cg_dtype dtype
         int64_t E, N, K
         const uint8_t *data
         const uint8_t *scales
         const float *bias
+        const cg_expert *experts
     ctypedef struct cg_kv:
         void *k
         void *v
@@ -99,7 +103,10 @@ cdef extern from "cgpt.h" nogil:
     int64_t cg_linear_scratch(const cg_context *, const cg_matrix *, int64_t)
     cg_status cg_run_linear(const cg_context *, float *, int64_t, const float *, int64_t, int64_t, const cg_matrix *, int)
     int64_t cg_moe_scratch(const cg_context *, const cg_moe *)
-    cg_status cg_run_moe(const cg_context *, const cg_moe *)
+    int64_t cg_moe_job_bytes(const cg_moe *)
+    cg_status cg_moe_begin(const cg_context *, const cg_moe *, void *)
+    cg_status cg_moe_experts(const cg_context *, void *, const int32_t *, int64_t)
+    cg_status cg_moe_end(const cg_context *, void *)
     int64_t cg_attention_scratch(const cg_context *, const cg_attention *, int64_t)
     cg_status cg_run_attention(const cg_context *, cg_attention *, int64_t)
     cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)

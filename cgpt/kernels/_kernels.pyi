@@ -1,7 +1,7 @@
 """Types of the compiled module; _kernels.pyx has the code, csrc/cgpt.h the contracts. In shapes T are tokens, C the
 model's width, N outputs, K inputs, E experts, H query heads, G key-value heads, D the dimension of a head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -45,6 +45,7 @@ class Tensor:
     rows: Final[int]
     cols: Final[int]
     def __new__(cls, array: _Array, dtype: str = "F32", aligned: bool = True) -> Self: ...
+    def part(self, rows: slice) -> Tensor: ...
 
 @disjoint_base
 class Matrix:
@@ -60,6 +61,8 @@ class Matrix:
         columns: int | None = None,
         aligned: bool = True,
     ) -> None: ...
+    @staticmethod
+    def of_experts(addresses: NDArray[np.uint64], shape: tuple[int, ...], bias: _Array) -> Matrix: ...
 
 @disjoint_base
 class LayerCache:
@@ -137,6 +140,9 @@ def moe(
     alpha: float,
     limit: float,
     T: int,
+    *,
+    part: int = 0,
+    arrivals: Iterable[NDArray[np.int32]] | None = None,
 ) -> None: ...
 def attention(
     ctx: Context,

@@ -6,7 +6,7 @@ Activations are `Tensor`s, float32 [rows, columns]; T is how many of their rows 
 supported: a Context, a LayerCache and a SamplingState belong to one call at a time, whoever makes the call.
 """
 from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from posix.stdlib cimport posix_memalign
 
@@ -136,6 +136,10 @@ cdef class Tensor:
     def __dealloc__(self):
         PyBuffer_Release(&self.view)  # nothing, where __cinit__ got no buffer
 
+    def part(self, rows):
+        """The rows from the first of a slice on, at least as many as it has, in the same memory."""
+        return self if rows.start == 0 else Tensor(self.array[rows])
+
     cdef float *f32(self, int64_t row, int64_t T, int64_t cols, str what) except NULL:
         """Where its row `row` begins, if T rows from there exist and rows have exactly `cols` (ANY: any) columns."""
         if self.dtype != CG_F32 or row < 0 or T < 0 or T > self.rows - row or (cols != ANY and cols != self.cols):
@@ -190,6 +194,22 @@ cdef class Matrix:
         self.c.N, self.c.K = shape[-2], shape[-1]
         self.dtype, self.shape, self.tensors, self.aligned = dtype, tuple(shape), tuple(held), aligned
         self.arrays = tuple(a for a in (data, scales, bias) if a is not None)
+
+    @staticmethod
+    def of_experts(addresses, tuple shape, bias):
+        """MXFP4 experts [E, N, K] that come and go: row e of `addresses`, uint64 [E, 2], says where the blocks
+        and the scales of expert e begin, 0 while they are not in memory. moe() reads it when it multiplies."""
+        cdef Matrix self = Matrix.__new__(Matrix)
+        cdef Tensor held = Tensor(bias.reshape(-1))
+        cdef uint64_t[:, ::1] table = addresses
+        E, N, K = shape
+        if table.shape[0] != E or table.shape[1] != 2 or bias.shape != (E, N) or min(shape) < 1:
+            raise KernelError(f"experts {shape} cannot have addresses {addresses.shape} and biases {bias.shape}")
+        self.c.dtype, self.c.E, self.c.N, self.c.K = CG_MXFP4, E, N, K
+        self.c.bias, self.c.experts = <const float *>held.view.buf, <const cg_expert *>&table[0, 0]
+        self.dtype, self.shape, self.tensors, self.aligned = "MXFP4", shape, (held, addresses), True
+        self.arrays = (bias,)
+        return self
 
 
 cdef class LayerCache:
@@ -490,21 +510,48 @@ def uniform_tokens(Matrix w, int64_t limit, str precision):
 
 
 def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
-        float alpha, float limit, int64_t T):
-    """out[t] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j]."""
+        float alpha, float limit, int64_t T, *, int64_t part=0, arrivals=None):
+    """out[t] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j].
+
+    part: each so many tokens get the bits of a call of their own; 0: all are multiplied together. arrivals: iterates
+    int32 arrays of experts, which are multiplied before the next are asked for; together they hold all that were
+    chosen. None: all are in memory."""
     cdef cg_moe m
-    cdef cg_status status
-    m.x, m.x_stride, m.T = x.f32(0, T, gate_up.c.K, "moe x"), x.cols, T
-    m.out, m.out_stride = out.out(0, T, down.c.N, "moe out"), out.cols
-    m.k = index.shape[1]
-    m.weight = weight.f32(0, T, m.k, "moe weight")
-    if index.shape[0] < T or T < 1:
-        raise KernelError(f"moe: {index.shape[0]} rows of choices for {T} tokens")
-    m.index, m.gate_up, m.down, m.alpha, m.limit = &index[0, 0], &gate_up.c, &down.c, alpha, limit
-    ctx.reserve(cg_moe_scratch(&ctx.c, &m))
+    cdef cg_status status = CG_OK
+    cdef int64_t k = index.shape[1], P = min(T, part or T), parts = (T + P - 1) // P if P > 0 else 0, i, job_bytes, n
+    cdef const int32_t[::1] experts
+    cdef const int32_t *given
+    cdef char *jobs
+    cdef cg_context c
+    if index.shape[0] < T or parts < 1:
+        raise KernelError(f"moe: {index.shape[0]} rows of choices for {T} tokens in parts of {part}")
+    m.x_stride, m.out_stride, m.k, m.alpha, m.limit = x.cols, out.cols, k, alpha, limit
+    m.gate_up, m.down, m.T = &gate_up.c, &down.c, P
+    job_bytes = cg_moe_job_bytes(&m)
+    ctx.reserve(parts * job_bytes + cg_moe_scratch(&ctx.c, &m))
+    c, jobs = ctx.c, <char *>ctx.c.scratch
+    c.scratch, c.scratch_bytes = jobs + parts * job_bytes, c.scratch_bytes - parts * job_bytes
+    x.f32(0, T, gate_up.c.K, "moe x")
+    out.out(0, T, down.c.N, "moe out")
+    weight.f32(0, T, k, "moe weight")
+    for i in range(parts):
+        m.x, m.out = x.f32(i * P, 0, ANY, "moe x"), out.out(i * P, 0, ANY, "moe out")
+        m.weight, m.index, m.T = weight.f32(i * P, 0, ANY, "moe weight"), &index[i * P, 0], min(P, T - i * P)
+        check(cg_moe_begin(&c, &m, jobs + i * job_bytes), "moe", (gate_up.dtype, gate_up.shape, down.shape, T))
+    for experts in (None,) if arrivals is None else arrivals:
+        n = 0 if experts is None else experts.shape[0]
+        given = &experts[0] if n else NULL
+        if n or experts is None:
+            with nogil:
+                for i in range(parts):
+                    if status == CG_OK:
+                        status = cg_moe_experts(&c, jobs + i * job_bytes, given, n)
+            check(status, "moe", (gate_up.shape, "experts that are not there"))
     with nogil:
-        status = cg_run_moe(&ctx.c, &m)
-    check(status, "moe", (gate_up.dtype, gate_up.shape, down.shape, T))
+        for i in range(parts):
+            if status == CG_OK:
+                status = cg_moe_end(&c, jobs + i * job_bytes)
+    check(status, "moe", (gate_up.shape, "experts that never came"))
 
 
 def attention(Context ctx, Tensor out, Tensor qkv, list slices, int64_t H, *, float scale, int64_t window=0,

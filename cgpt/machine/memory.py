@@ -40,3 +40,9 @@ def _left(version: int, directory: Path) -> int | None:
         return None
     stat = sysfs.numbers(directory / "memory.stat")
     return max(0, allowed - used + sum(stat.get(name, 0) for name in page_cache))
+
+
+def process_memory(root: Path = Path("/")) -> int | None:
+    """The bytes of memory that this process has of its own (pages of files not counted); None where nothing tells."""
+    found = sysfs.numbers(root / "proc/self/status")
+    return found["RssAnon:"] + found.get("RssShmem:", 0) if "RssAnon:" in found else None

@@ -133,10 +133,15 @@ def part_of(name: str) -> str:
     return next(part for part, pattern in _PATTERNS.items() if re.search(pattern, name))
 
 
+def is_expert(name: str) -> bool:
+    """Whether a tensor of gpt-oss belongs to its experts, whatever the layout."""
+    return re.search(r"\.mlp\.(experts\.|mlp[12]_)", name) is not None
+
+
 def _use(config: Config, tensor: AnyTensor) -> tuple[str, float]:
     """(part, share): what a token uses a tensor for, and how much of it: chosen experts, a row of a table, or all."""
     part = part_of(tensor.name)
-    if isinstance(config, GptOssConfig) and re.search(r"\.mlp\.(experts\.|mlp[12]_)", tensor.name):
+    if isinstance(config, GptOssConfig) and is_expert(tensor.name):
         return part, config.experts_per_token / config.num_experts
     if part != "embedding":
         return part, 1.0

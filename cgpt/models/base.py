@@ -29,6 +29,7 @@ from cgpt.errors import (
 )
 from cgpt.fields import shown
 from cgpt.kernels import _kernels as k
+from cgpt.machine.memory import available_memory
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
 from cgpt.models.logprobs import gather_logprobs
 
@@ -42,16 +43,29 @@ Self = TypeVar("Self", bound="Transformer")
 
 @dataclass
 class BatchSlice:
-    """The rows of one sequence in a step: `T` of them from `row` on."""
+    """The rows of one sequence in a step: `T` of them from `row` on, the step's first or those after `offset` more."""
 
     cache: KVCache
     row: int
     T: int
+    offset: int = 0
 
     @property
     def start(self) -> int:
         """The position of its first token."""
-        return self.cache.position
+        return self.cache.position + self.offset
+
+
+def cut(slices: list[BatchSlice], rows: slice) -> list[BatchSlice]:
+    """What `rows` of a step hold, numbered from their first on."""
+    if rows.start == 0 and rows.stop >= slices[-1].row + slices[-1].T:
+        return slices
+    found = []
+    for one in slices:
+        first, end = max(one.row, rows.start), min(one.row + one.T, rows.stop)
+        if first < end:
+            found.append(BatchSlice(one.cache, first - rows.start, end - first, one.offset + first - one.row))
+    return found
 
 
 class Workspace:
@@ -78,14 +92,33 @@ class StepObserver(Protocol):
         """blocks: how many have run; x: the residual stream [T, C] that left them."""
 
 
+class Streaming(Protocol):
+    """What shares a bounded memory out between experts and what a step needs: models.streaming.MemoryBudget."""
+
+    def begin_step(self, tokens: int) -> None:
+        """Makes room for a step of so many tokens; OutOfMemoryError where there is none."""
+
+    def add_cache(self, cache: KVCache) -> None:
+        """Counts a cache, as long as there is one."""
+
+    def available(self) -> int:
+        """The bytes that caches may take."""
+
+    def close(self) -> None:
+        """Gives the memory back."""
+
+
 class Transformer:
     """A model that is ready to run: base of GPT2 and GptOss, which give the attributes below, `embed` and `final_norm`.
 
     Threads may share it: each step has its own workspace, and each KVCache belongs to one step at a time.
     """
 
-    PREFILL_CHUNK = 512  # tokens per step that bound the memory of long prompts
+    PREFILL_CHUNK = 512  # tokens per step that bound the memory of long prompts; more where experts are streamed
+    LOGITS_CHUNK = 512  # the same where the logits of all of them are wanted
+    KEPT_TOKENS = 64  # of a step whose scratch is kept for the next one, where memory is bounded
     files: FileWatch | None = None  # what the weights are read from; load() sets it
+    streaming: Streaming | None = None  # of experts that do not stay in memory; load() sets it
     windows: list[int]  # of each layer, in positions; 0 sees everything
     heads: int
     kv_heads: int
@@ -142,6 +175,8 @@ class Transformer:
 
     def _release(self) -> None:
         if self.closed and not self._running:
+            if (streaming := getattr(self, "streaming", None)) is not None:
+                streaming.close()
             for name in vars(self).keys() - self._without_weights:
                 delattr(self, name)
             self._idle.clear()
@@ -169,7 +204,14 @@ class Transformer:
         self.require_open()
         most = self.context_length
         context = most if context is None else min(require_integer("context", context, low=0), most)
-        return KVCache(self.windows, self.kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
+        cache = KVCache(self.windows, self.kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
+        if self.streaming is not None:
+            self.streaming.add_cache(cache)
+        return cache
+
+    def available_memory(self) -> int | None:
+        """The bytes that caches may take here; None: unknown."""
+        return available_memory() if self.streaming is None else self.streaming.available()
 
     def uniform_tokens(self, max_tokens: int) -> int:
         """How many tokens, `max_tokens` at most, a step may hold for each to get the bits it would get alone."""
@@ -203,7 +245,9 @@ class Transformer:
         if rows not in ("last", "all"):
             raise InputError(f'rows is "last" or "all", not {shown(rows)}')
         ids, slices = self._lay_out(batch)
-        with self._workspace() as ws:
+        if self.streaming is not None:
+            self.streaming.begin_step(len(ids))
+        with self._workspace(keep=self.streaming is None or len(ids) <= self.KEPT_TOKENS) as ws:
             x = ws.tensor("x", len(ids), self.width)
             self.embed(ws, x, ids, slices)  # checks the ids
             for part in slices:
@@ -276,8 +320,9 @@ class Transformer:
         return np.concatenate(parts), slices
 
     @contextmanager
-    def _workspace(self) -> Iterator[Workspace]:
-        """A workspace of its own for each step that runs at the same time; one whose step failed is dropped."""
+    def _workspace(self, keep: bool = True) -> Iterator[Workspace]:
+        """A workspace of its own for each step that runs at the same time; one whose step failed, and one that is not
+        to be kept, is dropped."""
         with self._lock:
             self.require_open()
             self._running += 1
@@ -285,7 +330,8 @@ class Transformer:
         try:
             ws = idle or Workspace(self.threads, self.precision)
             yield ws
-            self._idle.append(ws)
+            if keep:
+                self._idle.append(ws)
         except MemoryError as problem:
             if isinstance(problem, OutOfMemoryError):
                 raise
@@ -299,11 +345,12 @@ class Transformer:
 
     def logits(self, ids: npt.ArrayLike) -> Floats:
         """float32 [T, V]: the logits after each of the T ids."""
-        return self._read(ids, lambda cache, chunk, _: self.step([(cache, chunk)], rows="all"))
+        return self._read(ids, lambda cache, chunk, _: self.step([(cache, chunk)], rows="all"), self.LOGITS_CHUNK)
 
     def hidden(self, ids: npt.ArrayLike) -> Floats:
         """float32 [T, C]: the output of the final norm, which is the head's input, at each of the T ids."""
-        return self._read(ids, lambda cache, chunk, _: self.step([(cache, chunk)], rows="all", head=False))
+        take = lambda cache, chunk, _: self.step([(cache, chunk)], rows="all", head=False)  # noqa: E731
+        return self._read(ids, take, self.PREFILL_CHUNK)
 
     def score(self, ids: npt.ArrayLike) -> Floats:
         """float32 [T-1]: the log-probability, in nats, of each id after the first given those before it."""
@@ -311,15 +358,24 @@ class Transformer:
         def targets(cache: KVCache, chunk: Ids, following: Ids) -> Floats:
             if not len(following):  # the last id of all, whose logits predict nothing
                 return np.empty(0, np.float32)
-            logits = self.step([(cache, chunk[: len(following)])], rows="all")
-            return gather_logprobs(logits, following, threads=self.threads)[0].astype(np.float32)
+            hidden, n = self.step([(cache, chunk[: len(following)])], rows="all", head=False), self.LOGITS_CHUNK
+            scored = [self._score(hidden[i : i + n], following[i : i + n]) for i in range(0, len(following), n)]
+            return np.concatenate(scored)
 
-        return self._read(ids, targets)
+        return self._read(ids, targets, self.PREFILL_CHUNK)
 
-    def _read(self, ids: npt.ArrayLike, take: Callable[[KVCache, Ids, Ids], Floats]) -> Floats:
-        """What `take` makes of each chunk of a prompt, and of the ids that follow each of its tokens."""
+    def _score(self, hidden: Floats, targets: Ids) -> Floats:
+        """The log-probabilities of the ids that follow these inputs [T, C] of the head."""
+        logits = k.Tensor(np.empty((len(targets), self.vocab_size), np.float32))
+        with self._workspace() as ws:
+            k.linear(ws.ctx, logits, k.Tensor(hidden), self.head, len(targets))
+        self.require_finite(logits.array, [])
+        return gather_logprobs(logits.array, targets, threads=self.threads)[0].astype(np.float32)
+
+    def _read(self, ids: npt.ArrayLike, take: Callable[[KVCache, Ids, Ids], Floats], n: int) -> Floats:
+        """What `take` makes of each chunk of n ids of a prompt, and of the ids that follow each of its tokens."""
         self.require_open()
-        array, n = self.check_ids(ids), self.PREFILL_CHUNK
+        array = self.check_ids(ids)
         cache = self.new_cache(len(array))
         cache.require_room(len(array))
         try:

@@ -5,15 +5,20 @@ Read it beside gpt2.py: the sections have the same order.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from cgpt.checkpoint.config import SLIDING, GptOssConfig
+from cgpt.checkpoint.expert_store import ExpertStore
 from cgpt.checkpoint.loader import FLOATS, Loader
 from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
 from cgpt.kernels import _kernels as k
-from cgpt.models.base import BatchSlice, Ids, Precision, Transformer, Workspace, attend
+from cgpt.models.base import BatchSlice, Ids, Precision, Transformer, Workspace, attend, cut
+
+STREAMED_PART = Transformer.PREFILL_CHUNK  # tokens that are multiplied together: the bits of chunks of so many
+Choices = npt.NDArray[np.int32]
 
 # --------------------------------------------------------------------------------------------- checkpoint names
 
@@ -111,29 +116,39 @@ class Block:
         def projection(part: str) -> k.Matrix:
             return load.matrix(name(part) + ".weight", name(part) + ".bias" if config.attention_bias else None)
 
-        def experts(part: str) -> k.Matrix:
-            if layout == "plain":
-                return load.transposed(name(part), name(part + "_bias"))
-            return load.mxfp4(*mxfp4_names(name(part)), name(part + "_bias"))
-
         self.attn_norm = load.vector(name("attn_norm"))
         self.qkv = [projection(part) for part in (("qkv",) if layout == "original" else ("q", "k", "v"))]
         self.sinks = load.vector(name("sinks"))
         self.out = projection("out")
         self.mlp_norm = load.vector(name("mlp_norm"))
         self.router = load.table(name("router") + ".weight", name("router") + ".bias")
-        self.gate_up, self.down = experts("gate_up"), experts("down")
+        parts = [(name(part), name(part + "_bias")) for part in ("gate_up", "down")]
+        if layout == "plain":
+            self.gate_up, self.down = (load.transposed(*part) for part in parts)
+        else:
+            self.gate_up, self.down = load.mxfp4([(*mxfp4_names(experts), bias) for experts, bias in parts])
+        self.store = load.store
         self.window = config.sliding_window if config.layer_types[layer] == SLIDING else 0
         self.scale = config.head_dim**-0.5
 
     def __call__(self, ws: Workspace, x: k.Tensor, T: int, slices: list[BatchSlice]) -> None:
+        c, part = self.config, T if self.store is None else STREAMED_PART
+        normed, weight = ws.tensor("expert input", T, x.cols), ws.tensor("weight", T, c.experts_per_token)
+        index = np.empty((T, c.experts_per_token), np.int32)
+        for row in range(0, T, part):
+            rows = slice(row, min(row + part, T))
+            self.attention(ws, x.part(rows), rows.stop - row, cut(slices, rows))
+            self.route(ws, normed.part(rows), index[rows], weight.part(rows), x.part(rows), rows.stop - row)
+        arrivals = None if self.store is None else self.stream(self.store, index)
+        alpha, limit = c.swiglu_alpha, c.swiglu_limit
+        k.moe(ws.ctx, x, normed, index, weight, self.gate_up, self.down, alpha, limit, T, part=part, arrivals=arrivals)
+
+    def attention(self, ws: Workspace, x: k.Tensor, T: int, slices: list[BatchSlice]) -> None:
+        """x += attention(rmsnorm(x))."""
         ctx, c = ws.ctx, self.config
-        H, G, D, top_k = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.experts_per_token
+        H, G, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         normed = ws.tensor("normed", T, x.cols)
         qkv, attended = ws.tensor("qkv", T, (H + 2 * G) * D), ws.tensor("attended", T, H * D)
-        logits, weight = ws.tensor("router", T, c.num_experts), ws.tensor("weight", T, top_k)
-        index = np.empty((T, top_k), np.int32)
-
         k.rmsnorm(ctx, normed, x, self.attn_norm, c.rms_norm_eps, T)
         column = 0
         for projection in self.qkv:
@@ -144,10 +159,18 @@ class Block:
         attend(ws, attended, qkv, self.layer, slices, H, scale=self.scale, window=self.window, sinks=self.sinks)
         k.linear(ctx, x, attended, self.out, T, add=True)
 
-        k.rmsnorm(ctx, normed, x, self.mlp_norm, c.rms_norm_eps, T)
+    def route(self, ws: Workspace, normed: k.Tensor, index: Choices, weight: k.Tensor, x: k.Tensor, T: int) -> None:
+        """The experts' input [T, C], and which of them each token takes, with what weight [T, top_k]."""
+        logits = ws.tensor("router", T, self.config.num_experts)
+        k.rmsnorm(ws.ctx, normed, x, self.mlp_norm, self.config.rms_norm_eps, T)
         k.linear(ws.exact, logits, normed, self.router, T)
-        k.topk(ctx, index, weight, logits, T)
-        k.moe(ctx, x, normed, index, weight, self.gate_up, self.down, c.swiglu_alpha, c.swiglu_limit, T)
+        k.topk(ws.ctx, index, weight, logits, T)
+
+    def stream(self, store: ExpertStore, index: Choices) -> Iterator[Choices]:
+        """The chosen experts, as they come from the disk. Where this layer takes nearly all, the next one will, too."""
+        chosen, E = np.unique(index), self.config.num_experts
+        last = self.layer == self.config.num_hidden_layers - 1
+        return store.stream(self.layer, chosen, range(E) if len(chosen) > 0.9 * E and not last else ())
 
 
 # -------------------------------------------------------------------------------------------------------- model

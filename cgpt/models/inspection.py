@@ -72,8 +72,9 @@ def inspect(
     cache = model.new_cache(len(ids), slack=len(ids))  # no ring: a chunk's keys are all there after its step
     cache.require_room(len(ids))
     inspector = _Inspector(model, cache, names, window, top)
-    for at in range(0, len(ids), model.PREFILL_CHUNK):
-        model.step([(cache, ids[at : at + model.PREFILL_CHUNK])], head=False, observer=inspector)
+    chunk = min(model.PREFILL_CHUNK, model.LOGITS_CHUNK)  # blocks go through longer ones in parts
+    for at in range(0, len(ids), chunk):
+        model.step([(cache, ids[at : at + chunk])], head=False, observer=inspector)
     return {name: inspector.out[name] for name in names}
 
 

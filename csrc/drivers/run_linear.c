@@ -47,18 +47,18 @@ void cg_product_bytes(const cg_matrix *w, int64_t T, int64_t *packed, int64_t *w
 cg_status cg_check_matrix(const cg_matrix *w) {
     if (w->E < 1 || w->N < 1 || w->K < 1) return CG_BAD_SHAPE;
     if (w->dtype == CG_MXFP4 && w->K % CG_MXFP4_GROUP) return CG_BAD_SHAPE;
-    if ((w->dtype == CG_MXFP4 || w->dtype == CG_INT8) && !w->scales) return CG_BAD_SHAPE;
+    if ((w->dtype == CG_MXFP4 || w->dtype == CG_INT8) && !w->scales && !w->experts) return CG_BAD_SHAPE;
     return w->dtype == CG_U8 ? CG_BAD_DTYPE : CG_OK;
 }
 
 cg_product cg_product_of(const cg_matrix *w, int64_t expert) {
     int64_t rows = expert * w->N;
-    return (cg_product){
-        .w = w->data + rows * cg_row_bytes(w->dtype, w->K),
-        .scales = w->scales ? w->scales + rows * cg_scale_bytes(w->dtype, w->K) : NULL,
-        .bias = w->bias ? w->bias + rows : NULL,
-        .K = w->K,
-    };
+    cg_product p = {.bias = w->bias ? w->bias + rows : NULL, .K = w->K};
+    p.w = w->experts ? w->experts[expert].data : w->data + rows * cg_row_bytes(w->dtype, w->K);
+    p.scales = w->experts  ? w->experts[expert].scales
+               : w->scales ? w->scales + rows * cg_scale_bytes(w->dtype, w->K)
+                           : NULL;
+    return p;
 }
 
 int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads) {

@@ -11,13 +11,16 @@ typedef struct {
 } moe_group;
 
 typedef struct {
-    const cg_moe *m;
+    cg_moe m;
     const cg_matrix *matrix[2]; /* gate_up, down */
     moe_group *groups;          /* [min(slots, E)] */
-    int64_t group_count, rows[2], panels[2];
-    int32_t *token_of, *slot_of;  /* [slots]; [T, k] */
-    float *hidden, *act, *result; /* [slots, 2I], [slots, I], [slots, C] */
-    char *packed[2], *work;       /* work: [threads, work_bytes] */
+    moe_group **run;            /* those that are multiplied now */
+    int64_t group_count, run_count, done_count, rows[2], panels[2];
+    int32_t *group_of;           /* [E]; -1: nobody chose it */
+    int32_t *token_of, *slot_of; /* [slots]; [T, k] */
+    float *result;               /* [slots, C] */
+    float *hidden, *act;         /* [slots, 2I], [slots, I]: in the context's scratch, as what follows */
+    char *packed[2], *work;      /* work: [threads, work_bytes] */
     int64_t work_bytes;
 } moe_job;
 
@@ -28,35 +31,48 @@ static void *carve(uintptr_t *at, int64_t bytes) {
     return begin;
 }
 
-/* Cuts memory from `base` on into the arrays of the job. Returns the bytes they take. */
-static int64_t lay_out(moe_job *job, void *base, int threads) {
-    const cg_matrix *up = job->matrix[0], *down = job->matrix[1];
-    int64_t T = job->m->T, S = T * job->m->k, groups = cg_min(S, up->E), packed[2], work[2];
+static int64_t max_groups(const cg_moe *m) { return cg_min(m->T * m->k, m->gate_up->E); }
+
+/* Cuts memory from `base` on, where the job itself lies, into its arrays. Returns the bytes they take. */
+static int64_t lay_out_job(moe_job *job, const cg_moe *m, void *base) {
+    int64_t S = m->T * m->k;
+    uintptr_t at = (uintptr_t)base;
+    carve(&at, (int64_t)sizeof *job);
+    job->groups = carve(&at, max_groups(m) * (int64_t)sizeof *job->groups);
+    job->run = carve(&at, max_groups(m) * (int64_t)sizeof *job->run);
+    job->group_of = carve(&at, m->gate_up->E * 4);
+    job->token_of = carve(&at, S * 4);
+    job->slot_of = carve(&at, S * 4);
+    job->result = carve(&at, S * m->down->N * 4);
+    return (int64_t)(at - (uintptr_t)base);
+}
+
+/* The same for what a call of cg_moe_experts needs for itself. */
+static int64_t lay_out_scratch(moe_job *job, const cg_moe *m, void *base, int threads) {
+    const cg_matrix *up = m->gate_up, *down = m->down;
+    int64_t S = m->T * m->k, groups = max_groups(m), packed[2], work[2];
     /* packing rounds the tokens of each group up, by 16 at the most */
     cg_product_bytes(up, S + 16 * groups, &packed[0], &work[0]);
     cg_product_bytes(down, S + 16 * groups, &packed[1], &work[1]);
     job->work_bytes = cg_max(work[0], work[1]);
-    int64_t tasks = groups * cg_max(cg_panels(up, T, threads), cg_panels(down, T, threads));
+    int64_t tasks = groups * cg_max(cg_panels(up, m->T, threads), cg_panels(down, m->T, threads));
     uintptr_t at = (uintptr_t)base;
-    job->groups = carve(&at, groups * (int64_t)sizeof *job->groups);
-    job->token_of = carve(&at, S * 4);
-    job->slot_of = carve(&at, S * 4);
     job->hidden = carve(&at, S * up->N * 4);
     job->act = carve(&at, S * down->K * 4);
-    job->result = carve(&at, S * down->N * 4);
     for (int i = 0; i < 2; i++) job->packed[i] = carve(&at, packed[i]);
     job->work = carve(&at, cg_team(threads, tasks) * job->work_bytes);
     return (int64_t)(at - (uintptr_t)base);
 }
 
+int64_t cg_moe_job_bytes(const cg_moe *m) { return lay_out_job(&(moe_job){0}, m, NULL); }
+
 int64_t cg_moe_scratch(const cg_context *ctx, const cg_moe *m) {
-    moe_job job = {.m = m, .matrix = {m->gate_up, m->down}};
-    return lay_out(&job, NULL, ctx->threads);
+    return lay_out_scratch(&(moe_job){0}, m, NULL, ctx->threads);
 }
 
 /* Counting sort of the T x k choices by expert. The packed activations of a group begin at a multiple of 64 bytes. */
 static cg_status group_slots(moe_job *job, cg_precision precision) {
-    const cg_moe *m = job->m;
+    const cg_moe *m = &job->m;
     int64_t first[CG_MAX_EXPERTS + 1] = {0}, E = m->gate_up->E, packed[2] = {0, 0};
     for (int64_t i = 0; i < m->T * m->k; i++) {
         if (m->index[i] < 0 || m->index[i] >= E) return CG_BAD_VALUE;
@@ -65,6 +81,7 @@ static cg_status group_slots(moe_job *job, cg_precision precision) {
     for (int64_t e = 0; e < E; e++) {
         int64_t count = first[e + 1];
         first[e + 1] += first[e];
+        job->group_of[e] = count ? (int32_t)job->group_count : -1;
         if (!count) continue;
         moe_group *g = &job->groups[job->group_count++];
         *g = (moe_group){.expert = e, .first = first[e], .count = count};
@@ -85,17 +102,17 @@ static cg_status group_slots(moe_job *job, cg_precision precision) {
 
 /* Packs the tokens of a group for gate_up (i = 0), or its activated rows for down (i = 1). */
 static void pack_group(moe_job *job, const moe_group *g, int i) {
-    int64_t I = job->m->down->K;
-    cg_rows tokens = {job->m->x, job->m->x_stride, job->token_of + g->first};
+    int64_t I = job->m.down->K;
+    cg_rows tokens = {job->m.x, job->m.x_stride, job->token_of + g->first};
     cg_rows activated = {job->act + g->first * I, I, NULL};
     g->kernel[i]->pack(job->packed[i] + g->packed[i], i ? &activated : &tokens, g->count, job->matrix[i]->K, 0,
                        g->count);
 }
 
-static void pack_task(void *job, int64_t i, CG_UNUSED int thread) { pack_group(job, &((moe_job *)job)->groups[i], 0); }
+static void pack_task(void *job, int64_t i, CG_UNUSED int thread) { pack_group(job, ((moe_job *)job)->run[i], 0); }
 
 static void product_task(const moe_job *job, int64_t task, int i, int thread) {
-    const moe_group *g = &job->groups[task / job->panels[i]];
+    const moe_group *g = job->run[task / job->panels[i]];
     const cg_matrix *w = job->matrix[i];
     int64_t n0 = task % job->panels[i] * job->rows[i];
     cg_product p = cg_product_of(w, g->expert);
@@ -112,40 +129,62 @@ static void down_task(void *job, int64_t i, int thread) { product_task(job, i, 1
 
 static void swiglu_task(void *data, int64_t i, CG_UNUSED int thread) {
     moe_job *job = data;
-    const moe_group *g = &job->groups[i];
-    int64_t I = job->m->down->K;
+    const moe_group *g = job->run[i];
+    int64_t I = job->m.down->K;
     for (int64_t s = g->first; s < g->first + g->count; s++)
-        cg_active->swiglu(job->act + s * I, job->hidden + s * 2 * I, job->m->alpha, job->m->limit, I);
+        cg_active->swiglu(job->act + s * I, job->hidden + s * 2 * I, job->m.alpha, job->m.limit, I);
     pack_group(job, g, 1);
 }
 
 static void combine_task(void *data, int64_t t, CG_UNUSED int thread) {
     const moe_job *job = data;
-    const cg_moe *m = job->m;
+    const cg_moe *m = &job->m;
     int64_t C = m->down->N, at = t * m->k;
     cg_active->combine(m->out + t * m->out_stride, job->result, C, job->slot_of + at, m->weight + at, m->k, C);
 }
 
-cg_status cg_run_moe(const cg_context *ctx, const cg_moe *m) {
+cg_status cg_moe_begin(const cg_context *ctx, const cg_moe *m, void *memory) {
     const cg_matrix *up = m->gate_up, *down = m->down;
     if (cg_check_matrix(up) || cg_check_matrix(down) || up->E != down->E || up->N != 2 * down->K ||
         up->E > CG_MAX_EXPERTS || m->k < 1 || m->k > CG_MAX_TOP_K || m->k > up->E)
         return CG_BAD_SHAPE;
-    if (cg_moe_scratch(ctx, m) > ctx->scratch_bytes) return CG_NO_MEMORY;
-    moe_job job = {.m = m, .matrix = {up, down}};
-    lay_out(&job, ctx->scratch, ctx->threads);
-    cg_status bad = group_slots(&job, ctx->precision);
-    if (bad) return bad;
+    moe_job *job = memory;
+    *job = (moe_job){.m = *m, .matrix = {up, down}};
+    lay_out_job(job, m, memory);
     for (int i = 0; i < 2; i++) {
-        job.rows[i] = cg_panel_rows(job.matrix[i], m->T, ctx->threads);
-        job.panels[i] = cg_panels(job.matrix[i], m->T, ctx->threads);
+        job->rows[i] = cg_panel_rows(job->matrix[i], m->T, ctx->threads);
+        job->panels[i] = cg_panels(job->matrix[i], m->T, ctx->threads);
     }
+    return group_slots(job, ctx->precision);
+}
+
+static int in_memory(const cg_matrix *w, int64_t expert) { return !w->experts || w->experts[expert].data; }
+
+cg_status cg_moe_experts(const cg_context *ctx, void *memory, const int32_t *experts, int64_t n) {
+    moe_job *job = memory;
+    const cg_moe *m = &job->m;
+    job->run_count = 0;
+    for (int64_t i = 0; i < (experts ? n : m->gate_up->E); i++) {
+        int64_t e = experts ? experts[i] : i;
+        if (e < 0 || e >= m->gate_up->E) return CG_BAD_VALUE;
+        if (job->group_of[e] < 0) continue; /* nobody chose it, or it was multiplied already */
+        if (!in_memory(m->gate_up, e) || !in_memory(m->down, e)) return CG_BAD_VALUE;
+        job->run[job->run_count++] = &job->groups[job->group_of[e]];
+        job->group_of[e] = -1;
+    }
+    if (lay_out_scratch(job, m, ctx->scratch, ctx->threads) > ctx->scratch_bytes) return CG_NO_MEMORY;
     int few = m->T == 1 ? 1 : ctx->threads; /* one token is packed before other threads would have started */
-    int64_t groups = job.group_count;
-    cg_parallel(few, groups, pack_task, &job);
-    cg_parallel(ctx->threads, groups * job.panels[0], gate_up_task, &job);
-    cg_parallel(few, groups, swiglu_task, &job);
-    cg_parallel(ctx->threads, groups * job.panels[1], down_task, &job);
-    cg_parallel(few, m->T, combine_task, &job);
+    cg_parallel(few, job->run_count, pack_task, job);
+    cg_parallel(ctx->threads, job->run_count * job->panels[0], gate_up_task, job);
+    cg_parallel(few, job->run_count, swiglu_task, job);
+    cg_parallel(ctx->threads, job->run_count * job->panels[1], down_task, job);
+    job->done_count += job->run_count;
+    return CG_OK;
+}
+
+cg_status cg_moe_end(const cg_context *ctx, void *memory) {
+    moe_job *job = memory;
+    if (job->done_count < job->group_count) return CG_BAD_VALUE;
+    cg_parallel(job->m.T == 1 ? 1 : ctx->threads, job->m.T, combine_task, job);
     return CG_OK;
 }

@@ -1,0 +1,173 @@
+"""Models larger than memory: how a bounded amount is shared out, and what speed a disk lets expect.
+
+Dense weights stay in memory; an expert store holds as many experts as the rest allows, and gives memory back to keys
+and values as they grow.
+"""
+
+import weakref
+
+from cgpt.arguments import require_bytes, warn_caller
+from cgpt.checkpoint.config import GPT2Config, GptOssConfig
+from cgpt.checkpoint.expert_store import ExpertStore
+from cgpt.checkpoint.safetensors import Checkpoint
+from cgpt.errors import InputError, OutOfMemoryError
+from cgpt.kernels._kernels import KV_BLOCK
+from cgpt.machine.memory import available_memory, process_memory
+from cgpt.models.accounting import RUNTIME, is_expert, loaded_bytes, part_of
+from cgpt.models.base import Transformer
+from cgpt.models.kv_cache import KVCache
+
+MARGIN = 100_000_000  # bytes left alone: what the allocator holds back, and pages of embeddings and libraries
+AUTOMATIC_SHARE = 0.9  # of what can be had, where nobody says how much
+MAX_CHUNK = 8192  # tokens of a prompt that are read at once, so that each expert is read once for them
+
+# Real text chooses some experts far more often than others: with 30 % of them in memory 85 % of the choices hit
+# (published measurements of gpt-oss on other engines). 1 - (1 - share) ** SKEW goes through that point.
+SKEW = 5.3
+
+
+def hit_rates(share: float) -> tuple[float, float]:
+    """Of choices, what is expected to be in memory where `share` of the experts are: if all were equally likely, and on
+    real text."""
+    return share, 1 - (1 - share) ** SKEW
+
+
+def dense_bytes(config: GptOssConfig, checkpoint: Checkpoint, dense: str | None) -> int:
+    """The bytes of what stays in memory: all but experts in MXFP4, and the embedding, whose rows stay in the file."""
+    stays = [
+        tensor
+        for tensor in checkpoint.tensors.values()
+        if not (is_expert(tensor.name) and tensor.dtype == "U8")
+        and (config.tie_word_embeddings or part_of(tensor.name) != "embedding")
+    ]
+    # Vectors and the biases of experts are kept as f32.
+    return round(sum(loaded_bytes(config, one, dense) * (1 if _is_dense(one.name) else 2) for one in stays))
+
+
+def _is_dense(name: str) -> bool:
+    return name.endswith("weight") and not part_of(name) == "norms"
+
+
+class MemoryBudget:
+    """Shares `limit` bytes of this process out between what it has, keys and values, a step's activations and the
+    experts, which get what is left. Base's Streaming."""
+
+    def __init__(self, limit: int, config: GptOssConfig, store: ExpertStore, own: int) -> None:
+        """own: the bytes that the process has now, without experts."""
+        self.limit, self.config, self.store, self.own = limit, config, store, own
+        self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
+
+    @property
+    def min_slots(self) -> int:
+        """The experts that one token takes in all layers. With fewer slots none would be found again."""
+        return min(self.config.num_hidden_layers * self.config.experts_per_token, self.store.experts)
+
+    def slots(self, tokens: int) -> int:
+        """The experts that fit beside a step of so many tokens."""
+        cache = sum(cache.nbytes for cache in list(self._caches)) + tokens * self._position_bytes()
+        return (self.limit - self.own - cache - scratch_bytes(self.config, tokens) - MARGIN) // self.store.slot_bytes
+
+    def _position_bytes(self) -> int:
+        """Of keys and values, as f32 in every layer, at the most."""
+        return 8 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
+
+    def chunk(self) -> int:
+        """The tokens of a prompt that a step may read: an eighth of the experts' room is the most that it costs."""
+        chunk, part = MAX_CHUNK, Transformer.PREFILL_CHUNK
+        least = max(self.min_slots, self.slots(part) * 7 // 8)
+        while chunk > part and (self.slots(chunk) < least or chunk // 2 >= self.config.max_position_embeddings):
+            chunk //= 2
+        return chunk
+
+    def available(self) -> int:
+        """The bytes that caches may take where the experts keep the fewest slots that work."""
+        left = self.limit - self.own - scratch_bytes(self.config, Transformer.PREFILL_CHUNK) - MARGIN
+        return max(0, left - self.min_slots * self.store.slot_bytes)
+
+    def begin_step(self, tokens: int) -> None:
+        """Makes room for a step of so many tokens; OutOfMemoryError where there is none."""
+        slots = self.slots(tokens)
+        if slots < self.min_slots:
+            raise OutOfMemoryError(
+                f"memory={self.limit / 1e9:.1f} GB leaves room for {max(slots, 0)} experts beside keys and values, and "
+                f"a token takes {self.min_slots}; use fewer or shorter sequences, or more memory"
+            )
+        if slots != self.store.capacity:
+            self.store.resize(slots)
+
+    def add_cache(self, cache: KVCache) -> None:
+        """Counts a cache, as long as there is one."""
+        self._caches.add(cache)
+
+    def close(self) -> None:
+        """Ends the store's threads and gives its memory back."""
+        self.store.close()
+
+
+def scratch_bytes(config: GptOssConfig, tokens: int) -> int:
+    """What a step of so many tokens takes for activations, at the most."""
+    C, I, top_k = config.hidden_size, config.intermediate_size, config.experts_per_token
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    part = min(tokens, Transformer.PREFILL_CHUNK)
+    whole = tokens * (2 * C + top_k * (C + 4))  # the residual stream, the experts' input and results
+    rows = part * top_k + 16 * min(part * top_k, config.num_experts)
+    at_once = part * (2 * C + 2 * heads * config.head_dim + config.num_experts + top_k * 3 * I) + rows * (C + I)
+    logits = min(tokens, Transformer.KEPT_TOKENS) * config.vocab_size
+    return 4 * (whole + at_once + logits)
+
+
+def least_memory(config: GptOssConfig, checkpoint: Checkpoint, dense: str | None) -> int:
+    """The bytes with which a model can run: with those this process has already, the dense weights and one token's
+    experts."""
+    experts = sum(one.nbytes for one in checkpoint.tensors.values() if is_expert(one.name) and one.dtype == "U8")
+    experts = experts * config.experts_per_token // config.num_experts
+    own = process_memory() or MARGIN
+    return own + dense_bytes(config, checkpoint, dense) + experts + scratch_bytes(config, KV_BLOCK) + MARGIN
+
+
+def choose_limit(
+    config: GPT2Config | GptOssConfig, checkpoint: Checkpoint, dense: str | None, memory: int | str | None
+) -> int | None:
+    """The bytes within which a model's experts are streamed: `memory`, or most of what can be had where the model does
+    not fit there; None where all of it stays in memory. InputError where that cannot be done within `memory`."""
+    stored = checkpoint.tensors.values()
+    needed = round(sum(loaded_bytes(config, tensor, dense) for tensor in stored)) + RUNTIME
+    streamable = isinstance(config, GptOssConfig) and any(is_expert(one.name) and one.dtype == "U8" for one in stored)
+    limit = None if memory is None else require_bytes("memory", memory)
+    if not streamable or not isinstance(config, GptOssConfig):
+        if limit is not None and needed > limit:
+            why = "GPT-2 has no experts" if isinstance(config, GPT2Config) else "its experts are not in MXFP4"
+            raise InputError(
+                f"memory: all of this model must be in memory, since {why}: it takes {needed / 1e9:.1f} GB"
+            )
+        return None
+    least = least_memory(config, checkpoint, dense)
+    if limit is not None:
+        if limit < least:
+            raise InputError(
+                f"memory: {limit / 1e9:.2f} GB do not hold the dense weights and the experts of one token; the least "
+                f"that works is {-(-least // 10**7) / 100:.2f} GB" + ("" if dense else ', or less with dense="int8"')
+            )
+        return limit
+    available = available_memory()
+    limit = round((available or 0) * AUTOMATIC_SHARE)
+    if available is None or needed <= available or limit < least:
+        return None
+    warn_caller(
+        f"{checkpoint.directory}: the model takes {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB can be had: "
+        f'experts are read from the files as they are chosen, within memory="{limit / 1e9:.1f}GB"; `cgpt info` says '
+        "what speed to expect"
+    )
+    return limit
+
+
+def begin(transformer: Transformer, store: ExpertStore, limit: int) -> None:
+    """Shares the memory out, once all that stays there is loaded."""
+    budget = MemoryBudget(limit, transformer.config, store, process_memory() or 0)
+    slots = budget.slots(KV_BLOCK)
+    if slots < budget.min_slots:
+        least = limit + (budget.min_slots - slots) * store.slot_bytes
+        raise InputError(f"memory: {limit / 1e9:.2f} GB do not hold one token's experts; give {least / 1e9:.2f} GB")
+    store.allocate(slots)
+    transformer.streaming = budget
+    transformer.PREFILL_CHUNK = budget.chunk()
