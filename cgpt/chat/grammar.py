@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +35,10 @@ from cgpt.tokenizer.tokenizer import Tokenizer
 
 JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,8}"}  # no endless blanks
 MAX_NESTING = 1024  # llguidance goes down by recursion, and at some 1,500 levels beyond the end of the stack
+MAX_KEYS = 4096  # different keys in a schema: llguidance goes down once for each, and takes the square of their number
 MAX_TEXT = 16 << 10  # characters of a regular expression or grammar: 16,000 of "a?a?a?.." took 0.2 GB, 60,000 1.8 GB
+MAX_SECONDS = 10.0  # of one core, for the schemas of a turn; the one that goes beyond may take a second
+CACHE_TEXT, CACHE_ENTRIES = 2 << 20, 512  # characters, of which a compiled schema takes some hundred bytes each
 NO_ARGUMENTS = {"type": "object", "additionalProperties": False}
 CALL_TYPES = (f"{CONSTRAIN}json", "json", "code", None)  # content types that the model writes into headers
 ANSWER_TYPES = (None, f"{CONSTRAIN}json", "json")
@@ -56,6 +62,8 @@ class GrammarCompiler:
         self.eos_token_ids = frozenset(model.transformer.eos_token_ids)
         returns = [i for name, i in self.tokenizer.special_tokens.items() if name == "<|return|>"]
         self.end = min(self.eos_token_ids or returns, default=None)  # what llguidance takes for the end of a text
+        self._compiled: OrderedDict[str | Grammar, Any] = OrderedDict()  # matchers, or why there is none; newest last
+        self._lock = threading.Lock()
 
     @cached_property
     def special(self) -> SpecialTokens:
@@ -77,26 +85,44 @@ class GrammarCompiler:
     def compile(self, schema: Any) -> Any:
         """The llguidance matcher of a schema or Grammar, at its beginning; InputError says what llguidance cannot do.
 
-        All that takes long happens here, up to seconds for thousands of properties: following a text copies it.
+        All that takes long happens here, up to a second for thousands of properties: following a text copies it. What
+        was compiled is kept for whoever asks next, the newest of it.
         """
-        llguidance, words = self._llguidance
+        llguidance = self._llguidance[0]
         if (levels := _nesting(schema)) > MAX_NESTING:
             why = f"its levels times its different $refs are {levels}; at most {MAX_NESTING}"
             raise InputError(f"no grammar can be made of the schema: {why}")
         _require_small(schema)
+        key = schema if isinstance(schema, Grammar) else json.dumps(schema)
+        with self._lock:
+            found = self._compiled.pop(key, None)
+        if found is None:
+            found = self._matcher_or_problem(key)
+        with self._lock:
+            self._compiled[key] = found
+            while len(self._compiled) > CACHE_ENTRIES or sum(map(_length, self._compiled)) > CACHE_TEXT:
+                self._compiled.popitem(last=False)
+        if isinstance(found, llguidance.LLMatcher):
+            return found.deep_copy()
+        raise InputError(f"no grammar can be made of the schema: {found}")
+
+    def _matcher_or_problem(self, key: str | Grammar) -> Any:
+        """What a Grammar, or a schema as JSON text, is compiled to, or why it cannot be."""
+        llguidance, words = self._llguidance
         try:
-            if isinstance(schema, Grammar):
-                grammar = llguidance.grammar_from(schema.kind, schema.text)
+            if isinstance(key, Grammar):
+                grammar = llguidance.grammar_from(key.kind, key.text)
             else:
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(key, overrides=JSON_OPTIONS)
             matcher = llguidance.LLMatcher(words, grammar, log_level=0)
             matcher.compute_bitmask()  # some find out here only that nothing can be written
-            problem = _error(matcher)
+            return _error(matcher) or matcher
         except ValueError as failed:
-            problem = str(failed)[:300]
-        if problem:
-            raise InputError(f"no grammar can be made of the schema: {problem}")
-        return matcher
+            return str(failed)[:300]
+
+
+def _length(key: str | Grammar) -> int:
+    return len(key.text if isinstance(key, Grammar) else key)
 
 
 def _error(matcher: Any) -> str | None:
@@ -115,6 +141,8 @@ def _require_small(grammar: Any) -> None:
         found = sum(len(one["pattern"]) for one in objects if isinstance(one.get("pattern"), str))
         if found > MAX_TEXT:
             raise InputError(f"the patterns of a schema have {MAX_TEXT} characters at most, found {found}")
+        if (keys := len(set().union(*objects))) > MAX_KEYS:
+            raise InputError(f"no grammar can be made of the schema: {MAX_KEYS} different keys at most, found {keys}")
         return
     if grammar.kind == "choice":
         return
@@ -187,11 +215,15 @@ class TurnGrammar:
         self.special, self.matcher_end, self._encode = compiler.special, compiler.end, compiler.tokenizer.encode_part
         self._answer = None if answer_schema is None else compiler.compile(answer_schema)
         kept = {*strict, *forced} if importlib.util.find_spec("llguidance") else strict
-        self._arguments = {
-            f"functions.{tool.name}": _arguments(compiler, tool, tool.name in strict)
-            for tool in tools
-            if tool.name in kept
-        }
+        self._arguments: dict[str, Any] = {}
+        began = time.thread_time()
+        for tool in [tool for tool in tools if tool.name in kept]:
+            if time.thread_time() - began > MAX_SECONDS:
+                raise InputError(
+                    f"compiling the schemas of strict tools took {MAX_SECONDS:g} seconds, as far as {tool.name}; "
+                    "offer fewer or smaller ones, or ask once more: what was compiled is kept"
+                )
+            self._arguments[f"functions.{tool.name}"] = _arguments(compiler, tool, tool.name in strict)
         stops = compiler.eos_token_ids.union(self.special.stops)
         self._markup = stops.union(compiler.tokenizer.special_tokens.values())
         self._stops = frozenset() if answer_schema is not None else stops  # what may end a turn without an answer

@@ -153,6 +153,7 @@ class Engine:
 
     MAX_PAUSE = 1.0  # seconds
     MIN_CHUNK = 32  # ids; fewer cost nearly as much
+    IDLE_SECONDS = 1.0  # from one look at the model's files to the next, while there is nothing to do
     CACHE_SHARE = 0.5  # of the memory that is available at the start, for the caches of what runs
 
     def __init__(
@@ -272,6 +273,8 @@ class Engine:
                 self._enter_and_leave()
                 if self._scheduler.has_unfinished:
                     self._step()
+                else:
+                    self.model.transformer.require_unchanged()
             except Exception as error:
                 self._fail(self._begun(), error)
         self._fail([*self._entries], self.failure or EngineClosed("the engine was shut down; ask again"))
@@ -283,11 +286,14 @@ class Engine:
             return [request for request in self._entries if request not in waiting]
 
     def _wait(self) -> bool:
-        """Waits until there is something to do. False: there will be nothing more."""
+        """Waits until there is something to do, for IDLE_SECONDS at most. False: there will be nothing more."""
+
+        def has_work() -> bool:
+            return bool(self._submitted or self._cancelled or self._scheduler.has_unfinished)
+
         with self._changed:
-            while not (self._submitted or self._cancelled or self._scheduler.has_unfinished or self._closing):
-                self._changed.wait()
-            return not self._stopping and bool(self._submitted or self._cancelled or self._scheduler.has_unfinished)
+            self._changed.wait_for(lambda: has_work() or self._closing, self.IDLE_SECONDS)
+            return not self._stopping and (has_work() or not self._closing)
 
     def _enter_and_leave(self) -> None:
         with self._changed:

@@ -186,7 +186,7 @@ class Transformer:
         if self.closed:
             raise ModelClosed(f"{self.closed_for}; load it again")
 
-    def _require_unchanged(self) -> None:
+    def require_unchanged(self) -> None:
         """Closes the model and raises CheckpointError where its files have changed."""
         try:
             if self.files is not None:
@@ -241,7 +241,7 @@ class Transformer:
         caches of a failed step back to where they were.
         """
         self.require_open()
-        self._require_unchanged()
+        self.require_unchanged()
         if rows not in ("last", "all"):
             raise InputError(f'rows is "last" or "all", not {shown(rows)}')
         ids, slices = self._lay_out(batch)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -37,6 +38,7 @@ from cgpt.serve.service import Service
 from cgpt.serve.stream import ClientGone
 from cgpt.serve.validation import Schema
 
+THREADS = 2  # for what takes long; each that computes makes the others wait for Python's lock
 log = logging.getLogger("cgpt.serve")
 
 
@@ -78,6 +80,7 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        to_thread.current_default_thread_limiter().total_tokens = THREADS  # run_in_threadpool's
         yield {"limits": service.limits}
         service.engine.close()
 

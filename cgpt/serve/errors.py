@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from cgpt.errors import (
     TokenizerError,
 )
 
-SLICE = 256  # entries of a list that take a millisecond or two
+SLICE = 32  # entries of a list, each with twenty more, that take a millisecond
 
 
 class ApiError(InputError):
@@ -58,17 +59,28 @@ def dumps(content: Any) -> str:
     return json.dumps(content, allow_nan=False, separators=(",", ":"), default=vars)
 
 
-def sliced_dumps(content: Any) -> str:
-    """The same text as dumps(content), in slices between which other threads may run; for one, as it may take long."""
+def json_parts(content: Any) -> Iterator[str]:
+    """The text of dumps(content) in parts, each made within a millisecond or so; between them others may run."""
     if is_dataclass(content):
         content = vars(content)
     if isinstance(content, dict):
-        return "{" + ",".join(f"{dumps(key)}:{sliced_dumps(value)}" for key, value in content.items()) + "}"
-    if not isinstance(content, list):
-        return dumps(content)
-    if any(is_dataclass(one) for one in content[:1]):
-        return "[" + ",".join(map(sliced_dumps, content)) + "]"
-    return "[" + ",".join(dumps(content[i : i + SLICE])[1:-1] for i in range(0, len(content), SLICE)) + "]"
+        for i, (key, value) in enumerate(content.items()):
+            yield f"{',' if i else '{'}{dumps(key)}:"
+            yield from json_parts(value)
+        yield "}" if content else "{}"
+    elif isinstance(content, list) and content:
+        whole = not is_dataclass(content[0])
+        for i in range(0, len(content), SLICE if whole else 1):
+            yield "," if i else "["
+            yield from [dumps(content[i : i + SLICE])[1:-1]] if whole else json_parts(content[i])
+        yield "]"
+    else:
+        yield dumps(content)
+
+
+def sliced_dumps(content: Any) -> str:
+    """The same text as dumps(content), for a thread beside others."""
+    return "".join(json_parts(content))
 
 
 def api_error(problem: CgptError, retry_after: int = 1) -> ApiError:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -72,7 +73,7 @@ class Endpoint:
             def read() -> RequestModel:
                 return validate(takes, parse_body(raw, service.limits), bounds)
 
-            given.append(read() if len(raw) <= SMALL else await service.in_thread(read))
+            given.append(read() if len(raw) <= SMALL else await run_in_threadpool(read))
         found = await self.handler(service, *given)
         if isinstance(found, Generated):
             found = await found.response(request.receive)

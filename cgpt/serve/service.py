@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, TypeVar
-
-from anyio import CapacityLimiter, to_thread
+from typing import Any
 
 from cgpt.chat.grammar import GrammarCompiler
 from cgpt.chat.messages import SpecialTokens
@@ -26,7 +24,6 @@ from cgpt.serve.validation import RequestModel, Schema
 from cgpt.version import __version__
 
 Constraints = Sequence[LogitsConstraint | None]
-T = TypeVar("T")
 log = logging.getLogger("cgpt.serve")
 
 
@@ -38,7 +35,6 @@ class Service:
     need an API key. document: see openapi; None until it is asked for. store: what is remembered of answers.
     """
 
-    THREADS = 2  # each that computes makes the others wait for Python's lock
     MAX_NAMED = 1000  # names that the log has of what was left out
 
     def __init__(
@@ -68,12 +64,7 @@ class Service:
         self.created = int(time.time())
         self.has_key = False
         self.document: Schema | None = None
-        self._threads = CapacityLimiter(self.THREADS)
         self._named: set[str] = set()
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Waits for the result of what may take long, and runs beside the other answers; few such run at a time."""
-        return await to_thread.run_sync(work, limiter=self._threads)
 
     def log_ignored(self, path: str, names: Iterable[str]) -> None:
         """Logs, once for each name, what of a body was left out."""

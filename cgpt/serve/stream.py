@@ -14,11 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from cgpt.errors import CgptError
 from cgpt.generation.engine import Job
-from cgpt.serve.errors import Json, api_error, defect, dumps, error_answer, sliced_dumps
+from cgpt.serve.errors import Json, api_error, defect, dumps, error_answer, json_parts, sliced_dumps
 
 T = TypeVar("T")
 log = logging.getLogger("cgpt.serve")
 HEAD_SECONDS = 0.25  # until the head of a stream is sent, with or without a first event
+PAUSE_EVERY = 32 << 10  # characters of an event
 COMMENT_SECONDS = 3.0  # between comments while no event comes: proxies and clients give up a silent connection
 Event = tuple[str | None, dict[str, Any]]  # name of the event or None, JSON object
 Events = AsyncIterator[Event]
@@ -75,14 +76,27 @@ class Generated:
         except BaseException:
             self.job.cancel()
             raise
-        return EventStream(self.job, _framed(first, self.answer, self.done))
+        is_large = any(request.num_logprobs is not None for request in self.job.requests)
+        return EventStream(self.job, _framed(first, self.answer, self.done, is_large))
 
 
 async def _next(events: Events) -> Event | None:
     return await anext(events, None)
 
 
-async def _framed(coming: asyncio.Task[Event | None], events: Events, done: bool) -> AsyncIterator[str]:
+async def paused_dumps(data: dict[str, Any]) -> str:
+    """The same text as dumps(data), of what may hold thousands of log-probabilities, with pauses for other tasks."""
+    parts, length = [], 0
+    for part in json_parts(data):
+        parts.append(part)
+        length += len(part)
+        if length > PAUSE_EVERY:
+            length = 0
+            await asyncio.sleep(0)
+    return "".join(parts)
+
+
+async def _framed(coming: asyncio.Task[Event | None], events: Events, done: bool, is_large: bool) -> AsyncIterator[str]:
     """The text of the events, of the one that comes and the others, framed as OpenAI frames them, with comments while
     none comes. A failure in the middle becomes an error object, which OpenAI's clients raise."""
     pause = 0.0
@@ -96,7 +110,8 @@ async def _framed(coming: asyncio.Task[Event | None], events: Events, done: bool
             if (event := coming.result()) is None:
                 break
             name, data = event
-            yield (f"event: {name}\n" if name else "") + f"data: {dumps(data)}\n\n"
+            text = await paused_dumps(data) if is_large else dumps(data)
+            yield (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
             coming = asyncio.ensure_future(_next(events))
     except Exception as problem:
         answered = api_error(problem) if isinstance(problem, CgptError) else defect(problem)

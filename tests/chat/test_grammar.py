@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cgpt
+from cgpt.chat import grammar
 from cgpt.chat.grammar import GrammarCompiler, TurnConstraint, TurnGrammar
 from cgpt.chat.messages import Tool
 from cgpt.chat.parse import parse
@@ -265,6 +266,8 @@ def chain(length, leaf):
     "schema, message",
     [
         (chain(5000, {"type": "null"}), "different \\$refs are"),  # beyond the end of the stack
+        ({"properties": {f"p{i}": True for i in range(30_000)}}, "4096 different keys at most"),  # the same
+        ({"const": {f"p{i}": 1 for i in range(60_000)}}, "4096 different keys at most"),
         ({"$ref": "#"}, "nothing that ends keeps to it"),
         (chain(2, {"$ref": "#/$defs/d0"}) | {"minItems": 1}, None),
         ({"$ref": "file:///etc/hostname"}, "not present in a registry"),
@@ -420,3 +423,38 @@ def test_a_model_without_eos_ids_chats(model):
     endless = SimpleNamespace(tokenizer=plain, transformer=SimpleNamespace(eos_token_ids=()))
     with pytest.raises(InputError, match="eos_token_id"):
         GrammarCompiler(endless).compile(SUM)
+
+
+def test_what_was_compiled_is_kept(compiler, monkeypatch):
+    """By the schema's text, the order of its properties too; the newest, and why there is none."""
+    compiled, original = [], GrammarCompiler._matcher_or_problem
+    noted = lambda self, key: compiled.append(key) or original(self, key)  # noqa: E731
+    monkeypatch.setattr(GrammarCompiler, "_matcher_or_problem", noted)
+
+    def is_new(schema):
+        compiled.clear()
+        compiler.compile(json.loads(json.dumps(schema)))
+        return bool(compiled)
+
+    schema, turned = ({"type": "object", "properties": dict.fromkeys(names, True)} for names in ("xy", "yx"))
+    assert [is_new(one) for one in (schema, schema, turned, schema, turned)] == [True, False, True, False, False]
+    monkeypatch.setattr(grammar, "CACHE_ENTRIES", 3)
+    assert all(is_new({"const": i}) for i in (1234, 1235)) and not is_new(turned)
+    assert is_new({"const": 1236}) and is_new(schema) and not is_new(turned)
+    monkeypatch.setattr(grammar, "CACHE_TEXT", 3)
+    compiler.compile(schema)
+    assert all(is_new(one) for one in (schema, schema, turned))
+    monkeypatch.setattr(grammar, "CACHE_TEXT", 1000)
+    for expected in (True, False):
+        with pytest.raises(InputError, match="Unsatisfiable"):
+            is_new({"enum": ["a", {}], "type": "null"})
+        assert bool(compiled) == expected
+
+
+def test_the_schemas_of_a_turn_are_bounded_in_time(compiler, monkeypatch):
+    tools = [Tool(f"f{i}", parameters={"const": i}) for i in range(3)]
+    TurnGrammar(compiler, tools, strict=["f0", "f1", "f2"])
+    monkeypatch.setattr(grammar, "MAX_SECONDS", -1.0)
+    with pytest.raises(InputError, match="as far as f1"):
+        TurnGrammar(compiler, tools, strict=["f1", "f2"])
+    TurnGrammar(compiler, tools)

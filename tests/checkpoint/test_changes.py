@@ -121,6 +121,14 @@ def test_the_engine_ends_with_its_model(directory):
         assert isinstance(engine.failure, CheckpointError)
 
 
+def test_an_engine_with_nothing_to_do_looks_too(directory, monkeypatch):
+    monkeypatch.setattr(Engine, "IDLE_SECONDS", 0.02)
+    with Engine(cgpt.load(directory, threads=1)) as engine:
+        truncate(weights(directory))
+        engine._thread.join(10)
+        assert isinstance(engine.failure, CheckpointError)
+
+
 BUS_ERROR = """
 import os, sys, cgpt
 from cgpt.cli.main import main

@@ -1,5 +1,6 @@
 """/v1/completions and the small endpoints, asked by OpenAI's own client over a real socket."""
 
+import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cgpt
-from cgpt.errors import NumericsError
+from cgpt.errors import CheckpointError, NumericsError
 from cgpt.serve import errors
+from cgpt.serve.app import THREADS
 from cgpt.serve.limits import Limits
+from cgpt.serve.stream import paused_dumps
 
 from support.serve_cases import serving, wait_for
 
@@ -439,3 +442,55 @@ def test_a_long_answer_is_written_as_a_short_one(content, length):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(errors, "SLICE", length)
         assert errors.sliced_dumps(content) == errors.dumps(content)
+
+
+def test_a_large_event_is_written_as_a_small_one_with_pauses():
+    """In which other tasks run, as those of the other clients."""
+    logprobs = [{"token": str(i), "top_logprobs": [{"bytes": [1, 2], "logprob": -0.5}] * 20} for i in range(1000)]
+    event = {"item": Entry(logprobs), "n": [], "o": {}}
+
+    async def run():
+        turns = 0
+
+        async def other():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        found = await paused_dumps(event)
+        task.cancel()
+        return found, turns
+
+    found, turns = asyncio.run(run())
+    assert found == errors.dumps(event) and turns > 10
+
+
+def test_health_where_the_model_has_failed(model):
+    with serving(model) as served:
+        served.engine.failure = CheckpointError("/home/x changed on disk")
+        status, _, answer = served.ask("GET", "/health")
+        assert status == 503 and answer["error"]["code"] == "checkpoint_changed" and "/home" not in str(answer)
+
+
+def test_what_takes_long_runs_in_few_threads(model, monkeypatch):
+    """Whatever the endpoint; the others answer meanwhile."""
+    go, running, most = threading.Event(), [], []
+    encode = type(model.tokenizer).encode
+
+    def slow(*args, **options):
+        running.append(1)
+        most.append(len(running))
+        go.wait(20)
+        running.pop()
+        return encode(*args, **options)
+
+    monkeypatch.setattr(type(model.tokenizer), "encode", slow)
+    with serving(model) as served, ThreadPoolExecutor(12) as pool:
+        asks = [("/tokenize", {"prompt": "a"}), ("/v1/completions", {"prompt": "a", "max_tokens": 1})] * 6
+        found = [pool.submit(served.post, *ask) for ask in asks]
+        wait_for(lambda: len(running) == THREADS)
+        assert served.ask("GET", "/health")[0] == 200
+        go.set()
+        assert [one.result()[0] for one in found] == [200] * 12 and max(most) == THREADS

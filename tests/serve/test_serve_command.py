@@ -67,6 +67,15 @@ def test_a_checkpoint_that_changes_ends_the_server(tmp_path):
         assert f"cgpt: error: {directory}/model.safetensors changed on disk" in process.stderr.read()
 
 
+def test_a_checkpoint_that_changes_ends_an_idle_server(tmp_path):
+    directory = shutil.copytree(cgpt.locate("demo-gpt2"), tmp_path / "model")
+    with command("--threads", "1", "--model", str(directory)) as process:
+        assert "serving at" in process.stderr.readline()
+        os.truncate(directory / "model.safetensors", 1000)
+        assert process.wait(20) == cli.FAILED
+        assert f"cgpt: error: {directory}/model.safetensors changed on disk" in process.stderr.read()
+
+
 def test_what_the_command_cannot_do(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

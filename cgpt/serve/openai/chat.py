@@ -355,7 +355,8 @@ async def _whole(job: Job, body: ChatRequest, choices: list[Choice], head: dict[
     chunks: list[list[ChunkChoice]] = [[] for _ in choices]
     async for event in job:
         chunks[event.index] += choices[event.index].advance(job, event)
-    return head | {"choices": [joined(one) for one in chunks], "usage": _usage(choices, body)}
+    joint = await run_in_threadpool(lambda: [joined(one) for one in chunks])
+    return head | {"choices": joint, "usage": _usage(choices, body)}
 
 
 async def _chunks(job: Job, body: ChatRequest, choices: list[Choice], head: dict[str, Any]) -> Events:

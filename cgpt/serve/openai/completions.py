@@ -166,7 +166,9 @@ def _usage(job: Job, body: CompletionRequest, choices: list[Choice]) -> Usage:
 async def _chunks(job: Job, body: CompletionRequest, choices: list[Choice], head: dict[str, Any]) -> Events:
     options = body.stream_options
     async for event in job:
-        part = choices[event.index].advance(event)
+        choice = choices[event.index]
+        is_long = body.echo and not choice.num_ids  # the prompt, with its log-probabilities
+        part = await run_in_threadpool(choice.advance, event) if is_long else choice.advance(event)
         if part.text or part.finish_reason or (part.logprobs and part.logprobs.tokens):
             yield None, head | {"choices": [part]} | options.usage_so_far(lambda: _usage(job, body, choices))
     if options.include_usage:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, StrictBool, model_validator
+from starlette.concurrency import run_in_threadpool
 from typing_extensions import Self
 
 from cgpt.serve.errors import ApiError
@@ -125,14 +126,16 @@ async def tokenizer_info(service: Service) -> TokenizerInfo:
     return TokenizerInfo("cgpt", tokenizer.vocab_size, transformer.context_length, end, end, end, None)
 
 
-async def health(_: Service) -> Health:
+async def health(service: Service) -> Health:
+    if service.engine.failure is not None:
+        raise service.engine.failure
     return Health()
 
 
 async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
     text = body.prompt or body.content or ""
     special = "all" if body.special else ()
-    ids = await service.in_thread(
+    ids = await run_in_threadpool(
         lambda: service.tokenizer.encode(text, allowed_special=special, add_special_tokens=body.add_special_tokens)
     )
     if len(ids) > service.limits.ids:
@@ -141,4 +144,4 @@ async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
 
 
 async def detokenize(service: Service, body: DetokenizeRequest) -> Detokenized:
-    return Detokenized(await service.in_thread(lambda: service.tokenizer.decode(body.tokens)))
+    return Detokenized(await run_in_threadpool(lambda: service.tokenizer.decode(body.tokens)))
