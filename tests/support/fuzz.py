@@ -1,21 +1,18 @@
 """Damaged checkpoints by the thousand: each must load, or be refused with a CgptError, and nothing else.
 
-python tests/fuzz.py --seconds 600      many cases; test_fuzz_loader.py runs the first ones
-python tests/fuzz.py --seed 1234        one case again, after a failure or a crash that names it
+test_fuzz_loader.py runs the first ones, `python bench/fuzz.py checkpoints` as many as there is time for.
 """
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import json
+import os
 import random
 import shutil
-import sys
 import tempfile
-import time
 import warnings
-from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -346,12 +343,16 @@ def drive(directory: Path) -> None:
     assert logits.shape == (3, config.vocab_size) and np.isfinite(logits).all()
 
 
+def write(folder: Path, files: Files) -> None:
+    """Writes a new folder with these files."""
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
 def run_case(seed: int, base: str, folder: Path) -> str:
     """Writes the checkpoint of one case into `folder`, drives it, and says what came of it."""
-    rng = random.Random(seed)
-    folder.mkdir()
-    for name, content in damaged(rng, BASES[base]).items():
-        (folder / name).write_bytes(content)
+    write(folder, damaged(random.Random(seed), BASES[base]))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -361,30 +362,23 @@ def run_case(seed: int, base: str, folder: Path) -> str:
     except KeyboardInterrupt:
         raise
     except BaseException as problem:  # a panic of Rust code is no Exception
-        raise AssertionError(f"python tests/fuzz.py --seed {seed} --base {base} fails") from problem
+        raise AssertionError(f"run_case({seed}, {base!r}) fails") from problem
     finally:
         shutil.rmtree(folder)
     return "loaded"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="how long to look for failures")
-    parser.add_argument("--seed", type=int, help="run this case only")
-    parser.add_argument("--base", choices=BASES, help="damage this checkpoint only")
-    options = parser.parse_args()
-    faulthandler.enable()
-    end = time.monotonic() + options.seconds
-    outcomes: Counter[str] = Counter()
-    seed = options.seed or 0
-    with tempfile.TemporaryDirectory() as folder:
-        while options.seed is None and time.monotonic() < end or seed == options.seed:
-            for base in [options.base] if options.base else BASES:
-                print(f"\rseed {seed} {base:24}", end="", file=sys.stderr, flush=True)  # stays after a crash
-                outcomes[run_case(seed, base, Path(folder) / "case")] += 1
-            seed += 1
-    print(f"\n{outcomes.total()} cases:", dict(outcomes))
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """The name of a folder, in memory where there is such a place."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder) / "case"
 
 
-if __name__ == "__main__":
-    main()
+@contextmanager
+def cases() -> Iterator[Callable[[int], list[str]]]:
+    """What bench/fuzz.py runs: a function of the seed; consecutive seeds damage different checkpoints."""
+    names = list(BASES)
+    with scratch() as folder:
+        yield lambda seed: [run_case(seed // len(names), names[seed % len(names)], folder)]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 from collections import Counter
 from copy import deepcopy
@@ -11,14 +10,11 @@ import pytest
 
 from cgpt.errors import InputError, TokenizerError
 from cgpt.tokenizer import files
-from cgpt.tokenizer.files import read_directory
 from cgpt.tokenizer.pretokenizer import PUBLISHED_PATTERNS
 from cgpt.tokenizer.tokenizer import Tokenizer
-from cgpt.tokenizer.vocabulary import TextSteps
 
-from support.tokenizer_cases import ALPHABET, BYTE_LEVEL, O200K, TEXT, load, small, special, template
-
-VOCAB_SIZE = 300
+from support.fuzz_tokenizers import VOCAB_SIZE, run_case
+from support.tokenizer_cases import BYTE_LEVEL, O200K, TEXT, load, small, special, template
 
 
 def put(*path_and_value):
@@ -238,113 +234,6 @@ def test_many_combining_marks_in_a_row(tmp_path):
         tokenizer.encode("a" + "\u0316\u0301" * 500 + "\u0301")
 
 
-# --------------------------------------------------------------------------------------------- fuzzing
-
-JUNK = (
-    [None, True, False, 0, -1, 1, 255, 299, 300, 2**31, 2**64, 10**4000, 0.5, 1e308]
-    + ["", "a", "b c", "Ġ", " ", "中", "\ud800", "\x00", "<|end|>", "BPE", "A" * 300]
-    + [[], [[]], ["a"], ["a", "b"], {}, {"a": 1}, ALPHABET, O200K]
-)
-NESTED = "NESTED"
-
-
-def tokenizer_json(rng):
-    content = small(["a b", "ab c", "b c"], ["acca", "Ġabc"], ignore_merges=rng.random() < 0.5)
-    content["pre_tokenizer"] = deepcopy(O200K if rng.random() < 0.5 else BYTE_LEVEL)
-    if rng.random() < 0.3:
-        content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
-        content["post_processor"] = template(special("<|end|>"), TEXT, **{"<|end|>": [259]})
-    if rng.random() < 0.5:
-        content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
-    return {"tokenizer.json": content}
-
-
-def vocab_and_merges(rng):
-    content = small(["a b", "ab c"], ["<|x|>"])
-    vocab = content["model"]["vocab"]
-    files = {
-        "vocab.json": vocab,
-        "merges.txt": "#version: 0.2\na b\nab c\n",
-        "tokenizer_config.json": {"a": [1]},
-    }
-    return files | ({"added_tokens.json": {"<y>": 298}} if rng.random() < 0.5 else {})
-
-
-def nodes(value):
-    """Every (container, key) below `value`, but of a vocabulary, which has many, only some."""
-    if isinstance(value, dict | list):
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        for key in keys if len(keys) < 20 else keys[:3] + keys[97:101] + keys[-5:]:
-            yield value, key
-            yield from nodes(value[key])
-
-
-def damage_value(content, rng):
-    container, key = rng.choice(list(nodes(content)))
-    other, other_key = rng.choice(list(nodes(content)))
-    change = rng.randrange(5)
-    if change == 0:
-        container.pop(key)
-    elif change == 1:
-        container[key] = deepcopy(other[other_key])
-    elif change == 2 and isinstance(container, dict):
-        container[rng.choice([j for j in JUNK if isinstance(j, str)])] = container.pop(key)
-    else:
-        container[key] = deepcopy(rng.choice([*JUNK, NESTED]))
-
-
-def damage_bytes(data, rng):
-    start = rng.randrange(len(data) + 1)
-    end = min(len(data), start + rng.choice([0, 1, 1, 2, 5, 100]))
-    new = rng.choice([b"", bytes([rng.randrange(256)]), b'"', b"]", b"\xff", b" ", b"1" * 5000, data[:40]])
-    return rng.choice([data[:start] + new + data[end:], data[:start], data[start:]])
-
-
-def damaged(rng):
-    """The files of a tokenizer, with one to three things wrong."""
-    files = rng.choice([tokenizer_json, vocab_and_merges])(rng)
-    for _ in range(rng.randint(1, 3)):
-        content = rng.choice([content for content in files.values() if not isinstance(content, str)])
-        if content and rng.random() < 0.7:
-            damage_value(content, rng)
-    deep = "[" * rng.choice([10, 950, 100_000])
-    texts = {}
-    for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content)
-        texts[name] = text.replace(f'"{NESTED}"', deep + "]" * len(deep)).encode()
-    if rng.random() < 0.25:
-        name = rng.choice(list(texts))
-        texts[name] = damage_bytes(texts[name], rng)
-    return texts
-
-
-@pytest.mark.filterwarnings("ignore:.*left out")
 def test_damaged_files_load_or_are_refused(tmp_path):
-    outcomes = Counter()
-    for seed in range(4000):
-        rng = random.Random(seed)
-        for old in tmp_path.iterdir():
-            old.unlink()
-        for name, data in damaged(rng).items():
-            (tmp_path / name).write_bytes(data)
-        try:
-            vocabulary = read_directory(tmp_path, VOCAB_SIZE)
-            tokenizer = Tokenizer(vocabulary, VOCAB_SIZE)
-            text = "abc abab\n <|end|> ¡中 \x00" + chr(rng.randrange(0xD800))
-            plain = vocabulary.steps == TextSteps(vocabulary.steps.pattern)
-            plain = plain and not any(token.lstrip or token.rstrip for token in vocabulary.added.values())
-            for allowed in ((), "all"):
-                came_back = tokenizer.decode(tokenizer.encode(text, allowed_special=allowed))
-                assert came_back == text or not plain
-            tokenizer.decode_bytes(range(VOCAB_SIZE))
-            outcomes["loaded"] += 1
-        except InputError as refusal:
-            assert "the text holds" in str(refusal)
-            outcomes["text refused"] += 1
-        except TokenizerError as refusal:
-            assert str(tmp_path) in str(refusal)
-            assert len(str(refusal)) < 1000
-            outcomes["refused"] += 1
-        except BaseException as error:
-            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+    outcomes = Counter(run_case(seed, tmp_path / "case") for seed in range(4000))
     assert min(outcomes["loaded"], outcomes["refused"]) > 500 and outcomes["text refused"] > 20, outcomes
