@@ -63,3 +63,11 @@ def test_gpt2_with_a_key(tmp_path):
         run(served, tmp_path, "-n", "3", "-H", "Authorization: Bearer k")
         counts = answered(served, "k")
         assert counts["/v1/completions"] >= 100 and "/v1/chat/completions" not in counts
+
+
+def test_strict(tmp_path):
+    """What is only left out otherwise is refused, as the document then says."""
+    with serving(cgpt.load("demo-gpt-oss"), limits=LIMITS, strict=True) as served:
+        run(served, tmp_path, "-n", "3")
+        counts = answered(served)
+        assert all(counts[f"/v1/{path}"] >= 20 for path in ("completions", "chat/completions", "responses"))

@@ -10,6 +10,7 @@ import json
 import random
 import re
 import shutil
+import sys
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -22,7 +23,7 @@ from cgpt.serve.service import Service
 
 from support.fuzz import GPT_OSS, NASTY, damaged_bytes, nodes, scratch
 
-AT_ONCE = 4  # requests of a case
+AT_ONCE = 8  # requests of a case
 LIMITS = Limits(
     max_tokens=6, body_bytes=200_000, n=3, requests=6, messages=8, tools=4, stops=3, stop_length=20, logit_biases=5,
     values=5000, keys=2000, ids=2000, stored_bytes=100_000, stored_entries=50,
@@ -269,6 +270,7 @@ def cases():
                 assert (await ask(app, "GET", "/health", {}, b"", None))[0] == 200
                 return [str(status) for status, _ in answers]
 
+            sys.setswitchinterval(1e-4)  # else the loop and the engine mostly wait for each other
             loop = asyncio.new_event_loop()
             yield lambda seed: loop.run_until_complete(together(seed))
             loop.close()
