@@ -192,7 +192,7 @@ def calls(model):
 KEYWORDS = {
     "send": ["text", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"],
     "load": list(inspect.signature(cgpt.load).parameters),
-    "PrefixCache": ["model", "max_bytes"],
+    "PrefixCache": ["model", "max_bytes", "disk_bytes"],
     "SamplingParams": list(inspect.signature(cgpt.SamplingParams).parameters),
     "locate": ["path_or_name"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import threading
@@ -15,6 +16,7 @@ from cgpt.arguments import warn_caller
 from cgpt.errors import CheckpointError
 
 SAMPLE = 4096  # bytes of each tensor's beginning that tell a file that was only touched
+PLACES, PLACE = 1024, 64  # in the digest of a file, and bytes of each; gpt-oss-20b has two or more in each expert
 REPLACE = "replace checkpoints by renaming new files into their place, and load the model again"
 
 
@@ -65,6 +67,15 @@ class OpenFile:
         warn_caller(f"{self.path} was touched while the model was using it; {same}")
         return ""
 
+    def digest(self) -> bytes:
+        """A hash of its size, its header, the beginning of each tensor and PLACES small samples all over it."""
+        size = self._found()[0]
+        hashed = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=16)
+        for offset, nbytes in (*self._ranges, *((i * size // PLACES, PLACE) for i in range(PLACES))):
+            self._file.seek(offset)
+            hashed.update(self._file.read(nbytes))
+        return hashed.digest()
+
 
 class FileWatch:
     """The files of a loaded model. A file from which nothing is read any more, as all was copied, may change."""
@@ -90,3 +101,9 @@ class FileWatch:
         ended = time.perf_counter()
         if ended - began > self.SLOW:
             self._next = ended + self.PAUSE
+
+    def digest(self) -> bytes:
+        """What tells these files from those of another checkpoint, one of the same shapes too, without reading them
+        whole: a fine-tuned model differs nearly everywhere."""
+        with self._lock:
+            return b"".join(file.digest() for file in self._files)

@@ -10,6 +10,7 @@ One thread of its own runs the scheduler's steps; requests join and leave betwee
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import sys
 import threading
@@ -30,6 +31,7 @@ from cgpt.errors import (
     QueueFull,
 )
 from cgpt.generation.prefix_cache import PrefixCache
+from cgpt.generation.prefix_store import DISK_BYTES
 from cgpt.generation.request import Request, TextModel
 from cgpt.generation.scheduler import Scheduler
 
@@ -154,6 +156,7 @@ class Engine:
     MAX_PAUSE = 1.0  # seconds
     MIN_CHUNK = 32  # ids; fewer cost nearly as much
     IDLE_SECONDS = 1.0  # from one look at the model's files to the next, while there is nothing to do
+    MAX_FLUSH = 10.0  # seconds that close() waits for the disk
     CACHE_SHARE = 0.5  # of the memory that is available at the start, for the caches of what runs
 
     def __init__(
@@ -164,18 +167,24 @@ class Engine:
         max_waiting: int = 256,
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
+        prefix_cache_directory: str | os.PathLike[str] | None = None,
+        prefix_cache_disk_bytes: int = DISK_BYTES,
     ) -> None:
         """max_running, max_waiting: requests that run together, and that wait beside them. kv_cache_bytes: of keys
         and values of what runs at a time; None takes half of the memory that is available now. prefix_cache_bytes: of
         what is kept of finished requests, see PrefixCache; None takes 2 GB, or a quarter of that memory if it is less;
-        0 keeps nothing."""
+        0 keeps nothing. prefix_cache_directory, prefix_cache_disk_bytes: keeps it on the disk too, see PrefixCache."""
         self.model = model
         self.max_running = max_running
         self.max_waiting = max_waiting
         available = model.transformer.available_memory() or sys.maxsize
         self.kv_cache_bytes = int(available * self.CACHE_SHARE) if kv_cache_bytes is None else kv_cache_bytes
         prefix_bytes = min(2_000_000_000, available // 4) if prefix_cache_bytes is None else prefix_cache_bytes
-        self.prefix_cache = PrefixCache(model, prefix_bytes) if prefix_bytes else None
+        self.prefix_cache: PrefixCache | None = None
+        if prefix_bytes or prefix_cache_directory is not None:
+            self.prefix_cache = PrefixCache(
+                model, prefix_bytes, directory=prefix_cache_directory, disk_bytes=prefix_cache_disk_bytes
+            )
         self.stats = EngineStats()
         self.failure: CgptError | None = None
         self._scheduler = Scheduler(
@@ -258,6 +267,8 @@ class Engine:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+        if self.prefix_cache:
+            self.prefix_cache.flush(self.MAX_FLUSH)
 
     def __enter__(self) -> Engine:
         return self

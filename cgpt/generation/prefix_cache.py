@@ -6,6 +6,7 @@ snapshot within the common beginning is a position to resume at, exactly: in pre
 computing from scratch.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ import numpy as np
 
 from cgpt.arguments import checked_arguments, require_integer
 from cgpt.errors import InputError
+from cgpt.generation.prefix_store import DISK_BYTES, PrefixStore
 from cgpt.generation.request import TextModel
 from cgpt.models.base import Ids, Transformer
 from cgpt.models.kv_cache import KVCache, Snapshot
@@ -49,17 +51,29 @@ class PrefixCache:
     """Keeps finished sequences of one model, the most recently used ones that fit into max_bytes, 512 at most.
 
     For one thread at a time, the one that runs the model's steps: give it to generate(), stream() or Scheduler.
-    num_reused, num_computed: the positions of prompts that were found here, and those that were not, so far.
+    num_reused, num_computed: the positions of prompts that were found here, and those that were not, so far;
+    num_reused_from_disk: of those that were found, the ones that were read from the directory. store: what is there.
     """
 
     @checked_arguments
-    def __init__(self, model: TextModel, max_bytes: int = 2_000_000_000) -> None:
-        """max_bytes: of keys, values and snapshots."""
+    def __init__(
+        self,
+        model: TextModel,
+        max_bytes: int = 2_000_000_000,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        disk_bytes: int = DISK_BYTES,
+    ) -> None:
+        """max_bytes: of keys, values and snapshots in memory. directory: keeps finished sequences there too, for later
+        processes and for others beside this one, the most recently used ones of all models that fit into disk_bytes.
+        Who may read it reads what was asked: it is made for its owner alone. See prefix_store for what is a miss."""
         if not isinstance(transformer := getattr(model, "transformer", None), Transformer):
             raise InputError(f"a prefix cache belongs to a model, as load() gives it, not to a {type(model).__name__}")
         self.transformer = transformer
         self.max_bytes = require_integer("max_bytes", max_bytes, low=0)
-        self.num_reused = self.num_computed = 0
+        self.num_reused = self.num_computed = self.num_reused_from_disk = 0
+        require_integer("disk_bytes", disk_bytes, low=0)
+        self.store = None if directory is None else PrefixStore(transformer, directory, disk_bytes)
         self._entries: list[Entry] = []  # the least recently used first
         self._running: WeakKeyDictionary[KVCache, list[Snapshot]] = WeakKeyDictionary()
 
@@ -76,15 +90,25 @@ class PrefixCache:
         last, which is what the answer's first logits come from."""
         if transformer is not self.transformer:
             raise InputError("this prefix cache belongs to another model or precision; make one for this model")
-        cache = transformer.new_cache(context, max(slack, 1))  # on_step() looks back by one
+
+        def new_cache() -> KVCache:
+            return transformer.new_cache(context, max(slack, 1))  # on_step() looks back by one
+
         wanted = np.array(ids[:-1], np.int64)
         found = [(at.position, i, at) for i, entry in enumerate(self._entries) if (at := entry.resumable(wanted))]
-        if found:
-            _, i, at = max(found, key=lambda one: one[:2])
-            entry = self._entries.pop(i)
-            self._entries.append(entry)
-            cache.resume(entry.cache, at)
-            self._running[cache] = [s for s in entry.snapshots if s.position <= at.position]
+        position, i, at = max(found, key=lambda one: one[:2], default=(0, 0, None))
+        stored = self.store and self.store.load(wanted, position, new_cache)
+        if stored:
+            cache, snapshot = stored
+            self._running[cache] = [snapshot]
+            self.num_reused_from_disk += cache.position
+        else:
+            cache = new_cache()
+            if at is not None:
+                entry = self._entries.pop(i)
+                self._entries.append(entry)
+                cache.resume(entry.cache, at)
+                self._running[cache] = [s for s in entry.snapshots if s.position <= position]
         self.num_reused += cache.position
         self.num_computed += len(ids) - cache.position
         return cache
@@ -116,3 +140,10 @@ class PrefixCache:
         self._entries = [old for old in self._entries if old not in covered] + [new]
         while len(self._entries) > MAX_ENTRIES or (self._entries and self.nbytes > self.max_bytes):
             self._entries.pop(0)
+        if self.store:
+            self.store.put(new.ids, cache, new.snapshots, max_waiting=self.max_bytes)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Waits until what was kept is on the disk, at most `timeout` seconds; not needed at the end of a program."""
+        if self.store:
+            self.store.flush(timeout)

@@ -1,6 +1,7 @@
 """The keys and values of one sequence, layer by layer: whole contexts, and rings for sliding windows."""
 
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,11 @@ class Snapshot:
     @property
     def nbytes(self) -> int:
         """Bytes of the copies."""
-        return sum(array.nbytes for ring in self.rings if ring for array in ring)
+        return sum(array.nbytes for array in self.arrays())
+
+    def arrays(self) -> list[Array]:
+        """The copies, layer by layer."""
+        return [array for ring in self.rings if ring for array in ring]
 
 
 class KVCache:
@@ -140,17 +145,41 @@ class KVCache:
                 f"{source.position}; take a new one, and a snapshot of what is still there"
             )
         self.require_room(snapshot.position)
+        for mine, theirs in zip(
+            self.full_layers(0, snapshot.position), source.full_layers(0, snapshot.position), strict=True
+        ):
+            mine[:] = theirs
+        self.restore(snapshot)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes this empty sequence, whose layers without a window hold what is before `snapshot`, what another one was
+        there."""
         p = snapshot.position
-        for window, ring, mine, theirs in zip(self._windows, snapshot.rings, self.arrays, source.arrays, strict=True):
+        for window, ring, mine in zip(self._windows, snapshot.rings, self.arrays, strict=True):
             for i, at in enumerate((KEY_AT, VALUE_AT)):
-                if ring is None:
-                    mine[i][:, : -(-p // KV_BLOCK)] = theirs[i][:, : -(-p // KV_BLOCK)]
-                elif blocks := _blocks(p, window, mine[i]):
+                if ring is not None and (blocks := _blocks(p, window, mine[i])):
                     mine[i][:, blocks[:-1]] = ring[i][:, :-1]
                     # The ring may be too small for its newest block to have a place other than the oldest one's.
                     np.copyto(mine[i][:, blocks[-1]], ring[i][:, -1], where=at <= (p - 1) % KV_BLOCK)
         self.position = self._written = p
         self._oldest = p if any(self._windows) else 0
+
+    def full_layers(self, start: int, end: int) -> Iterator[Array]:
+        """The blocks that hold positions from `start` up to `end` in the layers without a window: of each layer's keys,
+        and of its values, a contiguous view for each head."""
+        blocks = slice(start // KV_BLOCK, -(-end // KV_BLOCK))
+        for window, arrays in zip(self._windows, self.arrays, strict=True):
+            for array in arrays if not window else ():
+                yield from array[:, blocks]
+
+    def empty_snapshot(self, position: int) -> Snapshot:
+        """Memory for a snapshot at `position`, to be filled."""
+        rings: list[tuple[Array, Array] | None] = []
+        for window, (k, v) in zip(self._windows, self.arrays, strict=True):
+            n = len(_blocks(position, window, k))
+            parts = [np.empty((len(a), n, *a.shape[2:]), a.dtype) for a in (k, v)]
+            rings.append((parts[0], parts[1]) if window else None)
+        return Snapshot(position, rings)
 
     @property
     def nbytes(self) -> int:

@@ -42,6 +42,16 @@ class Metrics:
         add("first_token_seconds", "summary", "From submission to a text's first token.", first)
         repairs = {"": sum(self.repairs.values())}
         add("harmony_repairs_total", "counter", "Malformed headers of chats that were mended.", repairs)
-        cached = engine.prefix_cache.nbytes if engine.prefix_cache else 0
-        add("prefix_cache_bytes", "gauge", "Keys and values of finished texts.", {"": cached})
+        prefixes = engine.prefix_cache
+        add(
+            "prefix_cache_bytes",
+            "gauge",
+            "Keys and values of finished texts.",
+            {"": prefixes.nbytes if prefixes else 0},
+        )
+        if prefixes and (store := prefixes.store):
+            add("prefix_cache_disk_bytes", "gauge", "Files of the prefix cache, of all models.", {"": store.nbytes})
+            add("prefix_cache_disk_hits_total", "counter", "Texts that resumed from a file.", {"": store.num_hits})
+            about = "Tokens of prompts found on the disk, of those in the prefix cache."
+            add("disk_prompt_tokens_total", "counter", about, {"": prefixes.num_reused_from_disk})
         return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 
 import openai
 import pytest
@@ -76,6 +77,32 @@ def test_a_checkpoint_that_changes_ends_an_idle_server(tmp_path):
         assert f"cgpt: error: {directory}/model.safetensors changed on disk" in process.stderr.read()
 
 
+def test_the_prefix_cache_outlives_the_server(tmp_path):
+    """A server that was restarted knows what the one before it had read: the same text, to the bit."""
+    text = "".join(f"{i} little words. " for i in range(60))  # beyond the windows
+    ask = dict(model="demo-gpt-oss", prompt=text, max_tokens=20, temperature=0, logprobs=2)
+    answers, metrics = [], []
+    options = ("--model", "demo-gpt-oss", "--precision", "exact", "--threads", "1", "--prefix-cache-dir", str(tmp_path))
+    for cached in (False, True, True):
+        with command(*options, "--prefix-cache-disk", "0.1") as process:
+            url = process.stderr.readline().split()[-1]
+            client = openai.OpenAI(base_url=url + "/v1", api_key="k", max_retries=0)
+            answers.append(client.completions.create(**ask))
+            metrics.append(urllib.request.urlopen(url + "/metrics").read().decode())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) in (-signal.SIGTERM, cli.INTERRUPTED)
+            assert not re.search("Traceback|warning", process.stderr.read())
+        usage = answers[-1].usage
+        assert usage.prompt_tokens > 500
+        found = usage.prompt_tokens - 1 if cached else 0
+        assert usage.prompt_tokens_details.cached_tokens == found
+        assert f"cgpt_prefix_cache_disk_hits_total {int(cached)}\n" in metrics[-1]
+        assert f"cgpt_disk_prompt_tokens_total {found}\n" in metrics[-1]
+    assert re.search(r"cgpt_prefix_cache_disk_bytes [1-9]\d{5,}\n", metrics[-1])
+    assert answers[0].choices == answers[1].choices == answers[2].choices
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*/*.kv")} == {0o600}
+
+
 def test_what_the_command_cannot_do(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -84,6 +111,9 @@ def test_what_the_command_cannot_do(capsys):
             (["--host", "no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
             (["--port", "70000"], "--port must be 0 to 65535"),
             (["--max-running", "0"], "--max-running must be 1 or more"),
+            (["--prefix-cache-disk", "-1"], "--prefix-cache-disk must be 0 or more"),
+            (["--prefix-cache-disk", "5"], "--prefix-cache-disk needs --prefix-cache-dir"),
+            (["--port", "0", "--prefix-cache-dir", __file__], f"'{__file__}' is no directory for a prefix cache"),
             (["--port", "0", "--model", "nothing"], "nothing: no such directory"),
         ):
             assert cli.main(["serve", *args]) == cli.FAILED
