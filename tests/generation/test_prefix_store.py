@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import cgpt
+from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.errors import InputError
 from cgpt.generation import prefix_store
 from cgpt.generation.prefix_store import HEADER, make_key
@@ -168,7 +169,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(oss, tmp_path):
     folder.chmod(0o777)
     with pytest.warns(UserWarning, match="others may write to it"):
         check(oss, random_ids(30), tmp_path, 0)
-    folder.rename(tmp_path / "elsewhere")
+    folder.rename(tmp_path / "elsewhere").chmod(0o700)
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.warns(UserWarning, match="others may write to it"):
         check(oss, random_ids(30), tmp_path, 0)
@@ -185,10 +186,11 @@ def test_what_decides_over_the_bits_is_in_the_key(models, tmp_path):
         return cgpt.load(directory, precision="exact")
 
     def reweigh(directory):
-        """As a model that was trained further: the header stays."""
-        with open(directory / "model.safetensors", "r+b") as file:
-            file.seek(-3000, os.SEEK_END)
-            file.write(bytes(3000))
+        """As where one expert was trained further: the header and the beginning of the tensor stay."""
+        stored = max(Checkpoint(directory).tensors.values(), key=lambda tensor: tensor.nbytes)
+        with open(stored.file, "r+b") as file:
+            file.seek(stored.offset + stored.nbytes // 2)
+            file.write(bytes(stored.nbytes // 32))
 
     def reconfigure(directory):
         config = json.loads((directory / "config.json").read_text())
@@ -210,7 +212,7 @@ def test_what_decides_over_the_bits_is_in_the_key(models, tmp_path):
     assert make_key(copy("same").transformer) == make_key(oss.transformer)
 
 
-def test_each_level_has_its_own(level, tmp_path):
+def test_at_every_level(level, tmp_path):
     model = cgpt.load(case("gptoss_basic/hf_mxfp4").directory, precision="exact")
     ids = [i % model.vocab_size for i in random_ids(40)]
     keep(model, tmp_path, ids)
@@ -254,6 +256,23 @@ def test_what_is_too_long_keeps_its_beginning(oss, tmp_path):
         directory = tmp_path / str(room)
         keep(oss, directory, ids, disk_bytes=room)
         check(oss, ids, directory, cached)
+
+
+def test_what_has_no_room_takes_none_from_others(oss, tmp_path):
+    other = random_ids(60)
+    keep(oss, tmp_path, other)
+    keep(oss, tmp_path, random_ids(1200, 1), disk_bytes=sum(path.stat().st_size for path in files(tmp_path)) + 1000)
+    check(oss, other, tmp_path, 59)
+
+
+def test_what_a_text_goes_on_from_stays(oss, tmp_path):
+    ids, other = random_ids(600), random_ids(60, 1)
+    keep(oss, tmp_path, ids)
+    room = sum(path.stat().st_size for path in files(tmp_path))
+    keep(oss, tmp_path, other)  # later, and yet it goes first
+    keep(oss, tmp_path, ids[:550] + random_ids(20, 2), disk_bytes=room)
+    check(oss, other, copy_of(tmp_path, "look"), 0)
+    check(oss, ids[:550] + random_ids(20, 2), tmp_path, 569)
 
 
 def test_the_end_of_a_text_goes_before_its_beginning(oss, tmp_path):
