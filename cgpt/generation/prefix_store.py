@@ -81,11 +81,11 @@ class _File:
 
 
 class _Unusable(Exception):
-    """A file that does not hold what its name says."""
+    """A file that cannot be read, or is damaged: it does not hold what its name says."""
 
-    def __init__(self, segment: Segment, why: str) -> None:
+    def __init__(self, segment: Segment, why: str, damaged: bool = True) -> None:
         super().__init__(why)
-        self.segment = segment
+        self.segment, self.damaged = segment, damaged
 
 
 class PrefixStore:
@@ -99,7 +99,7 @@ class PrefixStore:
 
     def __init__(self, transformer: Transformer, directory: str | os.PathLike[str], max_bytes: int) -> None:
         try:
-            if not isinstance(name := os.fspath(directory), str) or not name:
+            if not (name := os.fspath(directory)):
                 raise ValueError("it is no name")
             self.directory = Path(os.path.abspath(name))
             with suppress(OSError):
@@ -172,7 +172,7 @@ class PrefixStore:
                         good = _read_into(file, snapshot.arrays()) == rings
             except OSError as problem:
                 gone = isinstance(problem, FileNotFoundError)  # another process needed the room
-                raise _Unusable(segment, "" if gone else problem.strerror or str(problem)) from None
+                raise _Unusable(segment, "" if gone else problem.strerror or str(problem), False) from None
             if not good:
                 raise _Unusable(segment, "its checksum is another")
         return snapshot
@@ -191,12 +191,13 @@ class PrefixStore:
         return HEADER.pack(FORMAT, zlib.crc32(checked), *fields)[:CHECKED] + checked
 
     def _drop(self, problem: _Unusable) -> None:
-        """Forgets a segment, and removes its file, which nothing would replace otherwise."""
+        """Forgets a segment, says why, and removes a file that is damaged."""
         with self._lock:
             self._children.get(problem.segment.parent, {}).pop(problem.segment.own, None)
+        path = self._folder / problem.segment.name
         if str(problem):
-            path = self._folder / problem.segment.name
-            self._warn(str(path), f"{path}: {problem}; it is not used, and removed where that is allowed")
+            self._warn(str(path), f"{path}: {problem}; the prefix cache does without it")
+        if problem.damaged:
             with suppress(OSError):
                 path.unlink()
 

@@ -266,13 +266,16 @@ def test_what_has_no_room_takes_none_from_others(oss, tmp_path):
 
 
 def test_what_a_text_goes_on_from_stays(oss, tmp_path):
-    ids, other = random_ids(600), random_ids(60, 1)
-    keep(oss, tmp_path, ids)
-    room = sum(path.stat().st_size for path in files(tmp_path))
+    ids, other, branch = random_ids(600), random_ids(60, 1), random_ids(600)[:550] + random_ids(20, 2)
+    cache = cgpt.PrefixCache(oss, directory=tmp_path)
+    run(oss, ids, cache)
+    cache.flush()
+    cache.store.max_bytes = cache.store.nbytes
     keep(oss, tmp_path, other)  # later, and yet it goes first
-    keep(oss, tmp_path, ids[:550] + random_ids(20, 2), disk_bytes=room)
+    run(oss, branch, cache)  # its beginning comes from memory
+    cache.flush()
     check(oss, other, copy_of(tmp_path, "look"), 0)
-    check(oss, ids[:550] + random_ids(20, 2), tmp_path, 569)
+    check(oss, branch, tmp_path, 569)
 
 
 def test_the_end_of_a_text_goes_before_its_beginning(oss, tmp_path):
@@ -342,6 +345,17 @@ def test_a_damaged_file_is_a_miss_and_named_once(oss, tmp_path, what, damage):
     assert sum("699.kv" in str(one.message) for one in said) == 1, [str(one.message) for one in said]
 
 
+def test_a_damaged_file_is_removed(oss, tmp_path):
+    """Also where nothing takes its place."""
+    keep(oss, tmp_path, random_ids(60))
+    damaged = files(tmp_path)[0]
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    cache = cgpt.PrefixCache(oss, directory=tmp_path, disk_bytes=0)
+    with pytest.warns(UserWarning, match="its beginning is damaged"):
+        assert run(oss, random_ids(60), cache).num_cached_tokens == 0
+    assert damaged not in files(tmp_path)
+
+
 def test_random_damage_changes_no_bit(oss, tmp_path):
     ids, rng = random_ids(300), np.random.default_rng(5)
     keep(oss, tmp_path / "good", ids)
@@ -377,8 +391,9 @@ def test_a_file_that_vanishes_is_a_miss_without_a_word(oss, tmp_path):
 
 
 def test_foreign_files_are_left_alone_and_named_once(oss, tmp_path):
-    keep(oss, tmp_path, random_ids(30))
-    folder = files(tmp_path)[0].parent
+    ids = random_ids(30)
+    ids += keep(oss, tmp_path, ids)[0].ids
+    folder, parent = files(tmp_path)[0].parent, files(tmp_path)[0].stem.split("-")[1]
     foreign = [tmp_path / "notes.txt", folder / "other.kv", folder / f"{'0' * 32}-{'1' * 32}-x.kv"]
     for path in foreign:
         path.write_text("mine")
@@ -390,8 +405,9 @@ def test_foreign_files_are_left_alone_and_named_once(oss, tmp_path):
     assert len(said) == 1 and all(path.read_text() == "mine" for path in foreign)
     for end in (0, 5, 10**9 - 1):  # named as ours, but nobody's: they lead nowhere
         (folder / f"{folder.name}-{'1' * 32}-{end}.kv").write_text("mine")
+        (folder / f"{parent}-{'1' * 32}-{end}.kv").write_text("mine")
     with pytest.warns(UserWarning, match="left alone"):
-        check(oss, random_ids(30), tmp_path, 29)
+        check(oss, ids, tmp_path, 34)
 
 
 def test_files_that_were_never_finished_go(oss, tmp_path):
@@ -439,8 +455,10 @@ def test_a_directory_that_cannot_be_written_is_still_read(oss, tmp_path, monkeyp
 def test_a_disk_that_is_full_in_the_middle(oss, tmp_path, monkeypatch):
     """The rest of a file is not written: no part of it stays."""
 
+    tries = []
+
     def full(file, arrays):
-        file.write(bytes(1000))
+        tries.append(file.write(bytes(1000)))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(prefix_store, "_write_from", full)
@@ -449,7 +467,7 @@ def test_a_disk_that_is_full_in_the_middle(oss, tmp_path, monkeypatch):
         for seed in range(2):
             run(oss, random_ids(60, seed), cache)
             cache.flush()
-    assert len(said) == 1 and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(said) == len(tries) == 1 and not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert run(oss, random_ids(60), cache).num_cached_tokens == 59  # from memory
 
 
@@ -467,7 +485,11 @@ def test_a_file_that_cannot_be_read_is_a_miss(oss, tmp_path, monkeypatch):
     keep(oss, tmp_path, random_ids(60))
     monkeypatch.setattr(os, "open", failing(errno.EIO, lambda path, *_: str(path).endswith("59.kv")))
     with pytest.warns(UserWarning, match="59.kv: Input/output error"):
-        check(oss, random_ids(60), tmp_path, 0)
+        check(oss, random_ids(60), copy_of(tmp_path, "look"), 0)
+    cache = cgpt.PrefixCache(oss, directory=tmp_path)
+    with pytest.warns(UserWarning, match="59.kv: Input/output error"):
+        assert run(oss, [*random_ids(60), 5], cache).num_cached_tokens == 0
+    assert len(files(tmp_path)) == 2  # another time it may be read
 
 
 def test_what_is_no_directory_is_refused(oss, tmp_path):
