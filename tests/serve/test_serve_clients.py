@@ -13,9 +13,9 @@ import pytest
 
 import cgpt
 from cgpt.serve import stream
+from cgpt.serve.conversation import Conversation
 from cgpt.serve.limits import Limits
 from cgpt.serve.openai import completions
-from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openapi import IGNORED
 from cgpt.serve.store import Store, Thought
 

@@ -14,9 +14,9 @@ from typing_extensions import NotRequired, Self, TypedDict
 from cgpt.chat.turn import Delta, Turn
 from cgpt.generation.engine import Event, Job
 from cgpt.generation.sampling import SamplingParams
+from cgpt.serve.conversation import Conversation
 from cgpt.serve.errors import dumps
 from cgpt.serve.openai import protocol
-from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openai.logprobs import TokenLogprob, token_logprobs
 from cgpt.serve.service import Service
 from cgpt.serve.stream import Events, Generated
@@ -191,7 +191,7 @@ class ChatRequest(protocol.SamplingRequest):
         effort = self.reasoning_effort or self.reasoning.effort or self.chat_template_kwargs.reasoning_effort
         made = Conversation(effort=effort or "medium", stops=self.stop, thought_of=service.thought_of)
         form = self.response_format
-        made.set_format(form.json_schema if isinstance(form, protocol.SchemaResponseFormat) else form, self.grammar())
+        self.set_format(made, form.json_schema if isinstance(form, protocol.SchemaResponseFormat) else form)
         functions = [tool.function for tool in self.tools if isinstance(tool, ChatTool)] + self.functions
         choice = self.tool_choice
         if self.function_call:

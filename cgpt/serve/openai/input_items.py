@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationInfo, model_validator
 from typing_extensions import Self
 
+from cgpt.serve.conversation import Conversation
 from cgpt.serve.errors import dumps
 from cgpt.serve.openai import protocol
-from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openai.items import unsealed
 from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, leave_out
 

@@ -13,11 +13,12 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StrictBoo
 from typing_extensions import Self, TypedDict
 
 from cgpt.chat.grammar import Grammar
-from cgpt.chat.messages import EFFORTS
+from cgpt.chat.messages import EFFORTS, ResponseFormat
 from cgpt.fields import parse_json_object
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve import validation
+from cgpt.serve.conversation import Conversation
 from cgpt.serve.errors import ApiError
 from cgpt.serve.service import require_name
 from cgpt.serve.validation import (
@@ -209,6 +210,13 @@ class GenerationRequest(OpenAIRequest):
         given = {"json_": self.guided_json, "regex": self.guided_regex, "choice": self.guided_choice}
         given = {key: value for key, value in (given | {"grammar": self.guided_grammar}).items() if value is not None}
         return self.structured_outputs.model_copy(update=given).grammar_or_schema()
+
+    def set_format(self, conversation: Conversation, form: FreeFormat | SchemaFormat) -> None:
+        """Sets what the answer must be: what the form says, or what takes its place in the body."""
+        grammar = self.grammar()
+        conversation.answer_schema = answer_schema(form) if grammar is None else grammar
+        if isinstance(form, SchemaFormat):
+            conversation.response_format = ResponseFormat(form.name, form.json_schema_, form.description)
 
     def sampling(self, **others: Any) -> SamplingParams:
         """The parameters of sampling that the body has, by their names, and others."""

@@ -20,9 +20,9 @@ from cgpt.errors import CgptError
 from cgpt.fields import shown
 from cgpt.generation.engine import Job
 from cgpt.generation.sampling import SamplingParams
+from cgpt.serve.conversation import Conversation
 from cgpt.serve.errors import ApiError, api_error, dumps, sliced_dumps
 from cgpt.serve.openai import protocol
-from cgpt.serve.openai.conversation import Conversation
 from cgpt.serve.openai.input_items import SAID, InputItem, InputReference, Said, qualified
 from cgpt.serve.openai.items import CallItem, Item, Items, ReasoningItem, Status
 from cgpt.serve.openai.logprobs import token_logprobs
@@ -113,7 +113,7 @@ class ResponseRequest(protocol.GenerationRequest):
     def to_conversation(self, service: Service) -> Conversation:
         """Makes the conversation; ApiError where the fields contradict each other, or name what is not remembered."""
         made = Conversation(effort=self.reasoning.effort or "medium", stops=self.stop, thought_of=service.thought_of)
-        made.set_format(self.text.format, self.grammar())
+        self.set_format(made, self.text.format)
         if len(self.functions) > (most := service.limits.tools):
             raise ApiError(f"tools holds more than {most} functions, with those of namespaces", param="tools")
         choice = self.tool_choice

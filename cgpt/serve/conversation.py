@@ -1,10 +1,10 @@
-"""A conversation as /v1/chat/completions and /v1/responses share it, and the requests of its next turn."""
+"""A conversation as all endpoints of chats share it, and the requests of its next turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from cgpt.chat.grammar import Grammar, TurnGrammar
 from cgpt.chat.messages import CONSTRAIN, Developer, Message, ResponseFormat, System, Tool, tool_result
@@ -13,8 +13,20 @@ from cgpt.chat.turn import Turn
 from cgpt.fields import shown
 from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import ApiError
-from cgpt.serve.openai.protocol import CHOICE_WANTED, FreeFormat, FunctionDefinition, SchemaFormat, answer_schema
 from cgpt.serve.service import Service
+
+
+class Function(Protocol):
+    """A function that the model may call. strict: whether its arguments must conform to their schema, `parameters`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def parameters(self) -> dict[str, Any] | None: ...
+    @property
+    def strict(self) -> bool: ...
 
 
 @dataclass
@@ -82,13 +94,7 @@ class Conversation:
             raise ApiError(f"{param} {shown(call_id)} is no earlier call's", param=param)
         self.messages.append(tool_result(f"functions.{self.calls[call_id]}", text))
 
-    def set_format(self, form: FreeFormat | SchemaFormat, grammar: Grammar | dict[str, Any] | None) -> None:
-        """Sets what the answer must be. grammar: beside the form, of which it takes the place."""
-        self.answer_schema = answer_schema(form) if grammar is None else grammar
-        if isinstance(form, SchemaFormat):
-            self.response_format = ResponseFormat(form.name, form.json_schema_, form.description)
-
-    def set_tools(self, functions: Sequence[FunctionDefinition], mode: str, chosen: list[str] | None = None) -> None:
+    def set_tools(self, functions: Sequence[Function], mode: str, chosen: list[str] | None = None) -> None:
         """Offers functions to the model. mode: whether it may ("auto"), must ("required") or cannot ("none") call one.
         chosen: the names of the only ones that are offered; with the mode "named", of one that must be called."""
         names = [one.name for one in functions]
@@ -97,25 +103,30 @@ class Conversation:
         if chosen is not None and (not chosen or not set(chosen) <= set(names)):
             raise ApiError(f"tool_choice must name one of the tools, found {shown(chosen)}", param="tool_choice")
         if mode == "required" and not names:
-            raise ApiError(f"tool_choice {CHOICE_WANTED}, found {shown(mode)}", param="tool_choice")
+            raise ApiError("tool_choice must be auto or none where there are no tools", param="tool_choice")
         if mode in ("required", "named"):
             self.forced = names if chosen is None else chosen
         offered = [] if mode == "none" else names if chosen is None or mode == "named" else chosen
         self.tools = [Tool(one.name, one.description, one.parameters) for one in functions if one.name in offered]
         self.strict = [one.name for one in functions if one.strict]
 
-    def turns(self, service: Service, count: int, params: SamplingParams) -> list[Turn]:
-        """Makes `count` turns with a request each, with consecutive seeds. ChatError where the model has no chat
-        format."""
+    def prompt(self, service: Service) -> tuple[list[int], TurnGrammar]:
+        """The ids that the model reads before its turn, and what the turn may consist of. ChatError where the model has
+        no chat format."""
         developer = Developer("\n\n".join(self.instructions) or None, tuple(self.tools), (), self.response_format)
         head = head_messages(System(reasoning=self.effort), developer)
         ids = render_conversation(service.tokenizer, [*head, *self.messages])
         compiler, schema = service.grammars, self.answer_schema
         grammar = TurnGrammar(compiler, self.tools, answer_schema=schema, strict=self.strict, forced=self.forced)
+        return [*ids, *grammar.rules.prefix], grammar
+
+    def turns(self, service: Service, count: int, params: SamplingParams) -> list[Turn]:
+        """Makes `count` turns with a request each, with consecutive seeds. ChatError: see prompt."""
+        ids, grammar = self.prompt(service)
         if params.ignore_eos:  # the model may not end the turn
             params = replace(params, min_new_tokens=params.max_new_tokens)
-        params = replace(params, stop=(*compiler.special.stops, *params.stop_ids), detokenize=False)
+        params = replace(params, stop=(*service.grammars.special.stops, *params.stop_ids), detokenize=False)
         constraints = [grammar.constraint() for _ in range(count)]
         rules = replace(grammar.rules, stop_ids=frozenset(params.stop_ids))
-        requests = service.requests([*ids, *rules.prefix], params, constraints)
+        requests = service.requests(ids, params, constraints)
         return [Turn(service.model, request, rules, self.stops) for request in requests]
