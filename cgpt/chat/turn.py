@@ -127,6 +127,11 @@ class Turn:
         self._held: deque[tuple[int, int]] = deque()  # of each token among the others: where it begins, and its index
         self._first = self._deltas(self.parser.push_all(rules.prefix))
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the turn."""
+        return self._stop.found
+
     def of_kind(self, kind: Kind) -> list[Message]:
         """The complete messages of one kind."""
         return [message for message, one in zip(self.parser.messages, self._kinds, strict=False) if one == kind]

@@ -39,7 +39,11 @@ class StopFilter:
     def __init__(self, stops: Iterable[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False  # a stop string has come; nothing follows
+        self.found: str | None = None  # the stop string that has come; nothing follows
+
+    @property
+    def stopped(self) -> bool:
+        return self.found is not None
 
     def flush(self) -> str:
         """Returns the rest, when no more comes."""
@@ -53,8 +57,9 @@ class StopFilter:
         text = self._held + delta
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            end, start = min(found)
+            self.found, self._held = text[start:end], ""
+            return text[:start]
         certain = 0
         while not any(stop.startswith(text[certain:]) for stop in self._stops):
             certain += 1

@@ -17,6 +17,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
 from cgpt.errors import CgptError
+from cgpt.serve.anthropic.messages import Message, TokenCount, count_tokens, messages
+from cgpt.serve.anthropic.protocol import MessagesRequest
 from cgpt.serve.errors import ApiError, api_error, defect, error_response
 from cgpt.serve.guard import Guard
 from cgpt.serve.openai import models
@@ -59,6 +61,8 @@ ENDPOINTS = [
     Endpoint("/v1/responses", responses, ResponseObject, ResponseRequest, streams=True, chats=True, links=TO_RESPONSE),
     Endpoint("/v1/responses/{response_id}", stored_response, ResponseObject, chats=True, links=TO_DELETE),
     Endpoint("/v1/responses/{response_id}", delete_response, Deleted, chats=True, method="DELETE"),
+    Endpoint("/v1/messages", messages, Message, MessagesRequest, streams=True, chats=True),
+    Endpoint("/v1/messages/count_tokens", count_tokens, TokenCount, MessagesRequest, chats=True),
     Endpoint("/v1/models", models.models, models.ModelList, links=models.TO_MODEL),
     Endpoint("/v1/models/{name:path}", models.model, models.ModelCard),
     Endpoint("/tokenize", models.tokenize, models.Tokens, models.TokenizeRequest, links=models.TO_DETOKENIZE),
@@ -98,17 +102,18 @@ async def _failed(request: HttpRequest, problem: CgptError) -> Response:
     answered = api_error(problem, request.app.state.service.engine.retry_after)
     if answered.status == 500:
         log.error("%s: %s", type(problem).__name__, problem)
-    return error_response(answered)
+    return error_response(answered, request.url.path)
 
 
-async def _http(_: HttpRequest, problem: HTTPException) -> Response:
+async def _http(request: HttpRequest, problem: HTTPException) -> Response:
     message = f"{problem.detail}; the endpoints are {', '.join(route.path for route in ROUTES)}"
-    return error_response(ApiError(message, problem.status_code, headers=dict(problem.headers or {})))
+    answered = ApiError(message, problem.status_code, headers=dict(problem.headers or {}))
+    return error_response(answered, request.url.path)
 
 
 async def _gone(_: HttpRequest, __: ClientGone) -> Response:
     return Response(status_code=499)  # for the log: nobody reads it
 
 
-async def _defect(_: HttpRequest, problem: Exception) -> Response:
-    return error_response(defect(problem))
+async def _defect(request: HttpRequest, problem: Exception) -> Response:
+    return error_response(defect(problem), request.url.path)

@@ -35,8 +35,8 @@ class Conversation:
 
     tools: that the model may call. forced: the names of those of which it must call one. strict: the names of those
     whose arguments must conform to their schema. answer_schema: of the final text. stops: strings that end it.
-    instructions: before the first message. calls: the functions of earlier calls, by the calls' ids. thought_of: what
-    the model thought before a call, by its id; None if that is not known.
+    instructions: before the first message. calls: the functions of earlier calls, by the calls' ids. thought_of,
+    arguments_of: what the model thought before a call, and its arguments as written, by its id; None if not known.
     """
 
     tools: list[Tool] = field(default_factory=list)
@@ -50,6 +50,7 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     calls: dict[str, str] = field(default_factory=dict)
     thought_of: Callable[[str], str | None] = lambda call_id: None
+    arguments_of: Callable[[str], str | None] = lambda call_id: None
 
     def add(self, role: str, text: str) -> None:
         """Adds a message. role: "user" or "assistant"; or "system" or "developer", whose text is an instruction for all

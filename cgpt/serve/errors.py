@@ -1,11 +1,11 @@
-"""Turns exceptions into HTTP answers in the shape of OpenAI's."""
+"""Turns exceptions into HTTP answers, in the shape of the API that the path belongs to."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 from starlette.responses import Response
 
@@ -125,10 +125,50 @@ class ErrorAnswer:
 
     error: ErrorObject
 
+    @classmethod
+    def of(cls, problem: ApiError) -> ErrorAnswer:
+        return cls(ErrorObject(str(problem), problem.kind, problem.param, problem.code))
 
-def error_answer(problem: ApiError) -> ErrorAnswer:
-    return ErrorAnswer(ErrorObject(str(problem), problem.kind, problem.param, problem.code))
+
+# Anthropic's names of what a status means; others below 500 are an invalid_request_error, above it an api_error.
+ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
-def error_response(problem: ApiError) -> Json:
-    return Json(error_answer(problem), problem.status, headers=problem.headers)
+@dataclass
+class AnthropicErrorObject:
+    type: str
+    message: str
+    details: dict[Literal["error_code"], str] | None
+
+
+@dataclass
+class AnthropicErrorAnswer:
+    """The same in Anthropic's shape."""
+
+    error: AnthropicErrorObject
+    type: Literal["error"] = "error"
+
+    @classmethod
+    def of(cls, problem: ApiError) -> AnthropicErrorAnswer:
+        other = "invalid_request_error" if problem.status < 500 else "api_error"
+        # By these words clients tell that they should shorten the conversation.
+        too_long = "prompt is too long: " if problem.code == "context_length_exceeded" else ""
+        details: dict[Literal["error_code"], str] | None = {"error_code": problem.code} if problem.code else None
+        kind = ANTHROPIC_KINDS.get(problem.status, other)
+        return cls(AnthropicErrorObject(kind, f"{too_long}{problem}", details))
+
+
+def error_type(path: str) -> type[ErrorAnswer] | type[AnthropicErrorAnswer]:
+    """What an error is told as by the endpoint of a path, be there one or not."""
+    return AnthropicErrorAnswer if f"{path}/".startswith("/v1/messages/") else ErrorAnswer
+
+
+def error_response(problem: ApiError, path: str = "") -> Json:
+    return Json(error_type(path).of(problem), problem.status, headers=problem.headers)

@@ -29,7 +29,7 @@ class Guard:
     paths: those that are counted by name, so that clients cannot make up new ones. hosts: names that the server is
     called by, beside its addresses and localhost. A page that had its own name point here (DNS rebinding) sends that
     name. origins: of pages that may ask, beside the server's own. "*" is any.
-    key: what `Authorization: Bearer` must hold; None for no key
+    key: what `Authorization: Bearer` or `x-api-key` must hold; None for no key
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", number)]
+                message["headers"] = [*message["headers"], (b"x-request-id", number), (b"request-id", number)]
             await send(message)
 
         headers = Headers(scope=scope)
@@ -58,7 +58,7 @@ class Guard:
         number = (asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex).encode("ascii")
         problem = self._refusal(scope["path"], headers)
         try:
-            await (error_response(problem) if problem else self._app)(scope, receive, send_and_note)
+            await (error_response(problem, scope["path"]) if problem else self._app)(scope, receive, send_and_note)
         finally:
             seconds, path = time.perf_counter() - began, scope["path"] if scope["path"] in self._paths else "other"
             self._service.metrics.count(path, status)
@@ -73,9 +73,9 @@ class Guard:
             return ApiError(f"pages of {origin[:80]!r} may not ask; --cors allows it", 403, code="origin_not_allowed")
         if self._key is not None and path not in OPEN:
             kind, _, key = headers.get("authorization", "").partition(" ")
-            given = key.strip().encode("latin-1")  # as it came
-            if kind.lower() != "bearer" or not hmac.compare_digest(given, self._key):
-                message = "this server wants its API key, as Authorization: Bearer KEY"
+            given = [key.strip()] * (kind.lower() == "bearer") + headers.getlist("x-api-key")
+            if not any(hmac.compare_digest(one.encode("latin-1"), self._key) for one in given):  # as they came
+                message = "this server wants its API key, as Authorization: Bearer KEY or x-api-key: KEY"
                 return ApiError(message, 401, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return None
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cgpt.serve.body import parse_body, read_body
-from cgpt.serve.errors import ApiError, ErrorAnswer, Json
+from cgpt.serve.errors import AnthropicErrorAnswer, ApiError, ErrorAnswer, Json, error_type
 from cgpt.serve.guard import OPEN
 from cgpt.serve.service import Service
 from cgpt.serve.stream import Generated
@@ -122,7 +122,9 @@ class Schemas(GenerateJsonSchema):
 def document(service: Service, endpoints: Sequence[Endpoint], key: bool = False) -> Schema:
     """Makes the OpenAPI 3.1 document of this server. key: whether clients need an API key."""
     present = [endpoint for endpoint in endpoints if service.no_chat is None or not endpoint.chats]
-    gives: list[Input] = [("error", "serialization", TypeAdapter(ErrorAnswer))]
+    gives: list[Input] = [
+        (kind.__name__, "serialization", TypeAdapter(kind)) for kind in (ErrorAnswer, AnthropicErrorAnswer)
+    ]
     gives += [(one.name, "serialization", TypeAdapter(one.gives)) for one in present if not isinstance(one.gives, str)]
     takes: list[Input] = [(one.name, "validation", TypeAdapter(one.takes)) for one in present if one.takes]
     template = "#/components/schemas/{model}"
@@ -150,7 +152,8 @@ def _operation(endpoint: Endpoint, made: dict[Any, Schema]) -> Schema:
         kind, schema = endpoint.gives, {"type": "string"}
     content = {kind: {"schema": schema}} | ({EVENTS: {}} if endpoint.streams else {})
     answer = {"description": "the answer", "content": content, "links": endpoint.links}
-    refusal = {"description": "refused, and why", "content": {JSON: {"schema": made["error", "serialization"]}}}
+    error = made[error_type(endpoint.path).__name__, "serialization"]
+    refusal = {"description": "refused, and why", "content": {JSON: {"schema": error}}}
     answers = {"200": answer, "4XX": refusal, "503": refusal}
     found: Schema = {"operationId": endpoint.name, "responses": answers}
     if endpoint.takes:

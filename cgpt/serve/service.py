@@ -78,15 +78,20 @@ class Service:
         """Compiles JSON schemas; made where a chat is first asked for."""
         return GrammarCompiler(self.model)
 
-    def remember_thought(self, call_id: str, text: str) -> None:
+    def remember_thought(self, call_id: str, text: str, arguments: str = "") -> None:
         """Keeps what the model thought before a call, for clients that send the call back without it."""
-        if text:
-            self.store.put(call_id, Thought(text), 4 * len(text))
+        if text or arguments:
+            self.store.put(call_id, Thought(text, arguments), 4 * len(text + arguments))
 
     def thought_of(self, call_id: str) -> str | None:
         """What the model thought before a call of its own."""
         found = self.store.get(call_id, Thought)
         return found.text if found else None
+
+    def arguments_of(self, call_id: str) -> str | None:
+        """The arguments of a call, as the model wrote them."""
+        found = self.store.get(call_id, Thought)
+        return found.arguments if found else None
 
     def head(self, prefix: str, kind: str) -> dict[str, Any]:
         """The fields that an answer, and each part of a streamed one, begins with. prefix: of its id. kind: OpenAI's

@@ -16,9 +16,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Thought:
-    """What the model thought before a call, by the id of the call."""
+    """What the model thought before a call, by the id of the call. arguments: of the call, as the model wrote them,
+    where clients get them in another form."""
 
     text: str
+    arguments: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,14 +14,15 @@ from starlette.types import Receive, Scope, Send
 
 from cgpt.errors import CgptError
 from cgpt.generation.engine import Job
-from cgpt.serve.errors import Json, api_error, defect, dumps, error_answer, json_parts, sliced_dumps
+from cgpt.serve.errors import ApiError, ErrorAnswer, Json, api_error, defect, dumps, json_parts, sliced_dumps
 
 T = TypeVar("T")
 log = logging.getLogger("cgpt.serve")
 HEAD_SECONDS = 0.25  # until the head of a stream is sent, with or without a first event
 PAUSE_EVERY = 32 << 10  # characters of an event
 COMMENT_SECONDS = 3.0  # between comments while no event comes: proxies and clients give up a silent connection
-Event = tuple[str | None, dict[str, Any]]  # name of the event or None, JSON object
+COMMENT = ": keep-alive\n\n"
+Event = tuple[str | None, Any]  # name of the event or None, JSON object
 Events = AsyncIterator[Event]
 Whole = Coroutine[Any, Any, Any]
 
@@ -50,13 +51,25 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+def framed(event: Event, text: str | None = None) -> str:
+    """The text of an event, whose data is `text` where that was made already."""
+    name, data = event
+    return (f"event: {name}\n" if name else "") + f"data: {dumps(data) if text is None else text}\n\n"
+
+
 @dataclass(frozen=True)
 class Generated:
-    """An answer that is made from a job: events as they come, or one answer. done: whether `[DONE]` ends the events."""
+    """An answer that is made from a job: events as they come, or one answer.
+
+    done: whether `[DONE]` ends the events. failure: the event that tells of a failure between them. idle: what is sent
+    while none comes, once the first one has; a comment until then.
+    """
 
     job: Job
     answer: Events | Whole
     done: bool = True
+    failure: Callable[[ApiError], Event] = lambda problem: (None, ErrorAnswer.of(problem))
+    idle: str = COMMENT
 
     async def response(self, receive: Receive) -> Response:
         """Waits for the one answer; or for a moment for the first event, so that what fails at once can still be an
@@ -76,8 +89,7 @@ class Generated:
         except BaseException:
             self.job.cancel()
             raise
-        is_large = any(request.num_logprobs is not None for request in self.job.requests)
-        return EventStream(self.job, _framed(first, self.answer, self.done, is_large))
+        return EventStream(self.job, _framed(first, self.answer, self))
 
 
 async def _next(events: Events) -> Event | None:
@@ -96,31 +108,30 @@ async def paused_dumps(data: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-async def _framed(coming: asyncio.Task[Event | None], events: Events, done: bool, is_large: bool) -> AsyncIterator[str]:
-    """The text of the events, of the one that comes and the others, framed as OpenAI frames them, with comments while
-    none comes. A failure in the middle becomes an error object, which OpenAI's clients raise."""
-    pause = 0.0
+async def _framed(coming: asyncio.Task[Event | None], events: Events, generated: Generated) -> AsyncIterator[str]:
+    """The text of the events, of the one that comes and the others, with comments while none comes. A failure in the
+    middle becomes an event, which clients raise."""
+    is_large = any(request.num_logprobs is not None for request in generated.job.requests)
+    pause, idle = 0.0, COMMENT
     try:
         while True:
             await asyncio.wait([coming], timeout=pause)
             pause = COMMENT_SECONDS
             if not coming.done():
-                yield ": keep-alive\n\n"
+                yield idle
                 continue
             if (event := coming.result()) is None:
                 break
-            name, data = event
-            text = await paused_dumps(data) if is_large else dumps(data)
-            yield (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
-            coming = asyncio.ensure_future(_next(events))
+            yield framed(event, await paused_dumps(event[1]) if is_large else None)
+            idle, coming = generated.idle, asyncio.ensure_future(_next(events))
     except Exception as problem:
         answered = api_error(problem) if isinstance(problem, CgptError) else defect(problem)
         if answered.status == 500:
             log.error("a stream failed", exc_info=problem)
-        yield f"data: {dumps(error_answer(answered))}\n\n"
+        yield framed(generated.failure(answered))
     finally:
         coming.cancel()
-    if done:
+    if generated.done:
         yield "data: [DONE]\n\n"
 
 

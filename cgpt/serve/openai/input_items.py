@@ -10,7 +10,7 @@ from typing_extensions import Self
 from cgpt.serve.conversation import Conversation
 from cgpt.serve.errors import dumps
 from cgpt.serve.openai import protocol
-from cgpt.serve.openai.items import unsealed
+from cgpt.serve.sealing import unsealed
 from cgpt.serve.validation import Content, Invalid, OneOf, RequestModel, Text, leave_out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pydantic import Field
 
 from cgpt.chat.turn import Delta
 from cgpt.serve.openai.logprobs import TokenLogprob
+from cgpt.serve.sealing import sealed
 
 Events = Iterator[tuple[str, dict[str, Any]]]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -30,19 +30,6 @@ class OutputText:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     annotations: list[Any] = field(default_factory=list)
     type: Literal["output_text"] = "output_text"
-
-
-def sealed(text: str) -> str:
-    """A text as encrypted_content: opaque to clients, but no secret, as it leaves in clear too."""
-    return base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
-
-
-def unsealed(content: str) -> str | None:
-    """The text in an encrypted_content, which anybody may have made; None if it is none of this server's kind."""
-    try:
-        return base64.b64decode(content, validate=True).decode("utf-8")
-    except ValueError:
-        return None
 
 
 @dataclass

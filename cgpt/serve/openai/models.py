@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, StrictBool, model_validator
@@ -17,19 +18,26 @@ from cgpt.serve.validation import Bounds, Invalid, Reads, Text, is_integer
 
 @dataclass
 class ModelCard:
-    """The model that is served. max_model_len: tokens of context. chats: whether it has a chat format."""
+    """The model that is served, as clients of OpenAI's API and of Anthropic's look for it. created, created_at: in
+    seconds, and in words. max_model_len: tokens of context. chats: whether it has a chat format."""
 
     id: str
+    display_name: str
     created: Count
+    created_at: str
     max_model_len: Count
     chats: bool
     owned_by: str = "cgpt"
     object: Literal["model"] = "model"
+    type: Literal["model"] = "model"
 
 
 @dataclass
 class ModelList:
     data: list[ModelCard]
+    first_id: str
+    last_id: str
+    has_more: Literal[False] = False
     object: Literal["list"] = "list"
 
 
@@ -107,11 +115,13 @@ TO_DETOKENIZE = {"detokenize": {"operationId": "detokenize", "requestBody": {"to
 
 
 def _card(service: Service, name: str) -> ModelCard:
-    return ModelCard(name, service.created, service.model.transformer.context_length, service.no_chat is None)
+    created_at = datetime.fromtimestamp(service.created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    length = service.model.transformer.context_length
+    return ModelCard(name, name, service.created, created_at, length, service.no_chat is None)
 
 
 async def models(service: Service) -> ModelList:
-    return ModelList([_card(service, name) for name in service.names])
+    return ModelList([_card(service, name) for name in service.names], service.names[0], service.names[-1])
 
 
 async def model(service: Service, name: str) -> ModelCard:

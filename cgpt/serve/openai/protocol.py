@@ -159,6 +159,7 @@ BIASES = {
 STOP = {"type": "string", "maxLength": "{stop_length}"}
 STOPS = {"anyOf": [STOP, {"type": "array", "items": STOP, "maxItems": "{stops}"}]}
 STOPS_WANTED = "must be a string or {stops} at most, of {stop_length} characters"
+Stops = Annotated[list[str], Reads(_read_stop, STOPS_WANTED, STOPS)]
 STOP_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": "{max_token_id}"}}
 STOP_IDS_WANTED = "must be a list of {stops} token ids at most, 0 to {max_token_id}"
 
@@ -178,7 +179,7 @@ class GenerationRequest(OpenAIRequest):
     frequency_penalty: Annotated[float | None, number(-2, 2)] = None
     logit_bias: Annotated[dict[int, float] | None, Reads(_read_logit_bias, "must be an object", BIASES)] = None
     seed: Annotated[int | None, integer(-(2**63), 2**63 - 1), AfterValidator(_unsigned)] = None
-    stop: Annotated[list[str], Reads(_read_stop, STOPS_WANTED, STOPS)] = []
+    stop: Stops = []
     stop_token_ids: Annotated[list[int], Reads(_read_ids, STOP_IDS_WANTED, STOP_IDS | {"maxItems": "{stops}"})] = []
     min_tokens: Annotated[int, integer(0, "max_tokens")] = 0
     ignore_eos: StrictBool = False
@@ -317,13 +318,18 @@ class Echoed(RequestModel):
     model_config = ConfigDict(extra="allow")
 
 
-def _read_name(value: Any, _: Bounds) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch(NAME, value) else None
+def tool_name(max_length: int) -> Reads:
+    """Annotates the name of a tool."""
+    pattern = f"[A-Za-z0-9_.-]{{1,{max_length}}}"
+
+    def read(value: Any, _: Bounds) -> str | None:
+        return value if isinstance(value, str) and re.fullmatch(pattern, value) else None
+
+    wanted = f"must be 1 to {max_length} letters, digits, _, . or -"
+    return Reads(read, wanted, {"type": "string", "pattern": f"^{pattern}$"})
 
 
-NAME = "[A-Za-z0-9_.-]{1,64}"
-NAME_WANTED = "must be 1 to 64 letters, digits, _, . or -"
-Name = Annotated[str, Reads(_read_name, NAME_WANTED, {"type": "string", "pattern": f"^{NAME}$"})]
+Name = Annotated[str, tool_name(64)]
 
 
 class ReasoningOptions(RequestModel):
