@@ -6,6 +6,7 @@ Prints what came out; raises where it is not what the demo says.
 """
 
 import asyncio
+import json
 import sys
 
 MODEL, CITY = "demo-gpt-oss", "What is the weather in Rome?"
@@ -53,6 +54,37 @@ def openai_agents(url, api="responses"):
 
 def openai_agents_chat(url):
     return openai_agents(url, "chat")
+
+
+def anthropic(url):
+    from anthropic import Anthropic, AsyncAnthropic, beta_tool
+
+    options = {"base_url": url.removesuffix("/v1"), "api_key": "x"}
+    client = Anthropic(**options)
+    asked = {"model": MODEL, "max_tokens": 1000, "extra_body": {"temperature": 0}}
+    add = asked | {"messages": [{"role": "user", "content": "Please compute 10 + 5."}]}
+    thinking, text = client.messages.create(**add, thinking={"type": "enabled", "budget_tokens": 5000}).content
+    assert thinking.thinking and thinking.signature and text.text == "15", text
+    with client.messages.stream(**add) as events:
+        assert "".join(events.text_stream) == "15"
+        used = events.get_final_message().usage
+    count = client.messages.count_tokens(model=MODEL, messages=add["messages"]).input_tokens
+    assert count == used.input_tokens + used.cache_read_input_tokens
+    assert [one.id for one in client.models.list()] == [MODEL]
+
+    async def ask():
+        async with AsyncAnthropic(**options) as client:
+            return await client.messages.create(**add)
+
+    def weather(city: str) -> str:
+        """Gets the weather in a city."""
+        return json.dumps(get_weather(city))
+
+    assert asyncio.run(ask()).content[-1].text == "15"
+    runner = client.beta.messages.tool_runner(
+        **asked, tools=[beta_tool(weather, name="get_weather")], messages=[{"role": "user", "content": CITY}]
+    )
+    return runner.until_done().content[-1].text
 
 
 def langchain(url):

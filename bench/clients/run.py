@@ -90,6 +90,7 @@ CLIENTS = {
     "openai": python("openai", "openai", says="15"),
     "openai-agents": python("openai_agents", "openai-agents"),
     "openai-agents, chat": python("openai_agents_chat", "openai-agents"),
+    "anthropic": python("anthropic", "anthropic"),
     "langchain": python("langchain", "langchain-openai"),
     "langchain, structured": python("langchain_structured", "langchain-openai"),
     "pydantic-ai": python("pydantic_ai", "pydantic-ai-slim[openai]"),
@@ -128,6 +129,14 @@ CLIENTS = {
         says="it-ran-42(.|\n)*It ran",
         script=(CALL.format("exec_command", '{"cmd":"echo it-ran-$((40+2))"}'), FINAL.format("It ran.")),
         files=(("config.toml", CODEX),),
+    ),
+    "Claude Code": Client(
+        True,
+        ["@anthropic-ai/claude-code"],
+        ["claude", "-p", "Please run it.", "--tools", "Bash", "--allowedTools", "Bash"]
+        + ["--output-format", "stream-json", "--verbose"],
+        says="it-ran-42(.|\n)*It ran",
+        script=(CALL.format("Bash", '{"command":"echo it-ran-$((40+2))"}'), FINAL.format("It ran.")),
     ),
     "OpenCode": Client(
         True,
@@ -192,6 +201,8 @@ def attempt(client, directory, port):
     home = place / "home"
     home.mkdir(exist_ok=True)
     environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(home), "PWD": str(place)}
+    environment |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "x", "ANTHROPIC_MODEL": client.model}
+    environment |= {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}  # a title would take the script's first text
     environment |= {"CODEX_HOME": str(place), "LLM_USER_PATH": str(place), "HF_HUB_OFFLINE": "1"}
     command = [part.replace("{url}", url) for part in client.command]
     server = serve(client, port)

@@ -13,7 +13,7 @@ from cgpt.generation.scheduler import Scheduler
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-SUMMARY = "serve a model by HTTP, as clients of OpenAI's API expect it"
+SUMMARY = "serve a model by HTTP, as clients of OpenAI's and Anthropic's APIs expect it"
 EXAMPLES = """\
   cgpt serve
   cgpt serve --model ./gpt-oss-20b --dense int8 --port 8080

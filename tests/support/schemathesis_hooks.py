@@ -15,6 +15,7 @@ BETWEEN_FIELDS = (
     "is no earlier call's",
     "is not kept here",
     "with those before",
+    "must not end with one of the assistant",
     "the recipient of a message",
     "no grammar can be made of the schema",
     "structured_outputs may say",
