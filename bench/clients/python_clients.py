@@ -7,10 +7,17 @@ Prints what came out; raises where it is not what the demo says.
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import contextmanager
 
 MODEL, CITY = "demo-gpt-oss", "What is the weather in Rome?"
 SAID = "It is 7 degrees and sunny in Rome."
+SUM = "Please compute 10 + 5."
+KEY = "sk-a-key-of-this-test-only-0123456789"
 
 
 def get_weather(city: str) -> dict:
@@ -136,7 +143,11 @@ def pydantic_ai_responses(url):
     return asyncio.run(agent.run(CITY)).output
 
 
-def instructor_tools(url, modes=("TOOLS", "TOOLS_STRICT", "FUNCTIONS", "RESPONSES_TOOLS")):
+def instructor_tools(
+    url, modes=("TOOLS", "TOOLS_STRICT", "FUNCTIONS", "RESPONSES_TOOLS", "RESPONSES_TOOLS_WITH_INBUILT_TOOLS")
+):
+    from collections.abc import Iterable
+
     import instructor
     from openai import OpenAI
     from pydantic import BaseModel
@@ -149,14 +160,26 @@ def instructor_tools(url, modes=("TOOLS", "TOOLS_STRICT", "FUNCTIONS", "RESPONSE
     for name in modes:
         try:
             client = instructor.from_openai(OpenAI(base_url=url, api_key="x"), mode=getattr(instructor.Mode, name))
-            client.create(model=MODEL, response_model=Sum, max_retries=0, max_tokens=300, messages=ask, temperature=0)
+            wanted = Iterable[Sum] if name == "PARALLEL_TOOLS" else Sum
+            options = {"model": MODEL, "max_retries": 0, "max_tokens": 300, "messages": ask, "temperature": 0}
+            found = client.create(response_model=wanted, **options)
+            if name == "PARALLEL_TOOLS":
+                (found,) = found
+            else:
+                *_, last = client.create_partial(response_model=Sum, **options)
+                assert isinstance(last.result, int), last
+            assert isinstance(found, Sum), found
         except Exception as problem:
             failed[name] = f"{type(problem).__name__}: {problem}"[:200].replace("\n", " ")
     return SAID if not failed else failed
 
 
 def instructor_json(url):
-    return instructor_tools(url, ("JSON", "JSON_SCHEMA", "MD_JSON"))
+    return instructor_tools(url, ("JSON", "JSON_O1", "JSON_SCHEMA", "MD_JSON"))
+
+
+def instructor_parallel(url):
+    return instructor_tools(url, ("PARALLEL_TOOLS",))
 
 
 def litellm(url):
@@ -172,6 +195,197 @@ def litellm(url):
     )
     assert "".join(part.choices[0].delta.content or "" for part in parts) == "15"
     return SAID
+
+
+@contextmanager
+def running(command, path, **environment):
+    """A server between a client and the one that is tried, from when it answers at `path` until the end."""
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(path)
+                break
+            except OSError:
+                assert process.poll() is None, command
+                time.sleep(0.5)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def post(url, body, key):
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    return urllib.request.urlopen(urllib.request.Request(url, body and json.dumps(body).encode(), headers)).read()
+
+
+def litellm_proxy(url):
+    from openai import OpenAI
+
+    with open("litellm.yaml", "w") as file:
+        way = {"model": f"openai/{MODEL}", "api_base": url, "api_key": "x"}
+        json.dump({"model_list": [{"model_name": MODEL, "litellm_params": way}]}, file)
+    here = "http://127.0.0.1:8512"
+    command = ["litellm", "--config", "litellm.yaml", "--host", "127.0.0.1", "--port", "8512"]
+    with running(command, f"{here}/health/liveliness", LITELLM_MASTER_KEY=KEY):
+        client = OpenAI(base_url=f"{here}/v1", api_key=KEY, max_retries=0)
+        options = {"model": MODEL, "max_tokens": 32_000, "temperature": 0}
+        ask = [{"role": "user", "content": SUM}]
+        parts = client.chat.completions.create(messages=ask, stream=True, **options)
+        assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == "15"
+        found = client.responses.create(model=MODEL, input=SUM, max_output_tokens=32_000, temperature=0)
+        assert found.output_text == "15", found
+        found = json.loads(post(f"{here}/v1/messages", options | {"messages": ask}, KEY))  # Anthropic's API
+        assert found["content"][-1] == {"type": "text", "text": "15"}, found
+        schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        function = {"name": "get_weather", "description": get_weather.__doc__, "parameters": schema}
+        options["tools"] = [{"type": "function", "function": function}]
+        talk = [{"role": "user", "content": CITY}]
+        talk.append(client.chat.completions.create(messages=talk, **options).choices[0].message)
+        (call,) = talk[-1].tool_calls
+        talk.append({"role": "tool", "tool_call_id": call.id, "content": json.dumps(get_weather("Rome"))})
+        return client.chat.completions.create(messages=talk, **options).choices[0].message.content
+
+
+def llama_index_model(url):
+    from llama_index.llms.openai_like import OpenAILike
+
+    kind = {"is_chat_model": True, "is_function_calling_model": True}
+    return OpenAILike(model=MODEL, api_base=url, api_key="x", temperature=0, max_tokens=300, **kind)
+
+
+def llama_index(url):
+    from llama_index.core.agent.workflow import FunctionAgent
+    from llama_index.core.llms import ChatMessage
+
+    model, ask = llama_index_model(url), [ChatMessage(role="user", content=SUM)]
+    assert model.chat(ask).message.content == "15"
+    assert "".join(part.delta or "" for part in model.stream_chat(ask)) == "15"
+
+    def weather(city: str) -> str:
+        return json.dumps(get_weather(city))
+
+    weather.__name__, weather.__doc__ = get_weather.__name__, get_weather.__doc__
+
+    async def run(streaming):
+        return str(await FunctionAgent(tools=[weather], llm=model, streaming=streaming).run(CITY))
+
+    assert asyncio.run(run(False)) == SAID
+    return asyncio.run(run(True))
+
+
+def llama_index_structured(url):
+    from llama_index.core.llms import ChatMessage
+    from llama_index.core.prompts import PromptTemplate
+    from pydantic import BaseModel
+
+    class Sum(BaseModel):
+        result: int
+
+    model, ask = llama_index_model(url), PromptTemplate(SUM)
+    *_, last = model.stream_structured_predict(Sum, ask)
+    found = model.as_structured_llm(Sum).chat([ChatMessage(role="user", content=SUM)]).raw
+    assert model.structured_predict(Sum, ask).result == last.result == found.result == 15, (last, found)
+    return SAID
+
+
+def dspy(url):
+    import dspy
+
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    model = dspy.LM(f"openai/{MODEL}", api_base=url, api_key="x", temperature=0, max_tokens=500)
+    dspy.configure(lm=model)
+    assert dspy.Predict("question -> answer: int")(question=SUM).answer == 15
+    assert dspy.ChainOfThought("question -> answer: int")(question=SUM).answer == 15
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        assert dspy.Predict("question -> answer: int")(question=SUM).answer == 15
+    return dspy.ReAct("question -> answer", tools=[get_weather])(question=CITY).answer
+
+
+def dspy_lm(url):
+    import dspy
+
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    for api in ("chat", "responses"):
+        model = dspy.LM(f"openai/{MODEL}", api_base=url, api_key="x", temperature=0, max_tokens=500, model_type=api)
+        assert model(SUM)[0]["text"] == "15"
+    return SAID
+
+
+def smolagents(url):
+    from smolagents import CodeAgent, OpenAIServerModel, ToolCallingAgent, tool
+
+    @tool
+    def get_weather(city: str) -> dict:
+        """Gets the weather in a city.
+
+        Args:
+            city: its name
+        """
+        return {"temperature": 7, "sky": "sunny"}
+
+    model = OpenAIServerModel(MODEL, api_base=url, api_key="x", temperature=0, max_tokens=300)
+    agents = [(kind, stream) for kind in (ToolCallingAgent, CodeAgent) for stream in (False, True)]
+    said = [
+        kind(tools=[get_weather], model=model, max_steps=2, stream_outputs=stream).run(CITY) for kind, stream in agents
+    ]
+    return SAID if said == [SAID] * 4 else said
+
+
+def haystack(url):
+    from haystack.components.agents import Agent
+    from haystack.components.generators.chat import OpenAIChatGenerator, OpenAIResponsesChatGenerator
+    from haystack.dataclasses import ChatMessage
+    from haystack.tools import tool
+    from haystack.utils import Secret
+    from pydantic import BaseModel
+
+    class Sum(BaseModel):
+        result: int
+
+    @tool
+    def get_weather(city: str) -> str:
+        """Gets the weather in a city."""
+        return '{"temperature": 7, "sky": "sunny"}'
+
+    def model(kind=OpenAIChatGenerator):
+        return kind(api_key=Secret.from_token("x"), model=MODEL, api_base_url=url, generation_kwargs={"temperature": 0})
+
+    ask, parts = [ChatMessage.from_user(SUM)], []
+    found = model().run(ask, streaming_callback=lambda part: parts.append(part.content or ""))
+    assert found["replies"][0].text == "".join(parts) == model().run(ask)["replies"][0].text == "15", found
+    found = model().run(ask, generation_kwargs={"response_format": Sum, "max_tokens": 300})
+    Sum.model_validate_json(found["replies"][0].text)
+    said = [
+        Agent(chat_generator=model(kind), tools=[get_weather], streaming_callback=callback)
+        .run(messages=[ChatMessage.from_user(CITY)])["messages"][-1]
+        .text
+        for kind in (OpenAIChatGenerator, OpenAIResponsesChatGenerator)
+        for callback in (None, lambda part: None)
+    ]
+    return SAID if said == [SAID] * 4 else said
+
+
+def open_webui(url):
+    here, data = "http://127.0.0.1:8513", os.path.abspath("data")
+    environment = {"OPENAI_API_BASE_URL": url, "OPENAI_API_KEY": "x", "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": KEY}
+    environment |= {
+        "DATA_DIR": data,
+        "ENABLE_OLLAMA_API": "False",
+        "OFFLINE_MODE": "True",
+        "RAG_EMBEDDING_ENGINE": "openai",
+    }
+    with running(["open-webui", "serve", "--host", "127.0.0.1", "--port", "8513"], f"{here}/health", **environment):
+        key = json.loads(post(f"{here}/api/v1/auths/signin", {"email": "", "password": ""}, ""))["token"]
+        names = [card["id"] for card in json.loads(post(f"{here}/api/models", None, key))["data"]]
+        assert MODEL in names, names
+        body = {"model": MODEL, "messages": [{"role": "user", "content": SUM}], "temperature": 0}
+        text = post(f"{here}/api/chat/completions", body | {"stream": True}, key).decode()
+        chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        said = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk.get("choices"))
+        assert said == "15", text
+        return json.loads(post(f"{here}/api/chat/completions", body, key))["choices"][0]["message"]["content"]
 
 
 if __name__ == "__main__":

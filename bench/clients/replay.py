@@ -23,8 +23,10 @@ def main(port, *texts):
 
     def scripted(request, *how):
         text = texts.pop(0) if len(texts) > 1 else texts[0]
-        ids = iter(model.tokenizer.encode(text, allowed_special="all"))
-        request.sampler.choose = lambda logits: next(ids)
+        ids, prompt = model.tokenizer.encode(text, allowed_special="all"), request.prompt_ids
+        begun = next(n for n in range(len(ids), -1, -1) if prompt[len(prompt) - n :] == ids[:n])
+        rest = iter(ids[begun:])  # a call that is forced begins in the prompt
+        request.sampler.choose = lambda logits: next(rest)
         print(model.tokenizer.decode(request.prompt_ids), "\n==>", text, "\n", file=sys.stderr, flush=True)
         start(request, *how)
 

@@ -69,7 +69,8 @@ DATA = json.dumps({"q": "ROMEO:", "c": ["\nBut soft", "xyzzy q"], "a": 0})
 @dataclass
 class Client:
     """A client. packages: of npm or pip; the first gives the version. command: {url} is the server's. says: a regular
-    expression of what it must print. model: that is served; script: what the model says instead. files: it needs."""
+    expression of what it must print. model: that is served; script: what the model says instead. files: it needs.
+    options: of pip, for the first package."""
 
     npm: bool
     packages: list[str]
@@ -78,6 +79,7 @@ class Client:
     model: str = "demo-gpt-oss"
     script: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def python(name, *packages, **more):
@@ -86,6 +88,52 @@ def python(name, *packages, **more):
 
 LM_EVAL = "model=demo-gpt2,base_url={url}/v1/completions,tokenizer_backend=remote,max_length=256"
 JSON_TEXT = FINAL.format('{"result": 15}')
+FORCED = "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{}<|call|>"
+CODE = """Thought: I look.
+<code>
+found = get_weather(city="Rome")
+final_answer(f"It is {found['temperature']} degrees and {found['sky']} in Rome.")
+</code>"""
+
+
+def fields(**values):
+    """What DSPy asks for in a text."""
+    return FINAL.format("".join(f"[[ ## {name} ## ]]\n{value}\n\n" for name, value in values.items()))
+
+
+TOOL_CALLS = (
+    FORCED.format("get_weather", '{"city": "Rome"}'),
+    FORCED.format("final_answer", json.dumps({"answer": WEATHER})),
+)
+STEPS = (
+    fields(answer=15),
+    fields(reasoning="It is 15.", answer=15),
+    FINAL.format('{"answer": 15}'),
+    fields(next_thought="I look.", next_tool_name="get_weather", next_tool_args='{"city": "Rome"}'),
+    fields(next_thought="I know.", next_tool_name="finish", next_tool_args="{}"),
+    fields(reasoning="The tool says so.", answer=WEATHER),
+)
+EVALS = "(?s)^(?!.*Bad Request).*'score': (np.float64\\()?1.0"
+DEMO = str(ROOT / "cgpt" / "demo" / "demo-gpt-oss")
+
+
+def evals(api):
+    command = [
+        "python",
+        "-m",
+        "gpt_oss.evals",
+        "--model",
+        "demo-gpt-oss",
+        "--reasoning-effort",
+        "low",
+        "--eval",
+        "basic",
+    ]
+    command += ["--sampler", api, "--base-url", "{url}/v1"]
+    packages = ["gpt-oss", "openai", "pandas", "numpy", "jinja2", "tqdm", "blobfile", "requests"]
+    return Client(False, packages, command, says=EVALS, options=("--no-deps", "--ignore-requires-python"))
+
+
 CLIENTS = {
     "openai": python("openai", "openai", says="15"),
     "openai-agents": python("openai_agents", "openai-agents"),
@@ -97,7 +145,31 @@ CLIENTS = {
     "pydantic-ai, responses": python("pydantic_ai_responses", "pydantic-ai-slim[openai]"),
     "instructor, tools": python("instructor_tools", "instructor"),
     "instructor, JSON": python("instructor_json", "instructor", script=(JSON_TEXT,)),
+    "instructor, parallel tools": python(
+        "instructor_parallel", "instructor", script=(CALL.format("Sum", '{"result": 15}'),)
+    ),
     "litellm": python("litellm", "litellm"),
+    "litellm proxy": python("litellm_proxy", "litellm[proxy]"),
+    "llama-index": python("llama_index", "llama-index-llms-openai-like"),
+    "llama-index, structured": python(
+        "llama_index_structured", "llama-index-llms-openai-like", script=(FORCED.format("Sum", '{"result": 15}'),)
+    ),
+    "dspy, LM": python("dspy_lm", "dspy"),
+    "dspy, Predict, ChainOfThought, ReAct": python("dspy", "dspy", script=STEPS),
+    "smolagents": python("smolagents", "smolagents[openai]", script=(*TOOL_CALLS * 2, FINAL.format(CODE))),
+    "haystack": python("haystack", "haystack-ai"),
+    "Open WebUI": python("open_webui", "open-webui", says="15"),
+    "gpt-oss evals, responses": evals("responses"),
+    "gpt-oss evals, chat": evals("chat_completions"),
+    "genai-bench": Client(
+        False,
+        ["genai-bench"],
+        ["genai-bench", "benchmark", "--api-backend", "openai", "--api-base", "{url}", "--api-key", "x"]
+        + ["--task", "text-to-text", "--api-model-name", "demo-gpt-oss", "--model-tokenizer", DEMO]
+        + ["--traffic-scenario", "D(50,20)", "--num-concurrency", "2", "--max-time-per-run", "1"]
+        + ["--max-requests-per-run", "6", "--experiment-base-dir", "home"],
+        says="The whole experiment has finished",
+    ),
     "llm": Client(
         False,
         ["llm"],
@@ -162,7 +234,10 @@ def install(client, directory):
     if not (place / "bin").exists():
         run([sys.executable, "-m", "venv", str(place)], directory)
         run([str(place / "bin" / "pip"), "install", "-q", "-U", "pip"], directory)
-        run([str(place / "bin" / "pip"), "install", "-q", *client.packages], directory)
+        first, *others = client.packages
+        run([str(place / "bin" / "pip"), "install", "-q", *client.options, first], directory)
+        if others:
+            run([str(place / "bin" / "pip"), "install", "-q", *others], directory)
     ask = f"import importlib.metadata as m; print(m.version({client.packages[0].split('[')[0]!r}))"
     return place, place / "bin", run([str(place / "bin" / "python"), "-c", ask], directory)[1].strip()
 
@@ -204,6 +279,7 @@ def attempt(client, directory, port):
     environment |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "x", "ANTHROPIC_MODEL": client.model}
     environment |= {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}  # a title would take the script's first text
     environment |= {"CODEX_HOME": str(place), "LLM_USER_PATH": str(place), "HF_HUB_OFFLINE": "1"}
+    environment |= {"OPENAI_API_KEY": "x", "HAYSTACK_TELEMETRY_ENABLED": "False", "DO_NOT_TRACK": "true"}
     command = [part.replace("{url}", url) for part in client.command]
     server = serve(client, port)
     try:
