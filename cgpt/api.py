@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from cgpt.arguments import checked_arguments, require_choice, require_flag, warn_caller
-from cgpt.chat.chat import Chat
-from cgpt.chat.messages import IDENTITY, KNOWLEDGE_CUTOFF, Namespace, ResponseFormat
+from cgpt.chat import IDENTITY, KNOWLEDGE_CUTOFF
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config, read_generation_config
 from cgpt.checkpoint.expert_store import ExpertStore
 from cgpt.checkpoint.hub import pull
@@ -37,6 +36,10 @@ from cgpt.models.gpt2 import GPT2
 from cgpt.models.gpt_oss import GptOss
 from cgpt.models.kv_cache import KV_DTYPES
 from cgpt.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from cgpt.chat.chat import Chat
+    from cgpt.chat.messages import Namespace, ResponseFormat
 
 DENSE = ("bf16", "int8")  # what load() takes
 SPECIAL_AS_TEXT = (
@@ -350,6 +353,8 @@ class Model:
         reasoning: how long the model thinks. response_format: a JSON schema that the model is asked to follow.
         identity, knowledge_cutoff, date: lines of the system message
         """
+        from cgpt.chat.chat import Chat  # here: importing it takes longer than all else that is not needed at once
+
         return Chat(
             self,
             system=system,

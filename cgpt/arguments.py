@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -67,6 +66,8 @@ def checked_arguments(function: F) -> F:
             unknown = next((name for name in kwargs if name not in named), None)
             if unknown is None:
                 raise InputError(f"{called}(): {problem}") from None
+            import difflib
+
             near = difflib.get_close_matches(unknown, named, 1)
             foreign = _FOREIGN.get(unknown, "")
             word = re.split(r"\W", foreign)[0]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from cgpt.arguments import checked_arguments, require_integer
-from cgpt.chat import messages
+from cgpt.chat import IDENTITY, KNOWLEDGE_CUTOFF
 from cgpt.chat.builtin_tools import builtin_namespaces
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import Developer, Message, Namespace, ResponseFormat, SpecialTokens, System, tool_result
@@ -96,8 +96,8 @@ class Chat:
         builtin_tools: Iterable[str | Namespace] = (),
         reasoning: Effort = "medium",
         response_format: ResponseFormat | None = None,
-        identity: str | None = messages.IDENTITY,
-        knowledge_cutoff: str | None = messages.KNOWLEDGE_CUTOFF,
+        identity: str | None = IDENTITY,
+        knowledge_cutoff: str | None = KNOWLEDGE_CUTOFF,
         date: str | None = None,
     ) -> None:
         """system: instructions, which harmony puts into the developer message. tools: Python functions, schemas in

@@ -17,7 +17,7 @@ from cgpt.fields import shown
 
 _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _LISTS, _DICTS = (list, tuple, set, Sequence, Iterable), (dict, Mapping)
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAME = r"[A-Za-z0-9_-]+"
 
 
 def as_tools(tools: Iterable[Any]) -> tuple[Tool, ...]:
@@ -27,7 +27,7 @@ def as_tools(tools: Iterable[Any]) -> tuple[Tool, ...]:
         raise InputError(f"tools is a list of functions, schemas or Tools, not {shown(tools)}")
     made = [_as_tool(tool) for tool in tools]
     for i, tool in enumerate(made):
-        if not _NAME.fullmatch(tool.name):
+        if not re.fullmatch(_NAME, tool.name):
             raise InputError(f"a tool's name is made of letters, digits, _ and -, not {shown(tool.name)}")
         if tool.name in [other.name for other in made[:i]]:
             raise InputError(f"two tools are called {tool.name}")

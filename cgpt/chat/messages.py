@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cgpt.chat import IDENTITY, KNOWLEDGE_CUTOFF
 from cgpt.errors import ChatError, InputError
 from cgpt.fields import shown
 from cgpt.tokenizer.tokenizer import Tokenizer
 
-IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
-KNOWLEDGE_CUTOFF = "2024-06"
 CHANNELS = ("analysis", "commentary", "final")
 EFFORTS = ("low", "medium", "high")
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -36,7 +36,7 @@ _FORMATS = (
     (r".*\.(pt|pth|pkl|ckpt|ot)", "a pickle of PyTorch", _TORCH, ""),
 )  # fmt: skip
 
-_BESIDE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state)\b")  # what a Trainer puts beside weights
+_BESIDE = r"(training_args|optimizer|scheduler|scaler|rng_state)\b"  # what a Trainer puts beside weights
 
 
 def explain(path: Path) -> str | None:
@@ -56,7 +56,7 @@ def explain(path: Path) -> str | None:
 
 def explain_names(names: Iterable[str], directory: Path | str) -> str | None:
     """explain() for the names of the files in a directory, or in a repository of the hub."""
-    names = [name for name in names if not _BESIDE.match(os.path.basename(name))]
+    names = [name for name in names if not re.match(_BESIDE, os.path.basename(name))]
     for pattern, what, step, how in _FORMATS:
         name = next((name for name in names if re.fullmatch(pattern, os.path.basename(name), re.IGNORECASE)), None)
         if name is not None:

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from cgpt.checkpoint.locate import cache_directory, is_id, locate, repo_id
 from cgpt.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE
 from cgpt.errors import CgptError, CheckpointError, InputError
 
-_SETTINGS = re.compile(r".*(?<!\.index)\.(json|txt|jinja|model|tiktoken)")  # the config's and the tokenizer's files
+_SETTINGS = r".*(?<!\.index)\.(json|txt|jinja|model|tiktoken)"  # the config's and the tokenizer's files
 
 
 def pull(name: str, revision: str | None = None, local_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -50,9 +49,8 @@ def pull(name: str, revision: str | None = None, local_dir: str | os.PathLike[st
         require_space(target, sum(files[file].size or 0 for file in wanted if not (snapshot / file).exists()))
         patterns = [glob.escape(file) for file in wanted]
         cache, local = (target, None) if local_dir is None else (None, target)
-        directory = Path(
-            hub.snapshot_download(repo, revision=revision, cache_dir=cache, local_dir=local, allow_patterns=patterns)
-        )
+        kept = hub.snapshot_download(repo, revision=revision, cache_dir=cache, local_dir=local, allow_patterns=patterns)
+        directory = Path(kept)
         for file in wanted:
             lfs = files[file].lfs  # what is not large has none
             if lfs and (found := _sha256(directory / file)) != lfs.sha256:
@@ -87,17 +85,17 @@ def needed_files(names: Collection[str]) -> list[str]:
         weights = [SINGLE_FILE]
     elif INDEX_FILE in names and shards:
         weights = [*shards, INDEX_FILE]
-    return [*weights, *(name for name in names if _SETTINGS.fullmatch(name) and "/" not in name)]
+    return [*weights, *(name for name in names if re.fullmatch(_SETTINGS, name) and "/" not in name)]
 
 
 def require_space(directory: Path, needed: int) -> None:
     """InputError where fewer than `needed` bytes are free in a directory, or where it will be made."""
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    disk = os.statvfs(there)
+    free = disk.f_bavail * disk.f_frsize
     if free < needed:
-        raise InputError(
-            f"{directory}: the checkpoint takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
-        )
+        sizes = f"the checkpoint takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
+        raise InputError(f"{directory}: {sizes}")
 
 
 def _sha256(path: Path) -> str:

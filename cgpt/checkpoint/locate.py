@@ -19,7 +19,7 @@ from cgpt.fields import shown
 
 SYNTH = "synth:"  # before a published size or a config.json: random weights
 _DEMO = Path(__file__).parents[1] / "demo"
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 _OWNERS = {name: "openai" if name.startswith("gpt-oss") else "openai-community" for name in SIZES}
 _OWNERS["distilgpt2"] = "distilbert"
 
@@ -80,7 +80,7 @@ def not_found(name: str | Path) -> str:
 
 def is_id(name: object) -> bool:
     """Whether this may be the id of a model on the hub."""
-    return isinstance(name, str) and _ID.fullmatch(name) is not None
+    return isinstance(name, str) and re.fullmatch(_ID, name, re.ASCII) is not None
 
 
 def repo_id(name: str) -> str:

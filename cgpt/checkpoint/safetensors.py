@@ -35,7 +35,7 @@ _NUMPY_TYPES = {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
-_ENDS = re.compile(r"(.*\.)?(wte|embed_tokens|lm_head)\.weight")  # of tied ones only one may be stored
+_ENDS = r"(.*\.)?(wte|embed_tokens|lm_head)\.weight"  # of tied ones only one may be stored
 _LISTED = 5  # problems or names in one message
 
 
@@ -89,7 +89,7 @@ class Checkpoint:
             if kept in self.tensors:
                 self.tensors.setdefault(alias, replace(self.tensors[kept], name=alias))
         for name, file_name in weight_map.items():
-            if name not in self.tensors and _ENDS.fullmatch(name):
+            if name not in self.tensors and re.fullmatch(_ENDS, name):
                 continue  # check() refuses it where the model needs it
             if name not in self.tensors or self.tensors[name].file.name != file_name:
                 index = self.directory / INDEX_FILE

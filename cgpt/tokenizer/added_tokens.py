@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from cgpt.tokenizer.pretokenizer import BLANKS
 
-_LEADING_BLANKS = re.compile(f"[{BLANKS}]*")
-
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -33,6 +31,7 @@ class AddedTokens:
 
     def __init__(self, tokens: dict[str, AddedToken]) -> None:
         self._tokens = tokens
+        self._leading_blanks = re.compile(f"[{BLANKS}]*")
         self._pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
     def names_in(self, text: str) -> Iterator[str]:
@@ -53,7 +52,7 @@ class AddedTokens:
             if token.lstrip:
                 begin = start + len(text[start:begin].rstrip(BLANKS))
             if token.rstrip:
-                end += len(_LEADING_BLANKS.match(text, end)[0])  # type: ignore[index]  # it always matches
+                end += len(self._leading_blanks.match(text, end)[0])  # type: ignore[index]  # it always matches
             if end <= begin:  # blanks that the token before took
                 continue
             if begin > start:

@@ -41,7 +41,7 @@ _KNOWN = {
     "post_processor": "ByteLevel and a TemplateProcessing that puts one token first",
     "decoder": "ByteLevel",
 }
-_SPECIAL_LOOK = re.compile(r"[!-/:-@[-`{-~].*[!-/:-@[-`{-~]|[A-Z][A-Z0-9_]+", re.DOTALL)  # <pad>, __bos__, PAD
+_SPECIAL_LOOK = r"(?s)[!-/:-@[-`{-~].*[!-/:-@[-`{-~]|[A-Z][A-Z0-9_]+"  # <pad>, __bos__, PAD
 
 
 def read_directory(directory: str | os.PathLike[str], vocab_size: int) -> Vocabulary:
@@ -123,7 +123,7 @@ def _unmade(vocab: dict[str, Any], merges: list[list[str]], known: set[str], pat
     last = max((ids.get(name, -1) for name in made), default=-1)
     unmade = [name for name in vocab if len(name) > 1 and name not in made]
     for name in unmade:
-        special = name in known or ids[name] < last or _SPECIAL_LOOK.fullmatch(name)
+        special = name in known or ids[name] < last or re.fullmatch(_SPECIAL_LOOK, name)
         if not special and merge_alone(name, ranks)[0] == 2:
             raise TokenizerError(
                 f"{path}: no merge makes the token {shown(name)} of vocab.json; the file is cut short, or the two do "

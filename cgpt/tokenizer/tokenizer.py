@@ -9,8 +9,6 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 
-import tiktoken
-
 from cgpt.errors import InputError, TokenIdError, TokenizerError
 from cgpt.fields import shown
 from cgpt.tokenizer.added_tokens import AddedToken, AddedTokens
@@ -32,6 +30,8 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
+        import tiktoken  # not before there is something to encode: it loads loggers and pools of threads
+
         self.name = vocabulary.name
         self.vocab_size = vocab_size
         self._steps = vocabulary.steps

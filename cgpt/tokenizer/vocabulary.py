@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import lzma
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, AnyStr
@@ -102,6 +101,8 @@ PUBLISHED = {
 
 def read_published(name: str) -> Vocabulary:
     """The vocabulary `name` of PUBLISHED, out of the package's own data."""
+    import lzma
+
     known = PUBLISHED[name]
     path = Path(__file__).parent / "data" / known.file
     try:
