@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,7 @@ from typing import Any
 from cgpt.checkpoint.sizes import SIZES
 
 _PULL = "pull the safetensors of the model it was made from, as cgpt pull {id}"
-_SAVE = (
-    'convert once: python -c "from transformers import AutoModelForCausalLM as M; '
-    "M.from_pretrained('{directory}'{how}).save_pretrained('NEW')\", and copy the tokenizer's files to NEW"
-)
+_SAVE = "convert once: {save}, and copy the tokenizer's files to NEW"
 _TORCH = "write its weights by torch as model.safetensors, named as the published ones, beside a config.json"
 _TRANSFORMERS_4 = _SAVE.replace("convert once:", "convert once, with transformers 4:")
 # A pattern of names, what such a file is, what to do, and how _SAVE reads it; the first that matches counts.
@@ -63,9 +61,8 @@ def explain_names(names: Iterable[str], directory: Path | str) -> str | None:
             told = f"{os.path.basename(directory)}/{name}".lower()
             sizes = [size for size in sorted(SIZES, key=len, reverse=True) if size in told]
             model = f"{'openai' if 'oss' in sizes[0] else 'openai-community'}/{sizes[0]}" if sizes else "ID"
-            return (
-                f"{name} is {what}; cgpt reads safetensors only: {step.format(directory=directory, id=model, how=how)}"
-            )
+            save = _save("transformers import AutoModelForCausalLM", directory, f"{how})")
+            return f"{name} is {what}; cgpt reads safetensors only: {step.format(save=save, id=model)}"
     return None
 
 
@@ -83,8 +80,12 @@ def _adapter(directory: Path) -> str:
         base, kind = settings.get("base_model_name_or_path"), settings.get("peft_type")
     except (OSError, ValueError, AttributeError):
         base = kind = None
-    return (
-        f"a {kind or 'LoRA'} adapter of {base or 'a model that it does not name'}, not a model; merge them once: "
-        f"python -c \"from peft import AutoPeftModelForCausalLM as M; M.from_pretrained('{directory}')"
-        ".merge_and_unload().save_pretrained('NEW')\", and load NEW"
-    )
+    save = _save("peft import AutoPeftModelForCausalLM", directory, ").merge_and_unload()")
+    of = base or "a model that it does not name"
+    return f"a {kind or 'LoRA'} adapter of {of}, not a model; merge them once: {save}, and load NEW"
+
+
+def _save(imported: str, directory: Path | str, then: str) -> str:
+    """The command that reads a directory by another package and saves it as NEW, quoted for Python and the shell."""
+    path = json.dumps(str(directory), ensure_ascii=False)
+    return "python -c " + shlex.quote(f'from {imported} as M; M.from_pretrained({path}{then}.save_pretrained("NEW")')

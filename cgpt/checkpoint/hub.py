@@ -55,10 +55,10 @@ def pull(name: str, revision: str | None = None, local_dir: str | os.PathLike[st
             lfs = files[file].lfs  # what is not large has none
             if lfs and (found := _sha256(directory / file)) != lfs.sha256:
                 os.remove(os.path.realpath(directory / file))
-                damage = f"sha256 is {found}, not {lfs.sha256}, so it was removed"
-                raise CheckpointError(
-                    f"{directory / file}: came damaged; its {damage}; the same command fetches it again"
+                damage = (
+                    f"its sha256 is {found}, not {lfs.sha256}, so it was removed; the same command fetches it again"
                 )
+                raise CheckpointError(f"{directory / file}: came damaged; {damage}")
     except errors.GatedRepoError:
         todo = f"agree to its terms at {where}/{repo}, and set HF_TOKEN to a token of yours"
         raise CheckpointError(f"{repo}: is gated; {todo}") from None

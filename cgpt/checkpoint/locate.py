@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 from pathlib import Path
 
 from cgpt.arguments import warn_caller
@@ -141,7 +142,7 @@ def _unfinished(directory: Path) -> str | None:
     missing = [file.name for file in files if not file.exists()]
     if not missing or not (in_cache or parts):
         return None
-    pull = f"cgpt pull {_id_of(directory.parents[1])}" if in_cache else "the same command that began it"
+    pull = f"cgpt pull {shlex.quote(_id_of(directory.parents[1]))}" if in_cache else "the same command that began it"
     so_far = [f"{path.name} has {path.stat().st_size / 1e6:,.1f} MB so far" for path in parts]
     return "; ".join([f"the download is not complete, {', '.join(missing)} is missing", *so_far, f"go on by {pull}"])
 
@@ -157,11 +158,12 @@ def _snapshot(folder: Path, revision: str | None) -> Path:
     found = [path for path in there if path.name.startswith(commit)]
     if len(found) == 1:
         return _in_directory(found[0], None)
-    names, pull = ", ".join(path.name for path in there), f"cgpt pull {_id_of(folder)}"
+    names, pull = ", ".join(path.name for path in there), f"cgpt pull {shlex.quote(_id_of(folder))}"
     if found:
         raise CheckpointError(f"{folder}: has no refs/main and several revisions, {names}; name one by revision")
     if revision is not None:
-        raise CheckpointError(f"{folder}: has no revision {revision}, only {names}; {pull} --revision {revision}")
+        pull += f" --revision {shlex.quote(revision)}"
+        raise CheckpointError(f"{folder}: has no revision {revision}, only {names}; {pull}")
     problem = _unfinished(folder / "snapshots" / (commit or "main"))
     raise CheckpointError(f"{folder}: {problem or 'has no snapshot'}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from cgpt.checkpoint.hub import pull
 
@@ -24,4 +25,4 @@ def run(args: argparse.Namespace) -> None:
     """Downloads it, and says where it is."""
     directory = pull(args.id, args.revision, args.local_dir)
     model = directory if args.local_dir or args.revision else args.id
-    print(f"{args.id} is in {directory}; try: cgpt generate --model {model} PROMPT")
+    print(f"{args.id} is in {directory}; try: cgpt generate --model {shlex.quote(str(model))} PROMPT")

@@ -1,6 +1,7 @@
 """The command `cgpt synth`."""
 
 import argparse
+import shlex
 
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.cli.options import ProgressBar
@@ -23,4 +24,4 @@ def run(args: argparse.Namespace) -> None:
     """Writes the checkpoint."""
     with ProgressBar(f"writing {args.directory}") as progress:
         synth.write(args.size, args.directory, seed=args.seed, progress=progress)
-    print(f"wrote a random {args.size} to {args.directory}; try: cgpt info {args.directory}")
+    print(f"wrote a random {args.size} to {args.directory}; try: cgpt info {shlex.quote(args.directory)}")

@@ -148,9 +148,8 @@ def _read_tokenizer_json(path: Path, vocab_size: int) -> Vocabulary:
     file = read_json_object(path, TokenizerError, MAX_VOCABULARY_BYTES)
     model = _get(file, "model", dict, path)
     if model.get("type", "BPE") != "BPE":
-        raise TokenizerError(
-            f"{path}: the model type is {shown(model['type'])}; cgpt knows only BPE, and runs such a model on token ids"
-        )
+        known = "cgpt knows only BPE, and runs such a model on token ids"
+        raise TokenizerError(f"{path}: the model type is {shown(model['type'])}; {known}")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         _require_unset(model, key, path)
     _steps(file, "decoder", path, {"ByteLevel"})
@@ -222,9 +221,8 @@ def _prefix_ids(file: dict[str, Any], vocab_size: int, path: Path) -> tuple[int,
 def _rows(ids: Any, vocab_size: int, name: str, path: Path) -> tuple[int, ...]:
     """`ids` of a token that every prompt begins with."""
     if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < vocab_size for one in ids):
-        raise TokenizerError(
-            f"{path}: prompts begin with {shown(name)}, whose ids {shown(ids)} the model does not have"
-        )
+        begin = f"prompts begin with {shown(name)}"
+        raise TokenizerError(f"{path}: {begin}, whose ids {shown(ids)} the model does not have")
     return tuple(ids)
 
 

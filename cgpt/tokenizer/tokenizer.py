@@ -117,8 +117,9 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, errors: str = "replace", skip_special_tokens: bool = False) -> str:
         """The text of `ids`. errors: what to do about bytes that are not UTF-8, as in bytes.decode.
         skip_special_tokens: without the names of special tokens."""
-        kept = [one for one in ids if one not in self.special_ids] if skip_special_tokens else ids
-        return self.decode_bytes(kept).decode("utf-8", errors)
+        if skip_special_tokens and isinstance(ids, Iterable):
+            ids = [row for row in map(self.row, ids) if row not in self.special_ids]
+        return self.decode_bytes(ids).decode("utf-8", errors)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`; TokenIdError for an id beyond the vocabulary."""
@@ -128,21 +129,24 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, which may end within a character; TokenIdError beyond the vocabulary."""
+        return self._bytes[self.row(token_id)]
+
+    def row(self, token_id: int) -> int:
+        """A token's id as an int; TokenIdError for what is none, or beyond the vocabulary."""
         try:
             index = operator.index(token_id)
         except TypeError:
             raise TokenIdError(f"a token id must be an integer, found {shown(token_id)}") from None
         if not 0 <= index < self.vocab_size:
             raise TokenIdError(f"token id {index} is outside the vocabulary, 0 to {self.vocab_size - 1}")
-        return self._bytes[index]
+        return index
 
     def _atoms(self, allowed_special: str | Collection[str]) -> tuple[AddedTokens, AddedTokens]:
         """The texts that are one token each, in the text as it is and as it is normalized."""
         allowed = self._special if allowed_special == "all" else frozenset(allowed_special)
         if not allowed <= self._special:
-            raise InputError(
-                f'allowed_special must be "all" or names of special tokens, found {shown(allowed_special)}'
-            )
+            names = '"all" or names of special tokens'
+            raise InputError(f"allowed_special must be {names}, found {shown(allowed_special)}")
         return self._added_with(allowed)
 
     def _make_added(self, allowed: frozenset[str]) -> tuple[AddedTokens, AddedTokens]:
@@ -154,9 +158,8 @@ class Tokenizer:
 
     def _row(self, name: str, token: AddedToken) -> int:
         if token.id >= self.vocab_size:
-            raise TokenIdError(
-                f"the text holds {shown(name)}, token {token.id}, and the model has rows for 0 to {self.vocab_size - 1}"
-            )
+            rows = f"the model has rows for 0 to {self.vocab_size - 1}"
+            raise TokenIdError(f"the text holds {shown(name)}, token {token.id}, and {rows}")
         return token.id
 
     def _normalize(self, text: str) -> str:
@@ -185,9 +188,8 @@ class Tokenizer:
             if self._lacks_bytes and -1 in new:
                 byte = self._encoding.decode_single_token_bytes(ranks[new.index(-1)])
                 char = next((one for one in piece if byte in one.encode("utf-8", "replace")), "\ufffd")
-                raise InputError(
-                    f"the text holds {shown(char)}, and the vocabulary has no token for its byte 0x{byte.hex()}"
-                )
+                lacks = f"the vocabulary has no token for its byte 0x{byte.hex()}"
+                raise InputError(f"the text holds {shown(char)}, and {lacks}")
             ids += new
 
 
@@ -202,7 +204,8 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """The text that this id completes, "" while a character is incomplete."""
-        return "" if token_id in self._skipped else self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        row = self._tokenizer.row(token_id)
+        return "" if row in self._skipped else self._decoder.decode(self._tokenizer.token_bytes(row))
 
     def flush(self) -> str:
         """The end of the text: "", or a replacement for a character left incomplete."""

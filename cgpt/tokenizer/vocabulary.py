@@ -169,9 +169,8 @@ def _check_ids(
     names: dict[int, str] = {}
     for name, token_id in (*vocab.items(), *verbatim.items()):
         if type(token_id) is not int or not 0 <= token_id < vocab_size and name not in beyond:
-            raise TokenizerError(
-                f"{path}: the id of {shown(name)} must be 0 to {vocab_size - 1}, found {shown(token_id)}"
-            )
+            wanted = f"0 to {vocab_size - 1}, found {shown(token_id)}"
+            raise TokenizerError(f"{path}: the id of {shown(name)} must be {wanted}")
         if names.setdefault(token_id, name) != name:
             raise TokenizerError(f"{path}: {shown(names[token_id])} and {shown(name)} share an id, {token_id}")
         if vocab.get(name, token_id) != token_id:

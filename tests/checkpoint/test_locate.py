@@ -1,7 +1,9 @@
 """Paths, names and ids that stand for a checkpoint: found without a network, or refused with what to do."""
 
+import ast
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cgpt
+from cgpt.checkpoint.formats import explain
 from cgpt.checkpoint.locate import SYNTH, locate, model_name
 from cgpt.cli import main as cli
 from cgpt.errors import CheckpointError, InputError
@@ -243,7 +246,7 @@ def test_random_weights_of_a_config(home):
     [
         (
             ["config.json", "pytorch_model.bin"],
-            ["pytorch_model.bin", "pickle", "from_pretrained('{}').save_pretrained("],
+            ["pytorch_model.bin", "pickle", 'from_pretrained("{}").save_pretrained('],
         ),
         (["config.json", "pytorch_model-00001-of-00002.bin"], ["pickle", "save_pretrained("]),
         (["ckpt.pt"], ["ckpt.pt", "nanoGPT", "transposed", "model.safetensors"]),
@@ -270,6 +273,16 @@ def test_other_formats_are_named(home, files, parts):
     refused(home / "m", *(part.format(home / "m") for part in parts))
 
 
+def test_the_line_that_converts_is_quoted_for_the_shell_and_for_python(home):
+    folder = home / """it's "my" $m\\"""
+    folder.mkdir(parents=True)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    said = explain(folder)
+    python, option, code = shlex.split(said[said.index("python -c") : said.index(", and copy")])
+    strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert (python, option, set(strings)) == ("python", "-c", {str(folder), "NEW"})
+
+
 def test_weights_without_a_config(home):
     (model(home / "m") / "config.json").unlink()
     refused(home / "m", "no config.json", "copy that of the model beside its weights", error=cgpt.CgptError)
@@ -288,7 +301,7 @@ def test_an_adapter(home, more):
     save_file({"base_model.model.x.lora_A.weight": np.zeros((2, 2), np.float32)}, home / "a/adapter_model.safetensors")
     for name in more:
         (home / "a" / name).write_text(json.dumps(TINY))
-    refused(home / "a", "a LORA adapter of some/base", f"from_pretrained('{home / 'a'}').merge_and_unload()")
+    refused(home / "a", "a LORA adapter of some/base", f'from_pretrained("{home / "a"}").merge_and_unload()')
     (home / "a/adapter_config.json").write_text("[")
     refused(home / "a", "adapter of a model that it does not name")
     (home / "a/adapter_model.safetensors").rename(home / "a/adapter_model.bin")

@@ -187,6 +187,11 @@ def test_output_without_special_tokens(tmp_path):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "abc"
     decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
     assert [decoder.push(token_id) for token_id in ids] == ["ab", "", "c", ""]
+    for wrong in ([1], None):
+        with pytest.raises(TokenIdError, match="must be an integer"):
+            tokenizer.decode([wrong], skip_special_tokens=True)
+        with pytest.raises(TokenIdError, match="must be an integer"):
+            decoder.push(wrong)
 
 
 def test_finds_the_name_of_a_special_token(tmp_path):
