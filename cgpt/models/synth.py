@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from math import log2, prod, sqrt
+from math import hypot, log2, prod, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.random import SFC64, BitGenerator, SeedSequence  # now: no signal may come during a lazy import
 
-from cgpt.arguments import require_integer
+from cgpt.arguments import require_integer, require_number
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig, read_config
 from cgpt.checkpoint.hub import require_space
 from cgpt.checkpoint.locate import SYNTH
@@ -28,9 +28,11 @@ from cgpt.checkpoint.sizes import SIZES, published_config, published_generation_
 from cgpt.errors import ConfigError, InputError
 from cgpt.fields import read_json_object
 from cgpt.models import gpt2, gpt_oss
+from cgpt.models.routing_skew import RoutingSkew
 
 # Bytes of weights a published file holds at most. In OpenAI's layout the 20b is one file, the 120b seven.
 HF_SHARD, ORIGINAL_SHARD, ORIGINAL_SINGLE = 4_800_000_000, 10_500_000_000, 14_000_000_000
+MAX_SKEW = 10
 CHUNK = 1 << 22  # bytes made and written at a time, so that memory stays small and the caches are used
 
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "U8": np.dtype("u1")}
@@ -72,6 +74,7 @@ def write(
     *,
     seed: int = 0,
     layout: str | None = None,
+    routing_skew: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Writes a checkpoint of random weights into `directory`, which must be empty or not exist yet.
@@ -80,18 +83,23 @@ def write(
         may stand before a name or path.
     seed: the same one gives the same files (with the same NumPy).
     layout: "hf" (default) or "original" (OpenAI's) for a published size; a config.json implies its own.
+    routing_skew: 0 (default) lets gpt-oss choose its experts evenly; 1 as unevenly as trained models do, so that a
+        cache of 30 % of them hits about 85 % in generated text; see cgpt.models.routing_skew.
     progress(done, total) is told the bytes written.
 
-    InputError: no such size or layout, `directory` is in use or cannot be written, the disk is too full.
+    InputError: no such size or layout, a skew of a model without experts, `directory` is in use or cannot be written,
+        the disk is too full.
     ConfigError: a config that cgpt cannot run. After a failure or Ctrl-C nothing of the checkpoint is left.
     """
     require_integer("seed", seed, low=0)
+    require_number("routing_skew", routing_skew, f" from 0 to {MAX_SKEW}", lambda value: 0 <= value <= MAX_SKEW)
     json_files = _json_files(size_or_config, layout)
     directory = Path(directory)
     with _all_or_nothing(directory) as new_file:
         for name, values in json_files.items():
             new_file(name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         config = read_config(directory)
+        skew = _routing_skew(config, routing_skew, seed)
         mxfp4 = json_files["config.json"].get("quantization_config") is not None
         files = checkpoint_files(config, mxfp4)
         if len(files) > 1 and isinstance(config, GptOssConfig) and config.layout == "hf":
@@ -102,7 +110,7 @@ def write(
         done = 0
         for name, tensors in files.items():
             with open(new_file(name), "wb") as file:
-                for data in _file_data(headers[name], tensors, seed):
+                for data in _file_data(headers[name], tensors, seed, skew):
                     done += file.write(data)
                     if progress:
                         progress(done, total)
@@ -198,33 +206,47 @@ def _shards(tensors: Iterable[SynthTensor], limit: int) -> list[list[SynthTensor
 # ----------------------------------------------------------------------------------------------------- values
 
 
-def _file_data(header: bytes, tensors: Iterable[SynthTensor], seed: int) -> Iterator[Any]:
+def _routing_skew(config: GPT2Config | GptOssConfig, skew: float, seed: int) -> RoutingSkew | None:
+    if not skew:
+        return None
+    if isinstance(config, GPT2Config):
+        raise InputError("routing_skew is for gpt-oss; a GPT-2 has no experts to choose")
+    return RoutingSkew(config, skew, seed)
+
+
+def _file_data(header: bytes, tensors: Iterable[SynthTensor], seed: int, skew: RoutingSkew | None) -> Iterator[Any]:
     yield header
     for tensor in tensors:
-        values = _mask if re.fullmatch(gpt2.MASK_BUFFERS[0], tensor.name) else _random
+        mask = re.fullmatch(gpt2.MASK_BUFFERS[0], tensor.name)
         count, step = prod(tensor.shape), CHUNK // _NUMPY_TYPES[tensor.dtype].itemsize
         # A stream for each tensor: its values do not depend on the files and tensors before it.
         stream = SFC64(SeedSequence([seed, *tensor.name.encode()]))
         for begin in range(0, count, step):
-            yield values(tensor, stream, begin, min(step, count - begin)).data
+            n = min(step, count - begin)
+            yield (_mask(tensor, begin, n) if mask else _random(tensor, stream, begin, n, skew)).data
 
 
-def _mask(tensor: SynthTensor, stream: BitGenerator, begin: int, count: int) -> np.ndarray:
+def _mask(tensor: SynthTensor, begin: int, count: int) -> np.ndarray:
     """`count` elements from `begin` on of the causal mask [1, 1, n, n]: 1 where a query may look."""
     query, key = np.divmod(np.arange(begin, begin + count), tensor.shape[-1])
     return (key <= query).astype("<f4")
 
 
-def _random(tensor: SynthTensor, stream: BitGenerator, begin: int, count: int) -> np.ndarray:
-    """The next `count` values of a tensor. Random bits look values up: several times faster than sampling."""
+def _random(tensor: SynthTensor, stream: BitGenerator, begin: int, count: int, skew: RoutingSkew | None) -> np.ndarray:
+    """The next `count` values of a tensor, those from `begin` on. Random bits look values up: several times
+    faster than sampling."""
     if tensor.dtype == "U8":
         data = stream.random_raw(-(-count // 8)).view(np.uint8)[:count]
         if tensor.name.endswith("blocks"):
             return data
         return (data & 3) + np.uint8(_lowest_scale(tensor.name, tensor.shape[-1] * 32))
     mean, std = _distribution(tensor.name, tensor.shape)
+    if skew:
+        std = hypot(std, skew.popularity(tensor.name))
     quantiles = _normal_quantiles(mean, std, tensor.dtype)
-    return quantiles[stream.random_raw(-(-count // 4)).view(np.uint16)[:count]]
+    values: np.ndarray = quantiles[stream.random_raw(-(-count // 4)).view(np.uint16)[:count]]
+    topics = skew.topics(tensor.name, begin, count) if skew else None
+    return values if topics is None else _bf16((values.astype("<u4") << 16).view("<f4") + topics)
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
@@ -260,10 +282,13 @@ def _lowest_scale(name: str, K: int) -> int:
 def _normal_quantiles(mean: float, std: float, dtype: str) -> np.ndarray:
     """65,536 values of dtype F32 or BF16 (as uint16) which, drawn alike, are normally distributed."""
     values = (mean + std * _standard_quantiles()).astype("<f4")
-    if dtype == "F32":
-        return values
+    return values if dtype == "F32" else _bf16(values)
+
+
+def _bf16(values: np.ndarray) -> np.ndarray:
+    """float32 values rounded to BF16, as uint16; ties to even."""
     bits: np.ndarray = values.view("<u4")
-    nearest: np.ndarray = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # ties to even
+    nearest: np.ndarray = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return nearest.astype("<u2")
 
 

@@ -206,6 +206,8 @@ def test_synth(cgpt_, tmp_path):
         weights.append((directory / "model.safetensors").read_bytes())
     assert cgpt.load(directory).config.n_embd == 8
     assert weights[0] == weights[1] != weights[2]
+    status, out, err = cgpt_("synth", small_config(tmp_path), tmp_path / "new", "--routing-skew", 1)
+    assert (status, out) == (2, "") and "no experts" in err
     status, out, err = cgpt_("synth", "gpt3", tmp_path / "new")
     assert (status, out) == (2, "") and "gpt3" in err
 

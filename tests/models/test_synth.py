@@ -1,5 +1,6 @@
 """synth.write: that what it writes loads and runs, is the same for the same seed, and never half there."""
 
+import hashlib
 import json
 import shutil
 import tracemalloc
@@ -12,6 +13,7 @@ import cgpt
 import cgpt.models.synth
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.errors import CheckpointError, ConfigError, InputError
+from cgpt.models import routing_skew
 
 from reference.checkpoint import read_header
 from reference.mxfp4 import dequantise
@@ -161,6 +163,61 @@ def test_scales_at_the_published_width():
     assert cgpt.models.synth._lowest_scale("model.layers.0.mlp.experts.down_proj_scales", 2880) in (117, 118)
 
 
+# ---------------------------------------------------------------------------------------------- skewed routers
+
+
+def added(config, tmp_path, skew=1.0):
+    """Tensor -> (what a skew adds, as float32; what there is without)."""
+    for name, amount in dict(plain=0, skewed=skew).items():
+        cgpt.models.synth.write(config, tmp_path / name, seed=3, routing_skew=amount)
+    plain, skewed = ({n: floats(t) for n, t in stored(tmp_path / name).items()} for name in ("plain", "skewed"))
+    return {name: (skewed[name] - plain[name], plain[name]) for name in plain}
+
+
+def test_no_skew_is_the_default(tmp_path):
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "default")
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "zero", routing_skew=0)
+    assert contents(tmp_path / "default") == contents(tmp_path / "zero")
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents(tmp_path / "default").items()}
+    assert digests["model.safetensors"].startswith("0e45f83186907e08")  # of the release before there were skews
+
+
+@pytest.mark.parametrize("kind", ["gpt-oss", "gpt-oss, tied", "gpt-oss, original"])
+def test_a_skew_changes_embedding_head_and_routers(kind, tmp_path):
+    changed = {name for name, (more, _) in added(CONFIGS[kind], tmp_path).items() if more.any()}
+    ends = ("embed_tokens.weight", "lm_head.weight", "router.weight", "router.bias")
+    if "original" in kind:
+        ends = ("embedding.weight", "gate.weight", "gate.bias")  # and unembedding.weight
+    names = stored(tmp_path / "plain")
+    assert changed == {name for name in names if name.endswith(ends)}
+
+
+def test_popularity_and_topics(tmp_path):
+    """By the law in routing_skew: how much is added; token i is of topic i % 16, and of a topic's 256 one leads on."""
+    config = GPT_OSS | dict(vocab_size=3 * 16 * 256, hidden_size=256, num_local_experts=64)
+    found = added(config, tmp_path, skew=2)
+    biases = np.concatenate([more + plain for name, (more, plain) in found.items() if name.endswith("router.bias")])
+    assert biases.std() == pytest.approx(2 * routing_skew.POPULARITY, rel=0.15)
+    embedding, head = found["model.embed_tokens.weight"][0], found["lm_head.weight"][0]
+    assert abs(embedding).mean() == pytest.approx(routing_skew.AMPLITUDE * 4**0.5, rel=0.01)  # four layers
+    topics = np.array([(np.sign(embedding[:16]) == np.sign(row)).mean(1).argmax() for row in embedding])
+    by_head = np.array([(np.sign(head[:16]) == np.sign(row)).mean(1).argmax() for row in head])
+    ids = np.arange(len(topics))
+    assert np.array_equal(by_head, ids % 16)
+    leads_on = ids // 16 % 256 == 255
+    assert np.array_equal(topics[~leads_on], ids[~leads_on] % 16)
+    assert (topics[leads_on] != ids[leads_on] % 16).all()
+
+
+def test_topics_do_not_depend_on_the_chunks(tmp_path, monkeypatch):
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "whole", routing_skew=1)
+    monkeypatch.setattr(cgpt.models.synth, "CHUNK", 1000)  # ends within a row
+    cgpt.models.synth.write(GPT_OSS, tmp_path / "cut", routing_skew=1)
+    whole, cut = (stored(tmp_path / name) for name in ("whole", "cut"))
+    for name in "model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.router.weight":
+        assert np.array_equal(whole[name][0], cut[name][0])
+
+
 # --------------------------------------------------------------------------------------------- how it behaves
 
 
@@ -242,6 +299,9 @@ def test_refuses_bad_arguments(tmp_path):
     refused(InputError, "layout", GPT_OSS, directory, layout="hf")
     refused(InputError, "seed", GPT2, directory, seed=-1)
     refused(InputError, "seed", GPT2, directory, seed=1.5)
+    refused(InputError, "no experts", GPT2, directory, routing_skew=1)
+    for skew in (-0.1, float("nan"), 11, "1"):
+        refused(InputError, "routing_skew", GPT_OSS, directory, routing_skew=skew)
     refused(ConfigError, "n_head", GPT2 | dict(n_head=5), directory)
     refused(ConfigError, "model_type", {"model_type": "llama"}, directory)
     assert not directory.exists()
