@@ -13,6 +13,7 @@ from cgpt.analysis.info import plural
 from cgpt.kernels import _kernels, isa
 from cgpt.machine import huge_pages, sysfs, topology
 from cgpt.machine.cpu_time import CpuTime
+from cgpt.machine.disk import DiskRate
 from cgpt.machine.memory import available_memory
 from cgpt.machine.roofline import Roofline
 from cgpt.machine.threads import ONE_THREAD, cpu_quota, default_threads, thread_count
@@ -29,12 +30,16 @@ ENVIRONMENT = (
 
 
 def examine(
-    threads: int | None = None, measure: Callable[[int], Roofline] | None = None, root: Path = Path("/")
+    threads: int | None = None,
+    measure: Callable[[int], Roofline] | None = None,
+    root: Path = Path("/"),
+    disk: tuple[Path, DiskRate] | None = None,
 ) -> dict[str, Any]:
     """Facts about this machine, which json can write. Numbers are bytes, bytes/s, FLOP/s or counts; None: unknown.
 
     threads: as load() would be told; default its default. measure: takes a number of threads and gives the roofline as
     machine.roofline.measure does; None measures nothing. root: the root of the file system that holds proc and sys.
+    disk: a file of a checkpoint, and the rate machine.disk.disk_rate found there.
     The result holds
       cgpt: the version; environment: the variables set that change what cgpt does;
       level: in_use, and missing {level: what keeps it out, or None};
@@ -45,6 +50,7 @@ def examine(
         hugetlb's reserved, free and size;
       load: average (of the last minute, in CPUs), others and stolen (shares of the usable CPUs while measuring);
       roofline: read_bytes_per_s, flops_per_s, level, dtype and threads, or None;
+      disk: file, bytes_per_second, request_bytes, readers and direct, or None;
       models: what cgpt.models.forecast says of each, at `context` tokens, with `reached` as shares of at_most;
       advice: sentences, where something stands in the way.
     """
@@ -65,6 +71,7 @@ def examine(
         "memory": _memory(root),
         "load": {"average": _load_average(root), "others": others, "stolen": stolen},
         "roofline": None if roofline is None else asdict(roofline),
+        "disk": None if disk is None else {"file": str(disk[0]), **asdict(disk[1])},
         "models": {"context": CONTEXT, "reached": REACHED, "sizes": sizes},
     }
     return facts | {"advice": advice(facts)}
@@ -123,6 +130,7 @@ def render(facts: Mapping[str, Any]) -> str:
         ("memory", _memory_text(facts["memory"])),
         ("load", _load_text(facts["load"])),
         ("measured", _roofline_text(facts["roofline"])),
+        *([("disk", _disk_text(facts["disk"]))] if facts["disk"] else []),
     ]
     parts = [f"cgpt {facts['cgpt']} on {facts['cpu']['name']}", *(f"  {label:<10}{text}" for label, text in lines)]
     parts += ["", *_table(facts["models"]), "", *_footnote(facts)]
@@ -187,6 +195,14 @@ def _roofline_text(roofline: Mapping[str, Any] | None) -> str:
     return (
         f"{roofline['read_bytes_per_s'] / 1e9:.1f} GB/s read, {_flops(roofline['flops_per_s'])} in {roofline['dtype']} "
         f"({roofline['level']}), by {plural(roofline['threads'], 'thread')}"
+    )
+
+
+def _disk_text(disk: Mapping[str, Any]) -> str:
+    how = "past the page cache" if disk["direct"] else "through the page cache, which may hold a part of it"
+    return (
+        f"{disk['bytes_per_second'] / 1e9:.2f} GB/s in requests of {disk['request_bytes'] / 1e6:.1f} MB by "
+        f"{plural(disk['readers'], 'thread')}, {how}, from {disk['file']}"
     )
 
 

@@ -18,6 +18,7 @@ from cgpt.cli import doctor
 from cgpt.cli import main as cli
 from cgpt.kernels import _kernels, isa
 from cgpt.machine.cpu_time import CpuTime
+from cgpt.machine.disk import DiskRate
 from cgpt.machine.roofline import Roofline
 from cgpt.machine.threads import ONE_THREAD
 from cgpt.models.accounting import cache_read, dense_bits, describe, loaded_bytes
@@ -26,6 +27,7 @@ from cgpt.models.forecast import VARIANTS, flops_per_token, forecast
 from support.machine_cases import cpus, smt, v1, v2, write
 
 ROOFLINE = Roofline(40e9, 500e9, "avx2", "f32", 8)
+DISK = Path("/models/one/model.safetensors"), DiskRate(1.05e9, 4 << 20, 2, True)
 AMX = Roofline(40e9, 6e12, "amx", "bf16", 8)
 MEMINFO = """MemTotal: 32000000 kB
 MemAvailable: 20000000 kB
@@ -55,6 +57,7 @@ def facts(tmp_path, monkeypatch):
         level="amx",
         levels=LEVELS,
         openmp=True,
+        disk=None,
         **environment,
     ):
         for name in ENVIRONMENT:
@@ -66,7 +69,7 @@ def facts(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(affinity), raising=False)
         monkeypatch.setattr(isa, "level", lambda: level)
         monkeypatch.setattr(isa, "levels", lambda: levels)
-        return examine(threads, measure, write(tmp_path, files))
+        return examine(threads, measure, write(tmp_path, files), disk)
 
     return found
 
@@ -93,6 +96,7 @@ def test_a_healthy_machine(facts):
     }
     assert found["load"] == {"average": 0.25, "others": None, "stolen": None}  # no proc/stat
     assert found["roofline"] == vars(ROOFLINE)
+    assert found["disk"] is None
     assert [(size["name"], size["dense"]) for size in found["models"]["sizes"]] == VARIANTS
     assert found["advice"] == []
 
@@ -106,7 +110,7 @@ def kinds(value):
 
 def test_json_schema(facts):
     """Scripts read it: names do not change."""
-    found = json.loads(json.dumps(facts(measure=lambda threads: ROOFLINE)))
+    found = json.loads(json.dumps(facts(measure=lambda threads: ROOFLINE, disk=DISK)))
     rates = {"at_most": "float", "expected": "float"}
     assert kinds(found) == {
         "cgpt": "str",
@@ -121,6 +125,8 @@ def test_json_schema(facts):
         "load": {"average": "float", "others": "NoneType", "stolen": "NoneType"},
         "roofline": {"read_bytes_per_s": "float", "flops_per_s": "float", "level": "str", "dtype": "str",
                      "threads": "int"},
+        "disk": {"file": "str", "bytes_per_second": "float", "request_bytes": "int", "readers": "int",
+                 "direct": "bool"},
         "models": {"context": "int", "reached": {"decode": "float", "prompt": "float"}, "sizes": [{
             "name": "str", "dense": "NoneType", "weights": "int", "available": "int", "fits": "bool",
             "max_context": "int", "context": "int", "bytes_per_token": "int", "flops_per_token": "int",
@@ -346,11 +352,45 @@ def test_command(capsys, monkeypatch):
     assert "(< " in text and "Estimates" in text
 
 
+def test_the_disk_of_a_checkpoint(capsys, monkeypatch, tmp_path):
+    """That of the model named, else of the largest file in the hub's cache, else none."""
+    monkeypatch.setattr(doctor, "_measure", lambda threads: ROOFLINE)
+    monkeypatch.setattr(doctor, "SECONDS", 0.01)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+
+    def disk(*argv):
+        assert cli.main(["doctor", "--json", *argv]) == 0
+        return json.loads(capsys.readouterr().out)["disk"]
+
+    assert disk() is None
+    weights = Path(cgpt.__file__).parent / "demo" / "demo-gpt2" / "model.safetensors"
+    found = disk("demo-gpt2")
+    assert found["file"] == str(weights) and found["bytes_per_second"] > 0
+    assert found["request_bytes"] == -(-weights.stat().st_size // 4096) * 4096
+    for size, name in enumerate(("one", "two", "six"), 1):
+        snapshot = tmp_path / f"models--any--{name}" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").write_bytes(b"x" * size)
+    (snapshot / "model-2.safetensors").symlink_to("gone")
+    assert disk()["file"] == str(snapshot / "model.safetensors")
+    assert cli.main(["doctor", "no-such-model"]) == 2
+    assert "no-such-model" in capsys.readouterr().err
+
+
+def test_the_row_of_the_disk(facts):
+    assert "\n  disk" not in render(facts())
+    file, rate = DISK
+    text = render(facts(disk=DISK))
+    assert "\n  disk      1.05 GB/s in requests of 4.2 MB by 2 threads, past the page cache, from /models/one/" in text
+    assert "through the page cache" in render(facts(disk=(file, replace(rate, direct=False))))
+
+
 def test_no_measure(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_measure", None)
-    assert cli.main(["doctor", "--no-measure"]) == 0
+    monkeypatch.setattr(doctor, "disk_rate", None)
+    assert cli.main(["doctor", "--no-measure", "demo-gpt2"]) == 0
     text = capsys.readouterr().out
-    assert "tok/s" not in text and "Estimates" not in text and "fits up to" in text
+    assert "GB/s" not in text and "tok/s" not in text and "Estimates" not in text and "fits up to" in text
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "5000"])
