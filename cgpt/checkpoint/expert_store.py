@@ -29,8 +29,8 @@ from cgpt.checkpoint.changes import FileWatch
 from cgpt.checkpoint.safetensors import Checkpoint, StoredTensor
 from cgpt.errors import CheckpointError, CheckpointReadError, ModelClosed, OutOfMemoryError
 from cgpt.kernels._kernels import Matrix
+from cgpt.machine.disk import ALIGN, open_direct
 
-ALIGN = 4096  # bytes: of what O_DIRECT reads, in the file and in memory
 AHEAD = 32  # reads that are begun for the next layer: what a disk does while the layer's attention is computed
 READERS = 4  # threads; a disk that has few requests to choose from may give less than it can
 Experts = npt.NDArray[np.int32]
@@ -116,8 +116,8 @@ class FileReader:
 
 def _direct(descriptor: int) -> int | None:
     """Another descriptor of the same open file, which reads past the page cache; None where the system has none."""
-    with suppress(OSError, AttributeError):
-        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    with suppress(OSError):
+        return open_direct(Path(f"/proc/self/fd/{descriptor}"))
     return None
 
 

@@ -66,7 +66,7 @@ def disk_rate(
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[int, bool]]:
     """A descriptor of the file, and whether its reads go past the page cache."""
-    file, direct = _open_direct(path), True
+    file, direct = open_direct(path), True
     if file is None:
         file, direct = os.open(path, os.O_RDONLY), False
     try:
@@ -81,7 +81,7 @@ def _opened(path: Path) -> Iterator[tuple[int, bool]]:
         os.close(file)
 
 
-def _open_direct(path: Path) -> int | None:
+def open_direct(path: Path) -> int | None:
     """A descriptor that O_DIRECT reads work with; None where the system or the file system has none."""
     if not hasattr(os, "O_DIRECT"):
         return None

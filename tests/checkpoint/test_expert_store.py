@@ -205,6 +205,8 @@ def test_a_read_that_fails_names_file_tensor_and_offset_and_can_be_repeated(make
     expert = 2 if "expert 2" in text else 5
     assert str(tensor.file) in text and tensor.name in text and says in text
     assert str(tensor.offset + expert * tensor.nbytes // E) in text
+    while store._reading:
+        time.sleep(0.001)
     failing[0] = False
     take(store, 3, [2, 5])
     assert not any(entry.pins for entry in store._entries.values()) and len(store._free) == LAYERS * E - 2
@@ -283,8 +285,8 @@ def test_a_file_system_that_refuses_a_direct_read(make, monkeypatch):
 
 def test_reads_that_come_in_pieces(make, monkeypatch):
     preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, into, offset: preadv(fd, [into[0][: expert_store.ALIGN]], offset))
     store = make(8)
+    monkeypatch.setattr(os, "preadv", lambda fd, into, offset: preadv(fd, [into[0][: expert_store.ALIGN]], offset))
     take(store, 1, range(8))
 
 
