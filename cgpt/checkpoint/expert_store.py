@@ -2,8 +2,9 @@
 
 A mapped file does not do for a model that is larger than memory: its pages come one by one, and go in no useful order.
 Here an expert is read whole, past the page cache where the file system allows (O_DIRECT), by a few threads, while
-those that are in memory are multiplied. Least recently used ones give their slots up. Nothing is predicted: in gpt-oss
-neither the previous token nor the previous layer says which experts come next.
+those that are in memory are multiplied. Least recently used ones give their slots up, but not to a pass over more
+than there are slots, as of a long prompt. Nothing is predicted: in gpt-oss neither the previous token nor the previous
+layer says which experts come next.
 """
 
 from __future__ import annotations
@@ -70,9 +71,10 @@ class LeastRecentlyUsed:
         """`key` is not in memory any more."""
         self._keys.pop(key, None)
 
-    def __iter__(self) -> Iterator[Any]:
-        """The keys, the first to go first."""
-        return iter(self._keys)
+    def victims(self, newest: bool) -> Iterator[Any]:
+        """The keys, the first to go first. newest: for a pass over more than there is room for, of which the least
+        recently used would all be gone when it comes to them again; so those go that it took last."""
+        return reversed(self._keys) if newest else iter(self._keys)
 
 
 class ReadBytes(Protocol):
@@ -273,6 +275,7 @@ class ExpertStore:
         CheckpointReadError where one cannot be read, CheckpointError where its file has changed.
         """
         waiting = deque(int(expert) for expert in experts)
+        newest = len(waiting) * len(self._layers) > self.capacity
         ahead = deque((layer + 1, int(expert)) for expert in following)
         coming: list[_Entry] = []
         held: list[_Entry] = []
@@ -291,20 +294,20 @@ class ExpertStore:
                 self.stats.misses += len(waiting) + len(held) - hits
                 for entry in held:
                     entry.ahead = False
-                self._start(layer, waiting, coming, ahead)
+                self._start(layer, waiting, coming, ahead, newest)
             if held:
                 yield _experts(held)
             while True:
                 with self._changed:
                     self._unpin(held)
-                    self._start(layer, waiting, coming, ahead)
+                    self._start(layer, waiting, coming, ahead, newest)
                     if not waiting and not coming:
                         return
                     began = time.perf_counter()
                     while not (held := [entry for entry in coming if entry.loaded or entry.error]):
                         self._require_open()
                         self._changed.wait()
-                        self._start(layer, waiting, coming, ahead)
+                        self._start(layer, waiting, coming, ahead, newest)
                     self.stats.wait_seconds += time.perf_counter() - began
                     coming = [entry for entry in coming if entry not in held]
                     for entry in held:
@@ -316,31 +319,34 @@ class ExpertStore:
                 self._unpin(held)
                 self._unpin(coming)
 
-    def _start(self, layer: int, waiting: deque[int], coming: list[_Entry], ahead: deque[tuple[int, int]]) -> None:
-        """Begins the reads for which there are slots: of `waiting`, which go to `coming`, and then of `ahead`."""
+    def _start(
+        self, layer: int, waiting: deque[int], coming: list[_Entry], ahead: deque[tuple[int, int]], newest: bool
+    ) -> None:
+        """Begins the reads for which there are slots: of `waiting`, which go to `coming`, and then of `ahead`. newest:
+        which experts give theirs up."""
         self._require_open()
         while waiting and len(coming) < 2 * self._readers:
-            entry = self._entries.get((layer, waiting[0])) or self._begin_read(layer, waiting[0])
+            entry = self._entries.get((layer, waiting[0])) or self._begin_read(layer, waiting[0], newest)
             if entry is None:
                 return
             waiting.popleft()
             entry.ahead = False
             self._pin(entry)
             coming.append(entry)
-        while ahead and not waiting and self._reading < AHEAD:
+        while ahead and not waiting and self._reading < min(AHEAD, self.capacity // 4):
             if ahead[0] not in self._entries:
-                entry = self._begin_read(*ahead[0])
+                entry = self._begin_read(*ahead[0], newest)
                 if entry is None:
                     return
                 entry.ahead = True
             ahead.popleft()
 
-    def _begin_read(self, layer: int, expert: int) -> _Entry | None:
+    def _begin_read(self, layer: int, expert: int, newest: bool) -> _Entry | None:
         """The entry of an expert that is being read from now on; None where no slot can be had."""
         if self._paused:
             return None
         if len(self._entries) >= self.capacity or not self._free:
-            victim = self._victim()
+            victim = self._victim(newest)
             if victim is None:
                 return None
             self._evict(victim)
@@ -351,9 +357,9 @@ class ExpertStore:
         self._pool.submit(self._load, entry)
         return entry
 
-    def _victim(self) -> _Entry | None:
-        entries = (self._entries[key] for key in self._policy)
-        return next((entry for entry in entries if not entry.pins), None)
+    def _victim(self, newest: bool = False) -> _Entry | None:
+        entries = (self._entries[key] for key in self._policy.victims(newest))
+        return next((entry for entry in entries if not entry.pins and not (newest and entry.ahead)), None)
 
     def _evict(self, entry: _Entry) -> None:
         """Frees the slot of an expert that nobody pins."""

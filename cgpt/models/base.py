@@ -104,8 +104,11 @@ class Streaming(Protocol):
     def available(self) -> int:
         """The bytes that caches may take."""
 
+    def share(self) -> None:
+        """One more model uses it."""
+
     def close(self) -> None:
-        """Gives the memory back."""
+        """Gives the memory back, once no model uses it."""
 
 
 class Transformer:
@@ -164,6 +167,8 @@ class Transformer:
         twin = copy.copy(self)
         twin.precision, twin.kv_cache_dtype = precision, DEFAULT_KV_DTYPE[precision]
         twin._begin()
+        if twin.streaming is not None:
+            twin.streaming.share()
         return twin
 
     def close(self) -> None:

@@ -56,6 +56,7 @@ class MemoryBudget:
         """own: the bytes that the process has now, without experts."""
         self.limit, self.config, self.store, self.own = limit, config, store, own
         self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
+        self._users = 1
 
     @property
     def min_slots(self) -> int:
@@ -99,9 +100,15 @@ class MemoryBudget:
         """Counts a cache, as long as there is one."""
         self._caches.add(cache)
 
+    def share(self) -> None:
+        """One more model uses the experts."""
+        self._users += 1
+
     def close(self) -> None:
-        """Ends the store's threads and gives its memory back."""
-        self.store.close()
+        """Ends the store's threads and gives its memory back, once no model uses it."""
+        self._users -= 1
+        if not self._users:
+            self.store.close()
 
 
 def scratch_bytes(config: GptOssConfig, tokens: int) -> int:

@@ -102,15 +102,18 @@ def test_few_slots_suffice(make, slots):
 
 
 def test_the_least_recently_used_goes_first(make):
-    store = make(4)
-    take(store, 0, [0, 1, 2, 3])
+    store = make(4 * LAYERS)
+    for layer in range(LAYERS):
+        take(store, layer, range(4))
     take(store, 0, [0])
-    take(store, 1, [5])  # evicts (0, 1)
+    take(store, 1, [5])  # evicts one of layer 0
     before = store.stats.misses
-    take(store, 0, [0, 2, 3])
+    take(store, 0, [0])
+    for layer in range(1, LAYERS):
+        take(store, layer, range(4))
     take(store, 1, [5])
     assert store.stats.misses == before
-    take(store, 0, [1])
+    take(store, 0, [1, 2, 3])
     assert store.stats.misses == before + 1
 
 
@@ -130,7 +133,7 @@ def test_addresses_of_evicted_experts_are_taken_back(make):
 
 def test_a_policy_can_be_replaced(make):
     class Newest(LeastRecentlyUsed):
-        def __iter__(self):
+        def victims(self, newest):
             return reversed(self._keys)
 
     store = make(3)
@@ -142,6 +145,20 @@ def test_a_policy_can_be_replaced(make):
     misses = store.stats.misses
     take(store, 0, [0, 1])
     assert store.stats.misses == misses
+
+
+def test_a_pass_over_more_than_fits_keeps_what_it_took_first(make):
+    store = make(30)
+    for _ in range(2):
+        before = store.stats.hits
+        for layer in range(LAYERS):
+            take(store, layer, range(E))
+    assert store.stats.hits - before >= 30 - 3 * expert_store.READERS  # of the least recently used none would be left
+    before = store.stats.hits
+    for layer in range(LAYERS):
+        take(store, layer, range(5))  # 30 fit
+        take(store, layer, range(5))
+    assert store.stats.hits - before >= LAYERS * 5
 
 
 def test_pinned_experts_stay(make):

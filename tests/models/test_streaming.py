@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -258,9 +259,17 @@ def test_a_file_that_changes_closes_the_model(tmp_path):
     assert model.transformer.closed
 
 
-def test_two_models_stream_at_once_and_leave_no_thread(with_slots):
-    import threading
+def test_a_twin_keeps_the_experts(with_slots):
+    model = with_slots(MIN_SLOTS)
+    twin, ids = model.transformer.at_precision("exact"), ids_of(30)
+    wanted = load("demo-gpt-oss", precision="exact").transformer.logits(ids)
+    model.close()
+    assert np.array_equal(twin.logits(ids), wanted)
+    twin.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("cgpt-reader")]
 
+
+def test_two_models_stream_at_once_and_leave_no_thread(with_slots):
     models = [with_slots(MIN_SLOTS, threads=1) for _ in range(2)]
     wanted = load("demo-gpt-oss").transformer.logits(ids_of(60))
     found = [None, None]
