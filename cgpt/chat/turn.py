@@ -153,10 +153,14 @@ class Turn:
         if event.finish_reason and not self.finish_reason:
             deltas += self.close()
             self.finish_reason = "length" if event.finish_reason == "length" else self._end() or "stop"
-        if self.finish_reason and self._user_delta and (rest := self._stop.flush()):
-            last = self._user_delta
-            deltas.append(Delta(last.kind, rest, last.item, indices=self._certain(rest)))
-        return deltas
+        return deltas + (self._held_back() if self.finish_reason else [])
+
+    def _held_back(self) -> list[Delta]:
+        """What might have been the beginning of a stop string, once no more text for the user comes."""
+        if not (self._user_delta and (rest := self._stop.flush())):
+            return []
+        last = self._user_delta
+        return [Delta(last.kind, rest, last.item, indices=self._certain(rest))]
 
     def close(self) -> list[Delta]:
         """Completes the message that has begun, when no more ids come."""
@@ -194,6 +198,7 @@ class Turn:
             if kind in ("answer", "preamble"):
                 found.append(self._for_user(kind, delta.text, item))
             else:
+                found += self._held_back() if kind == "call" else []  # which ends the turn
                 recipient = delta.header.recipient if kind == "call" else None
                 found.append(Delta(kind, delta.text, item, recipient and function_name(recipient)))
             self._waiting = []

@@ -18,6 +18,7 @@ from support.serve_cases import serving
 
 MESSAGES, COUNT, CHAT = "/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions"
 WEATHER = [{"role": "user", "content": "How is the weather in Chicago?"}]
+ADD = [{"role": "user", "content": "Please compute 10 + 5."}]
 GOOD = {"messages": WEATHER, "max_tokens": 100}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"name": "get_weather", "description": "Gets the weather.", "input_schema": SCHEMA}
@@ -165,6 +166,14 @@ def test_why_a_message_ends(monkeypatch, model, served, fields, said, reason, te
         assert (found["stop_reason"], found["stop_sequence"]) == (reason, stop)
         if text is not None:
             assert found["content"] == [{"type": "text", "text": text}]
+
+
+def test_text_before_a_call_comes_before_it(monkeypatch, model, served):
+    """Whole, though its end might have been the beginning of a stop sequence."""
+    scripted(monkeypatch, model, *[PREAMBLE + CALL.format("{}")] * 2)
+    fields = {"tools": [TOOL], "stop_sequences": ["moment. Please"]}
+    for found in (answer(served, **fields), message_of(events_of(answer(served, stream=True, **fields)))):
+        assert [block.get("text", block["type"]) for block in found["content"]] == ["One moment.", "tool_use"]
 
 
 def test_a_limit_that_is_too_high_is_the_servers(served, strict):
@@ -320,7 +329,9 @@ def test_which_tools_are_called(monkeypatch, model, served):
 
 
 def test_any_tool_must_be_called(served):
-    found = answer(served, tools=[TOOL], tool_choice={"type": "any"}, temperature=0)
+    asked = {"messages": ADD, "tools": [TOOL], "temperature": 0}
+    assert answer(served, **asked)["stop_reason"] == "end_turn"
+    found = answer(served, **asked, tool_choice={"type": "any"})
     assert [block["type"] for block in found["content"]] == ["tool_use"] and found["stop_reason"] == "tool_use"
 
 
@@ -484,7 +495,6 @@ def test_models_are_listed_for_both_kinds_of_client(served):
     assert answer(served, COUNT, model="claude-sonnet-4-5")
 
 
-ADD = [{"role": "user", "content": "Please compute 10 + 5."}]
 GREEDY = {"extra_body": {"temperature": 0}}
 
 

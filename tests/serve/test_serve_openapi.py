@@ -50,7 +50,7 @@ def test_what_it_allows_is_taken_and_what_it_forbids_is_not():
     """For each field by itself: null, and the ends of its range; one beyond them is refused."""
     user = [{"role": "user", "content": "a"}]
     good = {"/v1/completions": {"prompt": "a"}, "/v1/chat/completions": {"messages": user}}
-    good["/v1/responses"] = {"input": "a"}
+    good["/v1/responses"], good["/v1/messages"] = {"input": "a"}, {"messages": user}
     limit = {"/v1/responses": "max_output_tokens"}
     with serving(cgpt.load("demo-gpt-oss")) as served:
         for path, body in good.items():

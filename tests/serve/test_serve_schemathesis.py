@@ -53,7 +53,13 @@ def test_gpt_oss(tmp_path):
     with serving(cgpt.load("demo-gpt-oss"), limits=LIMITS) as served:
         run(served, tmp_path, "-n", "10")
         counts = answered(served)
-        for path, least in {"completions": 100, "chat/completions": 100, "responses": 50, "models": 10}.items():
+        for path, least in {
+            "completions": 100,
+            "chat/completions": 100,
+            "responses": 50,
+            "messages": 50,
+            "models": 10,
+        }.items():
             assert counts[f"/v1/{path}"] >= least  # else it tried refusals only
         assert counts["/tokenize"] >= 10 and counts["/detokenize"] >= 10
 

@@ -47,7 +47,8 @@ class Served:
         """The error object of a request that must be refused with this status."""
         found, _, answer = self.post(path, body)
         assert found == status, answer
-        assert set(answer["error"]) == {"message", "type", "param", "code"}
+        of_anthropic = path.startswith("/v1/messages")
+        assert set(answer["error"]) == {"message", "type", *(("details",) if of_anthropic else ("param", "code"))}
         return answer["error"]
 
 
