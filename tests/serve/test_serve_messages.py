@@ -433,7 +433,8 @@ def test_a_prompt_that_is_too_long_is_told_in_anthropics_words(served, model):
 def test_a_model_that_cannot_chat():
     with serving(cgpt.load("demo-gpt2")) as served:
         for path in (MESSAGES, COUNT):
-            assert "harmony" in refusal(served, path=path)["message"]
+            error = refusal(served, path=path)
+            assert "harmony" in error["message"] and error["details"] == {"error_code": "model_has_no_chat"}
 
 
 def test_the_key_comes_under_either_name(model):
