@@ -3,9 +3,9 @@
     python bench/soak.py [MODEL] [--clients 64] [--minutes 60] [--out bench/soak]
     python bench/soak.py --plot bench/soak/soak.csv
 
-Chats, calls of tools, answers and calls that keep to a schema, /v1/responses, clients that leave and readers that are
-slow, at random. Writes soak.csv and soak.md, a row a minute as it ends, and soak.svg, where matplotlib is installed.
-Needs httpx and psutil.
+Chats, calls of tools, answers and calls that keep to a schema, /v1/responses, /v1/messages, clients that leave and
+readers that are slow, at random. Writes soak.csv and soak.md, a row a minute as it ends, and soak.svg, where matplotlib
+is installed. Needs httpx and psutil.
 
 Times are of streams, in ms: from the request to the first token, and from one token to the next. `leaves` and `slow`
 count as requests, but a slow reader's own pauses are no times of the server.
@@ -42,11 +42,12 @@ KINDS = {
     "grammar": {"response_format": FORMAT},
     "logprobs": {"logprobs": True, "top_logprobs": 20},
     "responses": {},
+    "messages": {},
     "whole": {"stream": False},
     "leaves": {},
     "slow": {},
 }
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 COLUMNS = [
     "minute", "anon_mb", "file_mb", "fds", "threads", "requests", "errors", "tokens",
     "first_p50_ms", "first_p99_ms", "next_p50_ms", "next_p99_ms", "what_failed",
@@ -87,6 +88,8 @@ class Load:
         path, given, most = CHAT, "messages", "max_tokens"
         if kind == "responses":
             path, given, most = RESPONSES, "input", "max_output_tokens"
+        elif kind == "messages":
+            path = MESSAGES
         body = {given: [question], most: limit, "temperature": 1, "stream": True, **KINDS[kind]}
         leave_after = rng.randint(1, 20) if kind == "leaves" else limit * 10
         last, seen = time.perf_counter(), 0
@@ -95,9 +98,9 @@ class Load:
             if response.status_code != 200:
                 self.now.failures[f"{kind} status {response.status_code}"] += 1
             async for line in response.aiter_lines():
-                if '"error":{' in line or '"status":"failed"' in line:
+                if '"error":{' in line or line == "event: error" or '"status":"failed"' in line:
                     self.now.failures[f"{kind} {line[:100]}"] += 1
-                if not line.startswith("data: {") or (kind == "responses" and ".delta" not in line):
+                if not line.startswith("data: {") or (path != CHAT and "delta" not in line):
                     continue
                 now = time.perf_counter()
                 (self.now.following if seen else self.now.first).append(now - last)

@@ -48,7 +48,21 @@ ITEMS = [
     {"type": "function_call_output", "call_id": "call_1", "output": "7"},
 ]
 FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}
+BLOCKS = [
+    {"role": "user", "content": "Hi"},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "y", "signature": "eQ=="},
+            {"type": "text", "text": "x"},
+            {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"n": 1}},
+        ],
+    },
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "7"}]},
+]
+INPUT_TOOL = {"name": "f", "description": "Does.", "input_schema": SCHEMA}
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 BODIES = [
     (CHAT, {"messages": TALK, "tools": [TOOL], "temperature": 1, "seed": 3, "max_tokens": 4}),
     (CHAT, {"messages": TALK[:2], "response_format": FORMAT, "n": 2, "logprobs": True, "top_logprobs": 2}),
@@ -65,6 +79,16 @@ BODIES = [
     ),
     (RESPONSES, {"input": ITEMS, "tools": [{"type": "function"} | FUNCTION], "tool_choice": "auto", "top_logprobs": 1}),
     (RESPONSES, {"input": ITEMS[:1], "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}}),
+    (
+        MESSAGES,
+        {"messages": BLOCKS, "tools": [INPUT_TOOL], "max_tokens": 4, "system": [{"type": "text", "text": "Be."}]},
+    ),
+    (MESSAGES, {"messages": BLOCKS[:1], "tools": [INPUT_TOOL], "tool_choice": {"type": "any"}, "max_tokens": 4}),
+    (
+        MESSAGES,
+        {"messages": BLOCKS[:1], "thinking": {"type": "enabled", "budget_tokens": 2048}, "stop_sequences": ["a"]},
+    ),
+    (COUNT, {"messages": BLOCKS, "tools": [INPUT_TOOL]}),
     ("/tokenize", {"prompt": "Hi", "special": True}),
     ("/detokenize", {"tokens": [1, 2, 3]}),
 ]
@@ -231,12 +255,13 @@ async def ask(app, method, path, headers, body, leaves_after):
     return status, b"".join(parts).decode("utf-8")
 
 
-def check(status, text, method, leaves_after):
+def check(status, text, method, path, leaves_after):
     assert status in (0, 200, 307, 400, 401, 403, 404, 405, 408, 413, 415, 429, 499), (status, text)
     assert status or leaves_after is not None
     assert not TELLS.search(text) or "openapi" in text[:20] or text.startswith("<!DOCTYPE"), text
     if status >= 400 and status != 499 and method != "HEAD":
-        assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}, text
+        of_error = {"message", "type"} | ({"details"} if path in (MESSAGES, COUNT) else {"param", "code"})
+        assert set(json.loads(text)["error"]) == of_error, text
     for line in text.split("\n"):
         if line.startswith("data: {"):
             json.loads(line[6:])
@@ -260,8 +285,8 @@ def cases():
                 rng = random.Random(seed)
                 asked = [request(rng) for _ in range(AT_ONCE)]
                 answers = await asyncio.gather(*(ask(app, *one) for one in asked))
-                for (method, *_, leaves_after), (status, text) in zip(asked, answers, strict=True):
-                    check(status, text, method, leaves_after)
+                for (method, path, *_, leaves_after), (status, text) in zip(asked, answers, strict=True):
+                    check(status, text, method, path, leaves_after)
                 for _ in range(2000):
                     if not engine.running and not engine.waiting:
                         break
