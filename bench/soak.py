@@ -74,15 +74,18 @@ class Load:
         rng = random.Random(number)
         while time.perf_counter() < self.end:
             kind = rng.choice(list(KINDS))
-            began = time.perf_counter()
+            began, stage = time.perf_counter(), ["before the head"]
             try:
-                async with httpx.AsyncClient(base_url=self.url, timeout=600, trust_env=False) as http:
-                    await self._ask(http, kind, rng)
+                # Without certificates: to read them takes a core so long that 64 clients, which wait for each other,
+                # send their heads later than the server waits for them.
+                async with httpx.AsyncClient(base_url=self.url, timeout=600, trust_env=False, verify=False) as http:
+                    await self._ask(http, kind, rng, stage)
             except Exception as problem:
-                self.now.failures[f"{kind} {type(problem).__name__} after {time.perf_counter() - began:.0f} s"] += 1
+                what = f"{kind} {type(problem).__name__} {stage[-1]}, after {time.perf_counter() - began:.0f} s"
+                self.now.failures[what] += 1
                 await asyncio.sleep(1)
 
-    async def _ask(self, http: httpx.AsyncClient, kind: str, rng: random.Random) -> None:
+    async def _ask(self, http: httpx.AsyncClient, kind: str, rng: random.Random, stage: list[str]) -> None:
         question = {"role": "user", "content": f"Please compute {rng.randint(1, 99)} + {rng.randint(1, 99)}."}
         limit = rng.randint(8, 128)
         path, given, most = CHAT, "messages", "max_tokens"
@@ -95,6 +98,7 @@ class Load:
         last, seen = time.perf_counter(), 0
         async with http.stream("POST", path, json=body) as response:
             self.now.requests[kind] += 1
+            stage.append("within the answer")
             if response.status_code != 200:
                 self.now.failures[f"{kind} status {response.status_code}"] += 1
             async for line in response.aiter_lines():
