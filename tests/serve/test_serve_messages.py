@@ -9,6 +9,7 @@ import pytest
 
 import cgpt
 from cgpt.errors import NumericsError
+from cgpt.generation.engine import Job
 from cgpt.serve import stream
 from cgpt.serve.limits import Limits
 from cgpt.serve.openapi import IGNORED
@@ -472,7 +473,7 @@ def test_a_client_that_waits_is_pinged(monkeypatch, served):
 
     async def text():
         coming = events()
-        generated = stream.Generated(None, coming, done=False, idle="event: ping\n\n")
+        generated = stream.Generated(Job(served.engine, []), coming, done=False, idle="event: ping\n\n")
         first = asyncio.ensure_future(anext(coming, None))
         return [part async for part in stream._framed(first, coming, generated)]
 
