@@ -129,8 +129,8 @@ def _kept_bytes(kv_cache_dtype: str) -> int:
 
 @cache
 def part_of(name: str) -> str:
-    """The part of the model, one of PARTS, that a tensor belongs to."""
-    return next(part for part, pattern in _PATTERNS.items() if re.search(pattern, name))
+    """The part of the model, one of PARTS, that a tensor belongs to; "" where it is no tensor of a model."""
+    return next((part for part, pattern in _PATTERNS.items() if re.search(pattern, name)), "")
 
 
 def is_expert(name: str) -> bool:
