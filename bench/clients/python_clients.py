@@ -197,6 +197,18 @@ def litellm(url):
     return SAID
 
 
+def lm_eval_tokenizer(url):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    model = LocalCompletionsAPI(model=MODEL, base_url=f"{url}/completions", tokenizer_backend="remote", max_length=256)
+    assert (model.prefix_token_id, model.eot_token_id) == (500, 504), (model.prefix_token_id, model.eot_token_id)
+    asked = [Instance("loglikelihood", {}, ("", SUM), 0), Instance("loglikelihood", {}, ("", SUM * 2), 0)]
+    (one, _), (two, _) = model.loglikelihood(asked)
+    assert two < one < 0, (one, two)
+    return SAID
+
+
 @contextmanager
 def running(command, path, **environment):
     """A server between a client and the one that is tried, from when it answers at `path` until the end."""

@@ -184,6 +184,7 @@ CLIENTS = {
         model="demo-gpt2",
         files=(("tiny.yaml", TASK), ("data.jsonl", DATA)),
     ),
+    "lm-eval, remote tokenizer, gpt-oss": python("lm_eval_tokenizer", "lm-eval[api]"),
     "guidellm": Client(
         False,
         ["guidellm"],

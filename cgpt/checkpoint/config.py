@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class GPT2Config:
     scale_attn_by_inverse_layer_idx: bool = False  # and divided by layer + 1
     tie_word_embeddings: bool = True
     eos_token_ids: tuple[int, ...] = (50256,)
+    bos_token_id: int | None = field(default=None, compare=False)  # what is computed depends on neither
+    pad_token_id: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _divides("n_head", self.n_head, "n_embd", self.n_embd)
@@ -99,6 +101,8 @@ class GptOssConfig:
     max_position_embeddings: int = 131072
     rope: RopeConfig = RopeConfig("yarn", factor=32.0, truncate=False)
     eos_token_ids: tuple[int, ...] = _GPT_OSS_EOS
+    bos_token_id: int | None = field(default=None, compare=False)  # what is computed depends on neither
+    pad_token_id: int | None = field(default=None, compare=False)
     layout: str = "hf"  # the dialect of config.json: "hf" or "original"
 
     def __post_init__(self) -> None:
@@ -186,6 +190,7 @@ def _gpt2(fields: Fields, generation: Fields) -> GPT2Config:
         scale_attn_by_inverse_layer_idx=fields.boolean("scale_attn_by_inverse_layer_idx", False),
         tie_word_embeddings=fields.boolean("tie_word_embeddings", True),
         eos_token_ids=_eos_token_ids(fields, generation, (50256,), vocab_size),
+        **_begin_and_pad(fields, generation, vocab_size),
     )
 
 
@@ -212,6 +217,7 @@ def _gpt_oss(fields: Fields, generation: Fields) -> GptOssConfig:
         max_position_embeddings=max_positions,
         rope=hf_rope(fields, max_positions),
         eos_token_ids=_eos_token_ids(fields, generation, (), shape["vocab_size"]),
+        **_begin_and_pad(fields, generation, shape["vocab_size"]),
     )
 
 
@@ -233,6 +239,7 @@ def _original_gpt_oss(fields: Fields, generation: Fields) -> GptOssConfig:
         max_position_embeddings=max_positions,
         rope=rope,
         eos_token_ids=_eos_token_ids(fields, generation, _GPT_OSS_EOS, shape["vocab_size"]),
+        **_begin_and_pad(fields, generation, shape["vocab_size"], 199998, 199999),
         layout="original",
     )
 
@@ -314,6 +321,19 @@ def _eos_token_ids(fields: Fields, generation: Fields, default: tuple[int, ...],
         if isinstance(token, bool) or not isinstance(token, int) or token < 0:
             raise source.refuse("eos_token_id", "must be one token id or a list of them")
     return tuple(dict.fromkeys(token for token in ids if token < vocab_size))
+
+
+def _begin_and_pad(
+    fields: Fields, generation: Fields, vocab_size: int, begin: int | None = None, pad: int | None = None
+) -> dict[str, Any]:
+    """The fields of the other special ids, the first good one of generation_config.json's, config.json's and the
+    default."""
+
+    def first(key: str, default: int | None) -> int | None:
+        found = (generation.values.get(key), fields.values.get(key), default)
+        return next((one for one in found if type(one) is int and 0 <= one < vocab_size), None)
+
+    return {"bos_token_id": first("bos_token_id", begin), "pad_token_id": first("pad_token_id", pad)}
 
 
 def _divides(divisor_name: str, divisor: int, name: str, value: int) -> None:

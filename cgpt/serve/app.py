@@ -24,6 +24,7 @@ from cgpt.serve.guard import Guard
 from cgpt.serve.openai import models
 from cgpt.serve.openai.chat import ChatCompletion, ChatRequest, chat
 from cgpt.serve.openai.completions import Completion, CompletionRequest, completions
+from cgpt.serve.openai.item_list import ItemList, ItemsQuery
 from cgpt.serve.openai.responses import (
     TO_DELETE,
     TO_RESPONSE,
@@ -31,6 +32,7 @@ from cgpt.serve.openai.responses import (
     ResponseObject,
     ResponseRequest,
     delete_response,
+    input_items,
     responses,
     stored_response,
 )
@@ -61,6 +63,7 @@ ENDPOINTS = [
     Endpoint("/v1/responses", responses, ResponseObject, ResponseRequest, streams=True, chats=True, links=TO_RESPONSE),
     Endpoint("/v1/responses/{response_id}", stored_response, ResponseObject, chats=True, links=TO_DELETE),
     Endpoint("/v1/responses/{response_id}", delete_response, Deleted, chats=True, method="DELETE"),
+    Endpoint("/v1/responses/{response_id}/input_items", input_items, ItemList, chats=True, query=ItemsQuery),
     Endpoint("/v1/messages", messages, Message, MessagesRequest, streams=True, chats=True),
     Endpoint("/v1/messages/count_tokens", count_tokens, TokenCount, MessagesRequest, chats=True),
     Endpoint("/v1/models", models.models, models.ModelList, links=models.TO_MODEL),

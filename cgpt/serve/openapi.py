@@ -34,9 +34,10 @@ SMALL = 16 << 10  # bytes of a body that is read within a millisecond
 class Endpoint:
     """A path and what answers it.
 
-    handler: takes the service, and the body or the parameters of the path. Its result is sent as JSON, or as it says.
+    handler: takes the service, the parameters of the path, and the body or the query. Its result is sent as JSON, or as
+    it says.
     gives: the type of its JSON, or the media type of its text. takes: the model of the body of a POST, None for others.
-    method: of HTTP; by default POST with a body, and GET without.
+    method: of HTTP; by default POST with a body, and GET without. query: the model of the parameters of the query.
     streams: whether it also answers with events. chats: whether only a model with a chat format has it. links: OpenAPI
     links from its answer to endpoints that take parts of it.
     """
@@ -46,6 +47,7 @@ class Endpoint:
     gives: Any
     takes: type[RequestModel] | None = None
     method: str = ""
+    query: type[RequestModel] | None = None
     streams: bool = False
     chats: bool = False
     links: Schema = field(default_factory=dict)
@@ -66,9 +68,11 @@ class Endpoint:
         if self.chats and service.no_chat is not None:
             raise ApiError(service.no_chat, code="model_has_no_chat", param="model")
         given, ignored = list(request.path_params.values()), set[str]()
+        bounds = service.bounds | {"ignored": ignored}
+        if self.query:
+            given.append(validate(self.query, dict(request.query_params), bounds))
         if takes := self.takes:
             raw = await read_body(request, service.limits)
-            bounds = service.bounds | {"ignored": ignored}
 
             def read() -> RequestModel:
                 return validate(takes, parse_body(raw, service.limits), bounds)
@@ -162,6 +166,9 @@ def _operation(endpoint: Endpoint, made: dict[Any, Schema]) -> Schema:
     names = endpoint.route().param_convertors
     if names:
         found["parameters"] = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
+    if endpoint.query:
+        fields = TypeAdapter(endpoint.query).json_schema(schema_generator=Schemas)["properties"]
+        found["parameters"] += [{"name": n, "in": "query", "schema": one["anyOf"][0]} for n, one in fields.items()]
     return found
 
 

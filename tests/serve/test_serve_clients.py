@@ -336,8 +336,57 @@ def test_bodies_may_be_packed(served):
 
 def test_remote_tokenizers(served, model):
     found = served.ask("GET", "/tokenizer_info")[2]
-    assert found["eos_token"] == model.tokenizer.decode([model.eos_token_ids[0]]) and found["pad_token"]
-    assert served.post("/tokenize", {"prompt": "hi", "add_special_tokens": False})[0] == 200
+    names = [found[name] for name in ("bos_token", "eos_token", "pad_token")]
+    assert names == ["<|startoftext|>", "<|return|>", "<|endoftext|>"]
+    for name in names:  # lm-eval takes the first id of what it gets
+        body = {"prompt": name, "add_special_tokens": False}
+        assert served.post("/tokenize", body)[2]["tokens"] == [model.tokenizer.special_tokens[name]]
+        for more in ({"special": False}, {"prompt": f"{name} "}):
+            tokens = served.post("/tokenize", body | more)[2]["tokens"]
+            assert tokens == model.tokenizer.encode((body | more)["prompt"]) and len(tokens) > 1
+
+
+def test_tokens_by_their_ids(served, model):
+    asked = {
+        COMPLETIONS: {"logprobs": 2, "echo": True, "prompt": "aé"},
+        CHAT: {"logprobs": True, "top_logprobs": 2, "max_tokens": 60},
+        RESPONSES: {"input": "Please compute 10 + 5.", "top_logprobs": 2, "max_output_tokens": 60},
+    }
+    for path, fields in asked.items():
+        logs = []
+        for more in ({}, {"return_tokens_as_token_ids": True}):
+            headers, found = answer(served, path, fields | more | {"temperature": 0})
+            assert IGNORED not in headers
+            if path == RESPONSES:
+                logs.append(found["output"][-1]["content"][0]["logprobs"])
+            elif path == CHAT:
+                logs.append(found["choices"][0]["logprobs"]["content"])
+            else:
+                log = found["choices"][0]["logprobs"]
+                tops = [top and [*top.items()] for top in log["top_logprobs"]]
+                logs.append([{"token": one, "top": top} for one, top in zip(log["tokens"], tops, strict=True)])
+        for plain, by_id in zip(*logs, strict=True):
+            for one, other in zip(*([log, *log.get("top_logprobs", ())] for log in (plain, by_id)), strict=True):
+                name, number = other["token"].split(":")
+                raw = model.tokenizer.token_bytes(int(number))
+                assert name == "token_id" and other.get("bytes", list(raw)) == list(raw) == one.get("bytes", list(raw))
+                assert one["token"] in (raw.decode("utf-8", "replace"), "bytes:" + "".join(f"\\x{x:02x}" for x in raw))
+            assert all(name.startswith("token_id:") for name, _ in by_id.get("top") or ())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_can_be_left_out(monkeypatch, model, served, stream):
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    prompts = scripted(monkeypatch, model, *[thought + CALL.format("{}")] * 2, FINAL.format("a"))
+    for shown in (True, False):
+        body = {"tools": [TOOL], "max_tokens": 60, "include_reasoning": shown, "stream": stream}
+        headers, found = answer(served, CHAT, body | ({"stream_options": {"include_usage": True}} if stream else {}))
+        assert IGNORED not in headers
+        assert ("reasoning_content" in json.dumps(found)) == shown
+    call = re.search(r"call_[0-9a-f]{32}", json.dumps(found))[0]
+    said = {"role": "assistant", "tool_calls": [{"id": call, "function": FUNCTION | {"arguments": "{}"}}]}
+    answer(served, CHAT, {"messages": [*ADD, said, {"role": "tool", "tool_call_id": call, "content": "7"}]})
+    assert "analysis<|message|>Hm." in prompts[-1]  # it is put back all the same
 
 
 # --------------------------------------------------------------------------------------- what is sent while one waits

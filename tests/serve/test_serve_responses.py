@@ -5,7 +5,7 @@ import json
 import openai
 import pydantic
 import pytest
-from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 
 import cgpt
 from cgpt.chat.turn import Turn
@@ -317,6 +317,75 @@ def test_a_response_is_got_and_deleted(client):
     kept = ask(client, ADD, store=False)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(kept.id)
+
+
+def test_what_a_response_answers_is_listed(called, client):
+    """The whole conversation, as OpenAI's types have it; the newest item first, unless asked otherwise."""
+    called, result = called[0]()
+    asked = [result, {"role": "assistant", "content": "Hm."}, {"role": "user", "content": ADD, "id": "mine", "x": 1}]
+    last = ask(client, asked, previous_response_id=called.id, tools=[FUNCTION])
+    listed = client.responses.input_items.list
+    items = [*listed(last.id, order="asc")]
+    for item in items:
+        pydantic.TypeAdapter(ResponseItem).validate_python(item.to_dict())
+    assert [item.type for item in items] == [
+        "message", *(item.type for item in called.output), "function_call_output", "message", "message"
+    ]  # fmt: skip
+    assert [item.id for item in items[1:-3]] == [item.id for item in called.output] and items[-1].id == "mine"
+    assert (items[0].role, items[0].content[0].type, items[0].content[0].text) == ("user", "input_text", WEATHER)
+    assert (items[-2].role, items[-2].content[0].type, items[-3].output) == ("assistant", "output_text", "It rains.")
+    assert [*listed(last.id)] == items[::-1] == [*listed(last.id, limit=2)]
+    page = listed(last.id, after="mine", limit=1)
+    assert (page.data, page.first_id, page.last_id, page.has_more) == ([items[-2]], items[-2].id, items[-2].id, True)
+    assert (listed(last.id, after=items[0].id).data, listed(last.id, limit=100).has_more) == ([], False)
+    for name, value in {"limit": 0, "order": "up", "after": "no"}.items():
+        with pytest.raises(openai.BadRequestError, match=name):
+            listed(last.id, **{name: value})
+    with pytest.raises(openai.NotFoundError):
+        listed("resp_1")
+
+
+def test_the_oldest_items_go_where_not_all_fit(monkeypatch, model, client):
+    """Instructions stay, a call goes with its result and what led to it, and the last item stays."""
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    items = [
+        {"role": "system", "content": "brief"},
+        {"role": "user", "content": "one"},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "is left out of a finished turn"}]},
+        {"role": "assistant", "content": "two"},
+        {"role": "developer", "content": "kind"},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "three"}]},
+        call, call | {"call_id": "d"}, {"type": "function_call_output", "call_id": "c", "output": "four"},
+        {"type": "function_call_output", "call_id": "d", "output": "five"},
+        {"role": "user", "content": "six"},
+        {"role": "user", "content": "seven"},
+    ]  # fmt: skip
+    words, left = "brief one two kind three to=functions.f four five six seven".split(), []
+    prompts = scripted(monkeypatch, model, *[FINAL.format("a")] * 1000)
+    context = whole = ask(client, items, max_output_tokens=5).usage.input_tokens
+    monkeypatch.setattr(type(model.transformer), "context_length", property(lambda _: context))
+    while True:
+        try:
+            found = ask(client, items, max_output_tokens=5, truncation="auto")
+        except openai.BadRequestError as problem:
+            assert "shorten the prompt" in str(problem)
+            break
+        assert found.truncation == "auto"
+        room = 5 if context < whole and "six" in prompts[-1] else 0  # for the answer, where more may go
+        assert found.usage.input_tokens <= context - room
+        left.append(" ".join(word for word in words if word in prompts[-1]))
+        context -= 1
+    middle = "three to=functions.f four five"
+    assert [*dict.fromkeys(left)] == [
+        f"brief one two kind {middle} six seven",
+        f"brief two kind {middle} six seven",
+        f"brief kind {middle} six seven",
+        "brief kind six seven",
+        "brief kind seven",
+    ]
+    context = whole - 1
+    with pytest.raises(openai.BadRequestError, match="shorten the prompt"):
+        ask(client, items, max_output_tokens=5)
 
 
 @pytest.mark.parametrize("after", [0, 5])

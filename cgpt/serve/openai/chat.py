@@ -162,6 +162,8 @@ FUNCTION_CALL = {"anyOf": [{"enum": ["auto", "none"]}, NAMED_FUNCTION]}
 
 
 class ChatRequest(protocol.SamplingRequest):
+    """The body of a request. include_reasoning: whether the answer has what the model thought."""
+
     messages: Annotated[list[ChatMessage], size("messages", 1, MESSAGES)] = Field(description=MESSAGES)
     max_completion_tokens: Annotated[int | None, token_limit(1)] = None
     max_tokens: Annotated[int | None, token_limit(1)] = None  # its old name
@@ -171,6 +173,7 @@ class ChatRequest(protocol.SamplingRequest):
     tool_choice: protocol.ToolChoice[NamedTool, NamedTools] = "auto"
     reasoning_effort: protocol.Effort | None = None
     reasoning: protocol.ReasoningOptions = protocol.ReasoningOptions()
+    include_reasoning: StrictBool = True
     chat_template_kwargs: protocol.TemplateOptions = protocol.TemplateOptions()
     response_format: protocol.Format[protocol.SchemaResponseFormat] = protocol.FreeFormat()
     modalities: Annotated[Any, only(["text"], wanted="cannot be used: the model writes text")] = None
@@ -270,7 +273,7 @@ class Choice:
 
     def __init__(self, body: ChatRequest, turn: Turn, service: Service) -> None:
         self.turn = turn
-        self._metrics, self._tokenizer, self._logs = service.metrics, service.tokenizer, body.logprobs
+        self._metrics, self._tokenizer, self._body = service.metrics, service.tokenizer, body
         self._remember = service.remember_thought if body.store is not False else None
         self._thought = ""
         self._is_old = bool(body.functions)  # calls in their old form
@@ -289,9 +292,10 @@ class Choice:
             self._metrics.repairs.update(self.turn.parser.repairs)
             old = self._is_old and reason == "tool_calls"
             chunks.append(ChunkChoice(index, {}, finish_reason="function_call" if old else reason))
-        if self._logs and chunks:
+        if self._body.logprobs and chunks:
             indices = [i for delta in deltas for i in delta.indices]
-            chunks[last].logprobs = ChatLogprobs(token_logprobs(self._tokenizer, self.turn.request, indices))
+            as_ids = self._body.return_tokens_as_token_ids
+            chunks[last].logprobs = ChatLogprobs(token_logprobs(self._tokenizer, self.turn.request, indices, as_ids))
         if not self._has_begun:
             self._has_begun = True
             chunks.insert(0, ChunkChoice(index, {"role": "assistant", "content": ""}))
@@ -314,9 +318,10 @@ class Choice:
             return {"tool_calls": [{"index": self._calls - 1, **head, "function": function}]}
         # Several messages of a kind become paragraphs of one.
         text = "\n" * (is_new and not is_first) + delta.text
-        if kind == "reasoning":
-            self._thought += text
-        return {"reasoning": text, "reasoning_content": text} if kind == "reasoning" else {"content": text}
+        if kind != "reasoning":
+            return {"content": text}
+        self._thought += text
+        return {"reasoning": text, "reasoning_content": text} if self._body.include_reasoning else None
 
 
 def joined(chunks: list[ChunkChoice]) -> ChatChoice:

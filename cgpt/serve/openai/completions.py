@@ -120,7 +120,11 @@ class Choice:
             if body.echo
             else ""
         )
-        self._log = None if body.logprobs is None else TokenLog(service.tokenizer, request, body.echo)
+        self._log = (
+            None
+            if body.logprobs is None
+            else TokenLog(service.tokenizer, request, body.echo, body.return_tokens_as_token_ids)
+        )
 
     def advance(self, event: Event) -> CompletionChoice:
         """Returns what the event adds to the choice."""

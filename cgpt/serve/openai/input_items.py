@@ -32,7 +32,13 @@ class ReasoningPart(RequestModel):
     text: Text
 
 
-class InputMessage(RequestModel):
+class Entry(RequestModel):
+    """An item of an input. id: by which it is listed, if it is a text."""
+
+    id: Any = None
+
+
+class InputMessage(Entry):
     """A message. phase: "commentary" for what the assistant said before a call."""
 
     type: Literal["message"] = "message"
@@ -48,7 +54,7 @@ class InputMessage(RequestModel):
             conversation.add(self.role, text)
 
 
-class InputReasoning(RequestModel):
+class InputReasoning(Entry):
     """What the model thought. encrypted_content: the same as this server gives it, where a client sends only that."""
 
     type: Literal["reasoning"]
@@ -60,7 +66,7 @@ class InputReasoning(RequestModel):
         conversation.add_said(text, "analysis")
 
 
-class InputCall(RequestModel):
+class InputCall(Entry):
     """A call that the model made before. arguments: JSON text."""
 
     type: Literal["function_call"]
@@ -74,7 +80,7 @@ class InputCall(RequestModel):
         conversation.add_call(self.call_id, called, self.arguments)
 
 
-class InputResult(RequestModel):
+class InputResult(Entry):
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: Text
     output: Texts = ""
@@ -83,7 +89,7 @@ class InputResult(RequestModel):
         conversation.add_result(f"{name}.call_id", self.call_id, protocol.text_of(self.output))
 
 
-class InputCustomCall(RequestModel):
+class InputCustomCall(Entry):
     """A call of a tool that takes any text."""
 
     type: Literal["custom_tool_call"]
@@ -95,7 +101,7 @@ class InputCustomCall(RequestModel):
         conversation.add_call(self.call_id, self.name, self.input)
 
 
-class InputShellCall(RequestModel):
+class InputShellCall(Entry):
     type: Literal["local_shell_call"]
     call_id: Text
     action: dict[str, Any] = {}
@@ -104,7 +110,7 @@ class InputShellCall(RequestModel):
         conversation.add_call(self.call_id, "local_shell", dumps(self.action))
 
 
-class InputShellResult(RequestModel):
+class InputShellResult(Entry):
     """The result of a shell call, which it names by either field."""
 
     type: Literal["local_shell_call_output"]
@@ -123,7 +129,7 @@ class InputReference(RequestModel):
     id: Text
 
 
-class OtherItem(RequestModel):
+class OtherItem(Entry):
     """What other servers' tools leave in a conversation, which is left out."""
 
     model_config = ConfigDict(json_schema_extra={"not": "{refused_if_strict}"})

@@ -37,8 +37,11 @@ class CompletionLogprobs:
     text_offset: list[Annotated[int, Field(ge=0)]]
 
 
-def token_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text of a token; OpenAI writes one that is not whole characters as bytes:\\xe2\\x80."""
+def token_text(tokenizer: Tokenizer, token_id: int, as_id: bool) -> str:
+    """The text of a token; OpenAI writes one that is not whole characters as bytes:\\xe2\\x80. as_id: its id instead,
+    as vLLM writes it."""
+    if as_id:
+        return f"token_id:{token_id}"
     raw = tokenizer.token_bytes(token_id)
     try:
         return raw.decode("utf-8")
@@ -46,11 +49,12 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def token_logprobs(tokenizer: Tokenizer, request: Request, indices: Iterable[int]) -> list[TokenLogprob]:
-    """The log-probabilities of the tokens request.ids[index]; none where the request keeps no logprobs."""
+def token_logprobs(tokenizer: Tokenizer, request: Request, indices: Iterable[int], as_ids: bool) -> list[TokenLogprob]:
+    """The log-probabilities of the tokens request.ids[index]; none where the request keeps no logprobs. as_ids: see
+    token_text; the bytes are the token's all the same."""
 
     def about(token_id: int, logprob: float) -> TokenAlternative:
-        text, raw = token_text(tokenizer, token_id), tokenizer.token_bytes(token_id)
+        text, raw = token_text(tokenizer, token_id, as_ids), tokenizer.token_bytes(token_id)
         return {"token": text, "logprob": logprob, "bytes": list(raw)}
 
     found = []
@@ -64,11 +68,11 @@ def token_logprobs(tokenizer: Tokenizer, request: Request, indices: Iterable[int
 class TokenLog:
     """Makes the `logprobs` objects of one choice of /v1/completions, each of the tokens since the last one.
 
-    Offsets count characters of the choice's text, the prompt's included where it is echoed.
+    Offsets count characters of the choice's text, the prompt's included where it is echoed. as_ids: see token_text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, request: Request, echo: bool) -> None:
-        self._tokenizer, self._request = tokenizer, request
+    def __init__(self, tokenizer: Tokenizer, request: Request, echo: bool, as_ids: bool) -> None:
+        self._tokenizer, self._request, self._as_ids = tokenizer, request, as_ids
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens=request.params.skip_special_tokens)
         self._length = 0  # of the text whose ids have been looked at
         self._offsets: list[int] = []  # of the new ids
@@ -105,7 +109,7 @@ class TokenLog:
     def _add(self, found: CompletionLogprobs, *columns: Sequence[Any]) -> None:
         """Appends tokens. columns: ids, log-probabilities, alternatives, offsets."""
         for token_id, logprob, top, offset in zip(*columns, strict=True):
-            found.tokens.append(token_text(self._tokenizer, token_id))
+            found.tokens.append(token_text(self._tokenizer, token_id, self._as_ids))
             found.token_logprobs.append(logprob)
             found.top_logprobs.append(None if top is None else self._named(top | {token_id: logprob}))
             found.text_offset.append(offset)
@@ -113,5 +117,5 @@ class TokenLog:
     def _named(self, top: dict[int, float]) -> dict[str, float]:
         named: dict[str, float] = {}
         for token_id, logprob in top.items():  # the likeliest first; two ids may have the same text
-            named.setdefault(token_text(self._tokenizer, token_id), logprob)
+            named.setdefault(token_text(self._tokenizer, token_id, self._as_ids), logprob)
         return named

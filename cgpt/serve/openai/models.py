@@ -47,13 +47,15 @@ def _one_of(name: str, other: str) -> dict[str, Any]:
 
 class TokenizeRequest(OpenAIRequest):
     """The body of a request, with the text under either name. special: whether the names of special tokens in the text
-    stand for these tokens. add_special_tokens: begin with what the tokenizer puts before a prompt."""
+    stand for these tokens; by default one that is the whole text does, as clients that tokenize through the server find
+    the ids of those that /tokenizer_info names. add_special_tokens: begin with what the tokenizer puts before a
+    prompt."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_one_of("prompt", "content"), _one_of("content", "prompt")]})
 
     prompt: Text | None = None
     content: Text | None = None
-    special: StrictBool = False
+    special: StrictBool | None = None
     add_special_tokens: StrictBool = True
 
     @model_validator(mode="after")
@@ -131,9 +133,10 @@ async def model(service: Service, name: str) -> ModelCard:
 
 async def tokenizer_info(service: Service) -> TokenizerInfo:
     tokenizer, transformer = service.tokenizer, service.model.transformer
-    ends = [tokenizer.decode([one]) for one in transformer.eos_token_ids]
-    end = ends[0] if ends else None
-    return TokenizerInfo("cgpt", tokenizer.vocab_size, transformer.context_length, end, end, end, None)
+    config, end = transformer.config, next(iter(transformer.eos_token_ids), None)
+    ids = (end if one is None else one for one in (config.bos_token_id, end, config.pad_token_id))
+    bos, eos, pad = (None if one is None else tokenizer.decode([one]) for one in ids)
+    return TokenizerInfo("cgpt", tokenizer.vocab_size, transformer.context_length, bos, eos, pad, None)
 
 
 async def health(service: Service) -> Health:
@@ -144,7 +147,8 @@ async def health(service: Service) -> Health:
 
 async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
     text = body.prompt or body.content or ""
-    special = "all" if body.special else ()
+    is_name = body.special is None and text in service.tokenizer.special_tokens
+    special = "all" if body.special or is_name else ()
     ids = await run_in_threadpool(
         lambda: service.tokenizer.encode(text, allowed_special=special, add_special_tokens=body.add_special_tokens)
     )

@@ -167,7 +167,8 @@ STOP_IDS_WANTED = "must be a list of {stops} token ids at most, 0 to {max_token_
 class GenerationRequest(OpenAIRequest):
     """A body that asks for text, with all options of sampling. The fields of type Any are accepted, and change nothing.
 
-    min_tokens: before so many the text does not end by itself, nor by stop_token_ids.
+    min_tokens: before so many the text does not end by itself, nor by stop_token_ids. return_tokens_as_token_ids: write
+    the tokens of log-probabilities as "token_id:123".
     """
 
     temperature: Annotated[float, number(0, 2)] = 1.0
@@ -183,6 +184,7 @@ class GenerationRequest(OpenAIRequest):
     stop_token_ids: Annotated[list[int], Reads(_read_ids, STOP_IDS_WANTED, STOP_IDS | {"maxItems": "{stops}"})] = []
     min_tokens: Annotated[int, integer(0, "max_tokens")] = 0
     ignore_eos: StrictBool = False
+    return_tokens_as_token_ids: StrictBool = False
     structured_outputs: StructuredOutputs = StructuredOutputs()
     guided_json: SchemaOrText = None  # older names of what structured_outputs holds
     guided_regex: Text | None = None

@@ -23,7 +23,8 @@ from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.conversation import Conversation
 from cgpt.serve.errors import ApiError, api_error, dumps, sliced_dumps
 from cgpt.serve.openai import protocol
-from cgpt.serve.openai.input_items import SAID, InputItem, InputReference, Said, qualified
+from cgpt.serve.openai.input_items import SAID, InputItem, InputReference, qualified
+from cgpt.serve.openai.item_list import ItemList, ItemsQuery, list_items, with_ids
 from cgpt.serve.openai.items import CallItem, Item, Items, ReasoningItem, Status
 from cgpt.serve.openai.logprobs import token_logprobs
 from cgpt.serve.service import Service
@@ -113,6 +114,7 @@ class ResponseRequest(protocol.GenerationRequest):
     def to_conversation(self, service: Service) -> Conversation:
         """Makes the conversation; ApiError where the fields contradict each other, or name what is not remembered."""
         made = Conversation(effort=self.reasoning.effort or "medium", stops=self.stop, thought_of=service.thought_of)
+        made.truncates = self.truncation == "auto"
         self.set_format(made, self.text.format)
         if len(self.functions) > (most := service.limits.tools):
             raise ApiError(f"tools holds more than {most} functions, with those of namespaces", param="tools")
@@ -125,7 +127,7 @@ class ResponseRequest(protocol.GenerationRequest):
             made.set_tools(self.functions, choice)
         if self.instructions:
             made.add("system", self.instructions)
-        earlier = self._earlier(service)
+        earlier = [SAID.validate_python(item) for item in _items_until(service, self.previous_response_id)]
         for one in earlier:
             one.add_to(made, "previous_response_id")
         if isinstance(self.input, str):
@@ -147,27 +149,11 @@ class ResponseRequest(protocol.GenerationRequest):
             said.add_to(made, f"input[{i}]")
         return made
 
-    def _earlier(self, service: Service) -> list[Said]:
-        """The items of the responses that come before, the first one first."""
-        found: list[Said] = []
-        name = self.previous_response_id
-        while name is not None:
-            if (stored := service.store.get(name, StoredResponse)) is None:
-                message = f"previous_response_id {shown(name)} {GONE}"
-                raise ApiError(message, code="previous_response_not_found", param="previous_response_id")
-            items = [*json.loads(stored.given), *json.loads(stored.json)["output"]]
-            found = [SAID.validate_python(item) for item in items] + found
-            if len(found) > service.limits.messages:
-                message = f"holds more than {service.limits.messages} entries with those before"
-                raise ApiError(f"previous_response_id {message}", param="previous_response_id")
-            name = stored.previous
-        return found
-
     def given(self) -> str:
         """The items of the input as JSON, those that references name too, once to_conversation() has found them."""
         if isinstance(self.input, str):
-            return dumps([{"role": "user", "content": self.input}])
-        return dumps(self.model_dump(include={"input"}, by_alias=True, exclude_unset=True)["input"])
+            return dumps(with_ids([{"role": "user", "content": self.input}]))
+        return dumps(with_ids(self.model_dump(include={"input"}, by_alias=True, exclude_unset=True)["input"]))
 
     def params(self, max_tokens: int) -> SamplingParams:
         """Makes the parameters of sampling, without the stops. max_tokens: where the body sets no limit."""
@@ -188,6 +174,21 @@ class ResponseRequest(protocol.GenerationRequest):
             "previous_response_id": self.previous_response_id,
             "store": self.is_stored,
         }
+
+
+def _items_until(service: Service, name: str | None) -> list[dict[str, Any]]:
+    """The items of a response, its output included, and of those before it, the first one first. None: of none."""
+    found: list[dict[str, Any]] = []
+    while name is not None:
+        if (stored := service.store.get(name, StoredResponse)) is None:
+            message = f"previous_response_id {shown(name)} {GONE}"
+            raise ApiError(message, code="previous_response_not_found", param="previous_response_id")
+        found = [*json.loads(stored.given), *json.loads(stored.json)["output"], *found]
+        if len(found) > service.limits.messages:
+            message = f"holds more than {service.limits.messages} entries with those before"
+            raise ApiError(f"previous_response_id {message}", param="previous_response_id")
+        name = stored.previous
+    return found
 
 
 @dataclass
@@ -258,7 +259,8 @@ class Answer:
                 for kind in ("response.created", "response.in_progress"):
                     yield self._event(kind, {"response": self.response("in_progress")})
             for delta in deltas:
-                entries = token_logprobs(self._tokenizer, self._turn.request, delta.indices)
+                as_ids = self._body.return_tokens_as_token_ids
+                entries = token_logprobs(self._tokenizer, self._turn.request, delta.indices, as_ids)
                 for kind, data in self._items.add(delta, entries):
                     yield self._event(kind, data)
             if self._turn.finish_reason:
@@ -326,7 +328,10 @@ class Deleted:
 
 
 NUMBER = {"response_id": "$response.body#/id"}
-TO_RESPONSE = {"response": {"operationId": "stored_response", "parameters": NUMBER}}
+TO_RESPONSE = {
+    "response": {"operationId": "stored_response", "parameters": NUMBER},
+    "items": {"operationId": "input_items", "parameters": NUMBER},
+}
 TO_DELETE = {"delete": {"operationId": "delete_response", "parameters": NUMBER}}
 
 
@@ -338,6 +343,14 @@ def _stored(service: Service, response_id: str) -> StoredResponse:
 
 async def stored_response(service: Service, response_id: str) -> Response:
     return Response(_stored(service, response_id).json, media_type="application/json")
+
+
+async def input_items(service: Service, response_id: str, query: ItemsQuery) -> ItemList:
+    def found() -> ItemList:
+        stored = _stored(service, response_id)
+        return list_items([*_items_until(service, stored.previous), *json.loads(stored.given)], query)
+
+    return await run_in_threadpool(found)
 
 
 async def delete_response(service: Service, response_id: str) -> Deleted:
