@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -380,10 +381,10 @@ def haystack(url):
 
 
 def open_webui(url):
-    here, data = "http://127.0.0.1:8513", os.path.abspath("data")
+    here, data = "http://127.0.0.1:8513", tempfile.mkdtemp(dir=".")  # it would remember another server's address
     environment = {"OPENAI_API_BASE_URL": url, "OPENAI_API_KEY": "x", "WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": KEY}
     environment |= {
-        "DATA_DIR": data,
+        "DATA_DIR": os.path.abspath(data),
         "ENABLE_OLLAMA_API": "False",
         "OFFLINE_MODE": "True",
         "RAG_EMBEDDING_ENGINE": "openai",
