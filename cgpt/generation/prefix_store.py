@@ -91,7 +91,7 @@ class _Unusable(Exception):
 class PrefixStore:
     """The segments of one model in a directory that other models and processes may share.
 
-    find and read are for one thread at a time; put hands over to a thread of its own, which lives while there is
+    load is for one thread at a time; put hands over to a thread of its own, which lives while there is
     something to write. What cannot be read is a miss, what cannot be written is not kept; a warning says so, once.
 
     num_hits: sequences that resumed from here. nbytes: of all in the directory, as far as is known
@@ -218,7 +218,7 @@ class PrefixStore:
             if not self._writes or (self._queue and sum(job[-1] for job in self._queue) + size > max_waiting):
                 return
             self._queue.append((ids, cache, snapshots, size))
-            if self._writer is None:
+            if self._writer is None or not self._writer.is_alive():  # a fork has no threads but one
                 self._writer = threading.Thread(target=self._write_queue, name="cgpt-prefix-store")
                 try:
                     self._writer.start()
@@ -249,14 +249,14 @@ class PrefixStore:
                     self._queue.clear()
 
     def _write(self, ids: Ids, cache: KVCache, snapshots: list[Snapshot]) -> None:
-        path = self._find(ids)
-        start = path[-1].end if path else 0
-        new = [snapshot for snapshot in snapshots if snapshot.position > start]
-        if new:
+        path, files = self._find(ids), []
+        if not path or path[-1].end < snapshots[-1].position:
             self._make_folder()  # somebody may have emptied the directory
-            files = self._list()
-        for snapshot in new:
+            files, path = self._list(), self._find(ids)
+        for snapshot in snapshots:
             parent, start = (path[-1].own, path[-1].end) if path else (self._key, 0)
+            if snapshot.position <= start:
+                continue
             own = hashlib.blake2b(parent + ids[start : snapshot.position].tobytes(), digest_size=16).digest()
             segment = Segment(parent, own, start, snapshot.position)
             layers = list(cache.full_layers(start, segment.end))
@@ -411,7 +411,7 @@ def _write_from(file: BinaryIO, arrays: Iterable[Array]) -> int:
     """Writes what arrays hold; its checksum."""
     crc = 0
     for array in arrays:
-        view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        view = array.reshape(-1).view(np.uint8).data
         file.write(view)
         crc = zlib.crc32(view, crc)
     return crc

@@ -18,11 +18,13 @@ import cgpt
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.errors import InputError
 from cgpt.generation import prefix_store
+from cgpt.generation.engine import Engine
 from cgpt.generation.prefix_store import HEADER, make_key
 from cgpt.models.base import Transformer
 
 from golden import case
 from support.greedy import load_greedy
+from support.request_cases import make_request
 
 LENGTHS = {"demo-gpt2": 200, "demo-gpt-oss": 700}  # beyond the windows of 128, and a step of 512
 
@@ -140,6 +142,15 @@ def test_memory_comes_first_where_it_has_as_much(oss, tmp_path):
         cache.flush()
     assert cache.num_reused == 299 and cache.num_reused_from_disk == cache.store.num_hits == 0
     assert len(files(tmp_path)) == 2
+
+
+def test_where_a_text_resumed_from_the_disk_others_resume_from_memory(oss, tmp_path):
+    ids = random_ids(300)
+    ids += keep(oss, tmp_path, ids)[0].ids
+    cache = cgpt.PrefixCache(oss, directory=tmp_path)
+    for seed in range(2):
+        assert run(oss, ids[:304] + random_ids(20, seed), cache).num_cached_tokens == 304
+    assert cache.store.num_hits == 1
 
 
 def test_without_memory_of_its_own(oss, tmp_path):
@@ -390,6 +401,18 @@ def test_a_file_that_vanishes_is_a_miss_without_a_word(oss, tmp_path):
         assert run(oss, ids, cache).num_cached_tokens == 699  # made anew
 
 
+def test_a_directory_that_was_emptied_is_filled_anew(oss, tmp_path):
+    """Though memory has what the files had."""
+    ids = random_ids(300)
+    cache = cgpt.PrefixCache(oss, directory=tmp_path)
+    run(oss, ids, cache)
+    cache.flush()
+    shutil.rmtree(tmp_path)
+    run(oss, ids + [1, 2, 3], cache)
+    cache.flush()
+    check(oss, ids + [1, 2, 3], tmp_path, 302)
+
+
 def test_foreign_files_are_left_alone_and_named_once(oss, tmp_path):
     ids = random_ids(30)
     ids += keep(oss, tmp_path, ids)[0].ids
@@ -531,6 +554,16 @@ def test_the_writer_holds_nobody_up(oss, tmp_path, monkeypatch):
     assert threading.enumerate() == writer
     for ids, cached in ((a, 59), (b, 59), (c, 0)):
         check(oss, ids, copy_of(tmp_path, ids[0]), cached)
+
+
+def test_an_engine_ends_when_all_is_written(oss, tmp_path, monkeypatch):
+    free, write = threading.Event(), prefix_store.PrefixStore._write
+    monkeypatch.setattr(prefix_store.PrefixStore, "_write", lambda *job: free.wait(60) and write(*job))
+    with Engine(oss, prefix_cache_bytes=0, prefix_cache_directory=tmp_path) as engine:
+        list(engine.submit([make_request(oss, random_ids(60), max_new_tokens=2)]))
+        threading.Timer(0.1, free.set).start()
+    assert files(tmp_path)
+    check(oss, random_ids(60), tmp_path, 59)
 
 
 BUSY = """
