@@ -267,7 +267,7 @@ class Engine:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
-        if self.prefix_cache:
+        if self.prefix_cache is not None:  # it is false while it is empty
             self.prefix_cache.flush(self.MAX_FLUSH)
 
     def __enter__(self) -> Engine:

@@ -49,7 +49,7 @@ class Metrics:
             "Keys and values of finished texts.",
             {"": prefixes.nbytes if prefixes else 0},
         )
-        if prefixes and (store := prefixes.store):
+        if prefixes is not None and (store := prefixes.store):
             add("prefix_cache_disk_bytes", "gauge", "Files of the prefix cache, of all models.", {"": store.nbytes})
             add("prefix_cache_disk_hits_total", "counter", "Texts that resumed from a file.", {"": store.num_hits})
             about = "Tokens of prompts found on the disk, of those in the prefix cache."
