@@ -506,13 +506,15 @@ def test_a_directory_that_cannot_be_made(oss, tmp_path):
 
 def test_a_file_that_cannot_be_read_is_a_miss(oss, tmp_path, monkeypatch):
     keep(oss, tmp_path, random_ids(60))
+    kept = set(files(tmp_path))
     monkeypatch.setattr(os, "open", failing(errno.EIO, lambda path, *_: str(path).endswith("59.kv")))
     with pytest.warns(UserWarning, match="59.kv: Input/output error"):
         check(oss, random_ids(60), copy_of(tmp_path, "look"), 0)
     cache = cgpt.PrefixCache(oss, directory=tmp_path)
     with pytest.warns(UserWarning, match="59.kv: Input/output error"):
         assert run(oss, [*random_ids(60), 5], cache).num_cached_tokens == 0
-    assert len(files(tmp_path)) == 2  # another time it may be read
+    cache.flush()
+    assert kept < set(files(tmp_path))  # another time it may be read
 
 
 def test_what_is_no_directory_is_refused(oss, tmp_path):
