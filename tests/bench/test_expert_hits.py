@@ -58,4 +58,4 @@ def test_skewed_routers(tmp_path, monkeypatch, capsys):
             expert_hits.main()
             found[skew, ids] = json.loads(capsys.readouterr().out)["lru_hits"]["0.3"]
     assert found[0, "generated"] == pytest.approx(0.3, abs=0.06) == found[0, "random"]
-    assert 0.6 < found[1, "random"] < found[1, "generated"] < 0.85
+    assert 0.6 < found[1, "random"] < found[1, "generated"] - 0.03 < 0.82

@@ -123,7 +123,7 @@ def test_refuses_what_is_no_file(file, tmp_path):
         with pytest.raises(InputError, match=why):
             disk_rate(path)
     (tmp_path / "empty").touch()
-    with pytest.raises(InputError, match="empty"):
+    with pytest.raises(InputError, match="is empty"):
         disk_rate(tmp_path / "empty")
     for numbers in dict(seconds=0), dict(seconds=float("nan")), dict(request_bytes=0), dict(readers=0):
         with pytest.raises(InputError, match=next(iter(numbers))):
