@@ -26,7 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="of gpt-oss's routers. 0 (default): every expert is chosen as often as the others. 1: as unevenly as in "
         "trained models, some by a bias of 0.75 N(0, 1) in their logits, and for some hundred tokens at a time by 0.4 "
-        "N(0, 1) for the topic of the text; S scales both. A cache of 30 %% of the experts then hits about 85 %%",
+        "N(0, 1) for the topic of the text; S scales both. A cache of 30 %% of 128 experts a layer then hits about "
+        "85 %% in generated text, of 32 experts 70 %%",
     )
 
 

@@ -13,7 +13,13 @@ large. With a skew of S, the router's logit of expert e in layer n, for a token 
 So the experts of a generated text change little by little, and every some hundred tokens by more. Ids that are drawn at
 random, as `cgpt bench` does, change their topic with each token, and have only p in common.
 
-What the other blocks add to the residual stream, from which a topic must be read, is made up for by an estimate.
+Measured by bench/expert_hits.py at S = 1, the least recently used expert of all layers dropped, in generated text (in
+brackets: random ids). 36 layers of 128 experts, 30 % of them cached: 86 % hits (72); 25 %: 81 % (64); 50 %: 95 % (90).
+24 layers of 32: 70, 59 and 91 % (53, 43, 77), and at S = 1.6: 85, 78 and 97 %. From text to text this varies by 2 or
+3 %. Of a token's choices 22 % are among those of the token before, with 32 experts 40 %.
+
+A topic fades as blocks add to the residual stream. This is made up for by an estimate of what they add at the published
+widths; at smaller ones the topics are louder, or drowned.
 """
 
 import re

@@ -84,7 +84,7 @@ def write(
     seed: the same one gives the same files (with the same NumPy).
     layout: "hf" (default) or "original" (OpenAI's) for a published size; a config.json implies its own.
     routing_skew: 0 (default) lets gpt-oss choose its experts evenly; 1 as unevenly as trained models do, so that a
-        cache of 30 % of them hits about 85 % in generated text; see cgpt.models.routing_skew.
+        cache of 30 % of 128 a layer hits about 85 % in generated text; see cgpt.models.routing_skew.
     progress(done, total) is told the bytes written.
 
     InputError: no such size or layout, a skew of a model without experts, `directory` is in use or cannot be written,
