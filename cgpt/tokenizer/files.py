@@ -125,10 +125,9 @@ def _unmade(vocab: dict[str, Any], merges: list[list[str]], known: set[str], pat
     for name in unmade:
         special = name in known or ids[name] < last or re.fullmatch(_SPECIAL_LOOK, name)
         if not special and merge_alone(name, ranks)[0] == 2:
-            raise TokenizerError(
-                f"{path}: no merge makes the token {shown(name)} of vocab.json; the file is cut short, or the two do "
-                f"not belong together; if it is a special token, special_tokens_map.json must list it"
-            )
+            why = "the file is cut short, or the two do not belong together"
+            todo = "if it is a special token, special_tokens_map.json must list it"
+            raise TokenizerError(f"{path}: no merge makes the token {shown(name)} of vocab.json; {why}; {todo}")
     return unmade
 
 

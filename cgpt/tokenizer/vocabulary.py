@@ -235,10 +235,8 @@ def merge_order(
         if parts == 1:
             priority[token] = last
         elif ignore_merges and parts == 2:
-            raise TokenizerError(
-                f"{path}: ignore_merges is true, and no merge joins the two tokens that {shown(token)} falls "
-                f"into; cgpt does not support that"
-            )
+            why = f"no merge joins the two tokens that {shown(token)} falls into; cgpt does not support that"
+            raise TokenizerError(f"{path}: ignore_merges is true, and {why}")
         elif ignore_merges:
             whole.append(token)
     return sorted(priority, key=priority.__getitem__) + whole

@@ -14,8 +14,13 @@ static int asked, had; /* by the last one who got fewer threads than it asked fo
 static int kept, lost; /* the OpenMP in use could not give its threads back; it is in a child without them */
 
 /* The OpenMP in this library gives the calling thread's pool back. Its function is looked up because a libgomp older
-   than GCC 9 lacks it, and a process may have such a one: that of another package, loaded before ours. */
+   than GCC 9 lacks it, and a process may have such a one: that of another package, loaded before ours. With musl it is
+   never called: it takes every thread to be as far from its thread-local storage as the calling one is, which does
+   not hold there for a library that came by dlopen, and so it joins what is no thread and crashes. */
 static int give_back(const char *library) {
+#if defined(__linux__) && !defined(__GLIBC__)
+    return 0;
+#endif
     void *handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
     if (!handle) return 0;
     int (*pause)(int) = (int (*)(int))dlsym(handle, "omp_pause_resource_all");

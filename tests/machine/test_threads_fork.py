@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -220,6 +221,8 @@ def other_libgomp(tmp_path):
 @pytest.mark.parametrize("first", ["cgpt", "other"])
 def test_a_forked_child_beside_another_libgomp(other_libgomp, first, used, old):
     """As with torch, in both orders. Nothing helps an old one, but cgpt runs in the child even where it serves cgpt."""
+    if used == "other" and platform.libc_ver()[0] != "glibc":
+        pytest.skip("with musl libgomp crashes when it gives its threads back, so cgpt does not ask it to")
     command = [sys.executable, "-c", OTHER_LIBGOMP, first, other_libgomp(old), used]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "0 True\n"), done.stderr
