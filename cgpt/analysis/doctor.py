@@ -18,6 +18,7 @@ from cgpt.machine.memory import available_memory
 from cgpt.machine.roofline import Roofline
 from cgpt.machine.threads import ONE_THREAD, cpu_quota, default_threads, thread_count
 from cgpt.models.forecast import CONTEXT, REACHED, VARIANTS, forecast
+from cgpt.models.streaming_speed import said
 from cgpt.version import __version__
 
 Rows = list[tuple[str, ...]]
@@ -60,7 +61,8 @@ def examine(
     before = CpuTime.now(usable, root)
     roofline = measure(in_use) if measure else None
     others, stolen = CpuTime.now(usable, root).shares_since(before) if measure else (None, None)
-    sizes = [forecast(name, dense, roofline, root) for name, dense in VARIANTS]
+    rate = None if disk is None else disk[1]
+    sizes = [forecast(name, dense, roofline, root, rate) for name, dense in VARIANTS]
     facts = {
         "cgpt": __version__,
         "environment": {name: os.environ[name] for name in ENVIRONMENT if os.environ.get(name)},
@@ -231,6 +233,10 @@ def _table(models: Mapping[str, Any]) -> list[str]:
 def _fits(size: Mapping[str, Any]) -> str:
     if size["max_context"] is None:
         return "unknown"
+    streaming = size["streaming"]
+    if streaming and streaming["memory"]:
+        speeds = streaming["tokens_per_second"]
+        return f"streamed, {said(speeds)}" if speeds else "streamed"
     if not size["max_context"]:
         return "does not fit"
     return f"{size['max_context']:,}" + ("" if size["fits"] else f" of {size['context']:,}")

@@ -1,9 +1,10 @@
-"""What cgpt.models.accounting.describe() found, as text for a terminal: for `cgpt info`."""
+"""What cgpt.models.description.describe() found, as text for a terminal: for `cgpt info`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cgpt.generation.sampling import checkpoint_defaults
+from cgpt.models.streaming_speed import said
 
 
 def render(facts: Mapping[str, Any]) -> str:
@@ -25,6 +26,7 @@ def render(facts: Mapping[str, Any]) -> str:
         ("memory", f"{size(memory['total'])} at a context of {memory['context']:,}: {_list(parts, size)}"),
         ("sampling", _sampling(facts["generation_config"])),
         ("here", _verdict(here, shape["context"])),
+        *([("streamed", _streamed(facts["streaming"]))] if facts["streaming"] else []),
     ]
     return "\n".join([facts["name"], *(f"  {label:<16}{text}" for label, text in lines)])
 
@@ -60,6 +62,28 @@ def _verdict(here: Mapping[str, Any], limit: int) -> str:
     else:
         return text + "does not fit at any context"
     return text + f"; longest context that fits: {here['max_context']:,} of {limit:,}"
+
+
+def _streamed(streaming: Mapping[str, Any]) -> str:
+    """How the model runs with its experts on the disk."""
+    least = f"the least memory that works is {size(streaming['least'])}"
+    if streaming["memory"] is None:
+        return f"experts read from the files as they are chosen: {least}"
+    rates, hits, read = streaming["rates"], streaming["hit_rates"], streaming["disk_bytes_per_token"]
+    lines = [f"{streaming['resident']:.0%} of the experts in memory within {size(streaming['memory'])}; {least}"]
+    if streaming["resident"] < 1:
+        lines += [
+            f"{hits[kind]:.0%} of the choices hit and {size(round(read[kind]))} per token come from the disk {when}"
+            for kind, when in {
+                "uniform": "if all are equally likely",
+                "text": "if they are as skewed as on text",
+            }.items()
+        ]
+    if rates:
+        source = "measured" if rates["measured"] else "assumed, since there are no files to measure"
+        speed = said(streaming["tokens_per_second"])
+        lines.insert(0, f"{speed} from a disk of {size(round(rates['disk']))}/s ({source})")
+    return f"\n{'':18}".join(lines)
 
 
 def _list(numbers: Mapping[str, int], show: Callable[[int], str]) -> str:

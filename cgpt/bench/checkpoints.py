@@ -12,7 +12,7 @@ from pathlib import Path
 from cgpt.checkpoint.locate import SYNTH, locate
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.models import synth
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 
 Progress = Callable[[int, int], None]
 

@@ -17,7 +17,7 @@ from cgpt.bench.workload import Measured
 from cgpt.kernels import isa
 from cgpt.machine import sysfs, topology
 from cgpt.machine.roofline import Roofline
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 from cgpt.version import __version__
 
 

@@ -19,7 +19,8 @@ from cgpt.evolution.verdict import Verdict
 from cgpt.kernels import isa
 from cgpt.machine import roofline, topology
 from cgpt.machine.roofline import Roofline
-from cgpt.models.accounting import cache_bytes, describe
+from cgpt.models.accounting import cache_bytes
+from cgpt.models.description import describe
 from cgpt.version import __version__
 
 ROOFLINE_SECONDS = 0.4  # for each of the rooflines at most

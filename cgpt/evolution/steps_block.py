@@ -14,7 +14,7 @@ from cgpt.evolution.setting import EPS, GPT_OSS, D, Setting
 from cgpt.evolution.step import Fact, tokens
 from cgpt.evolution.steps_mlp import gelu_mlp
 from cgpt.kernels import _kernels as k
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 from cgpt.models.gpt_oss import RopeTables
 
 GPT2_XL = GPT2_SIZES["gpt2-xl"]

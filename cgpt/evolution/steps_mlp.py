@@ -10,7 +10,7 @@ from cgpt.evolution.measure import Case, Way, way
 from cgpt.evolution.setting import FEW, MANY, SWIGLU, TOP_K, Setting
 from cgpt.evolution.step import Fact, rounded, tokens
 from cgpt.kernels import _kernels as k
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 
 SATURATED = 30.0  # activations leave it as it is, so that they can run in place again and again
 BATCH = 8

@@ -2,7 +2,6 @@
 
 import os
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from cgpt.checkpoint.sizes import SIZES, published_config, published_generation_
 from cgpt.errors import ConfigError, ContextLengthError, InputError
 from cgpt.fields import read_json_object
 from cgpt.kernels._kernels import INT8_GROUP, KV_BLOCK, KV_PANEL
-from cgpt.machine.memory import available_memory
 from cgpt.models import gpt2, gpt_oss
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.models.synth import SynthTensor, checkpoint_files, file_header
@@ -66,7 +64,7 @@ def look_up(name: str | os.PathLike[str]) -> Inventory:
     if directory is not None:
         config = read_config(directory)
         checkpoint = open_checkpoint(directory, config)
-        specs = _specs(config, checkpoint.tensors)
+        specs = tensor_specs(config, checkpoint.tensors)
         checkpoint.check(specs, ignore=(*gpt2.MASK_BUFFERS, "lm_head.weight"))
         disk = sum(file.stat().st_size for file in {tensor.file for tensor in checkpoint.tensors.values()})
         settings = read_json_object(directory / "config.json", ConfigError)
@@ -81,10 +79,13 @@ def _unwritten(config: Config, settings: Mapping[str, Any], generation: Mapping[
     stored = {tensor.name: tensor for tensors in files.values() for tensor in tensors}
     disk = sum(len(file_header(tensors)) for tensors in files.values())
     disk += sum(tensor.nbytes for tensor in stored.values())
-    return Inventory(config, settings, generation, [stored[name] for name in _specs(config, stored)], disk, source)
+    return Inventory(
+        config, settings, generation, [stored[name] for name in tensor_specs(config, stored)], disk, source
+    )
 
 
-def _specs(config: Config, names: Collection[str]) -> Mapping[str, Any]:
+def tensor_specs(config: Config, names: Collection[str]) -> Mapping[str, Any]:
+    """Those of the tensors that a model uses, by name, in the layout of `names`."""
     if isinstance(config, GPT2Config):
         return gpt2.tensor_specs(config, gpt2.name_prefix(names))
     return gpt_oss.tensor_specs(config, gpt_oss.layout_of(names))
@@ -218,60 +219,7 @@ def _in_order(parts: Mapping[str, float]) -> dict[str, int]:
     return {part: round(parts[part]) for part in PARTS if part in parts}
 
 
-# ------------------------------------------------------------------------------------------------------- facts
-
-
-def describe(
-    name_or_dir: str | os.PathLike[str],
-    context: int | None = None,
-    dense: str | None = None,
-    kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"],
-    root: Path = Path("/"),
-) -> dict[str, Any]:
-    """Facts about a checkpoint directory, a model of the package, a published size (no files needed) or a config.json.
-
-    context: positions to have room for; default all the model has. dense: as load() is told, "bf16" or "int8"; bytes
-    are those in memory then. kv_cache_dtype: what keys and values are kept as, "f32", "f16" or "bf16". root: the file
-    system that holds proc and sys. The result, which json can write, holds
-      name, source ("files", "published size" or "config.json"), architecture;
-      generation_config: what generation_config.json says, {} where there is none;
-      shape: layers, width, heads and so on;
-      parameters: total, active (those a token is multiplied with), parts {name: number};
-      bytes: disk (files), weights (in memory), per_token {part: what decoding a token reads, and "cache"};
-      flops: of decoding the token at the end of `context`, {"products", "attention"};
-      memory: bytes needed at `context`, as weights, cache (of kv_cache_dtype), runtime and total;
-      here: available bytes (None: unknown), whether it fits, and max_context that does (0: none).
-
-    Raises CheckpointError, ConfigError, InputError or ContextLengthError.
-    """
-    found = look_up(name_or_dir)
-    config, shape = found.config, shape_of(found.config)
-    context = checked_context(context, shape["context"], "this model")
-    amounts = totals(found, context, dense, kv_cache_dtype)
-    weights, cache = amounts["bytes"]["weights"], cache_bytes(config, context, kv_cache_dtype)
-    needed, available = weights + cache + RUNTIME, available_memory(root)
-    room = (available or 0) - weights - RUNTIME
-    return {
-        "name": Path(name_or_dir).name or str(name_or_dir),
-        "source": found.source,
-        "architecture": architecture(config),
-        "generation_config": dict(found.generation),
-        "shape": shape,
-        **amounts,
-        "memory": {
-            "context": context,
-            "kv_cache_dtype": kv_cache_dtype,
-            "weights": weights,
-            "cache": cache,
-            "runtime": RUNTIME,
-            "total": needed,
-        },
-        "here": {
-            "available": available,
-            "fits": None if available is None else needed <= available,
-            "max_context": None if available is None else _max_context(config, shape["context"], kv_cache_dtype, room),
-        },
-    }
+# ------------------------------------------------------------------------------------------------------ totals
 
 
 def totals(found: Inventory, context: int, dense: str | None, kv_cache_dtype: str) -> dict[str, Any]:
@@ -324,9 +272,3 @@ def shape_of(config: Config) -> dict[str, int]:
         "vocabulary": config.vocab_size,
         "context": config.max_position_embeddings,
     }
-
-
-def _max_context(config: Config, limit: int, kv_cache_dtype: str, room: int) -> int:
-    """The longest context whose cache fits into `room` bytes; 0 where none does."""
-    contexts = range(1, limit + 1)
-    return bisect_right(contexts, room, key=lambda context: cache_bytes(config, context, kv_cache_dtype))

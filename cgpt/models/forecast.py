@@ -9,29 +9,43 @@ from pathlib import Path
 from typing import Any
 
 from cgpt.checkpoint.sizes import SIZES
+from cgpt.machine.disk import DiskRate
 from cgpt.machine.roofline import Roofline
-from cgpt.models.accounting import cache_read, describe
+from cgpt.models.accounting import cache_read
+from cgpt.models.description import describe
+from cgpt.models.streaming_speed import DECODE_REACHED, Rates
 
 CONTEXT = 512  # tokens of the prompt, and before the token decoded
 
-# The share of the roofline where it was measured, whole models on AVX2 and AVX-512 (bench/SPEED.md): decode 51 to 87 %,
-# prompts of 512 tokens 55 to 81 %. Other machines will differ; hence "expected" beside "at_most", never instead of it.
-REACHED = {"decode": 0.65, "prompt": 0.6}
+# The share of the roofline where it was measured; prompts of 512 tokens reached 55 to 81 % (bench/SPEED.md). Other
+# machines will differ; hence "expected" beside "at_most", never instead of it.
+REACHED = {"decode": DECODE_REACHED, "prompt": 0.6}
 
 VARIANTS: list[tuple[str, str | None]] = [
     (name, dense) for name in SIZES for dense in ((None, "bf16", "int8") if name.startswith("gpt2") else (None, "int8"))
 ]
 
 
-def forecast(name: str, dense: str | None, roofline: Roofline | None = None, root: Path = Path("/")) -> dict[str, Any]:
+def forecast(
+    name: str,
+    dense: str | None,
+    roofline: Roofline | None = None,
+    root: Path = Path("/"),
+    disk: DiskRate | None = None,
+) -> dict[str, Any]:
     """What the size `name` takes and gives here with load(dense=dense).
 
     roofline: what roofline.measure() found; None leaves the rates out. root: the file system that holds proc and sys.
+    disk: what disk_rate() found; None leaves out what a model gives whose experts are streamed.
     The result, which json can write, holds name, dense; weights, bytes; available, fits (at the full context),
     max_context (0: none) and context (all the model has), as describe() has them; bytes_per_token, flops_per_token;
-    decode and prompt, tokens a second, {"at_most", "expected"} or None where they cannot be told.
+    decode and prompt, tokens a second, {"at_most", "expected"} or None where they cannot be told or experts are
+    streamed; streaming as describe() has it.
     """
-    facts = describe(name, dense=dense, root=root)
+    rates = None
+    if roofline is not None and disk is not None:
+        rates = Rates(disk.bytes_per_second, DECODE_REACHED * roofline.read_bytes_per_s)
+    facts = describe(name, dense=dense, root=root, measure=lambda files: rates)
     read = sum((facts["bytes"]["per_token"] | {"cache": cache_read(SIZES[name], CONTEXT)}).values())
     flops = flops_per_token(facts)
     decode = prompt = None
@@ -50,6 +64,7 @@ def forecast(name: str, dense: str | None, roofline: Roofline | None = None, roo
         "flops_per_token": flops,
         "decode": decode,
         "prompt": prompt,
+        "streaming": facts["streaming"],
     }
 
 

@@ -1,44 +1,49 @@
-"""Models larger than memory: how a bounded amount is shared out, and what speed a disk lets expect.
+"""Models larger than memory: how a bounded amount is shared out, and what to expect of it.
 
 Dense weights stay in memory; an expert store holds as many experts as the rest allows, and gives memory back to keys
 and values as they grow.
 """
 
 import weakref
+from collections.abc import Collection, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from cgpt.arguments import require_bytes, warn_caller
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig
 from cgpt.checkpoint.expert_store import ExpertStore
-from cgpt.checkpoint.safetensors import Checkpoint
+from cgpt.checkpoint.safetensors import Checkpoint, StoredTensor
 from cgpt.errors import InputError, OutOfMemoryError
 from cgpt.kernels._kernels import KV_BLOCK
 from cgpt.machine.memory import available_memory, process_memory
-from cgpt.models.accounting import RUNTIME, is_expert, loaded_bytes, part_of
+from cgpt.models.accounting import (
+    RUNTIME,
+    AnyTensor,
+    bytes_per_token,
+    cache_bytes,
+    cache_read,
+    is_expert,
+    loaded_bytes,
+    part_of,
+    tensor_specs,
+)
 from cgpt.models.base import Transformer
 from cgpt.models.kv_cache import KVCache
+from cgpt.models.streaming_speed import Measure, decode_speeds, hit_rates, measure_rates, said
 
 MARGIN = 100_000_000  # bytes left alone: what the allocator holds back, and pages of embeddings and libraries
 AUTOMATIC_SHARE = 0.9  # of what can be had, where nobody says how much
+CONTEXT = 512  # positions after which the speed is that which is said
 MAX_CHUNK = 8192  # tokens of a prompt that are read at once, so that each expert is read once for them
 
-# Real text chooses some experts far more often than others: with 30 % of them in memory 85 % of the choices hit
-# (published measurements of gpt-oss on other engines). 1 - (1 - share) ** SKEW goes through that point.
-SKEW = 5.3
 
-
-def hit_rates(share: float) -> tuple[float, float]:
-    """Of choices, what is expected to be in memory where `share` of the experts are: if all were equally likely, and on
-    real text."""
-    return share, 1 - (1 - share) ** SKEW
-
-
-def dense_bytes(config: GptOssConfig, checkpoint: Checkpoint, dense: str | None) -> int:
+def dense_bytes(config: GptOssConfig, tensors: Iterable[AnyTensor], dense: str | None) -> int:
     """The bytes of what stays in memory: all but experts in MXFP4, and the embedding, whose rows stay in the file."""
     stays = [
         tensor
-        for tensor in checkpoint.tensors.values()
-        if not (is_expert(tensor.name) and tensor.dtype == "U8")
-        and (config.tie_word_embeddings or part_of(tensor.name) != "embedding")
+        for tensor in tensors
+        if not _is_streamed(tensor) and (config.tie_word_embeddings or part_of(tensor.name) != "embedding")
     ]
     # Vectors and the biases of experts are kept as f32.
     return round(sum(loaded_bytes(config, one, dense) * (1 if _is_dense(one.name) else 2) for one in stays))
@@ -46,6 +51,10 @@ def dense_bytes(config: GptOssConfig, checkpoint: Checkpoint, dense: str | None)
 
 def _is_dense(name: str) -> bool:
     return name.endswith("weight") and not part_of(name) == "norms"
+
+
+def _is_streamed(tensor: AnyTensor) -> bool:
+    return is_expert(tensor.name) and tensor.dtype == "U8"
 
 
 class MemoryBudget:
@@ -123,48 +132,93 @@ def scratch_bytes(config: GptOssConfig, tokens: int) -> int:
     return 4 * (whole + at_once + logits)
 
 
-def least_memory(config: GptOssConfig, checkpoint: Checkpoint, dense: str | None) -> int:
-    """The bytes with which a model can run: with those this process has already, the dense weights and one token's
+def least_memory(config: GptOssConfig, tensors: Collection[AnyTensor], dense: str | None, own: int) -> int:
+    """The bytes with which a model can run: `own`, which this process has already, the dense weights and one token's
     experts."""
-    experts = sum(one.nbytes for one in checkpoint.tensors.values() if is_expert(one.name) and one.dtype == "U8")
-    experts = experts * config.experts_per_token // config.num_experts
-    own = process_memory() or MARGIN
-    return own + dense_bytes(config, checkpoint, dense) + experts + scratch_bytes(config, KV_BLOCK) + MARGIN
+    experts = sum(one.nbytes for one in tensors if _is_streamed(one)) * config.experts_per_token // config.num_experts
+    return own + dense_bytes(config, tensors, dense) + experts + scratch_bytes(config, KV_BLOCK) + MARGIN
 
 
-def choose_limit(
-    config: GPT2Config | GptOssConfig, checkpoint: Checkpoint, dense: str | None, memory: int | str | None
-) -> int | None:
-    """The bytes within which a model's experts are streamed: `memory`, or most of what can be had where the model does
-    not fit there; None where all of it stays in memory. InputError where that cannot be done within `memory`."""
-    stored = checkpoint.tensors.values()
-    needed = round(sum(loaded_bytes(config, tensor, dense) for tensor in stored)) + RUNTIME
-    streamable = isinstance(config, GptOssConfig) and any(is_expert(one.name) and one.dtype == "U8" for one in stored)
+def expect(
+    config: GPT2Config | GptOssConfig,
+    tensors: Collection[AnyTensor],
+    dense: str | None,
+    memory: int | str | None,
+    available: int | None,
+    context: int,
+    measure: Measure = lambda files: None,
+    root: Path = Path("/"),
+) -> dict[str, Any] | None:
+    """How a model is streamed within `memory`, or most of what is `available` where it does not fit there; None where
+    all of it stays in memory. InputError where that cannot be done within `memory`.
+
+    context: the positions that a sequence has. measure: gives the rates, once they are wanted. The result, which json
+    can write, holds bytes: least (that works) and memory (None: too little is available); and where there is enough
+      resident, the share of the experts that is in memory; hit_rates and disk_bytes_per_token, {"uniform", "text"};
+      rates, None or {"disk", "memory", "measured"} in bytes a second; tokens_per_second, None or {"uniform", "text"}.
+    """
     limit = None if memory is None else require_bytes("memory", memory)
-    if not streamable or not isinstance(config, GptOssConfig):
+    needed = round(sum(loaded_bytes(config, tensor, dense) for tensor in tensors)) + RUNTIME
+    stored = sum(one.nbytes for one in tensors if _is_streamed(one))
+    if not isinstance(config, GptOssConfig) or not stored:
         if limit is not None and needed > limit:
             why = "GPT-2 has no experts" if isinstance(config, GPT2Config) else "its experts are not in MXFP4"
             raise InputError(
                 f"memory: all of this model must be in memory, since {why}: it takes {needed / 1e9:.1f} GB"
             )
         return None
-    least = least_memory(config, checkpoint, dense)
-    if limit is not None:
+    own = process_memory(root) or MARGIN
+    least = least_memory(config, tensors, dense, own)
+    if limit is None:
+        if available is None or needed <= available:
+            return None
+        limit = round(available * AUTOMATIC_SHARE)
         if limit < least:
-            raise InputError(
-                f"memory: {limit / 1e9:.2f} GB do not hold the dense weights and the experts of one token; the least "
-                f"that works is {-(-least // 10**7) / 100:.2f} GB" + ("" if dense else ', or less with dense="int8"')
-            )
-        return limit
+            return {"memory": None, "least": least}
+    elif limit < least:
+        raise InputError(
+            f"memory: {limit / 1e9:.2f} GB do not hold the dense weights and the experts of one token; the least "
+            f"that works is {-(-least // 10**7) / 100:.2f} GB" + ("" if dense else ', or less with dense="int8"')
+        )
+    taken = stored * config.experts_per_token / config.num_experts
+    room = limit - least + taken - cache_bytes(config, context)
+    share = min(max(room, taken) / stored, 1)
+    hits = hit_rates(share)
+    missed = {name: taken * (1 - rate) for name, rate in hits.items()}
+    rest = sum(bytes_per_token(config, tensors, dense).values()) - taken + cache_read(config, context)
+    rates = measure({tensor.file for tensor in tensors if isinstance(tensor, StoredTensor)})
+    return {
+        "memory": limit,
+        "least": least,
+        "resident": share,
+        "hit_rates": hits,
+        "disk_bytes_per_token": missed,
+        "rates": None if rates is None else asdict(rates),
+        "tokens_per_second": None if rates is None else decode_speeds(missed, taken, rest, rates),
+    }
+
+
+def choose_limit(
+    config: GPT2Config | GptOssConfig, checkpoint: Checkpoint, dense: str | None, memory: int | str | None
+) -> int | None:
+    """The bytes within which a model's experts are streamed: `memory`, or most of what can be had where the model does
+    not fit there, with a warning; None where all of it stays in memory. InputError where that cannot be done within
+    `memory`."""
     available = available_memory()
-    limit = round((available or 0) * AUTOMATIC_SHARE)
-    if available is None or needed <= available or limit < least:
+    measure: Measure = measure_rates if memory is None else lambda files: None
+    names = checkpoint.tensors
+    used = [names[name] for name in tensor_specs(config, names) if name in names]  # the model's own check comes later
+    found = expect(config, used, dense, memory, available, CONTEXT, measure)
+    if found is None or found["memory"] is None:
         return None
-    warn_caller(
-        f"{checkpoint.directory}: the model takes {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB can be had: "
-        f'experts are read from the files as they are chosen, within memory="{limit / 1e9:.1f}GB"; `cgpt info` says '
-        "what speed to expect"
-    )
+    limit: int = found["memory"]
+    if memory is None and available is not None:
+        speeds = found["tokens_per_second"]
+        warn_caller(
+            f"{checkpoint.directory}: the model does not fit into the {available / 1e9:.1f} GB that can be had: its "
+            f'experts are read from the files as they are chosen, within memory="{limit / 1e9:.1f}GB"'
+            + (f"; to expect: {said(speeds)}" if speeds else "")
+        )
     return limit
 
 

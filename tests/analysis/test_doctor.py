@@ -21,7 +21,8 @@ from cgpt.machine.cpu_time import CpuTime
 from cgpt.machine.disk import DiskRate
 from cgpt.machine.roofline import Roofline
 from cgpt.machine.threads import ONE_THREAD
-from cgpt.models.accounting import cache_read, dense_bits, describe, loaded_bytes
+from cgpt.models.accounting import cache_read, dense_bits, loaded_bytes
+from cgpt.models.description import describe
 from cgpt.models.forecast import VARIANTS, flops_per_token, forecast
 
 from support.machine_cases import cpus, smt, v1, v2, write
@@ -130,7 +131,7 @@ def test_json_schema(facts):
         "models": {"context": "int", "reached": {"decode": "float", "prompt": "float"}, "sizes": [{
             "name": "str", "dense": "NoneType", "weights": "int", "available": "int", "fits": "bool",
             "max_context": "int", "context": "int", "bytes_per_token": "int", "flops_per_token": "int",
-            "decode": rates, "prompt": rates,
+            "decode": rates, "prompt": rates, "streaming": "NoneType",
         }]},
         "advice": "list",
     }  # fmt: skip
@@ -332,9 +333,34 @@ def test_what_fits(facts):
     assert 0 < sizes["gpt-oss-20b", None]["max_context"] < sizes["gpt-oss-20b", "int8"]["max_context"] < 131072
     assert sizes["gpt-oss-120b", "int8"]["max_context"] == 0
     rows = {row.split()[0]: row for row in render(found).splitlines() if row.startswith("  gpt")}
-    assert "does not fit" in rows["gpt-oss-120b"] and "<" not in rows["gpt-oss-120b"]  # no rate from the disk
+    assert "streamed" in rows["gpt-oss-120b"] and "<" not in rows["gpt-oss-120b"]
     assert "<" in rows["gpt-oss-20b"]
     assert f"{sizes['gpt-oss-20b', None]['max_context']:,} of 131,072" in rows["gpt-oss-20b"]
+
+
+def test_what_is_streamed(facts):
+    """In 15 GB the 120b's experts come from the disk, in 3 GB the 20b's do not either."""
+    rates, rows = {}, {}
+    for memory in (15_000_000_000, 3_000_000_000):
+        limited = MACHINE | v2("/", **{"__memory-max": memory, "__memory-current": 0})
+        found = facts(limited, measure=lambda threads: ROOFLINE, disk=DISK)
+        for size in found["models"]["sizes"]:
+            rates[memory, size["name"], size["dense"]] = size["streaming"]
+        rows[memory] = {row.split()[0]: row for row in render(found).splitlines() if row.startswith("  gpt")}
+    assert rates[15_000_000_000, "gpt-oss-20b", None] is None
+    assert rates[3_000_000_000, "gpt-oss-20b", None]["memory"] is None
+    assert "does not fit" in rows[3_000_000_000]["gpt-oss-20b"]
+    streaming = rates[15_000_000_000, "gpt-oss-120b", None]
+    assert streaming["memory"] == 13_500_000_000
+    share = streaming["resident"]
+    assert streaming["disk_bytes_per_token"]["uniform"] == pytest.approx(1.9035e9 * (1 - share), rel=0.01)
+    rest = 5.00e9 - 1.9035e9  # what is read from memory, at 0.65 of the roofline
+    slow = 1 / (streaming["disk_bytes_per_token"]["uniform"] / 1.05e9 + rest / 26e9)
+    speeds = streaming["tokens_per_second"]
+    assert speeds["uniform"] == pytest.approx(slow, rel=0.01) and speeds["text"] > 1.3 * slow
+    assert (
+        f"streamed, about {speeds['uniform']:.1f} to {speeds['text']:.1f} tok/s" in rows[15_000_000_000]["gpt-oss-120b"]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- CLI

@@ -1,6 +1,7 @@
 """info: the published figures, what a directory's headers say, and what fits into the memory there is."""
 
 import json
+import re
 
 import pytest
 
@@ -11,8 +12,10 @@ from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import CheckpointError, ContextLengthError, InputError
 from cgpt.machine.memory import available_memory
-from cgpt.models import accounting
-from cgpt.models.accounting import cache_bytes, cache_read, describe
+from cgpt.models import description, streaming_speed
+from cgpt.models.accounting import cache_bytes, cache_read
+from cgpt.models.description import describe
+from cgpt.models.streaming_speed import Rates, hit_rates, measure_rates
 
 from support.machine_cases import CGROUP1, CGROUP2, write
 from support.synth_cases import CONFIGS, GPT2, GPT_OSS, ORIGINAL, PLAIN, stored
@@ -179,7 +182,7 @@ def test_refuses_too_long_a_context():
 
 def test_what_fits(monkeypatch):
     def here(available, context=None):
-        monkeypatch.setattr(accounting, "available_memory", lambda root: available)
+        monkeypatch.setattr(description, "available_memory", lambda root: available)
         return describe("gpt-oss-20b", context)
 
     def needed(context):
@@ -196,6 +199,87 @@ def test_what_fits(monkeypatch):
     assert "does not fit at any context" in render(here(13 * GB))
     assert here(None)["here"] == {"available": None, "fits": None, "max_context": None}
     assert "cannot be told" in render(here(None))
+
+
+# -------------------------------------------------------------------------------------------------- streamed
+
+
+def test_what_a_budget_gives(tmp_path):
+    """The files that are measured; bytes of the disk and of memory in the time of a token."""
+    measured = []
+
+    def measure(files):
+        measured.extend(files)
+        return Rates(1e9, 20e9)
+
+    assert describe("demo-gpt-oss", measure=measure)["streaming"] is None and not measured
+    config = GPT_OSS | dict(hidden_size=1024, intermediate_size=1024, num_hidden_layers=4, num_local_experts=32)
+    directory = checkpoint(config, tmp_path / "model")
+    least = describe(directory, memory="64GB")["streaming"]["least"]
+    experts = 4 * 32 * 3 * 1024 * 1024 * 17 // 32
+    found = describe(directory, memory=least + experts // 4, measure=measure, dense="int8")["streaming"]
+    assert measured == [directory / "model.safetensors"]
+    assert found["resident"] == pytest.approx(0.25 + 4 / 32, abs=0.04)
+    assert 0 < found["least"] < least and found["hit_rates"]["uniform"] == found["resident"]
+    missed = found["disk_bytes_per_token"]["text"]
+    assert missed == pytest.approx(experts / 8 * (1 - found["resident"]) ** 5.3)
+    read = describe(directory, 512, dense="int8")["bytes"]["per_token"]
+    rest = sum(read.values()) - experts / 8
+    assert found["tokens_per_second"]["text"] == pytest.approx(1 / (missed / 1e9 + rest / 20e9))
+    everything = describe(directory, memory="64GB", measure=measure)["streaming"]
+    assert everything["resident"] == 1 and everything["hit_rates"] == {"uniform": 1, "text": 1}
+    whole = sum(describe(directory, 512)["bytes"]["per_token"].values())
+    assert everything["tokens_per_second"]["uniform"] == pytest.approx(20e9 / whole)
+    assert describe(directory, memory="64GB")["streaming"]["tokens_per_second"] is None
+
+
+def test_published_hit_rates():
+    assert hit_rates(0.3) == {"uniform": 0.3, "text": pytest.approx(0.85, abs=0.003)}
+    assert hit_rates(0) == {"uniform": 0, "text": 0}
+
+
+def test_the_rates_of_a_disk_and_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming_speed, "DISK_SECONDS", 0.01)
+    monkeypatch.setattr(streaming_speed, "read_bandwidth", lambda threads, seconds: 10e9)
+    (tmp_path / "small").write_bytes(b"x")
+    (tmp_path / "large").write_bytes(bytes(1 << 20))
+    asked = []
+    disk_rate = streaming_speed.disk_rate
+    monkeypatch.setattr(
+        streaming_speed, "disk_rate", lambda file, *a, **k: asked.append(file) or disk_rate(file, *a, **k)
+    )
+    found = measure_rates(tmp_path / name for name in ("small", "large"))
+    assert asked == [tmp_path / "large"] and found.measured and found.disk > 0 and found.memory == 6.5e9
+    assert measure_rates([]) == Rates(1e9, 6.5e9, measured=False)
+    assert measure_rates([tmp_path / "gone"]) is None
+
+
+def test_a_budget_is_refused_as_load_does():
+    for name, memory, why in (
+        ("gpt2", "1MB", "GPT-2 has no experts"),
+        ("gpt-oss-20b", "1GB", "least that works is"),
+        ("gpt2", "much", "number of bytes"),
+    ):
+        with pytest.raises(InputError, match=why):
+            describe(name, memory=memory)
+    assert describe("gpt2", memory="9GB")["streaming"] is None
+
+
+def test_text_of_what_is_streamed(monkeypatch, tmp_path):
+    def text(available=None, **options):
+        monkeypatch.setattr(description, "available_memory", lambda root: available)
+        options |= dict(dense="int8", root=tmp_path, measure=lambda files: Rates(3e9, 30e9, False))
+        return render(describe("gpt-oss-120b", **options))
+
+    assert "streamed" not in text() and "streamed" not in text(99 * GB)
+    for shown in (text(20 * GB), text(99 * GB, memory="18GB")):
+        assert re.search(r"\n  streamed +about 1\.\d to [45]\.\d tok/s from a disk of 3\.00 GB/s \(assumed", shown)
+        assert "26% of the experts in memory within 18.00 GB; the least memory that works is 3" in shown
+        assert re.search(
+            r"26% of the choices hit and 1\.4\d GB per token .*\n +80% of .* 3\d\d\.\d\d MB per token", shown
+        )
+    assert "streamed        experts read from the files as they are chosen: the least memory that" in text(2 * GB)
+    assert "choices hit" not in text(memory="90GB")
 
 
 NO_LIMIT = 9223372036854771712  # v1's word for it

@@ -13,7 +13,7 @@ from cgpt.bench.workload import Case, cases, measure, run
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.kernels import _kernels
 from cgpt.models import synth
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 
 from support.kernel_cases import Weights, tensor
 from support.synth_cases import GPT2, GPT_OSS

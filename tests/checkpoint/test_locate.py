@@ -19,7 +19,7 @@ from cgpt.checkpoint.locate import SYNTH, locate, model_name
 from cgpt.cli import main as cli
 from cgpt.errors import CheckpointError, InputError
 from cgpt.models import synth
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 
 TINY = dict(model_type="gpt2", vocab_size=50, n_positions=8, n_embd=8, n_layer=1, n_head=2)
 OLD, NEW = "0" * 40, "1a2b3c4d" + "5" * 32

@@ -11,7 +11,7 @@ import cgpt
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.errors import CheckpointError
 from cgpt.models import synth
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 
 from support.kernel_cases import from_bf16
 

@@ -21,7 +21,7 @@ from cgpt.cli.options import ProgressBar
 from cgpt.errors import CheckpointError
 from cgpt.kernels import isa
 from cgpt.models import accounting
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 
 from golden import case
 

@@ -9,7 +9,7 @@ from cgpt.analysis.compare import WHY, compare, markdown
 from cgpt.analysis.info import count, render, scaled, size
 from cgpt.checkpoint.sizes import published_config
 from cgpt.cli import main as cli
-from cgpt.models.accounting import describe
+from cgpt.models.description import describe
 
 from support.synth_cases import config_file
 

@@ -19,6 +19,7 @@ from cgpt.generation.engine import Engine
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
 from cgpt.models.streaming import MemoryBudget
+from cgpt.models.streaming_speed import Rates
 from cgpt.models.synth import write
 
 from support.synth_cases import GPT_OSS
@@ -200,13 +201,28 @@ def test_gpt2_has_no_experts():
 
 def test_a_model_that_does_not_fit_is_streamed_by_itself(monkeypatch):
     monkeypatch.setattr("cgpt.models.streaming.RUNTIME", 10**13)
-    with pytest.warns(UserWarning, match=r"experts are read from the files as they are chosen, within memory="):
+    rates = "cgpt.models.streaming.measure_rates"
+    monkeypatch.setattr(rates, lambda files: None)
+    with pytest.warns(UserWarning, match=r"are read from the files as they are chosen, within memory=\S+GB\"$"):
+        model = load("demo-gpt-oss")
+    model.close()
+    monkeypatch.setattr(rates, lambda files: Rates(1e9, 20e6))
+    with pytest.warns(UserWarning, match=r"within memory=\S+GB\"; to expect: about 1\d tok/s"):
         model = load("demo-gpt-oss")
     with model:
         assert model.transformer.streaming is not None
     monkeypatch.setattr("cgpt.models.streaming.available_memory", lambda: None)
     with load("demo-gpt-oss") as model:
         assert model.transformer.streaming is None
+
+
+def test_a_tensor_that_the_model_does_not_have(tmp_path):
+    shutil.copytree(DEMO, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"model.norm.weight"', b'"model.nose.weight"'))
+    for memory in (None, "1GB"):
+        with pytest.raises(CheckpointError, match=r"model\.no(rm|se)\.weight"):
+            load(tmp_path / "m", memory=memory)
 
 
 # -------------------------------------------------------------------------------------------------------- faults

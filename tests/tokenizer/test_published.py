@@ -19,7 +19,7 @@ import cgpt
 from cgpt.checkpoint.config import read_config
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.checkpoint.sizes import SIZES, published_config, published_generation_config
-from cgpt.models import accounting
+from cgpt.models import description
 from cgpt.models.synth import checkpoint_files, checkpoint_index, file_header
 
 GPT2 = {"gpt2": (12, 768), "gpt2-medium": (24, 1024), "gpt2-large": (36, 1280), "gpt2-xl": (48, 1600)}
@@ -234,8 +234,8 @@ def test_loader_accepts_the_published_files(name, layout, tmp_path):
         pytest.skip(f"no sparse files of this size here: {problem}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a surplus tensor is a warning
-        found = accounting.describe(tmp_path / name)
-    expected = accounting.describe(name)
+        found = description.describe(tmp_path / name)
+    expected = description.describe(name)
     assert found["parameters"] == expected["parameters"]
     assert found["bytes"]["weights"] == expected["bytes"]["weights"]
 
