@@ -90,9 +90,10 @@ def needed_files(names: Collection[str]) -> list[str]:
 
 def require_space(directory: Path, needed: int) -> None:
     """InputError where fewer than `needed` bytes are free in a directory, or where it will be made."""
+    import shutil
+
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    disk = os.statvfs(there)
-    free = disk.f_bavail * disk.f_frsize
+    free = shutil.disk_usage(there).free
     if free < needed:
         sizes = f"the checkpoint takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free"
         raise InputError(f"{directory}: {sizes}")
