@@ -191,6 +191,8 @@ def test_resize_gives_memory_back_and_takes_it_again(make):
         take(store, layer, range(E))
     store.resize(5)
     assert store.resident == 5
+    for slot in store._free:  # what was given back reads as zeros
+        assert not any(ctypes.string_at(store._base + slot * store.slot_bytes, store.slot_bytes))
     for layer in range(LAYERS):
         take(store, layer, range(E))
         assert store.resident <= 5
