@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 _COLUMNS = (-20, 8, 9, 8, 10, 10, 10, 9, 7, 9, 9, 9, -4)  # the first to the left, and the mark
+_STREAMED = (-20, 8, 8, 9, 7, 9, 11, 11)
 Row = Mapping[str, Any]
 
 
 def heading(row: Row) -> str:
     """What all rows of a model have in common."""
     dense = f", dense={row['dense']}" if row["dense"] else ""
+    limit = row.get("memory_limit")
+    streamed = f", experts streamed within {limit / 1e9:.2f} GB" if limit else ""
     return (
         f"{Path(row['model_filename']).name}: {row['model_type']}, {row['model_size'] / 1e9:.2f} GB stored; "
-        f"{row['cpu_info']}, {row['level']}, precision {row['precision']}{dense}, {row['type_k']} cache"
+        f"{row['cpu_info']}, {row['level']}, precision {row['precision']}{dense}, {row['type_k']} cache{streamed}"
     )
 
 
@@ -33,10 +36,30 @@ def table(rows: Sequence[Row]) -> str:
             _digits(row["bytes_per_token"] / 1e6), f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['bandwidth_share']:.0%}",
             f"{row['flops_per_s'] / 1e9:.1f}", f"{row['peak_share']:.0%}", mark,
         ], _COLUMNS))  # fmt: skip
+    lines += _streamed([row for row in rows if "disk_share" in row])
     lines += [f"({number}) noisy: {'; '.join(found)}" for number, found in enumerate(notes, 1)]
     for threads in dict.fromkeys(row["n_threads"] for row in rows):
         lines.append(_machine([row for row in rows if row["n_threads"] == threads]))
     return "\n".join(lines)
+
+
+def _streamed(rows: Sequence[Row]) -> list[str]:
+    """A line for each row: the experts that came from the disk, and how long was waited for them in a repetition."""
+    if not rows:
+        return []
+    lines = [
+        "",
+        columns(["experts", "threads", "hits", "MB/tok", "GB/s", "of disk", "waiting", "computing"], _STREAMED),
+    ]
+    for row in rows:
+        lines.append(columns([
+            row["test"], str(row["n_threads"]), f"{row['expert_hit_rate']:.1%}",
+            _digits(row["disk_bytes_per_token"] / 1e6), f"{row['disk_bytes_per_s'] / 1e9:.2f}",
+            f"{row['disk_share']:.0%}", _ms(row["wait_ns"]), _ms(row["compute_ns"]),
+        ], _STREAMED))  # fmt: skip
+    own = span((row["disk_rate_bytes_per_s"] for row in rows), 2)
+    requests = "requests of {:.1f} MB".format(rows[0]["disk_request_bytes"] / 1e6)
+    return [*lines, f"the disk's own rate: {own} GB/s in {requests}", ""]
 
 
 def profile_table(row: Row) -> str:

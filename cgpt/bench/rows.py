@@ -16,6 +16,7 @@ from cgpt.bench.trace import Op, Trace
 from cgpt.bench.workload import Measured
 from cgpt.kernels import isa
 from cgpt.machine import sysfs, topology
+from cgpt.machine.disk import DiskRate
 from cgpt.machine.roofline import Roofline
 from cgpt.models.description import describe
 from cgpt.version import __version__
@@ -95,6 +96,30 @@ def row(
         "others_share": shares[0],
         "stolen_share": shares[1],
         "warnings": warnings(seconds, *shares, *rooflines, faults),
+    }
+
+
+def streamed(measured: Measured, disks: tuple[DiskRate, DiskRate]) -> dict[str, float]:
+    """What a row has besides where experts are streamed. disks: the disk's own rate at the same size of reads, before
+    and after; the better one counts.
+
+    expert_hit_rate: of the experts that tokens chose, those that were in memory; disk_bytes_per_token; disk_bytes_per_s
+    over all the time; disk_share: of disk_rate_bytes_per_s. wait_ns: of a repetition, without anything to multiply;
+    compute_ns: the rest of it.
+    """
+    stats, seconds, count = measured.experts, sum(measured.seconds), len(measured.experts)
+    own = max(disk.bytes_per_second for disk in disks)
+    read, hits = sum(one.bytes_read for one in stats), sum(one.hits for one in stats)
+    waited = sum(one.wait_seconds for one in stats)
+    return {
+        "expert_hit_rate": hits / max(1, hits + sum(one.misses for one in stats)),
+        "disk_bytes_per_token": read / count / measured.case.tokens,
+        "disk_bytes_per_s": read / seconds,
+        "disk_share": read / seconds / own,
+        "disk_rate_bytes_per_s": own,
+        "disk_request_bytes": disks[0].request_bytes,
+        "wait_ns": round(1e9 * waited / count),
+        "compute_ns": round(1e9 * (seconds - waited) / count),
     }
 
 

@@ -13,10 +13,12 @@ from cgpt.bench import rows
 from cgpt.bench.noise import Watch
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Case, cases, measure, run
+from cgpt.checkpoint.expert_store import READERS, ExpertStore
 from cgpt.machine import roofline
+from cgpt.machine.disk import MAX_REQUEST, DiskRate, disk_rate
 from cgpt.models.base import Precision, Transformer
 
-ROOFLINE_SECONDS = 0.6  # for each of the rooflines
+ROOFLINE_SECONDS = DISK_SECONDS = 0.6  # for each of the rooflines, and of the rates of the disk
 
 
 def bench(
@@ -32,6 +34,7 @@ def bench(
     dense: Literal["bf16", "int8"] | None = None,
     kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
+    memory: int | str | None = None,
     profile: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
@@ -45,9 +48,18 @@ def bench(
         model = None  # the one before goes first
         rows.reset_peak_memory()
         start = time.perf_counter()
-        model = load(directory, number, precision, dense, kv_cache_dtype=kv_cache_dtype, huge_pages=huge_pages)
+        model = load(
+            directory,
+            number,
+            precision,
+            dense,
+            kv_cache_dtype=kv_cache_dtype,
+            huge_pages=huge_pages,
+            memory=memory,
+        )
+        streaming = model.transformer.streaming
         facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
-        facts["huge_pages"] = huge_pages
+        facts |= {"huge_pages": huge_pages, "memory_limit": streaming.limit if streaming else None}
         loading = rows.peak_memory()
         if prompts is None:
             prompts = (min(512, model.context_length // 2),)
@@ -58,16 +70,25 @@ def bench(
         for case in fitting:
             say(f"{case}, {model.threads} threads")
             rows.reset_peak_memory()
+            disk = _disk_rate(streaming.store) if streaming else None
             watch = Watch()
             measured = measure(model.transformer, case, repetitions, rng)
             shares, faults, memory = watch.shares(), watch.faults(), rows.peak_memory()
             after = roofline.measure(model.threads, ROOFLINE_SECONDS, precision)
             memory = max(memory, loading) if memory and loading else None
             row = facts | rows.row(measured, (before, after), shares, memory, faults)
+            if streaming and disk:
+                row |= rows.streamed(measured, (disk, _disk_rate(streaming.store)))
             if profile:
                 row["profile"] = profiled(model.transformer, case, rng, row)
             yield row
             before = after
+
+
+def _disk_rate(store: ExpertStore) -> DiskRate:
+    """The rate of the disk of a checkpoint in reads like the largest of the store's."""
+    largest = max((file.path for file in store.checkpoint.files), key=lambda path: path.stat().st_size)
+    return disk_rate(largest, DISK_SECONDS, request_bytes=min(store.request_bytes, MAX_REQUEST), readers=READERS)
 
 
 def profiled(model: Transformer, case: Case, rng: np.random.Generator, row: dict[str, Any]) -> list[dict[str, Any]]:

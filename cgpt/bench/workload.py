@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cgpt.bench.trace import Trace
+from cgpt.checkpoint.expert_store import ExpertStats
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.models.base import Transformer
 from cgpt.models.kv_cache import KVCache
@@ -37,12 +38,13 @@ class Case:
 @dataclass
 class Measured:
     """repetitions: the seconds of each step of each repetition. bytes, flops: what one repetition must read and
-    calculate."""
+    calculate. experts: what each repetition found in memory and read, where experts are streamed."""
 
     case: Case
     bytes: float
     flops: float
     repetitions: list[list[float]] = field(default_factory=list)
+    experts: list[ExpertStats] = field(default_factory=list)
 
     @property
     def seconds(self) -> list[float]:
@@ -73,14 +75,23 @@ def cases(
 
 
 def measure(model: Transformer, case: Case, repetitions: int, rng: np.random.Generator) -> Measured:
-    """Runs a case once to warm up, watching what it reads, then `repetitions` times, each on fresh random tokens."""
+    """Runs a case once to warm up, watching what it reads, then `repetitions` times, each on fresh random tokens. Where
+    experts are streamed, generation warms up for a whole repetition more, so that memory is full of them."""
     watched = min(case.n_gen, TRACED_STEPS)
     middle = case.n_depth + (case.n_gen - watched) // 2  # reads as much as the steps do on average
     with Trace(model) as trace:
         run(model, case, rng, depth=middle, steps=watched)
     per_run = case.n_gen / watched if watched else 1
-    timed = [run(model, case, rng) for _ in range(repetitions)]
-    return Measured(case, trace.total.bytes * per_run, trace.total.flops * per_run, timed)
+    measured = Measured(case, trace.total.bytes * per_run, trace.total.flops * per_run)
+    store = model.streaming.store if model.streaming else None
+    if store and case.n_gen:
+        run(model, case, rng)
+    for _ in range(repetitions):
+        before = store.stats - ExpertStats() if store else None
+        measured.repetitions.append(run(model, case, rng))
+        if store and before:
+            measured.experts.append(store.stats - before)
+    return measured
 
 
 def run(

@@ -221,6 +221,11 @@ class ExpertStore:
         return sum(len(layer.addresses[0]) for layer in self._layers)
 
     @property
+    def request_bytes(self) -> int:
+        """The largest read."""
+        return max(part.span(0)[1] for layer in self._layers for part in layer.parts)
+
+    @property
     def resident(self) -> int:
         """How many are in memory."""
         return sum(entry.loaded for entry in list(self._entries.values()))

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
             dense=args.dense,
             kv_cache_dtype=args.kv_cache_dtype,
             huge_pages=args.huge_pages,
+            memory=args.memory,
             profile=args.profile,
             say=say,
         ):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from cgpt.arguments import require_integer
 from cgpt.checkpoint.changes import FileWatch
 from cgpt.checkpoint.config import GPT2Config, GptOssConfig
+from cgpt.checkpoint.expert_store import ExpertStore
 from cgpt.errors import (
     CheckpointError,
     EmptyPromptError,
@@ -94,6 +95,9 @@ class StepObserver(Protocol):
 
 class Streaming(Protocol):
     """What shares a bounded memory out between experts and what a step needs: models.streaming.MemoryBudget."""
+
+    limit: int  # bytes
+    store: ExpertStore
 
     def begin_step(self, tokens: int) -> None:
         """Makes room for a step of so many tokens; OutOfMemoryError where there is none."""

@@ -54,4 +54,13 @@ class Metrics:
             add("prefix_cache_disk_hits_total", "counter", "Texts that resumed from a file.", {"": store.num_hits})
             about = "Tokens of prompts found on the disk, of those in the prefix cache."
             add("disk_prompt_tokens_total", "counter", about, {"": prefixes.num_reused_from_disk})
+        if streaming := engine.model.transformer.streaming:
+            experts, found = streaming.store, streaming.store.stats
+            add("expert_hits_total", "counter", "Chosen experts that were in memory.", {"": found.hits})
+            add("expert_misses_total", "counter", "Chosen experts that were not.", {"": found.misses})
+            add("expert_read_bytes_total", "counter", "Bytes of experts read from the disk.", {"": found.bytes_read})
+            about = "Time that steps waited for the disk with no expert to multiply."
+            add("expert_wait_seconds_total", "counter", about, {"": found.wait_seconds})
+            add("experts_resident", "gauge", "Experts that are in memory.", {"": experts.resident})
+            add("experts_capacity", "gauge", "Experts that memory has room for now.", {"": experts.capacity})
         return "\n".join(lines) + "\n"

@@ -151,8 +151,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(Quiet())
         await super().startup(sockets)
+        how, streaming = "", self._engine.model.transformer.streaming
+        if streaming:
+            store = streaming.store
+            how = f", with {store.capacity} of {store.experts} experts in memory within {streaming.limit / 1e9:.2f} GB,"
         for listening in sockets or []:
-            print(f"cgpt: serving at {address(listening)}", file=sys.stderr, flush=True)
+            print(f"cgpt: serving{how} at {address(listening)}", file=sys.stderr, flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._engine.failure is not None

@@ -9,8 +9,10 @@ from cgpt.bench import noise, report, rows
 from cgpt.bench.noise import spread, warnings
 from cgpt.bench.trace import Op, Trace
 from cgpt.bench.workload import Case, Measured
+from cgpt.checkpoint.expert_store import ExpertStats
 from cgpt.machine import topology
 from cgpt.machine.cpu_time import CpuTime
+from cgpt.machine.disk import DiskRate
 from cgpt.machine.roofline import Roofline
 
 LLAMA_BENCH = {  # the fields of its JSON that mean the same here
@@ -126,6 +128,30 @@ def test_table():
     assert report.heading(whole_row(dense="bf16")) == (
         "gpt2: GPT-2 124M F32, 0.50 GB stored; CPU, avx2, precision auto, dense=bf16, f16 cache"
     )
+
+
+def test_streamed():
+    """8 tokens in each of three repetitions of 4, 8 and 5 s: 6 of 16 hits, 5.1 GB, 4 s of waiting."""
+    measured = generation()
+    measured.experts = [ExpertStats(1, 4, 2_000_000_000, 1.0), ExpertStats(5, 0), ExpertStats(0, 6, 3_100_000_000, 3.0)]
+    disks = DiskRate(0.4e9, 4 << 20, 4, True), DiskRate(0.6e9, 4 << 20, 4, True)
+    found = rows.streamed(measured, disks)
+    assert found == {
+        "expert_hit_rate": 0.375,
+        "disk_bytes_per_token": pytest.approx(5.1e9 / 24),
+        "disk_bytes_per_s": 0.3e9,
+        "disk_share": 0.5,
+        "disk_rate_bytes_per_s": 0.6e9,
+        "disk_request_bytes": 4 << 20,
+        "wait_ns": 1_333_333_333,
+        "compute_ns": 4_333_333_333,
+    }
+    text = report.table([whole_row(**found), whole_row(test="pp1")])
+    lines = [re.split("  +", line) for line in text.splitlines()]
+    assert ["tg4 x2 @ d7", "2", "37.5%", "212.5", "0.30", "50%", "1,333 ms", "4,333 ms"] in lines
+    assert len([line for line in lines if line[0] == "pp1"]) == 1
+    assert "the disk's own rate: 0.60 GB/s in requests of 4.2 MB" in text
+    assert "experts streamed within 18.00 GB" in report.heading(whole_row(memory_limit=18 * 10**9))
 
 
 def test_profile():

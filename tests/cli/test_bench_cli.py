@@ -16,6 +16,7 @@ from cgpt.cli import main as cli
 from cgpt.errors import InputError
 from cgpt.machine import roofline
 from cgpt.models import synth
+from cgpt.models.streaming import MemoryBudget
 
 from support.synth_cases import GPT2
 
@@ -60,6 +61,24 @@ def test_json_dense_and_precision(bench):
     status, out, _ = bench(*QUICK, "-n", "0", "--json", "--precision", "exact", "--dense", "bf16")
     (row,) = json.loads(out)
     assert (status, row["precision"], row["dense"], row["test"]) == (0, "exact", "bf16", "pp16")
+
+
+def test_streamed_experts(bench, monkeypatch):
+    """In slots for the experts of a token, so that some come from the disk whenever they are wanted."""
+    monkeypatch.setattr(MemoryBudget, "slots", lambda self, tokens: 24)
+    monkeypatch.setattr(session, "DISK_SECONDS", 0.01)
+    status, out, _ = bench("--model", "demo-gpt-oss", "-p", "16", "-n", "8", "-r", "2", "--jsonl", "--memory", "1GB")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and [row["memory_limit"] for row in found] == [10**9] * 2
+    for row in found:
+        assert 0 <= row["expert_hit_rate"] < 1 and row["disk_bytes_per_token"] > 0
+        assert row["disk_request_bytes"] == 12288  # 8192 bytes, rounded outward
+        assert row["disk_share"] == pytest.approx(row["disk_bytes_per_s"] / row["disk_rate_bytes_per_s"])
+        assert row["wait_ns"] > 0 and row["wait_ns"] + row["compute_ns"] == pytest.approx(row["avg_ns"])
+    assert bench("--model", "demo-gpt-oss", *QUICK, "--memory", "1MB")[0] == 2
+    status, out, _ = bench("--model", "demo-gpt-oss", *QUICK, "--memory", "1GB")
+    assert status == 0 and "experts streamed within 1.00 GB" in out and "the disk's own rate: " in out
+    assert "memory_limit" not in bench("--model", "demo-gpt2", *QUICK)[1]
 
 
 def test_what_does_not_fit_is_left_out(bench):

@@ -20,7 +20,7 @@ from cgpt.cli import options
 from cgpt.cli.options import ProgressBar
 from cgpt.errors import CheckpointError
 from cgpt.kernels import isa
-from cgpt.models import accounting
+from cgpt.models import description
 from cgpt.models.description import describe
 
 from golden import case
@@ -185,7 +185,7 @@ def test_commands_that_load_a_model_take_its_options(monkeypatch, command):
 
 
 def test_info(cgpt_, monkeypatch):
-    monkeypatch.setattr(accounting, "available_memory", lambda root: 10**10)
+    monkeypatch.setattr(description, "available_memory", lambda root: 10**10)
     assert cgpt_("info", "demo-gpt2") == (0, info.render(describe("demo-gpt2")) + "\n", "")
     status, out, _ = cgpt_("info", "gpt-oss-20b", "--context", 4096, "--json")
     assert (status, json.loads(out)["memory"]) == (0, describe("gpt-oss-20b", 4096)["memory"])

@@ -331,6 +331,7 @@ def test_health_and_metrics(served, client):
     assert value("cgpt_generated_tokens_total") == before["cgpt_generated_tokens_total"] + 7
     assert value("cgpt_first_token_seconds_count") == before["cgpt_first_token_seconds_count"] + 1
     assert value('cgpt_http_requests_total{path="other",status="404"}') >= 1 and value("cgpt_running") == 0
+    assert "cgpt_expert" not in served.ask("GET", "/metrics")[2], "nothing is streamed"
 
 
 def test_many_at_once_get_what_they_would_get_alone(client, model):

@@ -103,6 +103,26 @@ def test_the_prefix_cache_outlives_the_server(tmp_path):
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*/*.kv")} == {0o600}
 
 
+def test_streamed_experts():
+    """The line at the start says so; what /metrics counts grows."""
+    found = []
+    with command("--model", "demo-gpt-oss", "--threads", "1", "--memory", "500MB") as process:
+        line = process.stderr.readline()
+        url = line.split()[-1]
+        client = openai.OpenAI(base_url=url + "/v1", api_key="k", max_retries=0)
+        for _ in range(2):
+            client.completions.create(model="demo-gpt-oss", prompt="What is 3 + 4?", max_tokens=4, temperature=0)
+            found.append(urllib.request.urlopen(url + "/metrics").read().decode())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (-signal.SIGTERM, cli.INTERRUPTED)
+    assert line.startswith("cgpt: serving, with 48 of 48 experts in memory within 0.50 GB, at http://127.0.0.1:")
+    sample = r"^cgpt_experts?_(\S+) (\S+)$"
+    first, second = ({name: float(n) for name, n in re.findall(sample, text, re.M)} for text in found)
+    assert first["capacity"] == second["capacity"] == 48 and 0 < first["resident"] <= second["resident"] <= 48
+    assert first["misses_total"] > 0 and first["read_bytes_total"] > 0 and first["wait_seconds_total"] > 0
+    assert second["hits_total"] > first["hits_total"]
+
+
 def test_what_the_command_cannot_do(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
