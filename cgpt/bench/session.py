@@ -73,10 +73,10 @@ def bench(
             disk = _disk_rate(streaming.store) if streaming else None
             watch = Watch()
             measured = measure(model.transformer, case, repetitions, rng)
-            shares, faults, memory = watch.shares(), watch.faults(), rows.peak_memory()
+            shares, faults, peak = watch.shares(), watch.faults(), rows.peak_memory()
             after = roofline.measure(model.threads, ROOFLINE_SECONDS, precision)
-            memory = max(memory, loading) if memory and loading else None
-            row = facts | rows.row(measured, (before, after), shares, memory, faults)
+            peak = max(peak, loading) if peak and loading else None
+            row = facts | rows.row(measured, (before, after), shares, peak, faults)
             if streaming and disk:
                 row |= rows.streamed(measured, (disk, _disk_rate(streaming.store)))
             if profile:

@@ -7,7 +7,7 @@ import datetime
 import json
 import re
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ from cgpt.chat.chat import MAX_NEW_TOKENS, Chat, ToolCall
 from cgpt.chat.functions import as_tools, run_tool
 from cgpt.chat.messages import EFFORTS
 from cgpt.checkpoint.locate import model_name
-from cgpt.cli.options import add_model_options, add_sampling_options, decode, load_model, sampling_options, say
+from cgpt.cli.options import (
+    add_model_options,
+    add_sampling_options,
+    decode,
+    expert_progress,
+    load_model,
+    sampling_options,
+    say,
+)
 from cgpt.cli.tool_file import load_functions
 from cgpt.errors import CgptError, InputError
 
@@ -156,11 +164,14 @@ class Terminal:
         self._kind = None
         deltas = self.chat.run_stream(line, run_call=self._run, max_rounds=MAX_ROUNDS, **self.options)
         try:
-            for delta in deltas:
-                if delta.kind == "call" or (delta.kind == "reasoning" and not self.show_reasoning):
-                    continue
-                self._begin(delta.kind)
-                self._print(_visible(delta.text) if sys.stdout.isatty() else delta.text)
+            with ExitStack() as reading:
+                reading.enter_context(expert_progress(self.chat.model))
+                for delta in deltas:
+                    reading.close()
+                    if delta.kind == "call" or (delta.kind == "reasoning" and not self.show_reasoning):
+                        continue
+                    self._begin(delta.kind)
+                    self._print(_visible(delta.text) if sys.stdout.isatty() else delta.text)
         except KeyboardInterrupt:
             deltas.close()
             if not self._interactive:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import ExitStack
 from typing import Any
 
-from cgpt.cli.options import add_model_options, add_sampling_options, load_model, read_stdin, sampling_options
+from cgpt.cli.options import (
+    add_model_options,
+    add_sampling_options,
+    expert_progress,
+    load_model,
+    read_stdin,
+    sampling_options,
+)
 from cgpt.generation.request import Completion
 
 SUMMARY = "continue a prompt, as a stream of text"
@@ -40,12 +48,17 @@ def run(args: argparse.Namespace) -> None:
     names = ("stop", "prompt_lookup_num_tokens", "special", "skip_special_tokens")
     options |= {name: getattr(args, name) for name in names}
     if args.json:
-        print(json.dumps(_report(model.generate(prompt, **options))))
+        with expert_progress(model):
+            done = model.generate(prompt, **options)
+        print(json.dumps(_report(done)))
         return
     deltas = model.stream(prompt, **options)
     try:
-        for delta in deltas:
-            print(delta, end="", flush=True)
+        with ExitStack() as reading:
+            reading.enter_context(expert_progress(model))
+            for delta in deltas:
+                reading.close()
+                print(delta, end="", flush=True)
     finally:
         print(flush=True)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from cgpt.api import DENSE, Model, load
+from cgpt.checkpoint.expert_store import ExpertStats
 from cgpt.checkpoint.locate import SYNTH, demo_models
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.errors import InputError
+from cgpt.generation.request import TextModel
 from cgpt.generation.sampling import CHECKPOINT_PARAMS, SamplingParams
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
@@ -126,13 +130,40 @@ def say(text: object) -> None:
     print(f"cgpt: {text}", file=sys.stderr)
 
 
+@contextmanager
+def expert_progress(model: TextModel) -> Iterator[None]:
+    """Shows how memory fills with experts, where they are streamed and stderr is a terminal; until the first words, of
+    which it knows nothing: leave it then."""
+    streaming = model.transformer.streaming
+    if streaming is None or not sys.stderr.isatty():
+        yield
+        return
+    store, begin, done = streaming.store, streaming.store.stats - ExpertStats(), threading.Event()
+    with ProgressBar("reading experts") as progress:
+
+        def draw() -> None:
+            while not done.wait(progress.INTERVAL):
+                since = store.stats - begin
+                read = f"{since.bytes_read / 1e9:.2f} GB, hits {since.hit_rate:.0%}"
+                progress.label = f"reading experts: {read}; in memory"
+                progress(store.resident * store.slot_bytes, store.capacity * store.slot_bytes)
+
+        thread = threading.Thread(target=draw, name="cgpt-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
 class ProgressBar:
     """Shows how many bytes are done, on stderr where that is a terminal, if the work takes a while."""
 
     DELAY, INTERVAL, CELLS = 0.5, 0.1, 30  # seconds before the first drawing, between drawings; width
 
     def __init__(self, label: str, unit: str = "GB") -> None:
-        self._label, self._unit = label, unit
+        self.label, self._unit = label, unit
         self._next = time.monotonic() + self.DELAY
         self._drawn = False
 
@@ -144,7 +175,7 @@ class ProgressBar:
         filled = self.CELLS * done // total if total else self.CELLS
         bar = "#" * filled + "." * (self.CELLS - filled)
         shown = f"{done / 1e9:.2f} of {total / 1e9:.2f}" if self._unit == "GB" else f"{done} of {total}"
-        sys.stderr.write(f"\r{self._label} [{bar}] {shown} {self._unit}\x1b[K")
+        sys.stderr.write(f"\r{self.label} [{bar}] {shown} {self._unit}\x1b[K")
         sys.stderr.flush()
 
     def __enter__(self) -> ProgressBar:

@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -167,7 +167,7 @@ def test_keep(small, tmp_path):
 
 
 def test_a_disk_too_full(monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=10))
     with pytest.raises(InputError, match="takes 0.5 GB, but only 0.0 GB are free"):
         with checkpoint("gpt2", str(tmp_path), lambda text: None):
             pass

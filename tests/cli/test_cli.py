@@ -8,13 +8,17 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import cgpt
 from cgpt.analysis import info
+from cgpt.checkpoint.expert_store import FileReader
 from cgpt.cli import main as cli
 from cgpt.cli import options
 from cgpt.cli.options import ProgressBar
@@ -54,8 +58,10 @@ class FakeModel:
         self.pieces = pieces
         monkeypatch.setattr(options, "load", self.load)
 
-    def load(self, path_or_name, *settings, kv_cache_dtype, huge_pages, progress, revision):
-        self.loaded, self.progress = (path_or_name, *settings, kv_cache_dtype, huge_pages, revision), progress
+    transformer = SimpleNamespace(streaming=None)
+
+    def load(self, path_or_name, *settings, kv_cache_dtype, huge_pages, memory, progress, revision):
+        self.loaded, self.progress = (path_or_name, *settings, kv_cache_dtype, huge_pages, memory, revision), progress
         return self
 
     def stream(self, prompt, **options):
@@ -97,16 +103,16 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     defaults |= dict(repetition_penalty=None, seed=None, stop=None, prompt_lookup_num_tokens=None)
     defaults |= dict(special=False, skip_special_tokens=False)
     assert cgpt_("generate", "a prompt") == (0, "some text\n", "")
-    assert model.loaded == ("demo-gpt2", None, "auto", None, None, False, None) and model.prompt == "a prompt"
+    assert model.loaded == ("demo-gpt2", None, "auto", None, None, False, None, None) and model.prompt == "a prompt"
     assert model.options == defaults
 
     lookup = ["--prompt-lookup-num-tokens", 6]
     sampling = "--temperature 0.7 --top-k 8 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 3"
-    running = "--model m --threads 2 --precision exact --dense bf16 --kv-cache-dtype f32 --huge-pages"
+    running = "--model m --threads 2 --precision exact --dense bf16 --kv-cache-dtype f32 --huge-pages --memory 9GB"
     running += " --stop . --stop ! --max-new-tokens 5 --special --skip-special-tokens"
     cgpt_("generate", *sampling.split(), *running.split(), *lookup, "--", "-x")
     assert model.prompt == "-x"
-    assert model.loaded == ("m", 2, "exact", "bf16", "f32", True, None)
+    assert model.loaded == ("m", 2, "exact", "bf16", "f32", True, "9GB", None)
     assert model.options == dict(
         max_new_tokens=5,
         temperature=0.7,
@@ -173,12 +179,13 @@ def test_characters_that_the_terminal_lacks_become_question_marks(monkeypatch):
 @pytest.mark.parametrize("command", ["generate x", "chat", "serve", "quality"])
 def test_commands_that_load_a_model_take_its_options(monkeypatch, command):
     model = FakeModel(monkeypatch)
-    given = "--model m --threads 2 --precision int8 --dense bf16 --kv-cache-dtype f32 --huge-pages --revision v1"
+    given = "--model m --threads 2 --precision int8 --dense bf16 --kv-cache-dtype f32 --huge-pages --memory 9GB"
+    given += " --revision v1"
     args = cli._parser().parse_args(f"{command} {given}".split())
     options.load_model(args)
-    assert model.loaded == ("m", 2, "int8", "bf16", "f32", True, "v1")
+    assert model.loaded == ("m", 2, "int8", "bf16", "f32", True, "9GB", "v1")
     options.load_model(args, reference=True)
-    assert model.loaded == ("m", 2, "exact", None, None, True, "v1")
+    assert model.loaded == ("m", 2, "exact", None, None, True, "9GB", "v1")
 
 
 # ---- The other commands
@@ -390,6 +397,23 @@ def test_progress_is_not_drawn_too_often(monkeypatch):
         progress(1, 2)
         progress(2, 2)
     assert terminal.getvalue().count("loading") == 1
+
+
+def test_the_first_experts_are_shown_as_they_come(monkeypatch, capsys):
+    """Until the first words; then the line is gone, and so is who drew it."""
+    terminal, words = terminal_on_stderr(monkeypatch), []
+    read = FileReader.__call__
+    monkeypatch.setattr(FileReader, "__call__", lambda *args: time.sleep(1e-3) or read(*args))
+    monkeypatch.setattr("builtins.print", lambda *a, **k: words.append((on_screen(terminal.getvalue()), *a)))
+    assert cli.main(["generate", "--model", "demo-gpt-oss", "--memory", "1GB", "--max-new-tokens", "4", "What is"]) == 0
+    assert re.search(
+        r"reading experts: 0\.00 GB, hits \d+%; in memory \[[#.]{30}\] 0.00 of 0.00 GB", terminal.getvalue()
+    )
+    assert len(words) > 1 and {shown for shown, *_ in words} == {""}
+    assert not [thread for thread in threading.enumerate() if thread.name == "cgpt-progress"]
+    drawn = len(terminal.getvalue())
+    assert cli.main(["generate", "--model", "demo-gpt-oss", "--max-new-tokens", "4", "What is"]) == 0
+    assert "experts" not in terminal.getvalue()[drawn:], "nothing is streamed"
 
 
 def test_progress_without_a_terminal_is_not_shown(capsys, monkeypatch):
