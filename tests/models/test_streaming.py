@@ -108,9 +108,16 @@ def test_scores_and_hidden_states_of_long_prompts(with_slots):
     read = streamed.transformer.streaming.store.stats.misses
     assert np.array_equal(resident.transformer.score(ids), streamed.transformer.score(ids))
     assert streamed.transformer.streaming.store.stats.misses - read <= EXPERTS
-    prompt = [int(i) for i in ids]
+    prompt, step, sizes = [int(i) for i in ids], streamed.transformer.step, []
+
+    def recorded(batch, **how):
+        sizes.append(sum(len(new) for _, new in batch))
+        return step(batch, **how)
+
+    streamed.transformer.step = recorded
     found = [model.generate(prompt, max_new_tokens=1, prompt_logprobs=1) for model in (resident, streamed)]
     assert str(found[0].prompt_logprobs) == str(found[1].prompt_logprobs)
+    assert max(sizes) == 512  # more rows of logits would be gigabytes
 
 
 def test_an_engine_serves_it(with_slots):
