@@ -6,10 +6,12 @@ from functools import partial
 import numpy as np
 
 from cgpt.bench.operands import copies, matrix, tensor
+from cgpt.checkpoint.config import GptOssConfig
 from cgpt.evolution.measure import Case, Way, way
 from cgpt.evolution.setting import FEW, MANY, SWIGLU, TOP_K, Setting
 from cgpt.evolution.step import Fact, rounded, tokens
 from cgpt.kernels import _kernels as k
+from cgpt.models.accounting import expert_bytes, look_up
 from cgpt.models.description import describe
 
 SATURATED = 30.0  # activations leave it as it is, so that they can run in place again and again
@@ -115,6 +117,12 @@ def expert_facts(s: Setting) -> list[Fact]:
             Fact(f"{name}: their share (more than 90 %)", "share", part, claimed=(0.9, 1)),
             Fact(f"{name}: active in a token", "parameters", found["active"], claimed=rounded(active, 2, 1e9)),
         ]
+        model = look_up(name)
+        if isinstance(model.config, GptOssConfig):
+            stored, taken = expert_bytes(model.config, model.tensors)
+            facts.append(
+                Fact(f"{name}: experts of a token (all, those it takes)", "GiB", taken / 2**30, stored / 2**30)
+            )
     return facts
 
 

@@ -139,6 +139,17 @@ def is_expert(name: str) -> bool:
     return re.search(r"\.mlp\.(experts\.|mlp[12]_)", name) is not None
 
 
+def is_streamed(tensor: AnyTensor) -> bool:
+    """Whether a tensor may stay on the disk: experts in MXFP4."""
+    return is_expert(tensor.name) and tensor.dtype == "U8"
+
+
+def expert_bytes(config: GptOssConfig, tensors: Iterable[AnyTensor]) -> tuple[int, int]:
+    """The bytes of the experts that may stay on the disk: of all, and of those that a token takes."""
+    stored = sum(tensor.nbytes for tensor in tensors if is_streamed(tensor))
+    return stored, stored * config.experts_per_token // config.num_experts
+
+
 def _use(config: Config, tensor: AnyTensor) -> tuple[str, float]:
     """(part, share): what a token uses a tensor for, and how much of it: chosen experts, a row of a table, or all."""
     part = part_of(tensor.name)

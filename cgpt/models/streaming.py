@@ -23,7 +23,8 @@ from cgpt.models.accounting import (
     bytes_per_token,
     cache_bytes,
     cache_read,
-    is_expert,
+    expert_bytes,
+    is_streamed,
     loaded_bytes,
     part_of,
     tensor_specs,
@@ -43,7 +44,7 @@ def dense_bytes(config: GptOssConfig, tensors: Iterable[AnyTensor], dense: str |
     stays = [
         tensor
         for tensor in tensors
-        if not _is_streamed(tensor) and (config.tie_word_embeddings or part_of(tensor.name) != "embedding")
+        if not is_streamed(tensor) and (config.tie_word_embeddings or part_of(tensor.name) != "embedding")
     ]
     # Vectors and the biases of experts are kept as f32.
     return round(sum(loaded_bytes(config, one, dense) * (1 if _is_dense(one.name) else 2) for one in stays))
@@ -51,10 +52,6 @@ def dense_bytes(config: GptOssConfig, tensors: Iterable[AnyTensor], dense: str |
 
 def _is_dense(name: str) -> bool:
     return name.endswith("weight") and not part_of(name) == "norms"
-
-
-def _is_streamed(tensor: AnyTensor) -> bool:
-    return is_expert(tensor.name) and tensor.dtype == "U8"
 
 
 class MemoryBudget:
@@ -135,8 +132,8 @@ def scratch_bytes(config: GptOssConfig, tokens: int) -> int:
 def least_memory(config: GptOssConfig, tensors: Collection[AnyTensor], dense: str | None, own: int) -> int:
     """The bytes with which a model can run: `own`, which this process has already, the dense weights and one token's
     experts."""
-    experts = sum(one.nbytes for one in tensors if _is_streamed(one)) * config.experts_per_token // config.num_experts
-    return own + dense_bytes(config, tensors, dense) + experts + scratch_bytes(config, KV_BLOCK) + MARGIN
+    _, taken = expert_bytes(config, tensors)
+    return own + dense_bytes(config, tensors, dense) + taken + scratch_bytes(config, KV_BLOCK) + MARGIN
 
 
 def expect(
@@ -159,7 +156,7 @@ def expect(
     """
     limit = None if memory is None else require_bytes("memory", memory)
     needed = round(sum(loaded_bytes(config, tensor, dense) for tensor in tensors)) + RUNTIME
-    stored = sum(one.nbytes for one in tensors if _is_streamed(one))
+    stored, taken = expert_bytes(config, tensors) if isinstance(config, GptOssConfig) else (0, 0)
     if not isinstance(config, GptOssConfig) or not stored:
         if limit is not None and needed > limit:
             why = "GPT-2 has no experts" if isinstance(config, GPT2Config) else "its experts are not in MXFP4"
@@ -180,7 +177,6 @@ def expect(
             f"memory: {limit / 1e9:.2f} GB do not hold the dense weights and the experts of one token; the least "
             f"that works is {-(-least // 10**7) / 100:.2f} GB" + ("" if dense else ', or less with dense="int8"')
         )
-    taken = stored * config.experts_per_token / config.num_experts
     room = limit - least + taken - cache_bytes(config, context)
     share = min(max(room, taken) / stored, 1)
     hits = hit_rates(share)

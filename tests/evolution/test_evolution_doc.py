@@ -9,6 +9,7 @@ from cgpt.analysis.compare import WHY, compare, markdown
 from cgpt.analysis.info import count, render, scaled, size
 from cgpt.checkpoint.sizes import published_config
 from cgpt.cli import main as cli
+from cgpt.models.accounting import expert_bytes, look_up
 from cgpt.models.description import describe
 
 from support.synth_cases import config_file
@@ -74,6 +75,8 @@ def test_every_figure_in_the_text_comes_from_somewhere():
     known = set(FIGURE.findall(markdown(compare(["gpt2", "gpt2-xl", "gpt-oss-20b", "gpt-oss-120b"]))))
     known |= set(FIGURE.findall("\n".join(tables(text)[1]))) | set(FIGURE.findall(render(describe("gpt-oss-20b"))))
     known |= {count(3 * 2880**2 + 3 * 2880)}  # an expert
+    large = look_up("gpt-oss-120b")
+    known |= {size(number) for number in expert_bytes(large.config, large.tensors)}
     prose = [line for line in text.splitlines() if not line.startswith("|")]
     found = set(FIGURE.findall("\n".join(prose)))
     assert len(found) > 25 and found - known == set()
