@@ -167,7 +167,7 @@ def test_keep(small, tmp_path):
 
 
 def test_a_disk_too_full(monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=10))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(InputError, match="takes 0.5 GB, but only 0.0 GB are free"):
         with checkpoint("gpt2", str(tmp_path), lambda text: None):
             pass

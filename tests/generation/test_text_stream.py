@@ -12,6 +12,9 @@ class Pieces:
     def __init__(self, tokens):
         self.tokens = tokens
 
+    def row(self, i):
+        return i
+
     def token_bytes(self, i):
         return self.tokens[i]
 
