@@ -431,8 +431,8 @@ def load(
         size in free memory. gpt-oss-20b decoded 9 % faster, but took 20 s to open instead of 0.3, and processes no
         longer share one copy. What load() copies anyway is in huge pages without it
     memory: what this process may take, in bytes or as "18GB". The dense weights of a gpt-oss model stay in memory then,
-        and its experts are read from the files as tokens choose them; the logits are the same to the bit. None does so,
-        with a warning, where the model does not fit
+        and its experts are read from the files as tokens choose them; the logits are the same to the bit (of a single
+        Transformer.step of more than 512 tokens in "exact" only). None does so, with a warning, where it does not fit
     progress: a function that is called with (bytes done, bytes in all)
     revision: a branch, tag or commit of an id; None is main
     download: whether an id that is not in the cache may be downloaded, see cgpt.checkpoint.hub.pull

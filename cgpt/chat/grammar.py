@@ -99,7 +99,8 @@ class GrammarCompiler:
         if found is None:
             found = self._matcher_or_problem(key)
         with self._lock:
-            self._compiled[key] = found
+            if _length(key) <= CACHE_TEXT:
+                self._compiled[key] = found
             while len(self._compiled) > CACHE_ENTRIES or sum(map(_length, self._compiled)) > CACHE_TEXT:
                 self._compiled.popitem(last=False)
         if isinstance(found, llguidance.LLMatcher):

@@ -35,7 +35,7 @@ class OpenFile:
 
     @property
     def descriptor(self) -> int:
-        """Of the open file."""
+        """The descriptor of the open file."""
         return self._file.fileno()
 
     def _found(self) -> tuple[int, int]:

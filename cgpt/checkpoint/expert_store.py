@@ -112,7 +112,7 @@ class FileReader:
                 self._open[file] = None  # the file system took the flag, and not the read
                 continue
             done += count
-            if done < needed and (not count or done % ALIGN):
+            if done < needed and (not count or (descriptor is not None and done % ALIGN)):
                 raise EOFError
 
 
@@ -211,7 +211,7 @@ class ExpertStore:
             layer.parts.append(_Part(tensor, tensor.nbytes // E, at))
             at += -(-(tensor.nbytes // E) // ALIGN) * ALIGN + ALIGN
         self._layers.append(layer)
-        self.slot_bytes = max(self.slot_bytes, at)
+        self.slot_bytes = max(self.slot_bytes, -(-at // mmap.PAGESIZE) * mmap.PAGESIZE)
         shapes = [(E, blocks.shape[1], blocks.shape[2] * 32) for blocks, _ in pairs]
         return [Matrix.of_experts(*args) for args in zip(layer.addresses, shapes, biases, strict=True)]
 
@@ -255,10 +255,12 @@ class ExpertStore:
         pins them."""
         with self._changed:
             self.capacity = max(1, min(slots, self._slots))
-            while len(self._entries) > self.capacity and (victim := self._victim()):
-                self._evict(victim)
-                assert self._memory is not None
-                self._memory.madvise(mmap.MADV_DONTNEED, victim.slot * self.slot_bytes, self.slot_bytes)
+            self._shrink()
+
+    def _shrink(self) -> None:
+        while len(self._entries) > self.capacity and self._memory and (victim := self._victim()):
+            self._evict(victim)
+            self._memory.madvise(mmap.MADV_DONTNEED, victim.slot * self.slot_bytes, self.slot_bytes)
 
     def close(self) -> None:
         """Ends the threads, once the reads that run have ended, and gives the memory back."""
@@ -268,7 +270,8 @@ class ExpertStore:
             self._changed.notify_all()
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
-        self._memory = None
+        with self._changed:
+            self._reading, self._memory = 0, None  # what was cancelled never ends
 
     # ------------------------------------------------------------------------------------------------ using it
 
@@ -299,6 +302,9 @@ class ExpertStore:
                 self.stats.misses += len(waiting) + len(held) - hits
                 for entry in held:
                     entry.ahead = False
+                for expert in range(len(self._layers[layer].addresses[0])) if newest else ():
+                    if (found := self._entries.get((layer, expert))) is not None:
+                        found.ahead = False  # nobody chose it
                 self._start(layer, waiting, coming, ahead, newest)
             if held:
                 yield _experts(held)
@@ -309,12 +315,12 @@ class ExpertStore:
                     if not waiting and not coming:
                         return
                     began = time.perf_counter()
-                    while not (held := [entry for entry in coming if entry.loaded or entry.error]):
+                    while not any(entry.loaded or entry.error for entry in coming):
                         self._require_open()
                         self._changed.wait()
                         self._start(layer, waiting, coming, ahead, newest)
                     self.stats.wait_seconds += time.perf_counter() - began
-                    coming = [entry for entry in coming if entry not in held]
+                    held, coming = _parted(coming)
                     for entry in held:
                         if entry.error:
                             raise entry.error
@@ -340,40 +346,49 @@ class ExpertStore:
             coming.append(entry)
         while ahead and not waiting and self._reading < min(AHEAD, self.capacity // 4):
             if ahead[0] not in self._entries:
-                entry = self._begin_read(*ahead[0], newest)
-                if entry is None:
+                if self._begin_read(*ahead[0], newest, is_ahead=True) is None:
                     return
-                entry.ahead = True
             ahead.popleft()
 
-    def _begin_read(self, layer: int, expert: int, newest: bool) -> _Entry | None:
-        """The entry of an expert that is being read from now on; None where no slot can be had."""
+    def _begin_read(self, layer: int, expert: int, newest: bool, is_ahead: bool = False) -> _Entry | None:
+        """The entry of an expert that is being read from now on; None where no slot can be had. is_ahead: before
+        anybody has chosen it."""
         if self._paused:
             return None
         if len(self._entries) >= self.capacity or not self._free:
-            victim = self._victim(newest)
+            victim = self._victim(newest, spare=is_ahead)
             if victim is None:
                 return None
             self._evict(victim)
-        entry = self._entries[layer, expert] = _Entry(layer, expert, self._free.pop())
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._readers, "cgpt-reader")
+        entry = self._entries[layer, expert] = _Entry(layer, expert, self._free.pop(), ahead=is_ahead)
         self._reading += 1
-        self._pool.submit(self._load, entry)
+        try:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._readers, "cgpt-reader")
+            self._pool.submit(self._load, entry)
+        except BaseException as problem:
+            self._reading -= 1
+            self._free.append(self._entries.pop((layer, expert)).slot)
+            if not isinstance(problem, RuntimeError):
+                raise
+            raise CheckpointReadError(f"there is no thread to read experts with: {problem}") from None
         return entry
 
-    def _victim(self, newest: bool = False) -> _Entry | None:
-        entries = (self._entries[key] for key in self._policy.victims(newest))
-        return next((entry for entry in entries if not entry.pins and not (newest and entry.ahead)), None)
+    def _victim(self, newest: bool = False, spare: bool = False) -> _Entry | None:
+        """The expert that gives up its slot. newest: rather none that was read ahead. spare: none of those at all."""
+        entries = [self._entries[key] for key in self._policy.victims(newest)] if newest else ()
+        used = next((entry for entry in entries if not entry.pins and not entry.ahead), None)
+        if used is not None or (newest and spare):
+            return used
+        return next((one for key in self._policy.victims(newest) if not (one := self._entries[key]).pins), None)
 
     def _evict(self, entry: _Entry) -> None:
         """Frees the slot of an expert that nobody pins."""
         key = entry.layer, entry.expert
-        del self._entries[key]
-        self._policy.remove(key)
         for table in self._layers[entry.layer].addresses:
             table[entry.expert] = 0
-        self._free.append(entry.slot)
+        self._policy.remove(key)
+        self._free.append(self._entries.pop(key).slot)
 
     def _pin(self, entry: _Entry) -> None:
         entry.pins += 1
@@ -381,13 +396,13 @@ class ExpertStore:
             self._policy.use((entry.layer, entry.expert))
 
     def _unpin(self, entries: list[_Entry]) -> None:
-        for entry in entries:
+        while entries:
+            entry = entries.pop()
             entry.pins -= 1
             if entry.loaded:
                 self._policy.use((entry.layer, entry.expert))
-        if entries:
-            entries.clear()
             self._changed.notify_all()
+        self._shrink()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -396,6 +411,9 @@ class ExpertStore:
     # ------------------------------------------------------------------------------------------------ its threads
 
     def _load(self, entry: _Entry) -> None:
+        with self._changed:
+            if self._entries.get((entry.layer, entry.expert)) is not entry:
+                return  # it could not be handed over, and was given up
         layer, read = self._layers[entry.layer], 0
         base = entry.slot * self.slot_bytes
         error: CheckpointError | None = None
@@ -470,6 +488,12 @@ class _ForkHooks:
                 after_in_parent=lambda: call(ExpertStore.go_on, False),
                 after_in_child=lambda: call(ExpertStore.go_on, True),
             )
+
+
+def _parted(coming: list[_Entry]) -> tuple[list[_Entry], list[_Entry]]:
+    """Those whose reads have ended, and the others."""
+    ended = [entry for entry in coming if entry.loaded or entry.error]
+    return ended, [entry for entry in coming if entry not in ended]
 
 
 def _experts(entries: list[_Entry]) -> Experts:

@@ -68,7 +68,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of its file."""
         return f"{self.parent.hex()}-{self.own.hex()}-{self.end}.kv"
 
 
@@ -164,8 +164,9 @@ class PrefixStore:
             try:
                 descriptor = os.open(self._folder / segment.name, _READ)
                 with open(descriptor, "rb") as file:
-                    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                        raise _Unusable(segment, "it is no regular file")
+                    status = os.fstat(descriptor)
+                    if not (stat.S_ISREG(status.st_mode) and _is_mine(status)):
+                        raise _Unusable(segment, "it is no regular file of this user")
                     layers, rings = self._read_head(file, segment, ids[segment.start : segment.end].tobytes())
                     good = _read_into(file, cache.full_layers(segment.start, segment.end)) == layers
                     if good and segment is path[-1]:
@@ -178,7 +179,7 @@ class PrefixStore:
         return snapshot
 
     def _read_head(self, file: BinaryIO, segment: Segment, ids: bytes) -> tuple[int, int]:
-        """The two checksums."""
+        """The checksums of layers and rings that stand before them; _Unusable where the head is another."""
         head = file.read(HEADER.size + len(ids))
         layers, rings = HEADER.unpack(head[: HEADER.size])[-2:] if len(head) >= HEADER.size else (0, 0)
         if head != self._head(segment, ids, layers, rings):
@@ -240,7 +241,7 @@ class PrefixStore:
                 ids, cache, snapshots, _ = self._queue[0]
             try:
                 self._write(ids, cache, snapshots)
-            except (OSError, MemoryError) as problem:
+            except Exception as problem:  # whatever it is, nothing of the kind may come again
                 self._writes = False
                 self._warn_of_directory(problem, "written")
             with self._lock:
@@ -311,21 +312,18 @@ class PrefixStore:
         """Makes the folder; says whether it can be read, and written to."""
         try:
             self._make_folder()
-            status = self._folder.lstat()
         except OSError as problem:
             self._warn_of_directory(problem, "used")
-            return False, False
-        mine = not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
-        if not (mine and stat.S_ISDIR(status.st_mode)):
-            self._warn(
-                "folder", f"{self._folder}: belongs to others or others may write to it; the cache does without it"
-            )
             return False, False
         return True, True
 
     def _make_folder(self) -> None:
+        """Makes the folder; PermissionError where others could put something in its place."""
         self.directory.mkdir(0o700, parents=True, exist_ok=True)
         self._folder.mkdir(0o700, exist_ok=True)
+        above, own = self.directory.stat(), self._folder.lstat()
+        if not (stat.S_ISDIR(own.st_mode) and _is_mine(own) and _is_mine(above, also=(0,), sticky=True)):
+            raise PermissionError(f"{self._folder}: belongs to others or others may write to it or its directory")
 
     def _list(self) -> list[_File]:
         """Lists the directory, the least recently used last, and takes what is there of this model; names, once, what
@@ -361,7 +359,7 @@ class PrefixStore:
         self.nbytes = sum(file.nbytes for file in files)
         return sorted(files, key=lambda file: (-file.used_at, file.end))
 
-    def _warn_of_directory(self, problem: OSError | MemoryError, what: str) -> None:
+    def _warn_of_directory(self, problem: Exception, what: str) -> None:
         why = getattr(problem, "strerror", None) or problem
         self._warn(
             "directory", f"{self.directory}: cannot be {what} ({why}); the prefix cache goes on without the disk"
@@ -394,6 +392,15 @@ def _scan(directory: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     with suppress(OSError), os.scandir(directory) as entries:
         return list(entries)
     return []
+
+
+def _is_mine(status: os.stat_result, also: tuple[int, ...] = (), sticky: bool = False) -> bool:
+    """Whether it belongs to this user, or to one of `also`, and nobody else may write to it; sticky: or others may only
+    add to it."""
+    if not hasattr(os, "geteuid"):
+        return True
+    closed = not status.st_mode & 0o022 or (sticky and status.st_mode & stat.S_ISVTX)
+    return status.st_uid in (os.geteuid(), *also) and bool(closed)
 
 
 def _read_into(file: BinaryIO, arrays: Iterable[Array]) -> int | None:

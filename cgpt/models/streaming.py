@@ -4,6 +4,7 @@ Dense weights stay in memory; an expert store holds as many experts as the rest 
 and values as they grow.
 """
 
+import threading
 import weakref
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
@@ -34,6 +35,7 @@ from cgpt.models.kv_cache import KVCache
 from cgpt.models.streaming_speed import Measure, decode_speeds, hit_rates, measure_rates, said
 
 MARGIN = 100_000_000  # bytes left alone: what the allocator holds back, and pages of embeddings and libraries
+LOADING = 30_000_000  # bytes that loading leaves behind, beside the weights
 AUTOMATIC_SHARE = 0.9  # of what can be had, where nobody says how much
 CONTEXT = 512  # positions after which the speed is that which is said
 MAX_CHUNK = 8192  # tokens of a prompt that are read at once, so that each expert is read once for them
@@ -63,6 +65,7 @@ class MemoryBudget:
         self.limit, self.config, self.store, self.own = limit, config, store, own
         self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
         self._users = 1
+        self._lock = threading.Lock()  # guards both
 
     @property
     def min_slots(self) -> int:
@@ -71,11 +74,13 @@ class MemoryBudget:
 
     def slots(self, tokens: int) -> int:
         """The experts that fit beside a step of so many tokens."""
-        cache = sum(cache.nbytes for cache in list(self._caches)) + tokens * self._position_bytes()
+        with self._lock:
+            caches = list(self._caches)
+        cache = sum(cache.nbytes for cache in caches) + tokens * self._position_bytes()
         return (self.limit - self.own - cache - scratch_bytes(self.config, tokens) - MARGIN) // self.store.slot_bytes
 
     def _position_bytes(self) -> int:
-        """Of keys and values, as f32 in every layer, at the most."""
+        """The most bytes that one position's keys and values take, as f32 in every layer."""
         return 8 * self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim
 
     def chunk(self) -> int:
@@ -104,16 +109,20 @@ class MemoryBudget:
 
     def add_cache(self, cache: KVCache) -> None:
         """Counts a cache, as long as there is one."""
-        self._caches.add(cache)
+        with self._lock:
+            self._caches.add(cache)
 
     def share(self) -> None:
         """One more model uses the experts."""
-        self._users += 1
+        with self._lock:
+            self._users += 1
 
     def close(self) -> None:
         """Ends the store's threads and gives its memory back, once no model uses it."""
-        self._users -= 1
-        if not self._users:
+        with self._lock:
+            self._users -= 1
+            unused = not self._users
+        if unused:
             self.store.close()
 
 
@@ -133,7 +142,8 @@ def least_memory(config: GptOssConfig, tensors: Collection[AnyTensor], dense: st
     """The bytes with which a model can run: `own`, which this process has already, the dense weights and one token's
     experts."""
     _, taken = expert_bytes(config, tensors)
-    return own + dense_bytes(config, tensors, dense) + taken + scratch_bytes(config, KV_BLOCK) + MARGIN
+    held = dense_bytes(config, tensors, dense) + taken + scratch_bytes(config, KV_BLOCK)
+    return own + held + MARGIN + LOADING
 
 
 def expect(

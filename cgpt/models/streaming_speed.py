@@ -48,7 +48,7 @@ def measure_rates(files: Iterable[Path]) -> Rates | None:
 
 
 def hit_rates(share: float) -> dict[str, float]:
-    """Of choices, what is expected to be in memory where `share` of the experts are: "uniform", if all were equally
+    """The share of choices that is expected to be in memory where `share` of the experts are: "uniform", if all were equally
     likely, and as on real "text"."""
     return {"uniform": share, "text": 1 - (1 - share) ** SKEW}
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,84 @@ def test_a_read_that_fails_names_file_tensor_and_offset_and_can_be_repeated(make
     failing[0] = False
     take(store, 3, [2, 5])
     assert not any(entry.pins for entry in store._entries.values()) and len(store._free) == LAYERS * E - 2
+
+
+def test_experts_read_ahead_for_a_layer_that_never_runs_give_way(make):
+    store = make(24)
+    for layer in (0, 2, 4):
+        for _ in store.stream(layer, range(E), following=range(E)):
+            pass  # what follows never comes
+        for _ in range(100):
+            time.sleep(0.001)
+            with store._changed:
+                store._start(layer, deque(), [], deque((layer + 1, e) for e in range(E)), newest=True)
+        while store._reading:
+            time.sleep(0.001)
+    assert sum(entry.ahead for entry in store._entries.values()) == 24
+    take(store, 0, range(E))
+
+
+def test_a_thread_that_cannot_start_is_named_and_nothing_hangs(make, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    store = make(8)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(CheckpointReadError, match="no thread to read experts with"):
+            take(store, 0, [0, 1])
+    take(store, 0, [0, 1])
+    assert not store._reading
+
+
+def test_slots_begin_at_pages(make, monkeypatch):
+    monkeypatch.setattr(expert_store.mmap, "PAGESIZE", 65536)
+    store = make(3)
+    assert store.slot_bytes % 65536 == 0
+    for layer in range(3):
+        take(store, layer, range(E))
+
+
+def test_short_reads_through_the_page_cache_go_on(make, monkeypatch):
+    monkeypatch.setattr(expert_store, "_direct", lambda descriptor: None)
+    preadv = os.preadv
+    store = make(8)
+    monkeypatch.setattr(os, "preadv", lambda fd, into, offset: preadv(fd, [into[0][:1000]], offset))
+    take(store, 1, range(8))
+
+
+def test_pins_that_go_bring_a_smaller_store_about(make):
+    store = make(8)
+    arrivals = store.stream(0, range(8))
+    next(arrivals)
+    store.resize(2)
+    for _ in arrivals:
+        pass
+    assert store.resident <= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_after_close_does_not_wait(make):
+    release = threading.Event()
+    store = make(8, lambda *_: release.wait(10), readers=1)
+    arrivals = store.stream(0, range(8))
+    waiting = threading.Thread(target=lambda: [None for _ in _until_closed(arrivals)])
+    waiting.start()
+    while store._reading < 2:
+        time.sleep(0.001)
+    threading.Timer(0.1, release.set).start()
+    store.close()
+    waiting.join(10)
+    if not (child := os.fork()):
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def _until_closed(arrivals):
+    try:
+        yield from arrivals
+    except ModelClosed:
+        pass
 
 
 def test_an_unexpected_failure_of_a_thread_reaches_who_waits(make):

@@ -186,6 +186,24 @@ def test_a_folder_that_others_may_write_to_is_not_used(oss, tmp_path):
         check(oss, random_ids(30), tmp_path, 0)
 
 
+def test_a_directory_in_which_others_may_rename_is_not_used(oss, tmp_path):
+    keep(oss, tmp_path, random_ids(30))
+    tmp_path.chmod(0o777)
+    with pytest.warns(UserWarning, match="others may write to it"):
+        check(oss, random_ids(30), tmp_path, 0)
+    tmp_path.chmod(0o1777)  # as /tmp: they may add, and not rename
+    check(oss, random_ids(30), tmp_path, 29)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to give a file away")
+def test_files_of_others_are_not_read(oss, tmp_path):
+    keep(oss, tmp_path, random_ids(30))
+    for path in files(tmp_path):
+        os.chown(path, 12345, 12345)
+    with pytest.warns(UserWarning, match="no regular file of this user"):
+        check(oss, random_ids(30), tmp_path, 0)
+
+
 # ---- Another model, or another way to run it, finds nothing
 
 

@@ -26,6 +26,7 @@ from support.synth_cases import GPT_OSS
 
 DEMO = Path(cgpt.__file__).parent / "demo" / "demo-gpt-oss"
 MIN_SLOTS, EXPERTS = 6 * 4, 6 * 8
+MEASURE = MemoryBudget.slots  # with_slots() puts another in its place
 LONG = 1300  # tokens: several parts of 512
 
 
@@ -280,6 +281,41 @@ def test_a_file_that_changes_closes_the_model(tmp_path):
     with pytest.raises(CheckpointError, match="changed on disk"):
         model.generate("What is 3 + 4?", max_new_tokens=1)
     assert model.transformer.closed
+
+
+def test_caches_come_and_go_while_other_threads_step(with_slots):
+    class Cache:
+        nbytes = 0
+
+    budget, failures, done = with_slots(EXPERTS).transformer.streaming, [], threading.Event()
+    kept = [Cache() for _ in range(500)]
+    for one in kept:
+        budget.add_cache(one)
+
+    def churn():
+        while not done.is_set():
+            budget.add_cache(Cache())
+
+    def measure():
+        try:
+            for _ in range(300):
+                MEASURE(budget, 1)
+        except RuntimeError as problem:
+            failures.append(problem)
+
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        measure()
+    finally:
+        sys.setswitchinterval(before)
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
 
 
 def test_a_twin_keeps_the_experts(with_slots):
