@@ -222,7 +222,7 @@ class ExpertStore:
 
     @property
     def request_bytes(self) -> int:
-        """The largest read."""
+        """The bytes of the largest read."""
         return max(part.span(0)[1] for layer in self._layers for part in layer.parts)
 
     @property

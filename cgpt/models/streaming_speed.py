@@ -48,8 +48,8 @@ def measure_rates(files: Iterable[Path]) -> Rates | None:
 
 
 def hit_rates(share: float) -> dict[str, float]:
-    """The share of choices that is expected to be in memory where `share` of the experts are: "uniform", if all were equally
-    likely, and as on real "text"."""
+    """The share of choices that is expected to hit where `share` of the experts are in memory: "uniform", if all were
+    equally likely, and as on real "text"."""
     return {"uniform": share, "text": 1 - (1 - share) ** SKEW}
 
 
