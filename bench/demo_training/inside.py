@@ -52,7 +52,7 @@ def main() -> None:
     chat = f"<|start|>system<|message|>{system}<|end|><|start|>user<|message|>Sort 45, 31, 7, 86, 15.<|end|>"
     chat += "<|start|>assistant"
     ids = model.tokenizer.encode(chat, allowed_special="all")
-    ids += model.generate(ids, max_new_tokens=200).ids
+    ids += model.generate(ids, max_new_tokens=200, temperature=0).ids
     print(f"\nThe model's answer: {model.tokenizer.decode(ids)[len(chat) :]}")
     sinks(model, ids)
     experts(model, ids)

@@ -15,6 +15,7 @@ from pathlib import Path
 from cgpt.arguments import require_integer, require_number
 from cgpt.errors import InputError
 from cgpt.fields import require_regular_file
+from cgpt.machine import huge_pages
 
 MIB = 1 << 20
 ALIGN = 4096  # bytes: what O_DIRECT may want of addresses, offsets and lengths
@@ -105,14 +106,14 @@ def open_direct(path: Path) -> int | None:
 def _read(file: int, size: int, request: int, direct: bool, until: float) -> int:
     """Reads at random places `until` a time, once at least; gives the number of bytes."""
     done = 0
-    with mmap.mmap(-1, request) as memory:  # starts at a page
-        while True:
-            offset = random.randrange(max(0, size - request) // ALIGN + 1) * ALIGN
-            if not direct and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file, offset, request, os.POSIX_FADV_DONTNEED)
-            got = os.preadv(file, [memory], offset)
-            if not got:
-                raise OSError("it became shorter while it was read")
-            done += got
-            if time.perf_counter() >= until:
-                return done
+    memory = huge_pages.chunk(request).data  # into small pages a fast disk reads at a third of its rate
+    while True:
+        offset = random.randrange(max(0, size - request) // ALIGN + 1) * ALIGN
+        if not direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file, offset, request, os.POSIX_FADV_DONTNEED)
+        got = os.preadv(file, [memory], offset)
+        if not got:
+            raise OSError("it became shorter while it was read")
+        done += got
+        if time.perf_counter() >= until:
+            return done

@@ -32,12 +32,12 @@ class Arena:
         size = prod(shape) * dtype.itemsize
         taken = -(-size // ALIGN) * ALIGN
         if taken > self._free.size:
-            self._free = _chunk(max(taken, CHUNK))
+            self._free = chunk(max(taken, CHUNK))
         mine, self._free = self._free[:size], self._free[taken:]
         return mine.view(dtype).reshape(shape)
 
 
-def _chunk(size: int) -> np.ndarray:
+def chunk(size: int) -> np.ndarray:
     """uint8 [size], from the start of a huge page on."""
     try:
         memory = mmap.mmap(-1, size + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -37,7 +37,7 @@ def with_slots(monkeypatch):
 
     def load_with(slots, **options):
         monkeypatch.setattr(MemoryBudget, "slots", lambda self, tokens: slots)
-        loaded.append(load(options.pop("directory", "demo-gpt-oss"), memory="2GB", **options))
+        loaded.append(load(options.pop("directory", "demo-gpt-oss"), memory="64GB", **options))
         return loaded[-1]
 
     yield load_with
@@ -163,7 +163,7 @@ def test_memory_is_bounded(tmp_path):
 
 
 def test_keys_and_values_take_from_the_experts():
-    with load("demo-gpt-oss", memory="1GB") as model:
+    with load("demo-gpt-oss", memory="64GB") as model:
         budget = model.transformer.streaming
         before = budget.slots(1)
         cache = model.transformer.new_cache()
@@ -174,7 +174,7 @@ def test_keys_and_values_take_from_the_experts():
 
 
 def test_a_step_that_memory_cannot_hold_is_refused_and_undone(monkeypatch):
-    with load("demo-gpt-oss", memory="1GB") as model:
+    with load("demo-gpt-oss", memory="64GB") as model:
         budget, cache = model.transformer.streaming, model.transformer.new_cache()
         first = model.transformer.step([(cache, ids_of(5))])
         monkeypatch.setattr(budget, "limit", budget.own)
@@ -228,7 +228,7 @@ def test_a_tensor_that_the_model_does_not_have(tmp_path):
     shutil.copytree(DEMO, tmp_path / "m")
     file = tmp_path / "m" / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"model.norm.weight"', b'"model.nose.weight"'))
-    for memory in (None, "1GB"):
+    for memory in (None, "64GB"):
         with pytest.raises(CheckpointError, match=r"model\.no(rm|se)\.weight"):
             load(tmp_path / "m", memory=memory)
 
@@ -275,7 +275,7 @@ def test_an_engine_goes_on_after_a_read_error(with_slots):
 
 def test_a_file_that_changes_closes_the_model(tmp_path):
     shutil.copytree(DEMO, tmp_path / "m")
-    model = load(tmp_path / "m", memory="1GB")
+    model = load(tmp_path / "m", memory="64GB")
     with open(tmp_path / "m" / "model.safetensors", "r+b") as file:
         file.truncate(os.path.getsize(file.name) - 1)
     with pytest.raises(CheckpointError, match="changed on disk"):

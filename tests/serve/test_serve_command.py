@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import openai
 import pytest
@@ -123,7 +124,9 @@ def test_streamed_experts():
     assert second["hits_total"] > first["hits_total"]
 
 
-def test_what_the_command_cannot_do(capsys):
+def test_what_the_command_cannot_do(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for args, message in (
@@ -133,7 +136,7 @@ def test_what_the_command_cannot_do(capsys):
             (["--max-running", "0"], "--max-running must be 1 or more"),
             (["--prefix-cache-disk", "-1"], "--prefix-cache-disk must be 0 or more"),
             (["--prefix-cache-disk", "5"], "--prefix-cache-disk needs --prefix-cache-dir"),
-            (["--port", "0", "--prefix-cache-dir", __file__], f"'{__file__}' is no directory for a prefix cache"),
+            (["--port", "0", "--prefix-cache-dir", "file"], "'file' is no directory for a prefix cache"),
             (["--port", "0", "--model", "nothing"], "nothing: no such directory"),
         ):
             assert cli.main(["serve", *args]) == cli.FAILED
