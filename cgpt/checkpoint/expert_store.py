@@ -9,28 +9,30 @@ layer says which experts come next.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cgpt.checkpoint.changes import FileWatch
+from cgpt.checkpoint.file_reader import FileReader, ReadBytes
 from cgpt.checkpoint.safetensors import Checkpoint, StoredTensor
-from cgpt.errors import CheckpointError, CheckpointReadError, ModelClosed, OutOfMemoryError
+from cgpt.errors import CheckpointError, CheckpointReadError, ModelClosed
 from cgpt.kernels._kernels import Matrix
-from cgpt.machine.disk import ALIGN, open_direct
+from cgpt.machine import huge_pages
+from cgpt.machine.disk import ALIGN
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 AHEAD = 32  # reads that are begun for the next layer: what a disk does while the layer's attention is computed
 READERS = 4  # threads; a disk that has few requests to choose from may give less than it can
@@ -75,57 +77,6 @@ class LeastRecentlyUsed:
         """The keys, the first to go first. newest: for a pass over more than there is room for, of which the least
         recently used would all be gone when it comes to them again; so those go that it took last."""
         return reversed(self._keys) if newest else iter(self._keys)
-
-
-class ReadBytes(Protocol):
-    """How a store reads: FileReader, or what a test puts in its place."""
-
-    def __call__(self, file: Path, offset: int, into: memoryview, needed: int) -> None:
-        """Fills `into`, of which `needed` bytes count, from `offset` on; it and len(into) are multiples of ALIGN.
-        Raises OSError, or EOFError where the file ends before."""
-
-
-class FileReader:
-    """Reads the open files of a checkpoint, past the page cache where the file system can."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._open = {opened.path: _direct(opened.descriptor) for opened in checkpoint.files}
-        self._buffered = {opened.path: opened.descriptor for opened in checkpoint.files}
-        weakref.finalize(self, _close, [one for one in self._open.values() if one is not None])
-
-    @property
-    def direct(self) -> bool:
-        """Whether all reads go past the page cache."""
-        return None not in self._open.values()
-
-    def __call__(self, file: Path, offset: int, into: memoryview, needed: int) -> None:
-        done = 0
-        while done < needed:
-            descriptor = self._open[file]
-            try:
-                count = os.preadv(
-                    self._buffered[file] if descriptor is None else descriptor, [into[done:]], offset + done
-                )
-            except OSError as problem:
-                if descriptor is None or problem.errno != errno.EINVAL:
-                    raise
-                self._open[file] = None  # the file system took the flag, and not the read
-                continue
-            done += count
-            if done < needed and (not count or (descriptor is not None and done % ALIGN)):
-                raise EOFError
-
-
-def _direct(descriptor: int) -> int | None:
-    """Another descriptor of the same open file, which reads past the page cache; None where the system has none."""
-    with suppress(OSError):
-        return open_direct(Path(f"/proc/self/fd/{descriptor}"))
-    return None
-
-
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -185,18 +136,17 @@ class ExpertStore:
         self._policy = LeastRecentlyUsed()
         self._entries: dict[tuple[int, int], _Entry] = {}
         self._free: list[int] = []
-        self._slots = 0
         self._memory: mmap.mmap | None = None
         self._base = 0
         self._closed = False
         self._begin()
-        self._hooks = _ForkHooks(self)
+        _stores.append(weakref.ref(self, _stores.remove))
 
     def _begin(self) -> None:
         self._changed = threading.Condition()  # guards entries, slots, stats: a read has ended, or a pin was taken off
         self._reading = 0
         self._paused = False
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: Executor | None = None
 
     # ------------------------------------------------------------------------------------------------ building it
 
@@ -230,31 +180,21 @@ class ExpertStore:
         """How many are in memory."""
         return sum(entry.loaded for entry in list(self._entries.values()))
 
-    @property
-    def direct(self) -> bool:
-        """Whether reads go past the page cache."""
-        return getattr(self._read, "direct", False)
-
     def allocate(self, slots: int) -> None:
         """Takes address space for up to `slots` experts, which becomes memory as they come. OutOfMemoryError where the
         system refuses."""
         slots = min(slots, self.experts)
-        try:
-            self._memory = mmap.mmap(-1, slots * self.slot_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except (OSError, ValueError, OverflowError) as problem:
-            why = f"no memory for {slots} experts of {self.slot_bytes / 1e6:.1f} MB ({problem}); give less `memory`"
-            raise OutOfMemoryError(why) from None
-        with suppress(OSError, AttributeError):  # a system without huge pages
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        what = f"{slots} experts of {self.slot_bytes / 1e6:.1f} MB; give less `memory`"
+        self._memory = huge_pages.anonymous(slots * self.slot_bytes, what)
         self._base = np.frombuffer(self._memory, np.uint8).ctypes.data
         self._free = [*range(slots)][::-1]
-        self.capacity = self._slots = slots
+        self.capacity = slots
 
     def resize(self, slots: int) -> None:
         """Uses no more than so many slots from now on, and gives the memory of the others back, as far as no step
         pins them."""
         with self._changed:
-            self.capacity = max(1, min(slots, self._slots))
+            self.capacity = max(1, min(slots, len(self._free) + len(self._entries)))
             self._shrink()
 
     def _shrink(self) -> None:
@@ -356,14 +296,15 @@ class ExpertStore:
         if self._paused:
             return None
         if len(self._entries) >= self.capacity or not self._free:
-            victim = self._victim(newest, spare=is_ahead)
-            if victim is None:
+            if (victim := self._victim(newest, spare=is_ahead)) is None:
                 return None
             self._evict(victim)
         entry = self._entries[layer, expert] = _Entry(layer, expert, self._free.pop(), ahead=is_ahead)
         self._reading += 1
         try:
             if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor  # which brings logging along; few models need it
+
                 self._pool = ThreadPoolExecutor(self._readers, "cgpt-reader")
             self._pool.submit(self._load, entry)
         except BaseException as problem:
@@ -376,11 +317,13 @@ class ExpertStore:
 
     def _victim(self, newest: bool = False, spare: bool = False) -> _Entry | None:
         """The expert that gives up its slot. newest: rather none that was read ahead. spare: none of those at all."""
-        entries = [self._entries[key] for key in self._policy.victims(newest)] if newest else ()
-        used = next((entry for entry in entries if not entry.pins and not entry.ahead), None)
-        if used is not None or (newest and spare):
-            return used
-        return next((one for key in self._policy.victims(newest) if not (one := self._entries[key]).pins), None)
+        read_ahead = None
+        for entry in map(self._entries.__getitem__, self._policy.victims(newest)):
+            if not entry.pins and not (newest and entry.ahead):
+                return entry
+            if not entry.pins and read_ahead is None:
+                read_ahead = entry
+        return None if spare else read_ahead
 
     def _evict(self, entry: _Entry) -> None:
         """Frees the slot of an expert that nobody pins."""
@@ -401,7 +344,7 @@ class ExpertStore:
             entry.pins -= 1
             if entry.loaded:
                 self._policy.use((entry.layer, entry.expert))
-            self._changed.notify_all()
+        self._changed.notify_all()
         self._shrink()
 
     def _require_open(self) -> None:
@@ -415,7 +358,6 @@ class ExpertStore:
             if self._entries.get((entry.layer, entry.expert)) is not entry:
                 return  # it could not be handed over, and was given up
         layer, read = self._layers[entry.layer], 0
-        base = entry.slot * self.slot_bytes
         error: CheckpointError | None = None
         addresses: list[int] = []
         try:
@@ -423,7 +365,7 @@ class ExpertStore:
             assert memory is not None
             for part in layer.parts:
                 offset, size, before = part.span(entry.expert)
-                at = base + part.at
+                at = entry.slot * self.slot_bytes + part.at
                 try:
                     with memoryview(memory) as whole, whole[at : at + size] as into:
                         self._read(part.tensor.file, offset, into, before + part.nbytes)
@@ -472,22 +414,23 @@ class ExpertStore:
             self._changed.release()
 
 
-class _ForkHooks:
-    """Calls a store before and after os.fork(), as long as there is one."""
+_stores: list[weakref.ref[ExpertStore]] = []  # those that there are
+_paused: list[ExpertStore] = []  # those that wait for the end of a fork
 
-    def __init__(self, store: ExpertStore) -> None:
-        found = weakref.ref(store)
 
-        def call(method: Callable[..., None], *args: bool) -> None:
-            if (alive := found()) is not None:
-                method(alive, *args)
+def _pause_all() -> None:
+    _paused.extend(store for found in list(_stores) if (store := found()) is not None)
+    for store in _paused:
+        store.pause()
 
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=lambda: call(ExpertStore.pause),
-                after_in_parent=lambda: call(ExpertStore.go_on, False),
-                after_in_child=lambda: call(ExpertStore.go_on, True),
-            )
+
+def _go_on(in_child: bool) -> None:
+    while _paused:
+        _paused.pop().go_on(in_child)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_pause_all, after_in_parent=partial(_go_on, False), after_in_child=partial(_go_on, True))
 
 
 def _parted(coming: list[_Entry]) -> tuple[list[_Entry], list[_Entry]]:
@@ -501,8 +444,7 @@ def _experts(entries: list[_Entry]) -> Experts:
 
 
 def _named(problem: OSError | EOFError, part: _Part, expert: int) -> CheckpointReadError:
-    tensor = part.tensor
-    at = tensor.offset + expert * part.nbytes
+    tensor, at = part.tensor, part.tensor.offset + expert * part.nbytes
     why = "the file ends before" if isinstance(problem, EOFError) else problem.strerror or problem
     return CheckpointReadError(
         f"{tensor.file}: expert {expert} of {tensor.name} ({part.nbytes} bytes at {at}) cannot be read: {why}"

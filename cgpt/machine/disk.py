@@ -7,7 +7,6 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,8 @@ def disk_rate(
 
     InputError where `path` is no file with something in it that can be read, or a number makes no sense.
     """
+    from concurrent.futures import ThreadPoolExecutor  # which brings logging along; most programs measure no disk
+
     require_number("seconds", seconds, " above 0", lambda value: value > 0)
     require_integer("request_bytes", request_bytes, low=1, high=MAX_REQUEST)
     require_integer("readers", readers, low=1, high=MAX_READERS)
@@ -106,7 +107,9 @@ def open_direct(path: Path) -> int | None:
 def _read(file: int, size: int, request: int, direct: bool, until: float) -> int:
     """Reads at random places `until` a time, once at least; gives the number of bytes."""
     done = 0
-    memory = huge_pages.chunk(request).data  # into small pages a fast disk reads at a third of its rate
+    memory = huge_pages.chunk(
+        request, "a disk's bytes"
+    ).data  # into small pages a fast disk reads at a third of its rate
     while True:
         offset = random.randrange(max(0, size - request) // ALIGN + 1) * ALIGN
         if not direct and hasattr(os, "posix_fadvise"):

@@ -37,16 +37,21 @@ class Arena:
         return mine.view(dtype).reshape(shape)
 
 
-def chunk(size: int) -> np.ndarray:
-    """uint8 [size], from the start of a huge page on."""
+def anonymous(size: int, what: str) -> mmap.mmap:
+    """Address space of `size` bytes that becomes memory as it is touched, in huge pages where the system gives them.
+    OutOfMemoryError, which names `what` it is for, where the system refuses."""
     try:
-        memory = mmap.mmap(-1, size + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError, OverflowError) as problem:
-        raise OutOfMemoryError(f"no memory for {size / 1e9:.1f} GB of weights ({problem})") from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    array = np.frombuffer(memory, np.uint8)
+        raise OutOfMemoryError(f"no memory for {what} ({problem})") from None
+    with suppress(OSError, AttributeError):  # a kernel, or a system, without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def chunk(size: int, what: str = "weights") -> np.ndarray:
+    """uint8 [size], from the start of a huge page on; see anonymous()."""
+    array = np.frombuffer(anonymous(size + HUGE, f"{size / 1e9:.1f} GB of {what}"), np.uint8)
     start = -array.ctypes.data % HUGE
     return array[start : start + size]
 

@@ -184,8 +184,8 @@ class Transformer:
 
     def _release(self) -> None:
         if self.closed and not self._running:
-            if (streaming := getattr(self, "streaming", None)) is not None:
-                streaming.close()
+            if self.streaming is not None:
+                self.streaming.close()
             for name in vars(self).keys() - self._without_weights:
                 delattr(self, name)
             self._idle.clear()

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt.checkpoint import expert_store
-from cgpt.checkpoint.expert_store import ExpertStore, FileReader, LeastRecentlyUsed
+from cgpt.checkpoint import expert_store, file_reader
+from cgpt.checkpoint.expert_store import ExpertStore, LeastRecentlyUsed
+from cgpt.checkpoint.file_reader import FileReader
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.errors import CheckpointError, CheckpointReadError, ModelClosed, OutOfMemoryError
 
@@ -269,7 +270,7 @@ def test_slots_begin_at_pages(make, monkeypatch):
 
 
 def test_short_reads_through_the_page_cache_go_on(make, monkeypatch):
-    monkeypatch.setattr(expert_store, "_direct", lambda descriptor: None)
+    monkeypatch.setattr(file_reader, "_direct", lambda descriptor: None)
     preadv = os.preadv
     store = make(8)
     monkeypatch.setattr(os, "preadv", lambda fd, into, offset: preadv(fd, [into[0][:1000]], offset))
@@ -359,15 +360,15 @@ def test_a_path_that_names_another_file_does_not_matter(make, tmp_path):
 
 
 def test_a_file_system_without_direct_reads(make, monkeypatch):
-    monkeypatch.setattr(expert_store, "_direct", lambda descriptor: None)
+    monkeypatch.setattr(file_reader, "_direct", lambda descriptor: None)
     store = make(LAYERS * E)
     take(store, 4, range(E))
-    assert not store.direct
+    assert not store._read.direct
 
 
 def test_a_file_system_that_refuses_a_direct_read(make, monkeypatch):
     store = make(LAYERS * E)
-    if not store.direct:
+    if not store._read.direct:
         pytest.skip("this file system has no direct reads")
     preadv, direct = os.preadv, set(store._read._open.values())
 
@@ -378,7 +379,7 @@ def test_a_file_system_that_refuses_a_direct_read(make, monkeypatch):
 
     monkeypatch.setattr(os, "preadv", refuse)
     take(store, 4, range(E))
-    assert not store.direct
+    assert not store._read.direct
 
 
 def test_reads_that_come_in_pieces(make, monkeypatch):
