@@ -134,7 +134,7 @@ def test_a_prompt_is_read_once_for_all_that_have_it(model, monkeypatch, length, 
 def test_a_copy_knows_the_places_to_go_on_from(model):
     """It may be all that is left of the prompt."""
     prompt, alone = np.random.default_rng(3).integers(0, 256, 200).tolist(), PrefixCache(model)
-    model.generate(prompt, max_new_tokens=30, prefix_cache=alone)
+    model.generate(prompt, max_new_tokens=30, temperature=1.0, seed=30, prefix_cache=alone)
     cache = PrefixCache(model, alone.nbytes)
     requests = [make_request(model, prompt, max_new_tokens=n, temperature=1.0, seed=n) for n in (10, 30)]
     scheduler = make_scheduler(model, requests, cache)
