@@ -1,5 +1,5 @@
 /* Threads: OpenMP's, with care for fork and for systems that start no more threads. */
-#define _GNU_SOURCE /* dladdr, dl_iterate_phdr */
+#define _GNU_SOURCE /* dladdr, dl_iterate_phdr, sched_getcpu */
 #include "core/parallel.h"
 
 #ifdef _OPENMP
@@ -124,6 +124,52 @@ int cg_openmp_places(int *cpus, int max) {
     return found;
 }
 
+#ifdef __linux__
+#include <sched.h>
+
+/* Where a team has a thread for every CPU, each has one to itself: thread i the i-th of those that the caller may use,
+   but for the one whose CPU the caller is on, which takes the first. Else the system may wake a thread on the caller's
+   CPU, while a third one (that has just read a file, say) is on the other for a moment, and it waits there for
+   milliseconds until the caller sleeps. The caller itself stays free: threads it starts inherit its CPUs. */
+typedef struct {
+    cpu_set_t allowed;
+    int apart, here; /* the CPU that the caller is on */
+} cpus;
+
+static void find_cpus(cpus *found, int team) {
+    static __thread int regions;
+    static __thread cpu_set_t allowed;
+    if (regions++ % 64 == 0 && sched_getaffinity(0, sizeof allowed, &allowed)) CPU_ZERO(&allowed);
+    found->apart = CPU_COUNT(&allowed) == team && omp_get_proc_bind() == omp_proc_bind_false;
+    if (!found->apart) return;
+    found->allowed = allowed;
+    found->here = sched_getcpu();
+}
+
+static int nth_cpu(const cpu_set_t *set, int n) {
+    int cpu = 0;
+    while (cpu < CPU_SETSIZE && (!CPU_ISSET(cpu, set) || n-- > 0)) cpu++;
+    return cpu;
+}
+
+static void keep_apart(const cpus *of, int thread) {
+    static __thread int mine = -1;
+    if (!of->apart || !thread) return;
+    int cpu = nth_cpu(&of->allowed, thread);
+    if (cpu == of->here) cpu = nth_cpu(&of->allowed, 0);
+    if (cpu == mine || cpu >= CPU_SETSIZE) return;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    if (sched_setaffinity(0, sizeof one, &one) == 0) mine = cpu;
+}
+#else
+typedef int cpus;
+
+static void find_cpus(CG_UNUSED cpus *found, CG_UNUSED int team) {}
+static void keep_apart(CG_UNUSED const cpus *of, CG_UNUSED int thread) {}
+#endif
+
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
     int team = lost ? 1 : cg_team(threads, tasks);
     if (team > 1) team = startable(team, cg_team(threads, cg_max(tasks, 64)));
@@ -131,8 +177,15 @@ void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
         for (int64_t i = 0; i < tasks; i++) fn(job, i, 0);
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
-    for (int64_t i = 0; i < tasks; i++) fn(job, i, omp_get_thread_num());
+    cpus apart;
+    find_cpus(&apart, team);
+#pragma omp parallel num_threads(team)
+    {
+        int thread = omp_get_thread_num();
+        keep_apart(&apart, thread);
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t i = 0; i < tasks; i++) fn(job, i, thread);
+    }
 }
 #else
 int cg_has_openmp(void) { return 0; }
