@@ -90,10 +90,10 @@ class FileWatch:
 
     def require_unchanged(self) -> None:
         """Raises CheckpointError, once a file has changed, always. A few microseconds for each file."""
-        began = time.perf_counter()
-        if began < self._next:
+        if time.perf_counter() < self._next:
             return
         with self._lock:
+            began = time.perf_counter()  # now: others' checks take no longer for having been waited for
             if not self._problem:
                 self._problem = "".join(file.change() for file in self._files)
         if self._problem:

@@ -15,7 +15,8 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ from cgpt.machine.disk import ALIGN
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+PREPARED = 1 << 30  # bytes of memory that are ready before experts come; page by page, as they come, is late
+PREPARED_AT_ONCE = 64 << 20
 AHEAD = 32  # reads that are begun for the next layer: what a disk does while the layer's attention is computed
 READERS = 4  # threads; a disk that has few requests to choose from may give less than it can
 Experts = npt.NDArray[np.int32]
@@ -110,6 +113,8 @@ class _Entry:
     layer: int
     expert: int
     slot: int
+    unread: list[_Part]  # the next one last
+    reading: int = 0  # parts, now
     pins: int = 0
     loaded: bool = False
     ahead: bool = False  # it was read before anybody chose it, so its first use is no hit
@@ -138,6 +143,8 @@ class ExpertStore:
         self._free: list[int] = []
         self._memory: mmap.mmap | None = None
         self._base = 0
+        self._fresh = 0  # the slots from here on were never used,
+        self._prepared = 0  # and their memory is there up to here
         self._closed = False
         self._begin()
         _stores.append(weakref.ref(self, _stores.remove))
@@ -145,7 +152,7 @@ class ExpertStore:
     def _begin(self) -> None:
         self._changed = threading.Condition()  # guards entries, slots, stats: a read has ended, or a pin was taken off
         self._reading = 0
-        self._paused = False
+        self._paused = self._preparing = False
         self._pool: Executor | None = None
 
     # ------------------------------------------------------------------------------------------------ building it
@@ -189,18 +196,27 @@ class ExpertStore:
         self._base = np.frombuffer(self._memory, np.uint8).ctypes.data
         self._free = [*range(slots)][::-1]
         self.capacity = slots
+        self._prepare_more()
 
     def resize(self, slots: int) -> None:
         """Uses no more than so many slots from now on, and gives the memory of the others back, as far as no step
         pins them."""
         with self._changed:
             self.capacity = max(1, min(slots, len(self._free) + len(self._entries)))
+            if self._prepared > self.capacity:
+                self._give_back(self._fresh, self._prepared)
+                self._prepared = self._fresh
             self._shrink()
 
     def _shrink(self) -> None:
         while len(self._entries) > self.capacity and self._memory and (victim := self._victim()):
             self._evict(victim)
-            self._memory.madvise(mmap.MADV_DONTNEED, victim.slot * self.slot_bytes, self.slot_bytes)
+            self._give_back(victim.slot, victim.slot + 1)
+
+    def _give_back(self, first: int, end: int) -> None:
+        """Gives the memory of slots from `first` on back to the system; what it held is lost."""
+        if self._memory and end > first:
+            self._memory.madvise(mmap.MADV_DONTNEED, first * self.slot_bytes, (end - first) * self.slot_bytes)
 
     def close(self) -> None:
         """Ends the threads, once the reads that run have ended, and gives the memory back."""
@@ -299,20 +315,24 @@ class ExpertStore:
             if (victim := self._victim(newest, spare=is_ahead)) is None:
                 return None
             self._evict(victim)
-        entry = self._entries[layer, expert] = _Entry(layer, expert, self._free.pop(), ahead=is_ahead)
+        parts = self._layers[layer].parts
+        entry = self._entries[layer, expert] = _Entry(layer, expert, self._free.pop(), parts[::-1], ahead=is_ahead)
         self._reading += 1
         try:
-            if self._pool is None:
-                from concurrent.futures import ThreadPoolExecutor  # which brings logging along; few models need it
-
-                self._pool = ThreadPoolExecutor(self._readers, "cgpt-reader")
-            self._pool.submit(self._load, entry)
+            # The parts of one expert at once, so that it is multiplied while the next one is read.
+            self._submit(self._load, entry)
+            with suppress(RuntimeError):  # no further thread: the ones that there are read what is left
+                for _ in parts[1:]:
+                    self._submit(self._load, entry)
         except BaseException as problem:
             self._reading -= 1
             self._free.append(self._entries.pop((layer, expert)).slot)
             if not isinstance(problem, RuntimeError):
                 raise
             raise CheckpointReadError(f"there is no thread to read experts with: {problem}") from None
+        self._fresh = max(self._fresh, entry.slot + 1)
+        if (self._prepared - self._fresh) * self.slot_bytes < PREPARED // 2:
+            self._prepare_more()
         return entry
 
     def _victim(self, newest: bool = False, spare: bool = False) -> _Entry | None:
@@ -353,45 +373,95 @@ class ExpertStore:
 
     # ------------------------------------------------------------------------------------------------ its threads
 
-    def _load(self, entry: _Entry) -> None:
+    def _submit(self, job: Callable[..., None], *args: Any) -> None:
+        """Lets a thread run the job. RuntimeError where none can be started, though one that runs may take it."""
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # which brings logging along; few models need it
+
+            self._pool = ThreadPoolExecutor(self._readers + 1, "cgpt-reader")
+        self._pool.submit(job, *args)
+
+    def _prepare_more(self) -> None:
+        """Lets a thread make memory ready for the next experts, unless one does."""
+        if not self._preparing and self._prepared < self.capacity:
+            self._preparing = True
+            with suppress(RuntimeError):  # then experts make it ready as they come
+                self._submit(self._prepare)
+
+    def _prepare(self) -> None:
+        at_once = max(1, PREPARED_AT_ONCE // self.slot_bytes)
         with self._changed:
-            if self._entries.get((entry.layer, entry.expert)) is not entry:
-                return  # it could not be handed over, and was given up
-        layer, read = self._layers[entry.layer], 0
-        error: CheckpointError | None = None
-        addresses: list[int] = []
+            try:
+                while not self._closed:
+                    first = max(self._prepared, self._fresh)
+                    end = min(first + at_once, self.capacity, self._fresh + max(1, PREPARED // self.slot_bytes))
+                    if end <= first:
+                        break
+                    self._prepared = end
+                    with self._unlocked():
+                        huge_pages.populate(self._base + first * self.slot_bytes, (end - first) * self.slot_bytes)
+                    if self._prepared < end:  # resize() has given it back in the meantime
+                        self._give_back(max(first, self._fresh), end)
+            finally:
+                self._preparing = False
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        """Lets others work while something takes long."""
+        self._changed.release()
         try:
-            memory = self._memory
-            assert memory is not None
-            for part in layer.parts:
-                offset, size, before = part.span(entry.expert)
-                at = entry.slot * self.slot_bytes + part.at
-                try:
-                    with memoryview(memory) as whole, whole[at : at + size] as into:
-                        self._read(part.tensor.file, offset, into, before + part.nbytes)
-                except (OSError, EOFError) as problem:
-                    raise _named(problem, part, entry.expert) from None
-                addresses.append(self._base + at + before)
-                read += size
-            if self.watch is not None:
-                self.watch.require_unchanged()
-        except CheckpointError as problem:
-            error = problem
-        except BaseException as problem:  # nobody may wait for ever
-            error = CheckpointReadError(f"expert {entry.expert} of layer {entry.layer} was not read: {problem!r}")
+            yield
+        finally:
+            self._changed.acquire()
+
+    def _load(self, entry: _Entry) -> None:
+        """Reads parts of an expert until none is left; the last one to end hands the expert over."""
         with self._changed:
-            self._reading -= 1
-            self.stats.bytes_read += read
-            if error is None:
-                for table, at in zip(layer.addresses, (0, 2), strict=True):
-                    table[entry.expert] = addresses[at : at + 2]
-                entry.loaded = True
-                self._policy.use((entry.layer, entry.expert))
-            else:
-                entry.error = error
-                del self._entries[entry.layer, entry.expert]
-                self._free.append(entry.slot)
-            self._changed.notify_all()
+            while self._entries.get((entry.layer, entry.expert)) is entry and entry.unread:
+                part = entry.unread.pop()
+                entry.reading += 1
+                try:
+                    with self._unlocked():
+                        self._read_part(entry, part)
+                    self.stats.bytes_read += part.span(entry.expert)[1]
+                except BaseException as problem:  # nobody may wait for ever
+                    if not isinstance(problem, CheckpointError):
+                        what = f"expert {entry.expert} of layer {entry.layer} was not read: {problem!r}"
+                        problem = CheckpointReadError(what)
+                    entry.error = entry.error or problem
+                    entry.unread.clear()
+                entry.reading -= 1
+                if not entry.reading and not entry.unread:
+                    self._hand_over(entry)
+
+    def _read_part(self, entry: _Entry, part: _Part) -> None:
+        memory = self._memory
+        assert memory is not None
+        offset, size, before = part.span(entry.expert)
+        at = entry.slot * self.slot_bytes + part.at
+        try:
+            with memoryview(memory) as whole, whole[at : at + size] as into:
+                self._read(part.tensor.file, offset, into, before + part.nbytes)
+        except (OSError, EOFError) as problem:
+            raise _named(problem, part, entry.expert) from None
+        if self.watch is not None:
+            self.watch.require_unchanged()
+
+    def _hand_over(self, entry: _Entry) -> None:
+        """Ends the reading of an expert, whose parts were read, or one of them could not be."""
+        self._reading -= 1
+        layer = self._layers[entry.layer]
+        if entry.error is None:
+            slot = self._base + entry.slot * self.slot_bytes
+            places = [slot + part.at + part.span(entry.expert)[2] for part in layer.parts]
+            for table, at in zip(layer.addresses, (0, 2), strict=True):
+                table[entry.expert] = places[at : at + 2]
+            entry.loaded = True
+            self._policy.use((entry.layer, entry.expert))
+        else:
+            del self._entries[entry.layer, entry.expert]
+            self._free.append(entry.slot)
+        self._changed.notify_all()
 
     # ------------------------------------------------------------------------------------------------ forks
 
