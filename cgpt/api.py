@@ -420,9 +420,9 @@ def load(
     threads: None takes the physical cores that this process may use (cgpt.machine.threads)
     precision: "auto" lets prompts use bf16 products where the CPU has them, 16-bit fixed-point activations and other
         orders of sums; "exact" keeps f32 activations everywhere, and then every logit is the same to the bit for any
-        threads, batch companions and chunking; "int8" is "auto", but where the CPU has AVX512_VNNI and no matrix units
-        it rounds the activations of prompts, and of 6 or more requests at once, to 8 bits where the weights are INT8 or
-        MXFP4, group by group, as most engines do
+        threads, batch companions and chunking; "int8" is "auto", but on x86 CPUs without matrix units it rounds the
+        activations of prompts, and of 6 or more requests at once, to 8 bits where the weights are MXFP4 (from AVX2 on)
+        or INT8 (with AVX512_VNNI), group by group, as most engines do
     dense: None keeps the dense matrices as stored, "bf16" rounds them, "int8" quantises those that products read whole,
         in groups of 64 (`cgpt quality` measures the price)
     kv_cache_dtype: what keys and values are kept as, "f32", "f16" (up to 65,504; beyond, NumericsError says so) or

@@ -63,7 +63,8 @@ cg_product cg_product_of(const cg_matrix *w, int64_t expert) {
 
 int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads) {
     int64_t rows = cg_round_up(w->N / ((int64_t)threads * 8) + 1, 16), max = PANEL_ROWS;
-    if (T <= PANEL_FEW) max = cg_max(max, PANEL_BYTES / cg_row_bytes(w->dtype, w->K) / 16 * 16);
+    /* MXFP4 rows of an expert are read once, too, and the first ones of a task are waited for. */
+    if (T <= PANEL_FEW || w->dtype == CG_MXFP4) max = cg_max(max, PANEL_BYTES / cg_row_bytes(w->dtype, w->K) / 16 * 16);
     return cg_max(16, cg_min(rows, max));
 }
 

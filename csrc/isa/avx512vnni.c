@@ -4,11 +4,12 @@
 CG_TARGET(CG_FEATURES_AVX512VNNI)
 #define CG_ISA avx512vnni
 #define CG_LANES 16
-#define CG_HAS_AVX512VNNI 1
+#define CG_HAS_VNNI 1
 #include "simd/emulate.h"
 #include "kernels/linear/mxfp4_a16_x86.c"
 #include "kernels/linear/int8_a16.c"
-#include "kernels/linear/a8_avx512vnni.c"
+#include "kernels/linear/int8_a8.c"
+#include "kernels/linear/mxfp4_a8.c"
 #include "kernels/peak/a8_avx512vnni.c"
 
 const cg_kernels cg_kernels__avx512vnni = {

@@ -4,6 +4,7 @@
 CG_TARGET(CG_FEATURES_AVX512VNNI)
 #define CG_ISA avx512vnni256
 #define CG_LANES 8
+#define CG_HAS_VNNI 1
 #include "simd/emulate.h"
 #include "kernels/linear/int8_a8_few.c"
 

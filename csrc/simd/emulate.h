@@ -51,6 +51,10 @@ EMU(shuffle_epi8, 64, emu_u8,
     EMU_LANE(emu_u8, control) & 0x80 ? 0 : ((emu_u8)v)[i / 16 * 16 + (EMU_LANE(emu_u8, control) & 15)], __m512i v,
     __m512i control)
 EMU(permute_epi32, 16, emu_i32, ((emu_i32)v)[i / 4 * 4 + (control >> i % 4 * 2 & 3)], __m512i v, int control)
+EMU(unpack_epi32, 16, emu_i32, ((emu_i32)(i % 2 ? b : a))[i / 4 * 4 + i % 4 / 2 + from], __m512i a, __m512i b, int from)
+EMU(unpack_epi64, 8, emu_i64, ((emu_i64)(i % 2 ? b : a))[i / 2 * 2 + from], __m512i a, __m512i b, int from)
+EMU(shuffle_i32x4, 8, emu_i64, ((emu_i64)(i < 4 ? a : b))[(control >> i / 2 * 2 & 3) * 2 + i % 2], __m512i a, __m512i b,
+    int control)
 EMU(srlv_epi16, 32, emu_u16, EMU_LANE(emu_u16, by) < 16 ? EMU_LANE(emu_u16, v) >> EMU_LANE(emu_u16, by) : 0, __m512i v,
     __m512i by)
 EMU(mask_add_epi16, 32, emu_u16, mask >> i & 1 ? EMU_LANE(emu_u16, a) + EMU_LANE(emu_u16, b) : EMU_LANE(emu_u16, src),
@@ -72,6 +76,17 @@ CG_INLINE void emu_dot_bytes(int n, void *sum, const void *a, const void *b) {
     memcpy(out, sum, (size_t)n);
     for (int i = 0; i < n; i++) out[i / 4] += ((const uint8_t *)a)[i] * ((const int8_t *)b)[i];
     memcpy(sum, out, (size_t)n);
+}
+/* Pairs of products of unsigned and signed bytes, with saturation. */
+CG_INLINE __m512i emu_maddubs_epi16(__m512i a, __m512i b) {
+    typedef int16_t emu_i16 __attribute__((vector_size(64)));
+    emu_i16 out;
+    for (int i = 0; i < 32; i++) {
+        int sum = 0;
+        for (int j = 2 * i; j < 2 * i + 2; j++) sum += ((emu_u8)a)[j] * (int8_t)((emu_u8)b)[j];
+        out[i] = (int16_t)(sum < -32768 ? -32768 : sum > 32767 ? 32767 : sum);
+    }
+    return (__m512i)out;
 }
 CG_INLINE __m512i emu_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     emu_dot_bytes(64, &sum, &a, &b);
@@ -122,9 +137,15 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_shuffle_epi8 emu_shuffle_epi8
 #define _mm512_permute_ps(v, control) ((__m512)emu_permute_epi32((__m512i)(v), control))
 #define _mm512_srlv_epi16 emu_srlv_epi16
+#define _mm512_unpacklo_epi32(a, b) emu_unpack_epi32(a, b, 0)
+#define _mm512_unpackhi_epi32(a, b) emu_unpack_epi32(a, b, 2)
+#define _mm512_unpacklo_epi64(a, b) emu_unpack_epi64(a, b, 0)
+#define _mm512_unpackhi_epi64(a, b) emu_unpack_epi64(a, b, 1)
+#define _mm512_shuffle_i32x4 emu_shuffle_i32x4
 #define _mm512_mask_add_epi16 emu_mask_add_epi16
 #define _mm512_cvtne2ps_pbh(high, low) ((emu_u16)emu_cvtne2ps(high, low))
 #define _mm512_dpbf16_ps emu_dpbf16_ps
+#define _mm512_maddubs_epi16 emu_maddubs_epi16
 #define _mm512_dpbusd_epi32 emu_dpbusd_epi32
 #define _mm256_dpbusd_epi32 emu_dpbusd_epi32_256
 #define _tile_loadconfig(config) ((void)(config))

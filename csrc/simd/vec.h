@@ -105,8 +105,8 @@ CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
 
 /* sum + vs_multiply_pairs(a, b). */
 CG_INLINE vi vs_dot_pairs(vi sum, vs a, vs b) {
-#if defined(CG_HAS_AVX512VNNI) && !defined(CGPT_EMULATE)
-    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#if defined(CG_HAS_VNNI) && !defined(CGPT_EMULATE)
+    return (vi)CG_MM(dpwssd_epi32)((vmi)sum, (vmi)a, (vmi)b);
 #else
     return sum + vs_multiply_pairs(a, b);
 #endif

@@ -10,11 +10,11 @@ from cgpt.kernels import _kernels
 from support.kernel_cases import (
     A8_TOKENS,
     THREADS,
-    VARIANTS,
     Weights,
     activations,
     assert_same_bits,
     check_slots,
+    has_a8,
     linear,
     rounding,
     true_product,
@@ -40,10 +40,6 @@ def product(dtype, K):
     return true_product(*case(dtype, K), GROUPS[dtype])
 
 
-def a8(level):
-    return VARIANTS[level][4] == "avx512vnni"
-
-
 @pytest.mark.parametrize("dtype", INPUTS)
 def test_products(level, dtype):
     """From A8_TOKENS on: activations in steps of 1/127 of the largest in each group, sums exact within it."""
@@ -56,7 +52,7 @@ def test_products(level, dtype):
             values, bound = product(dtype, K)
             assert_close(y, values[:T, :N], bound[:T, :N], what)
         else:
-            assert T < A8_TOKENS[dtype] or not a8(level)
+            assert T < A8_TOKENS[dtype] or not has_a8(level, dtype)
             assert_same_bits(y, linear(w.matrix(N), x, T, exact=False), what)
 
 
@@ -112,7 +108,7 @@ def test_special_values_stay_in_their_row(level, dtype, T, special):
 
 def test_every_code_and_scale(level):
     """MXFP4: each code by itself, at scales from denormal to large."""
-    if not a8(level):
+    if not has_a8(level, "MXFP4"):
         pytest.skip("what auto runs has its own tests")
     codes = np.zeros((16, 1, 16), np.uint8)
     codes[:, 0, 5] = np.arange(16) | np.arange(16)[::-1] << 4  # elements 10 and 11

@@ -12,14 +12,15 @@ from reference.mxfp4 import dequantise
 from support.tolerance import dot_tolerance
 
 # The variants that each level must run: of row-wise and exact kernels, of tile kernels ("-": none), of the a16 kernels
-# for MXFP4 and for INT8, of the a8 kernels. A kernel that silently falls back to a lower level's fails the test.
+# for MXFP4 and for INT8, of the a8 kernels for INT8 and for MXFP4. A kernel that silently falls back to a lower level's
+# fails the test.
 VARIANTS = {
-    "ref": ("ref", "-", "ref", "ref", "-"),
-    "avx2": ("avx2", "-", "avx2", "avx2", "-"),
-    "avx512": ("avx512", "avx512bf16", "avx512vnni", "avx512vnni", "avx512vnni"),
-    "avx512-nobf16": ("avx512", "-", "avx512vnni", "avx512vnni", "avx512vnni"),
-    "avx512-novnni": ("avx512", "-", "avx512", "avx512", "-"),
-    "amx": ("avx512", "amx", "avx512vnni", "avx512vnni", "amx"),
+    "ref": ("ref", "-", "ref", "ref", "-", "-"),
+    "avx2": ("avx2", "-", "avx2", "avx2", "-", "avx2"),
+    "avx512": ("avx512", "avx512bf16", "avx512vnni", "avx512vnni", "avx512vnni", "avx512vnni"),
+    "avx512-nobf16": ("avx512", "-", "avx512vnni", "avx512vnni", "avx512vnni", "avx512vnni"),
+    "avx512-novnni": ("avx512", "-", "avx512", "avx512", "-", "avx512"),
+    "amx": ("avx512", "amx", "avx512vnni", "avx512vnni", "amx", "amx"),
 }
 AVX512_VARIANTS = ("avx512-novnni", "avx512-nobf16", "avx512")  # each has what those before it have
 MASKS = {"nobf16": "avx512_bf16", "novnni": "avx512_vnni"}
@@ -63,10 +64,10 @@ def use_level(level):
 
 def expected_variant(level, slot):
     """The variant that `level` promises for a slot."""
-    common, tile, mxfp4_a16, int8_a16, a8 = VARIANTS[level]
+    common, tile, mxfp4_a16, int8_a16, a8, mxfp4_a8 = VARIANTS[level]
     special = {"linear_mxfp4_a16": mxfp4_a16, "linear_int8_a16": int8_a16}
     special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
-    special |= dict.fromkeys(("linear_mxfp4_a8", "linear_int8_a8"), a8)
+    special |= {"linear_int8_a8": a8, "linear_mxfp4_a8": mxfp4_a8}
     special["linear_int8_a8_few"] = a8.replace("vnni", "vnni256")
     special["peak_a8"] = "avx512vnni" if a8 != "-" else "-"
     if tile != "-":
@@ -88,11 +89,16 @@ def tiled(level, dtype, T, exact=False):
     return exact is not True and T >= first
 
 
+def has_a8(level, dtype):
+    """Whether precision int8 has kernels of its own for these weights; AMX multiplies bf16 instead."""
+    return VARIANTS[level][5 if dtype == "MXFP4" else 4] not in ("-", "amx")
+
+
 def rounding(level, dtype, T, exact=False):
     """How a product with T tokens rounds its activations: "bf16", "a16 32" (16 bits per group of 32), "a16 64",
     "a8 32", "a8 64" or None, not at all. exact: True, False for auto, or "int8"."""
     if exact == "int8":
-        if VARIANTS[level][4] == "avx512vnni" and T >= A8_TOKENS.get(dtype, math.inf):
+        if has_a8(level, dtype) and T >= A8_TOKENS.get(dtype, math.inf):
             return "a8 32" if dtype == "MXFP4" else "a8 64"
         exact = False
     if exact:

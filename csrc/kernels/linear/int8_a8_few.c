@@ -1,7 +1,7 @@
 /* linear_int8_a8_few for AVX512_VNNI, up to 8 tokens, in vectors of 8 lanes. The weights are read once, as they are
    stored, and broadcast four at a time. R rows far from each other are read together, which gives more of the memory's
-   bandwidth. Activations and sums: a8.h. */
-#include "kernels/linear/a8.h"
+   bandwidth. Activations and sums: int8_a8.h. */
+#include "kernels/linear/int8_a8.h"
 
 enum {
     A8_FEW_MIN_TOKENS = 6, /* fewer tokens are as fast in 16 bits */
@@ -10,10 +10,10 @@ enum {
     A8_FEW_AHEAD_BYTES = 2048,
 };
 
-static int64_t a8_few_packed_bytes(int64_t T, int64_t K) { return a8_packed_bytes(A8_INT8_STEPS, T, K); }
+static int64_t a8_few_packed_bytes(int64_t T, int64_t K) { return a8_packed_bytes(T, K); }
 
 static void a8_few_pack(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    a8_pack(A8_INT8_STEPS, A8_INT8, packed, x, T, K, t0, t1);
+    a8_pack(packed, x, T, K, t0, t1);
 }
 
 /* Outputs n, n + row_stride, .., R of them, of all tokens. */
@@ -21,7 +21,7 @@ CG_INLINE void a8_few_rows(const int R, const cg_product *p, int64_t n, int64_t 
     int64_t groups = int8_groups(p->K), row_bytes = groups * CG_INT8_GROUP;
     const uint8_t *w = p->w + n * row_bytes;
     const vi *x = p->x;
-    const a8_head *head = a8_heads(A8_INT8_STEPS, p->x, p->T, p->K);
+    const a8_head *head = a8_heads(p->x, p->T, p->K);
     vf sum[A8_FEW_ROWS] = {{0}};
     for (int64_t g = 0; g < groups; g++, w += CG_INT8_GROUP, head++) {
         vi dot[A8_FEW_ROWS];
