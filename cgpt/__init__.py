@@ -15,6 +15,8 @@ bench; evolution; cli.
 from cgpt import kernels as _kernels  # noqa: F401  first: it loads the kernels
 
 # isort: split
+from typing import TYPE_CHECKING, Any
+
 from cgpt.api import Model, load
 from cgpt.checkpoint.locate import demo_models, locate
 from cgpt.errors import CgptError
@@ -23,6 +25,9 @@ from cgpt.generation.request import Completion
 from cgpt.generation.sampling import SamplingParams
 from cgpt.kernels.isa import kernels as kernel_variants
 from cgpt.version import __version__
+
+if TYPE_CHECKING:
+    from cgpt.batch.run import run_batch
 
 __all__ = [
     "CgptError",
@@ -35,4 +40,14 @@ __all__ = [
     "kernel_variants",
     "load",
     "locate",
+    "run_batch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What few need, imported when it is asked for."""
+    if name == "run_batch":
+        from cgpt.batch.run import run_batch
+
+        return run_batch
+    raise AttributeError(f"module 'cgpt' has no attribute {name!r}")

@@ -70,5 +70,9 @@ class QueueFull(CgptError, RuntimeError):
     """The engine has as many requests as it takes; submit them again later."""
 
 
+class OutputError(CgptError, OSError):
+    """A file of results cannot be opened, or written."""
+
+
 class EngineClosed(CgptError, RuntimeError):
     """The engine is shutting down and takes no more requests, or has not finished this one."""

@@ -9,13 +9,27 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-from cgpt.cli import bench, chat, compare, doctor, evolution, generate, info, kernels, pull, quality, serve, synth
+from cgpt.cli import (
+    batch,
+    bench,
+    chat,
+    compare,
+    doctor,
+    evolution,
+    generate,
+    info,
+    kernels,
+    pull,
+    quality,
+    serve,
+    synth,
+)
 from cgpt.cli.options import say
 from cgpt.errors import CgptError
 from cgpt.kernels import _kernels
 from cgpt.version import __version__
 
-COMMANDS = (generate, chat, serve, pull, info, compare, synth, bench, doctor, quality, evolution, kernels)
+COMMANDS = (generate, chat, serve, batch, pull, info, compare, synth, bench, doctor, quality, evolution, kernels)
 INTERRUPTED, PIPE_CLOSED, FAILED = 130, 141, 2  # as shells report SIGINT and SIGPIPE, and as argparse fails
 
 

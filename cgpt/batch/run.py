@@ -1,0 +1,141 @@
+"""Runs a batch: requests from a source through a runner, each answer written once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from cgpt.api import Model
+from cgpt.arguments import checked_arguments, require_flag, require_integer
+from cgpt.batch.output import BatchOutput
+from cgpt.batch.progress import BatchProgress
+from cgpt.batch.request import BatchRecord
+from cgpt.batch.runner import MAX_WAITING, Runner
+from cgpt.batch.source import ScannedSource, StreamedSource, encode_lines, open_source, spooled
+from cgpt.checkpoint.locate import model_name
+from cgpt.errors import CgptError, InputError
+from cgpt.fields import shown
+from cgpt.generation.engine import Engine
+from cgpt.generation.scheduler import Scheduler
+from cgpt.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from cgpt.batch.local import LocalRunner
+
+
+class Batch(Iterator[BatchRecord]):
+    """The answers of a batch as they finish, each written to the output before it is given. The work goes on while it
+    is iterated, and ends at its end, where something fails, and with close().
+
+    progress: how far it is
+    """
+
+    def __init__(
+        self, source: ScannedSource | StreamedSource, runner: Runner, output: BatchOutput | None = None
+    ) -> None:
+        """An output needs a scanned source: what it has already is not answered again. InputError where it is not of
+        these requests and this runner. All three are closed with the batch."""
+        if output is not None:
+            assert isinstance(source, ScannedSource)
+            source.skip(output.answered(), runner.fingerprint, output.name)
+        self._source, self._runner, self._output = source, runner, output
+        self.progress = BatchProgress(source.total, source.num_answered)
+        self._records = runner.run(source.requests(runner.fingerprint))
+
+    def __next__(self) -> BatchRecord:
+        try:
+            for record in self._records:
+                if self._output is not None and record is None:
+                    self._output.sync_if_due()
+                if record is None:
+                    continue
+                if self._output is not None:
+                    self._output.write(record)
+                self.progress.add(record)
+                return record
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Ends the work; what was finished is written."""
+        with ExitStack() as closing:  # each, whatever another one raises
+            closing.callback(self._source.close)
+            if self._output is not None:
+                closing.callback(self._output.close)
+            closing.callback(self._runner.close)
+            closing.callback(self._records.close)
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@checked_arguments
+def run_batch(
+    model: Model,
+    requests: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    names: Sequence[str] = (),
+    max_running: int = Scheduler.MAX_RUNNING,
+    max_tokens: int = Limits.max_tokens,
+    strict: bool = False,
+    prefix_cache_bytes: int | None = None,
+) -> Batch:
+    """Answers many requests in OpenAI's batch format, see cgpt.batch.request: an iterator of their records as they
+    finish, in no order; a custom_id tells which is which. Needs the extra [serve].
+
+    requests: the path of a file of them, a line each, or dicts, which are taken as they are needed
+    output: a path; each record is written there before it is given, and what is there already, from a run that was
+        ended in whatever way, is not answered again. Dicts are kept in a temporary file then, and lines are looked
+        through once before anything runs
+    names: what the bodies may call the model; without any, the last part of its directory or id
+    max_running, prefix_cache_bytes: see cgpt.generation.engine.Engine
+    max_tokens: new tokens of a text at most
+    strict: refuse what is left out otherwise: unknown fields, tools of other types, limits that are too high
+
+    Raises InputError, before anything runs, for an unknown file, for two requests with one custom_id (of dicts without
+    an output the second gets an error record), and for an output of other requests or options, or that another process
+    writes to; OutputError where it cannot be written. A line that cannot be used, or that fails, has a record that says
+    why. What fails for all, as a checkpoint that changes, is raised.
+    """
+    require_flag("strict", strict)
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"names is a list of names, not {shown(names)}")
+    max_running = require_integer("max_running", max_running, 1)
+    max_tokens = require_integer("max_tokens", max_tokens, 1, 2**31 - 1)
+    runner_type = local_runner_type("run_batch()")
+    with ExitStack() as closing:
+        source: ScannedSource | StreamedSource
+        if isinstance(requests, (str, os.PathLike)):
+            source = open_source(requests)
+        elif output is not None:
+            source = ScannedSource(spooled(encode_lines(requests)), "requests")
+        else:
+            source = StreamedSource(encode_lines(requests))
+        closing.callback(source.close)
+        written = None if output is None else closing.enter_context(BatchOutput(output))
+        engine = closing.enter_context(
+            Engine(model, max_running=max_running, max_waiting=MAX_WAITING, prefix_cache_bytes=prefix_cache_bytes)
+        )
+        names = names or [os.path.basename(model_name(model.directory))]
+        runner = closing.enter_context(runner_type(engine, names, max_tokens=max_tokens, strict=strict))
+        batch = Batch(source, runner, written)
+        closing.pop_all()
+    return batch
+
+
+def local_runner_type(what: str) -> type[LocalRunner]:
+    """LocalRunner, where the packages of [serve] are; else CgptError, which names one that `what` needs."""
+    try:
+        from cgpt.batch.local import LocalRunner
+    except ImportError as problem:
+        raise CgptError(f"{what} needs the package {problem.name}: pip install starlette pydantic") from None
+    return LocalRunner
