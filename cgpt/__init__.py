@@ -51,3 +51,7 @@ def __getattr__(name: str) -> Any:
 
         return run_batch
     raise AttributeError(f"module 'cgpt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -70,6 +70,10 @@ class Batch(Iterator[BatchRecord]):
             closing.callback(self._runner.close)
             closing.callback(self._records.close)
 
+    def __del__(self) -> None:
+        if hasattr(self, "_records"):  # else it was refused
+            self.close()
+
     def __enter__(self) -> Batch:
         return self
 
@@ -116,6 +120,8 @@ def run_batch(
         source: ScannedSource | StreamedSource
         if isinstance(requests, (str, os.PathLike)):
             source = open_source(requests)
+        elif isinstance(requests, Mapping) or not isinstance(requests, Iterable):
+            raise InputError(f"requests is a path or dicts, not {shown(requests)}")
         elif output is not None:
             source = ScannedSource(spooled(encode_lines(requests)), "requests")
         else:
@@ -137,5 +143,6 @@ def local_runner_type(what: str) -> type[LocalRunner]:
     try:
         from cgpt.batch.local import LocalRunner
     except ImportError as problem:
-        raise CgptError(f"{what} needs the package {problem.name}: pip install starlette pydantic") from None
+        package = (problem.name or "").partition(".")[0]
+        raise CgptError(f"{what} needs the package {package}: pip install starlette pydantic") from None
     return LocalRunner
