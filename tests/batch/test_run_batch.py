@@ -1,5 +1,6 @@
 """cgpt.run_batch(): the answers of the server, many at a time, as an iterator."""
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,12 @@ import warnings
 import pytest
 
 import cgpt
+from cgpt.batch.output import BatchOutput
+from cgpt.batch.run import Batch
+from cgpt.batch.source import open_source
 from cgpt.errors import CgptError, CheckpointError, InputError
 
-from support.batch_cases import ids, line, records, text_of, write_lines
+from support.batch_cases import FakeRunner, ids, line, records, text_of, write_lines
 from support.serve_cases import serving
 
 # What differs from answer to answer, or with what else runs.
@@ -261,3 +265,38 @@ def test_importing_cgpt_needs_none_of_it():
     assert done.stdout.strip() == "[]" and "run_batch" in dir(cgpt)
     with pytest.raises(AttributeError, match="run_match"):
         getattr(cgpt, "run_match")  # noqa: B009
+
+
+def test_a_batch_that_is_dropped_ends(gpt2, tmp_path):
+    path = write_lines(tmp_path / "in", [line(f"{i}") for i in range(200)])
+    for _ in cgpt.run_batch(gpt2, path, output=tmp_path / "out", names=["demo"]):
+        break
+    gc.collect()
+    assert not [one for one in threading.enumerate() if one.name in ("cgpt-batch", "cgpt-engine")]
+    with cgpt.run_batch(gpt2, path, output=tmp_path / "out", names=["demo"]) as batch:
+        assert batch.progress.num_answered >= 1
+
+
+def test_an_earlier_answer_is_not_there():
+    """Whether it were would depend on which line runs first."""
+    answers = {}
+
+    def lines():
+        for name in "ab":  # so many are handed over at once
+            yield line(name, url="/v1/responses", input="Please compute 10 + 5.", max_output_tokens=3)
+        known = answers["a"]["response"]["body"]["id"]
+        yield line("c", url="/v1/responses", input="And 5?", previous_response_id=known)
+
+    for one in cgpt.run_batch(cgpt.load("demo-gpt-oss", 1), lines(), max_running=1):
+        answers[one["custom_id"]] = one
+    problem = answers["c"]["response"]["body"]["error"]
+    assert problem["code"] == "previous_response_not_found" and "send the whole conversation" in problem["message"]
+
+
+def test_a_pause_puts_lines_on_the_disk(tmp_path, monkeypatch):
+    due = []
+    monkeypatch.setattr(BatchOutput, "sync_if_due", lambda self: due.append(1))
+    path = write_lines(tmp_path / "in", [line("a")])
+    with Batch(open_source(path), FakeRunner(), BatchOutput(tmp_path / "out")) as batch:
+        next(batch)
+    assert len(due) == 2  # before the answer, and with it
