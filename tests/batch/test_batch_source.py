@@ -174,7 +174,7 @@ def test_an_output_that_answers_a_line_twice_is_refused(tmp_path):
 def test_an_input_that_changes_while_it_is_read(tmp_path, change):
     lines = [line("0"), line("1"), line("2")]
     found = open_source(write_lines(tmp_path / "in", lines))
-    new = {"another line": [line("0"), line("9")], "a line more": [*lines, line("3")], "a line less": lines[:2]}
+    new = {"another line": [line("0"), line("9"), line("2")], "a line more": [*lines, line("3")], "a line less": lines[:2]}
     write_lines(tmp_path / "in", new[change])
     with pytest.raises(InputError, match="in changed while it was read"):
         list(found.requests(b""))
