@@ -5,11 +5,12 @@
     print(model.generate("ROMEO:", max_new_tokens=40, temperature=0.6, seed=10).text)
 
 load() opens a checkpoint as a Model, which generates, streams, chats and scores. SamplingParams say how a text is
-sampled, a Completion is the result, a PrefixCache keeps what was computed, and every failure is a CgptError.
+sampled, a Completion is the result, a PrefixCache keeps what was computed, run_batch() answers many requests of a file,
+and every failure is a CgptError.
 
 The layers, each importing only those before it: errors, fields, arguments; kernels (the C of csrc/); machine;
 checkpoint and tokenizer; models (gpt2.py and gpt_oss.py side by side); generation; chat; api; serve and analysis;
-bench; evolution; cli.
+batch; bench; evolution; cli.
 """
 
 from cgpt import kernels as _kernels  # noqa: F401  first: it loads the kernels

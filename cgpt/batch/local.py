@@ -109,7 +109,7 @@ class LocalRunner:
                 future.cancel()
 
     async def answer(self, request: BatchRequest) -> BatchRecord:
-        """The record of one request, in the loop of this runner. Raises what ended the engine."""
+        """The record of one request; for any asyncio loop. Raises what ended the engine."""
         if request.refusal is not None:
             return request.record(None)
         response = await self._post(request.url, json.dumps(request.body).encode("ascii"))

@@ -6,19 +6,21 @@ import time
 from collections.abc import Mapping
 
 from cgpt.batch.request import BatchRecord
+from cgpt.fields import shown
 
 
 class BatchProgress:
     """Counts records as they come.
 
     total: requests in all, None where nobody knows. num_answered: those that were answered before it began. num_done:
-    since then, of which num_failed have an error or a status that is not 200. prompt_tokens, generated_tokens: of those
-    that are done, as their usage says
+    since then, of which num_failed have an error or a status that is not 200; first_failure: what the first of these
+    says, None without any. prompt_tokens, generated_tokens: of those that are done, as their usage says
     """
 
     def __init__(self, total: int | None, num_answered: int = 0) -> None:
         self.total, self.num_answered = total, num_answered
         self.num_done = self.num_failed = self.prompt_tokens = self.generated_tokens = 0
+        self.first_failure: str | None = None
         self._began = time.monotonic()
 
     def add(self, record: BatchRecord) -> None:
@@ -27,6 +29,7 @@ class BatchProgress:
         response = record["response"]
         if response is None or response["status_code"] != 200:
             self.num_failed += 1
+            self.first_failure = self.first_failure or _failure(record)
             return
         usage = response["body"].get("usage") if isinstance(response["body"], dict) else None
         if isinstance(usage, Mapping):
@@ -49,12 +52,24 @@ class BatchProgress:
         seconds = self.seconds or 1e-9
         lines = self.num_answered + self.num_done
         parts = [f"{lines:,} lines" if self.total is None else f"{lines:,} of {self.total:,} lines"]
-        parts += [f"{self.num_done / seconds:.1f} lines/s"]
+        if not self.num_done:
+            return parts[0]
+        parts += [f"{self.num_done / seconds:,.1f} lines/s"]
         parts += [f"{self.prompt_tokens / seconds:,.0f} prompt and {self.generated_tokens / seconds:,.0f} new tok/s"]
         parts += [f"{self.num_failed:,} failed"] * bool(self.num_failed)
         if self.seconds_left:
             parts.append(f"about {duration(self.seconds_left)} left")
         return ", ".join(parts)
+
+
+def _failure(record: BatchRecord) -> str:
+    """What a record says that has no answer."""
+    if record["error"]:
+        return record["error"]["message"]
+    body = record["response"]["body"] if record["response"] else None
+    error = body.get("error") if isinstance(body, dict) else None
+    why = error.get("message") if isinstance(error, dict) else body
+    return f"custom_id {shown(record['custom_id'])}: {why}"
 
 
 def duration(seconds: float) -> str:

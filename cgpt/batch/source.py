@@ -8,7 +8,7 @@ import stat
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,11 +75,13 @@ class ScannedSource:
     """The requests of a file, which was read once before: each has a custom_id of its own, and memory holds 33 bytes
     of each. InputError where two have the same, where there is none, or where the file changes."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        """name: what errors call the file."""
+    def __init__(self, file: BinaryIO, name: str, progress: Callable[[int, int], None] | None = None) -> None:
+        """name: what errors call the file. progress: is called with the bytes that were read, and those in all."""
         self._file, self._name = file, name
-        keys, contents = bytearray(), array("Q")
+        keys, contents, size = bytearray(), array("Q"), os.fstat(file.fileno()).st_size
         for number, line in self._lines():
+            if progress is not None:
+                progress(file.tell(), size)
             keys += custom_id_hash(parse_line(line, number).custom_id, number)
             contents.append(_as_integer(content_hash(line)))
         if not contents:
@@ -154,15 +156,16 @@ def _as_integer(digest: bytes) -> int:
     return int.from_bytes(digest, "big")
 
 
-def open_source(path: str | os.PathLike[str]) -> ScannedSource:
-    """The requests of a file, or of a pipe to its end; "-" is stdin. InputError where it cannot be read."""
+def open_source(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> ScannedSource:
+    """The requests of a file, or of a pipe to its end; "-" is stdin. InputError where it cannot be read. progress: see
+    ScannedSource."""
     name = "stdin" if path == "-" else str(Path(path))
     try:
         file: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             with file:
                 file = spooled(read_lines(file))
-        return ScannedSource(file, name)
+        return ScannedSource(file, name, progress)
     except (OSError, ValueError) as problem:
         if isinstance(problem, InputError):
             raise

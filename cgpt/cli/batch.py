@@ -21,7 +21,7 @@ from cgpt.cli.engine_options import (
     make_engine,
     served_names,
 )
-from cgpt.cli.options import add_model_options, load_model, say
+from cgpt.cli.options import ProgressBar, add_model_options, load_model, say
 
 SUMMARY = "answer a file of requests in OpenAI's batch format, each once; go on where it stopped"
 EXAMPLES = """\
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
         if args.input == "-" and to_stdout:
             source = StreamedSource(read_lines(sys.stdin.buffer))
         else:
-            source = open_source(args.input)
+            with ProgressBar(f"reading {args.input}") as reading:
+                source = open_source(args.input, reading)
         closing.callback(source.close)
         output = None if to_stdout else closing.enter_context(BatchOutput(args.output))
         model = load_model(args)
@@ -93,3 +94,5 @@ def _shown(progress: BatchProgress) -> Iterator[None]:
         if is_terminal:
             sys.stderr.write("\r\x1b[K")
         say(f"{ended} after {duration(progress.seconds)}: {progress}")
+        if progress.first_failure:
+            say(f"the first that failed: {progress.first_failure}")

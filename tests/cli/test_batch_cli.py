@@ -125,7 +125,8 @@ def test_two_processes(tmp_path, lines):
 def test_pipes(tmp_path, lines):
     given = lines.read_text()
     status, text, err = finish("-", "-", input=given)
-    assert status == 0, err
+    assert status == 0 and "2 failed" not in err and "3 failed" in err
+    assert "the first that failed: line 8: method must be" in err
     (tmp_path / "all").write_text(text)
     check_all(tmp_path / "all")
     status, text, err = finish(lines, "-")
@@ -188,18 +189,24 @@ def test_the_numbers_of_progress(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     progress = BatchProgress(1000, num_answered=400)
-    assert progress.seconds_left is None and "400 of 1,000 lines" in str(progress)
+    assert progress.seconds_left is None and str(progress) == "400 of 1,000 lines"
     usages = [{"prompt_tokens": 5, "completion_tokens": 7}, {"input_tokens": 1, "output_tokens": 2}, {}]
     for usage in usages:
         answer = {"status_code": 200, "request_id": "r", "body": {"usage": usage}}
         progress.add({"id": "", "custom_id": "a", "response": answer, "error": None})
-    progress.add({"id": "", "custom_id": "a", "response": None, "error": {}})
+    progress.add({"id": "", "custom_id": "a", "response": None, "error": {"message": "line 9: no"}})
     now[0] += 10
     assert (progress.prompt_tokens, progress.generated_tokens, progress.num_failed) == (6, 9, 1)
     assert progress.seconds_left == 596 * 10 / 4
+    assert progress.first_failure == "line 9: no"
     expected = "404 of 1,000 lines, 0.4 lines/s, 1 prompt and 1 new tok/s, 1 failed, about 24 min 50 s left"
     assert str(progress) == expected
-    assert "4 lines, " in str(BatchProgress(None, 4)) and "left" not in str(BatchProgress(None))
+    progress = BatchProgress(None)
+    answer = {"status_code": 404, "request_id": "r", "body": {"error": {"message": "no such model"}}}
+    progress.add({"id": "", "custom_id": "b", "response": answer, "error": None})
+    now[0] += 2
+    assert progress.first_failure == "custom_id 'b': no such model"
+    assert str(progress) == "1 lines, 0.5 lines/s, 0 prompt and 0 new tok/s, 1 failed"
 
 
 @pytest.mark.parametrize(
