@@ -45,7 +45,7 @@ class BatchOutput:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o666)
         except (OSError, ValueError) as problem:
-            raise self._failure(problem, "cannot be written") from None
+            raise OutputError(f"{self.name} cannot be written: {_why(problem)}") from None
         try:
             self._lock()
             self._size: int | None = None  # of what was read and written, whole lines; None until it was read
@@ -66,7 +66,7 @@ class BatchOutput:
         except BlockingIOError:
             raise InputError(f"{self.name}: another process writes a batch to it; wait for its end") from None
         except OSError as problem:
-            raise self._failure(problem, "cannot be locked") from None
+            raise OutputError(f"{self.name} cannot be locked: {_why(problem)}") from None
 
     def answered(self) -> Iterator[Answered]:
         """What the lines in the file answer; at the end a torn one is cut off. InputError where one is no answer of a
@@ -100,7 +100,7 @@ class BatchOutput:
         except OSError as problem:
             with suppress(OSError):
                 os.ftruncate(self._file, self._size)
-            raise self._failure(problem, "cannot be written") from None
+            raise self._failure(problem) from None
 
     def sync_if_due(self) -> None:
         """Puts what was written on the disk, where that was last done SYNC_SECONDS ago."""
@@ -120,7 +120,7 @@ class BatchOutput:
         try:
             self._sync()
         except OSError as problem:
-            raise self._failure(problem, "cannot be written") from None
+            raise self._failure(problem) from None
         finally:
             os.close(self._file)
             self._file = -1
@@ -131,9 +131,9 @@ class BatchOutput:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _failure(self, problem: Exception, what: str) -> OutputError:
-        why = getattr(problem, "strerror", None) or problem
-        return OutputError(f"{self.name} {what}: {why}; the batch goes on where it stopped when it is started again")
+    def _failure(self, problem: OSError) -> OutputError:
+        again = "the batch goes on where it stopped when it is started again"
+        return OutputError(f"{self.name} cannot be written: {_why(problem)}; {again}")
 
 
 def _read(number: int, record: dict[str, Any]) -> Answered:
@@ -145,6 +145,10 @@ def _read(number: int, record: dict[str, Any]) -> Answered:
     if not isinstance(line, int):
         raise ValueError
     return Answered(number, record["id"], custom_id, line)
+
+
+def _why(problem: Exception) -> str:
+    return getattr(problem, "strerror", None) or str(problem)
 
 
 def _is_torn(line: bytes) -> bool:

@@ -13,7 +13,7 @@ from cgpt.batch.output import BatchOutput
 from cgpt.batch.progress import BatchProgress
 from cgpt.batch.request import BatchRecord
 from cgpt.batch.runner import MAX_WAITING, Runner
-from cgpt.batch.source import ScannedSource, StreamedSource, encode_lines, open_source, spooled
+from cgpt.batch.source import ScannedSource, StreamedSource, encode_lines, open_source, spool_requests
 from cgpt.checkpoint.locate import model_name
 from cgpt.errors import CgptError, InputError
 from cgpt.fields import shown
@@ -123,7 +123,7 @@ def run_batch(
         elif isinstance(requests, Mapping) or not isinstance(requests, Iterable):
             raise InputError(f"requests is a path or dicts, not {shown(requests)}")
         elif output is not None:
-            source = ScannedSource(spooled(encode_lines(requests)), "requests")
+            source = spool_requests(requests)
         else:
             source = StreamedSource(encode_lines(requests))
         closing.callback(source.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from cgpt.batch.request import ID_PREFIX, MAX_LINE, BatchRequest, LineError, con
 from cgpt.errors import InputError
 from cgpt.fields import shown
 
+SPOOL = "cgpt-batch-"  # what names of temporary files begin with
 NAMED = 3  # duplicates that an error names
 
 
@@ -163,8 +165,9 @@ def open_source(path: str | os.PathLike[str], progress: Callable[[int, int], Non
     try:
         file: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            with file:
-                file = spooled(read_lines(file))
+            with file as pipe:
+                file = tempfile.TemporaryFile(prefix=SPOOL)
+                shutil.copyfileobj(pipe, file)
         return ScannedSource(file, name, progress)
     except (OSError, ValueError) as problem:
         if isinstance(problem, InputError):
@@ -172,8 +175,8 @@ def open_source(path: str | os.PathLike[str], progress: Callable[[int, int], Non
         raise InputError(f"{name} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
 
 
-def spooled(lines: Iterable[tuple[int, bytes]]) -> BinaryIO:
-    """A temporary file of lines that can be read only once."""
-    file = tempfile.TemporaryFile(prefix="cgpt-batch-")
-    file.writelines(line for _, line in lines)
-    return file
+def spool_requests(requests: Iterable[Mapping[str, Any]]) -> ScannedSource:
+    """Requests that can be read only once, in a temporary file. InputError names one that is no JSON object."""
+    file = tempfile.TemporaryFile(prefix=SPOOL)
+    file.writelines(line for _, line in encode_lines(requests))
+    return ScannedSource(file, "requests")

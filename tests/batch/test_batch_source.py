@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import os
+import threading
 
 import pytest
 
@@ -174,7 +176,11 @@ def test_an_output_that_answers_a_line_twice_is_refused(tmp_path):
 def test_an_input_that_changes_while_it_is_read(tmp_path, change):
     lines = [line("0"), line("1"), line("2")]
     found = open_source(write_lines(tmp_path / "in", lines))
-    new = {"another line": [line("0"), line("9"), line("2")], "a line more": [*lines, line("3")], "a line less": lines[:2]}
+    new = {
+        "another line": [line("0"), line("9"), line("2")],
+        "a line more": [*lines, line("3")],
+        "a line less": lines[:2],
+    }
     write_lines(tmp_path / "in", new[change])
     with pytest.raises(InputError, match="in changed while it was read"):
         list(found.requests(b""))
@@ -192,3 +198,18 @@ def test_memory_of_a_scan(tmp_path):
     tracemalloc.stop()
     found.close()
     assert kept < 50
+
+
+def test_a_pipe_is_read_as_a_file_is(tmp_path, monkeypatch):
+    """With the numbers of its lines, and long ones that do not run into the next."""
+    monkeypatch.setattr(source, "MAX_LINE", 150)
+    monkeypatch.setattr(request, "MAX_LINE", 150)
+    path = write_lines(tmp_path / "in", [line("a"), b"\n", line("long" * 50), line("b")])
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(path.read_bytes()))
+    writer.start()
+    found = open_source(tmp_path / "pipe")
+    writer.join()
+    made = [[(one.number, one.id) for one in each.requests(b"")] for each in (found, open_source(path))]
+    assert made[0] == made[1] and [number for number, _ in made[0]] == [1, 3, 4]
+    found.close()

@@ -132,7 +132,7 @@ def test_pipes(tmp_path, lines):
     status, text, err = finish(lines, "-")
     assert status == 0 and len(text.splitlines()) == 301
     out = tmp_path / "out"
-    assert finish("-", out, input=given)[0] == 0
+    assert finish("-", out, input=given.removesuffix("\n"))[0] == 0
     check_all(out)
     status, _, err = finish("-", out, input=given)  # all of it is answered
     assert status == 0 and "301 lines were answered before" in err
@@ -158,7 +158,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(tmp_path, lines):
     assert "have the custom_id of an earlier one" in refused(again, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert "none cannot be read: No such file" in refused(tmp_path / "none", tmp_path / "out")
-    assert "out cannot be written" in refused(lines, tmp_path / "none/out")
+    assert "out cannot be written: No such file or directory\n" in refused(lines, tmp_path / "none/out")
     assert "--max-running must be 1 or more, not 0" in refused(lines, tmp_path / "out", "--max-running", "0")
     assert "no such model" in refused(lines, tmp_path / "out")
 
