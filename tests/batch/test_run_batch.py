@@ -237,7 +237,7 @@ def test_arguments(gpt2, arguments, message):
     assert not [one for one in threading.enumerate() if one.name in ("cgpt-batch", "cgpt-engine")]
 
 
-@pytest.mark.parametrize("bad", [7, "text", {1, 2}, {"custom_id": b"x"}, {"body": float}])
+@pytest.mark.parametrize("bad", [7, "text", {1, 2}, [("custom_id", "x")], {"custom_id": b"x"}, {"body": float}])
 def test_dicts_that_json_cannot_hold(gpt2, bad):
     batch = cgpt.run_batch(gpt2, [line("a"), bad], names=["demo"])
     with pytest.raises(InputError, match="request 2 is no dict that JSON can hold"):
