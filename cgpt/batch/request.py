@@ -81,9 +81,11 @@ class BatchRequest:
         return {"id": self.id, "custom_id": self.custom_id, "response": response, "error": self.refusal}
 
     def refuse(self, problem: LineError) -> None:
+        """Makes what is wrong with the line its refusal."""
+        at = f"line {self.number}: "
         self.refusal = {
             "code": problem.code,
-            "message": f"line {self.number}: {problem}",
+            "message": at + str(problem).removeprefix(at),
             "param": problem.param,
             "line": self.number,
         }
@@ -96,7 +98,7 @@ def parse_line(line: bytes, number: int, fingerprint: bytes = b"") -> BatchReque
         if len(line) > MAX_LINE:
             raise LineError(f"it has more than {MAX_LINE} bytes; a request of a batch has less")
         values = parse_json_object(
-            line.strip(), Path("the line"), LineError, max_values=Limits.values, max_keys=Limits.keys
+            line.strip(), Path(f"line {number}"), LineError, max_values=Limits.values, max_keys=Limits.keys
         )
         if next(islice(json_levels(values), MAX_DEPTH, None), None) is not None:
             raise LineError(f"it is nested deeper than {MAX_DEPTH} levels")

@@ -56,6 +56,7 @@ def test_what_is_wrong_with_a_line(raw, code, message):
     made = parse_line(raw + b"\n", 7)
     assert made.refusal["code"] == code and made.refusal["line"] == 7
     assert made.refusal["message"].startswith("line 7: ") and message in made.refusal["message"]
+    assert made.refusal["message"].count("line 7") == 1 and "the line" not in made.refusal["message"]
     json.dumps(made.record(None))
 
 

@@ -286,7 +286,7 @@ def test_an_earlier_answer_is_not_there():
     def lines():
         for name in "ab":  # so many are handed over at once
             yield line(name, url="/v1/responses", input="Please compute 10 + 5.", max_output_tokens=3)
-        known = answers["a"]["response"]["body"]["id"]
+        known = next(iter(answers.values()))["response"]["body"]["id"]
         yield line("c", url="/v1/responses", input="And 5?", previous_response_id=known)
 
     for one in cgpt.run_batch(cgpt.load("demo-gpt-oss", 1), lines(), max_running=1):
