@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,8 @@ from cgpt.errors import CgptError
 from cgpt.serve.anthropic.messages import Message, TokenCount, count_tokens, messages
 from cgpt.serve.anthropic.protocol import MessagesRequest
 from cgpt.serve.errors import ApiError, api_error, defect, error_response
-from cgpt.serve.guard import Guard
+from cgpt.serve.guard import Guard, Names
+from cgpt.serve.metrics import EXPOSITION, Metrics, exposition
 from cgpt.serve.openai import models
 from cgpt.serve.openai.chat import ChatCompletion, ChatRequest, chat
 from cgpt.serve.openai.completions import Completion, CompletionRequest, completions
@@ -53,8 +54,8 @@ async def openapi(service: Service) -> Schema:
 
 
 async def metrics(service: Service) -> PlainTextResponse:
-    text = service.metrics.text(service.engine)
-    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+    families = [service.metrics.http(), *service.metrics.families(service.engine)]
+    return PlainTextResponse(exposition(families), media_type=EXPOSITION)
 
 
 ENDPOINTS = [
@@ -80,10 +81,23 @@ ROUTES = routes(ENDPOINTS)
 PATHS = frozenset(route.path for route in ROUTES)
 
 
-def make_app(
-    service: Service, hosts: tuple[str, ...] = (), origins: tuple[str, ...] = (), key: str | None = None
-) -> Starlette:
-    """Makes the ASGI application. hosts, origins, key: see guard.Guard. The engine is closed with the application."""
+def guards(metrics: Metrics, hosts: Names, origins: Names, key: str | None) -> list[Middleware]:
+    """The middleware that lets requests in, and counts them in `metrics`. hosts, origins, key: see guard.Guard."""
+    guard = Middleware(Guard, metrics, PATHS, hosts, origins, key)
+    if not origins:
+        return [guard]
+    cors: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["*"]}
+    return [Middleware(CORSMiddleware, allow_origins=origins, **cors), guard]
+
+
+def make_app(service: Service, hosts: Names = (), origins: Names = (), key: str | None = None) -> Starlette:
+    """Makes the ASGI application of a server. hosts, origins, key: see guard.Guard."""
+    return unguarded_app(service, key is not None, guards(service.metrics, hosts, origins, key))
+
+
+def unguarded_app(service: Service, has_key: bool, middleware: Sequence[Middleware] = ()) -> Starlette:
+    """Makes the ASGI application, with this middleware around the endpoints. has_key: whether clients need an API key,
+    which others check. The engine is closed with the application."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -91,13 +105,9 @@ def make_app(
         yield {"limits": service.limits}
         service.engine.close()
 
-    middleware = [Middleware(Guard, service, PATHS, hosts, origins, key)]
-    if origins:
-        cors: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["*"]}
-        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=origins, **cors))
     handlers: dict[Any, Any] = {CgptError: _failed, HTTPException: _http, ClientGone: _gone, Exception: _defect}
     app = Starlette(routes=ROUTES, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
-    app.state.service, service.has_key = service, key is not None
+    app.state.service, service.has_key = service, has_key
     return app
 
 

@@ -22,12 +22,15 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     if kind != "application/json":
         # A page of another site may send the other kinds here without asking first.
         raise ApiError("the body must be JSON: send Content-Type: application/json", 415)
+    return unpacked(await read_raw(request, limits), request.headers.get("content-encoding", "identity"), limits)
+
+
+async def read_raw(request: Request, limits: Limits) -> bytes:
+    """Reads a body as it is sent; ApiError if it is too large, or too slow."""
     try:
-        raw = await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
-        raw = _decoded(raw, request.headers.get("content-encoding", "identity").strip().lower(), limits.body_bytes)
+        return await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
     except (asyncio.TimeoutError, TimeoutError):
         raise ApiError(f"the body did not come within {limits.body_seconds:g} seconds", 408) from None
-    return raw
 
 
 def parse_body(raw: bytes, limits: Limits) -> dict[str, Any]:
@@ -51,8 +54,9 @@ def is_deeper(value: Any, max_depth: int) -> bool:
     return next(islice(json_levels(value), max_depth, None), None) is not None
 
 
-def _decoded(raw: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Unpacks a body, of which at most max_bytes come out."""
+def unpacked(raw: bytes, encoding: str, limits: Limits) -> bytes:
+    """The body that was sent with this Content-Encoding; ApiError where it is none, or too large."""
+    encoding, max_bytes = encoding.strip().lower(), limits.body_bytes
     if encoding == "identity":
         return raw
     if encoding != "gzip":

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cgpt.serve.errors import ApiError, error_response
-from cgpt.serve.service import Service
+from cgpt.serve.metrics import Metrics
 
 Names = Collection[str]
 OPEN = {"/", "/health"}  # without a key
@@ -33,9 +33,9 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, service: Service, paths: Names, hosts: Names, origins: Names, key: str | None
+        self, app: ASGIApp, metrics: Metrics, paths: Names, hosts: Names, origins: Names, key: str | None
     ) -> None:
-        self._app, self._service, self._paths = app, service, paths
+        self._app, self._metrics, self._paths = app, metrics, paths
         self._hosts = {name.lower() for name in hosts}
         self._origins = origins
         self._key = None if key is None else key.encode("utf-8")
@@ -61,7 +61,7 @@ class Guard:
             await (error_response(problem, scope["path"]) if problem else self._app)(scope, receive, send_and_note)
         finally:
             seconds, path = time.perf_counter() - began, scope["path"] if scope["path"] in self._paths else "other"
-            self._service.metrics.count(path, status)
+            self._metrics.count(path, status)
             log.info("%s %s %s %.2f s", scope["method"], path, status, seconds)
 
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from cgpt.generation.engine import Engine
+
+EXPOSITION = "text/plain; version=0.0.4"  # the media type
+
+
+class Family(NamedTuple):
+    """What is counted under one name. samples: by what follows the name, a suffix of it or labels in braces."""
+
+    name: str
+    kind: str
+    about: str
+    samples: Mapping[str, float]
+
+
+def exposition(families: Iterable[Family]) -> str:
+    """The families as Prometheus reads them."""
+    lines: list[str] = []
+    for name, kind, about, samples in families:
+        lines.extend([f"# HELP cgpt_{name} {about}", f"# TYPE cgpt_{name} {kind}"])
+        lines.extend(f"cgpt_{name}{labels} {value}" for labels, value in samples.items())
+    return "\n".join(lines) + "\n"
 
 
 class Metrics:
@@ -19,16 +40,18 @@ class Metrics:
     def count(self, path: str, status: int) -> None:
         self._requests[path, status] += 1
 
-    def text(self, engine: Engine) -> str:
-        """Everything that is counted, the engine's statistics included, as Prometheus reads it."""
-        stats, lines = engine.stats, []
+    def http(self) -> Family:
+        """The requests by path and status."""
+        requests = {f'{{path="{path}",status="{status}"}}': n for (path, status), n in sorted(self._requests.items())}
+        return Family("http_requests_total", "counter", "HTTP requests answered.", requests)
+
+    def families(self, engine: Engine) -> list[Family]:
+        """The engine's statistics, and what chats had repaired."""
+        stats, found = engine.stats, list[Family]()
 
         def add(name: str, kind: str, about: str, samples: Mapping[str, float]) -> None:
-            lines.extend([f"# HELP cgpt_{name} {about}", f"# TYPE cgpt_{name} {kind}"])
-            lines.extend(f"cgpt_{name}{labels} {value}" for labels, value in samples.items())
+            found.append(Family(name, kind, about, samples))
 
-        requests = {f'{{path="{path}",status="{status}"}}': n for (path, status), n in sorted(self._requests.items())}
-        add("http_requests_total", "counter", "HTTP requests answered.", requests)
         finished = {f'{{reason="{reason}"}}': n for reason, n in stats.finished.items()}
         add("texts_total", "counter", "Texts that came to an end.", finished)
         add("running", "gauge", "Texts that are being made.", {"": engine.running})
@@ -55,12 +78,12 @@ class Metrics:
             about = "Tokens of prompts found on the disk, of those in the prefix cache."
             add("disk_prompt_tokens_total", "counter", about, {"": prefixes.num_reused_from_disk})
         if streaming := engine.model.transformer.streaming:
-            experts, found = streaming.store, streaming.store.stats
-            add("expert_hits_total", "counter", "Chosen experts that were in memory.", {"": found.hits})
-            add("expert_misses_total", "counter", "Chosen experts that were not.", {"": found.misses})
-            add("expert_read_bytes_total", "counter", "Bytes of experts read from the disk.", {"": found.bytes_read})
+            experts, seen = streaming.store, streaming.store.stats
+            add("expert_hits_total", "counter", "Chosen experts that were in memory.", {"": seen.hits})
+            add("expert_misses_total", "counter", "Chosen experts that were not.", {"": seen.misses})
+            add("expert_read_bytes_total", "counter", "Bytes of experts read from the disk.", {"": seen.bytes_read})
             about = "Time that steps waited for the disk with no expert to multiply."
-            add("expert_wait_seconds_total", "counter", about, {"": found.wait_seconds})
+            add("expert_wait_seconds_total", "counter", about, {"": seen.wait_seconds})
             add("experts_resident", "gauge", "Experts that are in memory.", {"": experts.resident})
             add("experts_capacity", "gauge", "Experts that memory has room for now.", {"": experts.capacity})
-        return "\n".join(lines) + "\n"
+        return found

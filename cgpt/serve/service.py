@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from cgpt.generation.sampling import SamplingParams
 from cgpt.serve.errors import ApiError
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Metrics
-from cgpt.serve.store import Store, Thought
+from cgpt.serve.store import Store, Thought, new_number
 from cgpt.serve.validation import RequestModel, Schema
 from cgpt.version import __version__
 
@@ -38,10 +37,18 @@ class Service:
     MAX_NAMED = 1000  # names that the log has of what was left out
 
     def __init__(
-        self, engine: Engine, names: Sequence[str], limits: Limits, log_prompts: bool = False, strict: bool = False
+        self,
+        engine: Engine,
+        names: Sequence[str],
+        limits: Limits,
+        log_prompts: bool = False,
+        strict: bool = False,
+        tag: str = "",
     ) -> None:
-        """strict: refuse what is left out otherwise: unknown fields, tools of other types, limits that are too high."""
+        """strict: refuse what is left out otherwise: unknown fields, tools of other types, limits that are too high.
+        tag: hexadecimal digits that the ids of answers and calls begin with, by which a fleet finds who gave them."""
         self.engine, self.names, self.limits, self.log_prompts = engine, names, limits, log_prompts
+        self._tag = tag
         self.name = names[0]
         self.model = engine.model
         self.tokenizer = engine.model.tokenizer  # TokenizerError here, where the model has none
@@ -78,6 +85,10 @@ class Service:
         """Compiles JSON schemas; made where a chat is first asked for."""
         return GrammarCompiler(self.model)
 
+    def new_number(self) -> str:
+        """What follows the prefix of an id that this server gives."""
+        return new_number(self._tag)
+
     def remember_thought(self, call_id: str, text: str, arguments: str = "") -> None:
         """Keeps what the model thought before a call, for clients that send the call back without it."""
         if text or arguments:
@@ -96,7 +107,7 @@ class Service:
     def head(self, prefix: str, kind: str) -> dict[str, Any]:
         """The fields that an answer, and each part of a streamed one, begins with. prefix: of its id. kind: OpenAI's
         name of the object."""
-        about = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": self.name}
+        about = {"id": f"{prefix}-{self.new_number()}", "object": kind, "created": int(time.time()), "model": self.name}
         return about | {"system_fingerprint": f"cgpt-{__version__}"}
 
     def requests(self, prompt: Prompt, params: SamplingParams, constraints: Constraints) -> list[Request]:

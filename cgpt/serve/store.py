@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def new_number(tag: str = "") -> str:
+    """What follows the prefix of an id: 32 hexadecimal digits, those of the tag first."""
+    return tag + uuid.uuid4().hex[len(tag) :]
 
 
 @dataclass(frozen=True)

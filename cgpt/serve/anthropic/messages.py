@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
@@ -88,7 +87,7 @@ class Answer:
         self._open: int | None = None  # the turn's number of the open block
         self._thoughts: dict[int, str] = {}  # by the turn's number
         self._arguments = ""  # of the open call
-        self._message = Message(f"msg_{uuid.uuid4().hex}", service.name, [], None, None, self._usage())
+        self._message = Message(f"msg_{service.new_number()}", service.name, [], None, None, self._usage())
 
     def _usage(self) -> MessageUsage:
         request, thinking = self._turn.request, self._turn.reasoning_tokens
@@ -153,7 +152,7 @@ class Answer:
         block: TextBlock | ThinkingBlock | ToolUseBlock
         if delta.kind == "call":
             self._arguments = ""
-            block = ToolUseBlock(f"toolu_{uuid.uuid4().hex}", delta.name or "")
+            block = ToolUseBlock(f"toolu_{self._service.new_number()}", delta.name or "")
         else:
             block = ThinkingBlock() if delta.kind == "reasoning" else TextBlock()
         self._message.content.append(block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, Literal
@@ -275,7 +274,7 @@ class Choice:
         self.turn = turn
         self._metrics, self._tokenizer, self._body = service.metrics, service.tokenizer, body
         self._remember = service.remember_thought if body.store is not False else None
-        self._thought = ""
+        self._thought, self._new_number = "", service.new_number
         self._is_old = bool(body.functions)  # calls in their old form
         self._has_begun = False
         self._last: dict[str, int] = {}  # the newest item of a kind
@@ -309,7 +308,7 @@ class Choice:
         is_first, self._last[kind] = kind not in self._last, delta.item
         if kind == "call":
             self._calls += is_new
-            head = {"id": f"call_{uuid.uuid4().hex}", "type": "function"} if is_new else {}
+            head = {"id": f"call_{self._new_number()}", "type": "function"} if is_new else {}
             if is_new and self._remember:
                 self._remember(head["id"], self._thought)
             function = ({"name": delta.name} if is_new else {}) | {"arguments": delta.text}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import Field
 from cgpt.chat.turn import Delta
 from cgpt.serve.openai.logprobs import TokenLogprob
 from cgpt.serve.sealing import sealed
+from cgpt.serve.store import new_number
 
 Events = Iterator[tuple[str, dict[str, Any]]]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -75,11 +75,17 @@ Item = Annotated[ReasoningItem | MessageItem | CallItem, Field(discriminator="ty
 class Items:
     """The output so far. The last item may be open: text still comes.
 
-    seals: whether to add encrypted_content. spaces: {name of a tool: (its namespace, its name there)}
+    seals: whether to add encrypted_content. spaces: {name of a tool: (its namespace, its name there)}. new_number:
+    gives what ids end with.
     """
 
-    def __init__(self, seals: bool = False, spaces: Mapping[str, tuple[str, str]] | None = None) -> None:
-        self._seals, self._spaces = seals, spaces or {}
+    def __init__(
+        self,
+        seals: bool = False,
+        spaces: Mapping[str, tuple[str, str]] | None = None,
+        new_number: Callable[[], str] = new_number,
+    ) -> None:
+        self._seals, self._spaces, self._new_number = seals, spaces or {}, new_number
         self._items: list[ReasoningItem | MessageItem | CallItem] = []
         self._open: int | None = None  # the turn's number of it
 
@@ -108,7 +114,7 @@ class Items:
         yield self._about(f"response.{part.type}.delta", content_index=0, delta=delta.text, **more)
 
     def _begin(self, delta: Delta) -> Events:
-        number = uuid.uuid4().hex
+        number = self._new_number()
         if delta.kind == "call":
             space, name = self._spaces.get(delta.name or "", (None, delta.name))
             self._items.append(CallItem(f"fc_{number}", f"call_{number}", name, space))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -221,11 +220,11 @@ class Answer:
 
     def __init__(self, body: ResponseRequest, turn: Turn, service: Service) -> None:
         self._turn, self._tokenizer, self._metrics = turn, service.tokenizer, service.metrics
-        self._items = Items(ENCRYPTED in body.include, body.spaces)
+        self._items = Items(ENCRYPTED in body.include, body.spaces, service.new_number)
         self._service, self._body = service, body
         self._number = 0  # of the next event
         self._head = {
-            "id": f"resp_{uuid.uuid4().hex}",
+            "id": f"resp_{service.new_number()}",
             "object": "response",
             "created_at": int(time.time()),
             "model": service.name,

@@ -1,0 +1,44 @@
+"""Builds the application, as `serve run cgpt.cluster.ray:app model=DIR` and a YAML file ask for it."""
+
+# No `from __future__ import annotations`: Ray reads the type of app's argument.
+import os
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from cgpt.cluster.ray.front import Front
+from cgpt.cluster.ray.options import FleetOptions
+from cgpt.cluster.ray.replica import Replica
+from cgpt.cluster.ray.router import PrefixRouter
+
+CONNECTIONS = 4096  # requests that a front has at a time
+
+
+def app(options: FleetOptions) -> Application:
+    """Returns the Ray Serve application of a fleet. $CGPT_API_KEY is taken where this runs, if no key is given."""
+    model = os.path.abspath(options.model) if os.path.isdir(options.model) else options.model
+    key = options.api_key or os.environ.get("CGPT_API_KEY") or None
+    options = options.model_copy(update={"model": model, "api_key": None})
+    number: dict[str, object] = {"num_replicas": options.replicas}
+    if options.max_replicas is not None:
+        scaling = {"min_replicas": options.min_replicas, "max_replicas": options.max_replicas}
+        number = {"autoscaling_config": {**scaling, "target_ongoing_requests": options.target_ongoing}}
+    replicas = serve.deployment(
+        name="Replica",
+        max_ongoing_requests=options.max_running,
+        max_queued_requests=options.max_waiting,
+        graceful_shutdown_timeout_s=options.drain,
+        max_surge_percent=options.surge,
+        ray_actor_options={"num_cpus": options.cpus},
+        request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
+        **number,
+    )(Replica)
+    fronts = serve.deployment(
+        name="Front",
+        num_replicas=options.fronts,
+        max_ongoing_requests=CONNECTIONS,
+        graceful_shutdown_timeout_s=options.drain,
+        ray_actor_options={"num_cpus": 0},
+    )(serve.ingress()(Front))
+    return fronts.bind(replicas.bind(options, key is not None), options, key)

@@ -1,0 +1,133 @@
+"""One model of the fleet, behind the endpoints of `cgpt serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import ray
+from ray import serve
+from starlette.types import Message, Scope
+
+from cgpt.api import load
+from cgpt.checkpoint.locate import model_name
+from cgpt.cluster.ray.cores import CoreClaim, core_count
+from cgpt.cluster.ray.messages import Forwarded, replica_tag
+from cgpt.cluster.ray.options import FleetOptions, listed
+from cgpt.generation.engine import Engine
+from cgpt.machine import topology
+from cgpt.serve.app import unguarded_app
+from cgpt.serve.limits import Limits
+from cgpt.serve.metrics import Family
+from cgpt.serve.server import SWITCH_SECONDS
+from cgpt.serve.service import Service
+
+log = logging.getLogger("cgpt.serve")
+
+
+class Replica:
+    """Answers requests that a front has let in. Its threads run on cores that no other replica has."""
+
+    async def __init__(self, options: FleetOptions, has_key: bool) -> None:
+        """has_key: whether the front asks clients for an API key."""
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self._id = serve.get_replica_context().replica_id.unique_id
+        cores = core_count(options.cpus, _node_cpus(), len(topology.cores(topology.usable_cpus())))
+        claim = CoreClaim(cores)  # the process keeps them
+        if claim.cpus:
+            claim.bind()
+        else:
+            log.warning("replica %s is bound to no cores: fewer than %d are free here", self._id, cores)
+        self._claim = claim
+        model = load(
+            options.model,
+            options.threads,
+            options.precision,
+            options.dense,
+            kv_cache_dtype=options.kv_cache_dtype,
+            huge_pages=options.huge_pages,
+            memory=options.memory,
+            revision=options.revision,
+        )
+        engine = Engine(
+            model,
+            max_running=options.max_running,
+            max_waiting=options.max_waiting,
+            prefix_cache_bytes=None if options.prefix_cache is None else int(options.prefix_cache * 1e9),
+            prefix_cache_directory=options.prefix_cache_dir,
+            prefix_cache_disk_bytes=int(options.prefix_cache_disk * 1e9),
+        )
+        names = listed(options.name) or (os.path.basename(model_name(model.directory)),)
+        limits = Limits(max_tokens=options.max_tokens)
+        self._service = Service(engine, names, limits, options.log_prompts, options.strict, replica_tag(self._id))
+        self._app = unguarded_app(self._service, has_key)
+        self._lifespan = self._app.router.lifespan_context(self._app)
+        await self._lifespan.__aenter__()
+
+    async def __del__(self) -> None:
+        await self._lifespan.__aexit__(None, None, None)  # closes the engine
+
+    async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
+        """Yields the ASGI messages of the answer, as many at a time as there are. Ends the work where nobody reads
+        them to the end."""
+        messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        task = asyncio.ensure_future(self._run(request, messages))
+        try:
+            is_last = False
+            while not is_last:
+                found = [await messages.get()]
+                while not messages.empty():
+                    found.append(messages.get_nowait())
+                is_last = found[-1] is None
+                if some := [message for message in found if message is not None]:
+                    yield some
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self, request: Forwarded, messages: asyncio.Queue[Message | None]) -> None:
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": "http",
+            "path": request.path,
+            "raw_path": request.path.encode("utf-8", "surrogateescape"),
+            "root_path": "",
+            "query_string": request.query,
+            "headers": list(request.headers),
+            "client": None,
+            "server": None,
+        }
+        body: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
+
+        async def receive() -> Message:
+            if not body:
+                await asyncio.Event().wait()  # until the task is cancelled
+            return body.pop()
+
+        try:
+            await self._app(scope, receive, messages.put)
+        except Exception:  # which the application has answered with 500
+            log.exception("a request failed")
+        finally:
+            messages.put_nowait(None)
+
+    async def metrics(self) -> tuple[str, list[Family]]:
+        """Its id, and what it counts."""
+        return self._id, self._service.metrics.families(self._service.engine)
+
+    async def check_health(self) -> None:
+        """Raises what ended the engine, where something did; Ray then starts another replica."""
+        if self._service.engine.failure is not None:
+            raise self._service.engine.failure
+
+
+def _node_cpus() -> float:
+    """The CPUs that Ray counts on this node."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(float(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["NodeID"] == here)
