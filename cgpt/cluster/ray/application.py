@@ -39,6 +39,7 @@ def app(options: FleetOptions) -> Application:
         num_replicas=options.fronts,
         max_ongoing_requests=CONNECTIONS,
         graceful_shutdown_timeout_s=options.drain,
+        max_surge_percent=100,  # it takes no CPU of Ray's, so a new one is there before the old one goes
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Front))
     return fronts.bind(replicas.bind(options, key is not None), options, key)

@@ -33,7 +33,8 @@ class CoreClaim:
             return
         cores: dict[topology.Core, set[int]] = {}
         for cpu in sorted(topology.usable_cpus()):
-            cores.setdefault(*topology.cores({cpu}), set()).add(cpu)
+            for core in topology.cores({cpu}):  # the one it is on
+                cores.setdefault(core, set()).add(cpu)
         for siblings in cores.values():
             if len(self._names) < count and self._take(min(siblings)):
                 self.cpus |= siblings

@@ -13,10 +13,11 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cgpt.cluster.ray.affinity import prompt_blocks, referred_tag
 from cgpt.cluster.ray.messages import Forwarded
@@ -50,10 +51,11 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         hosts, origins = listed(self._options.allow_host), listed(self._options.cors)
+        handlers: dict[Any, Any] = {ApiError: _refused, Exception: _defect}
         return Starlette(
             routes=[Route("/health", self._health), Route("/metrics", self._report), Mount("/", self._forward)],
-            middleware=guards(self._metrics, hosts, origins, self._key),
-            exception_handlers={ApiError: _refused, Exception: _defect},
+            middleware=[Middleware(OneRequestId), *guards(self._metrics, hosts, origins, self._key)],
+            exception_handlers=handlers,
         )
 
     async def _ask_all(self, method: str) -> list[Any]:
@@ -113,6 +115,21 @@ class Front:
             finally:
                 answer.cancel()  # where the client has left
         await relay.fail(problem)
+
+
+class OneRequestId:
+    """Middleware that leaves out the guard's x-request-id, as Ray's proxies add one, and it is the same."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, send_without)
 
 
 def forwarded(scope: Scope, raw: bytes, limits: Limits) -> Forwarded:

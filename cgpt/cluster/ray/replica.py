@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import ray
+from anyio import to_thread
 from ray import serve
 from starlette.types import Message, Scope
 
@@ -19,7 +20,7 @@ from cgpt.cluster.ray.messages import Forwarded, replica_tag
 from cgpt.cluster.ray.options import FleetOptions, listed
 from cgpt.generation.engine import Engine
 from cgpt.machine import topology
-from cgpt.serve.app import unguarded_app
+from cgpt.serve.app import THREADS, unguarded_app
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Family
 from cgpt.serve.server import SWITCH_SECONDS
@@ -31,7 +32,7 @@ log = logging.getLogger("cgpt.serve")
 class Replica:
     """Answers requests that a front has let in. Its threads run on cores that no other replica has."""
 
-    async def __init__(self, options: FleetOptions, has_key: bool) -> None:
+    def __init__(self, options: FleetOptions, has_key: bool) -> None:
         """has_key: whether the front asks clients for an API key."""
         sys.setswitchinterval(SWITCH_SECONDS)
         self._id = serve.get_replica_context().replica_id.unique_id
@@ -64,15 +65,14 @@ class Replica:
         limits = Limits(max_tokens=options.max_tokens)
         self._service = Service(engine, names, limits, options.log_prompts, options.strict, replica_tag(self._id))
         self._app = unguarded_app(self._service, has_key)
-        self._lifespan = self._app.router.lifespan_context(self._app)
-        await self._lifespan.__aenter__()
 
-    async def __del__(self) -> None:
-        await self._lifespan.__aexit__(None, None, None)  # closes the engine
+    def __del__(self) -> None:  # Ray's word for the end, when nothing runs any more
+        self._service.engine.close()
 
     async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
         """Yields the ASGI messages of the answer, as many at a time as there are. Ends the work where nobody reads
         them to the end."""
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         task = asyncio.ensure_future(self._run(request, messages))
         try:

@@ -1,0 +1,155 @@
+"""What a fleet is made of, without a cluster."""
+
+import asyncio
+import json
+
+import pytest
+
+pytest.importorskip("ray", reason="a fleet needs the extra [ray]")
+
+from cgpt.cluster.ray.affinity import BLOCK, prompt_blocks, referred_tag  # noqa: E402
+from cgpt.cluster.ray.cores import CoreClaim, core_count  # noqa: E402
+from cgpt.cluster.ray.front import by_replica  # noqa: E402
+from cgpt.cluster.ray.options import FleetOptions  # noqa: E402
+from cgpt.cluster.ray.relay import Relay, replica_lost  # noqa: E402
+from cgpt.machine import topology  # noqa: E402
+from cgpt.serve.errors import ApiError  # noqa: E402
+from cgpt.serve.metrics import Family  # noqa: E402
+from cgpt.serve.store import new_number  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    "cpus, node_cpus, cores, expected",
+    [
+        (4, 8, 8, 4),
+        (4, 8, 4, 2),  # Ray counts the siblings of a core as two
+        (2, 2, 8, 2),  # a node of a part of the machine
+        (0.5, 2, 2, 1),
+        (3, 8, 4, 1),
+    ],
+)
+def test_cores_of_a_replica(cpus, node_cpus, cores, expected):
+    assert core_count(cpus, node_cpus, cores) == expected
+
+
+def test_no_core_is_taken_twice():
+    all_cpus = topology.usable_cpus()
+    cores = len(topology.cores(all_cpus))
+    first = CoreClaim(1)
+    second = CoreClaim(cores)
+    assert first.cpus and not second.cpus  # none of its cores, where it cannot have all
+    rest = CoreClaim(max(1, cores - 1))
+    assert not rest.cpus & first.cpus and (rest.cpus | first.cpus == all_cpus or cores == 1)
+    for claim in (first, rest):
+        claim.release()
+    whole = CoreClaim(cores)
+    assert whole.cpus == all_cpus
+    whole.release()
+
+
+def test_prompts_that_begin_alike_share_blocks():
+    messages = [{"role": "user", "content": "x" * 3 * BLOCK}]
+    first = prompt_blocks({"messages": messages, "seed": 1})
+    second = prompt_blocks({"seed": 2, "messages": [*messages, {"role": "assistant", "content": "y" * BLOCK}]})
+    other = prompt_blocks({"messages": [{"role": "user", "content": f"z{'x' * 3 * BLOCK}"}]})
+    assert len(first) == 3 and second[:3] == first and len(second) > 3
+    assert not set(first) & set(other)
+    assert not prompt_blocks({"prompt": "short"}) and not prompt_blocks({})
+
+
+def test_the_last_id_says_who_remembers():
+    ids = [f"{prefix}_{new_number(tag)}" for prefix, tag in (("resp", "0123abcd"), ("call", "89ef4567"))]
+    assert referred_tag("/v1/responses", json.dumps({"previous": ids[0], "input": ids[1]}).encode()) == "89ef4567"
+    assert referred_tag(f"/v1/responses/{ids[0]}", b"") == "0123abcd"
+    assert referred_tag("/v1/responses/resp_1", b"{}") == ""
+
+
+def test_a_label_says_which_replica_counted():
+    families = [
+        Family("texts", "counter", "Texts.", {'{reason="stop"}': 1}),
+        Family("time", "summary", "", {"_sum": 2}),
+    ]
+    assert [family.samples for family in by_replica([("b", families), ("a", families)])] == [
+        {'{replica="a",reason="stop"}': 1, '{replica="b",reason="stop"}': 1},
+        {'_sum{replica="a"}': 2, '_sum{replica="b"}': 2},
+    ]
+
+
+HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+
+
+def body(text):
+    return {"type": "http.response.body", "body": text.encode(), "more_body": True}
+
+
+def relayed(path, *steps):
+    """(relay, what the client got) after each step's messages, or its error at the end."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def run():
+        for step in steps:
+            await (relay.fail(step) if isinstance(step, ApiError) else relay.pass_on(step))
+
+    relay = Relay(path, send)
+    asyncio.run(run())
+    return relay, sent
+
+
+def test_another_replica_takes_over_where_nothing_was_told():
+    relay, sent = relayed("/v1/completions", [HEAD, body(": keep-alive\n\n")], [HEAD, body("data: {}\n\n")])
+    assert [message["type"] for message in sent] == ["http.response.start", *["http.response.body"] * 2]
+    assert relay.has_begun and relay.has_told
+    refusal = HEAD | {"status": 503}
+    with pytest.raises(ApiError, match="503"):
+        relayed("/v1/completions", [HEAD, body(": keep-alive\n\n")], [refusal, body("{}")])
+
+
+def test_a_head_alone_is_held_back():
+    relay, sent = relayed("/v1/completions", [HEAD], [HEAD | {"status": 400}, body("{}")])
+    assert [message.get("status") for message in sent] == [400, None] and relay.has_told
+    with pytest.raises(ApiError, match="lost"):
+        relayed("/v1/completions", [HEAD], replica_lost())
+
+
+@pytest.mark.parametrize(
+    "path, end",
+    [
+        ("/v1/chat/completions", "}}\n\ndata: [DONE]\n\n"),
+        ("/v1/responses", "}}\n\n"),
+        ("/v1/messages", '"type":"error"}\n\n'),
+    ],
+)
+def test_a_stream_says_why_it_ends(path, end):
+    _, sent = relayed(path, [HEAD, body("data: {}\n\n")], replica_lost())
+    text = sent[-1]["body"].decode()
+    assert text.startswith("event: error\ndata: " if "messages" in path else "data: ") and text.endswith(end)
+    assert "replica_lost" in text and not sent[-1]["more_body"]
+
+
+def test_an_answer_that_is_no_stream_breaks_off():
+    head = HEAD | {"headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(RuntimeError, match="in its middle"):
+        relayed("/v1/completions", [head, body("{")], replica_lost())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "model"),
+        ({"model": "m", "thread": "2"}, "thread"),
+        ({"model": "m", "dense": "int4"}, "int8"),
+        ({"model": "m", "replicas": 2, "max_replicas": 3}, "one of them"),
+        ({"model": "m", "min_replicas": 3, "max_replicas": 2}, "3 or more|min_replicas or more"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        FleetOptions.model_validate(options)
+
+
+def test_options_come_as_text():
+    found = FleetOptions.model_validate({"model": "m", "cpus": "4", "huge_pages": "true", "dense": "int8"})
+    assert (found.cpus, found.huge_pages, found.dense) == (4, True, "int8")
