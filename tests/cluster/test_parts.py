@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("ray", reason="a fleet needs the extra [ray]")
 
+from cgpt.cluster.ray import cores  # noqa: E402
 from cgpt.cluster.ray.affinity import BLOCK, prompt_blocks, referred_tag  # noqa: E402
 from cgpt.cluster.ray.cores import CoreClaim, core_count  # noqa: E402
 from cgpt.cluster.ray.front import by_replica  # noqa: E402
@@ -32,17 +33,18 @@ def test_cores_of_a_replica(cpus, node_cpus, cores, expected):
     assert core_count(cpus, node_cpus, cores) == expected
 
 
-def test_no_core_is_taken_twice():
+def test_no_core_is_taken_twice(monkeypatch):
+    monkeypatch.setattr(cores, "NAME", "cgpt-core-of-a-test")  # a fleet may run here
     all_cpus = topology.usable_cpus()
-    cores = len(topology.cores(all_cpus))
+    count = len(topology.cores(all_cpus))
     first = CoreClaim(1)
-    second = CoreClaim(cores)
+    second = CoreClaim(count)
     assert first.cpus and not second.cpus  # none of its cores, where it cannot have all
-    rest = CoreClaim(max(1, cores - 1))
-    assert not rest.cpus & first.cpus and (rest.cpus | first.cpus == all_cpus or cores == 1)
+    rest = CoreClaim(max(1, count - 1))
+    assert not rest.cpus & first.cpus and (rest.cpus | first.cpus == all_cpus or count == 1)
     for claim in (first, rest):
         claim.release()
-    whole = CoreClaim(cores)
+    whole = CoreClaim(count)
     assert whole.cpus == all_cpus
     whole.release()
 

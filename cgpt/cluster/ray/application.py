@@ -12,6 +12,7 @@ from cgpt.cluster.ray.options import FleetOptions
 from cgpt.cluster.ray.replica import Replica
 from cgpt.cluster.ray.router import PrefixRouter
 
+HEAD_NODE = "node:__internal_head__"  # a resource that it has
 CONNECTIONS = 4096  # requests that a front has at a time
 
 
@@ -34,12 +35,17 @@ def app(options: FleetOptions) -> Application:
         request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
         **number,
     )(Replica)
+    # One front is where the cluster's head is, so that it is lost with no other node. Of several each is on a node of
+    # its own, and proxies prefer that of theirs.
+    placement: dict[str, object] = {"ray_actor_options": {"num_cpus": 0, "resources": {HEAD_NODE: 0.001}}}
+    if options.fronts > 1:
+        placement = {"ray_actor_options": {"num_cpus": 0}, "max_replicas_per_node": 1}
     fronts = serve.deployment(
         name="Front",
         num_replicas=options.fronts,
         max_ongoing_requests=CONNECTIONS,
         graceful_shutdown_timeout_s=options.drain,
-        max_surge_percent=100,  # it takes no CPU of Ray's, so a new one is there before the old one goes
-        ray_actor_options={"num_cpus": 0},
+        max_surge_percent=0 if options.fronts > 1 else 100,  # it takes no CPU: the new one comes first
+        **placement,
     )(serve.ingress()(Front))
     return fronts.bind(replicas.bind(options, key is not None), options, key)

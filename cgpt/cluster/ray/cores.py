@@ -13,6 +13,8 @@ import socket
 
 from cgpt.machine import topology
 
+NAME = "cgpt-core"
+
 
 def core_count(cpus: float, node_cpus: float, cores: int) -> int:
     """The cores for `cpus` of a node that Ray counts as `node_cpus`, where this process may use `cores`: Ray may count
@@ -44,7 +46,7 @@ class CoreClaim:
     def _take(self, cpu: int) -> bool:
         name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            name.bind(f"\0cgpt-core-{cpu}")
+            name.bind(f"\0{NAME}-{cpu}")
         except OSError as problem:
             name.close()
             if problem.errno != errno.EADDRINUSE:

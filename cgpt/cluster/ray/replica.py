@@ -26,6 +26,7 @@ from cgpt.serve.metrics import Family
 from cgpt.serve.server import SWITCH_SECONDS
 from cgpt.serve.service import Service
 
+STREAM_SECONDS = 0.02  # a message costs the fleet a millisecond or two of a core
 log = logging.getLogger("cgpt.serve")
 
 
@@ -70,18 +71,20 @@ class Replica:
         self._service.engine.close()
 
     async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
-        """Yields the ASGI messages of the answer, as many at a time as there are. Ends the work where nobody reads
-        them to the end."""
+        """Yields the ASGI messages of the answer, the first at once, what comes within STREAM_SECONDS together. Ends
+        the work where nobody reads them to the end."""
         to_thread.current_default_thread_limiter().total_tokens = THREADS
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         task = asyncio.ensure_future(self._run(request, messages))
         try:
-            is_last = False
+            has_begun = is_last = False
             while not is_last:
                 found = [await messages.get()]
+                if has_begun:
+                    await asyncio.sleep(STREAM_SECONDS)
                 while not messages.empty():
                     found.append(messages.get_nowait())
-                is_last = found[-1] is None
+                has_begun, is_last = True, found[-1] is None
                 if some := [message for message in found if message is not None]:
                     yield some
         finally:

@@ -1,0 +1,227 @@
+"""What a fleet on Ray gives, costs, and survives, on a cluster of several nodes in this machine.
+
+    python bench/fleet.py [MODEL] [--dense int8] [--streams 8] [--tokens 64] [--seconds 10]
+
+Compares `cgpt serve` with fleets of one replica and of two, the CPUs shared out; then kills a replica, takes a node
+away, restarts all and lets the fleet grow, each under load; and lets conversations come back. Needs the extra [ray] and
+httpx. All nodes share this machine's cores: what several machines give is not shown here.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from unittest import mock
+
+import httpx
+import psutil
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve.config import RequestRouterConfig
+from serve import ask, asked
+
+from cgpt.cluster.ray import app, application
+from cgpt.cluster.ray.options import FleetOptions
+
+PORT = 8123
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="demo-gpt2")
+    parser.add_argument("--dense")
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=10, help="of load before and after what happens")
+    parser.add_argument("--cpus", type=int, default=2, help="of this machine, in nodes of one each")
+    return parser.parse_args()
+
+
+@contextmanager
+def server(a: argparse.Namespace, threads: int) -> Iterator[str]:
+    """The address of `cgpt serve`."""
+    command = [sys.executable, "-m", "cgpt", "serve", "--port", "0", "--model", a.model, "--threads", str(threads)]
+    command += ["--dense", a.dense] if a.dense else []
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        yield next(line.split()[-1] for line in process.stderr if line.startswith("cgpt: serving at "))
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def deploy(a: argparse.Namespace, **options: object) -> None:
+    serve.run(app(FleetOptions(model=a.model, dense=a.dense, **options)))
+
+
+@contextmanager
+def fleet(a: argparse.Namespace, cpus_of_nodes: Iterable[int], **options: object) -> Iterator[tuple[str, Cluster]]:
+    """The address of a fleet, and its cluster, whose first node is the head."""
+    sizes = [NODE | {"num_cpus": cpus} for cpus in cpus_of_nodes]
+    cluster = Cluster(initialize_head=True, head_node_args=sizes[0] | {"include_dashboard": False})
+    try:
+        for size in sizes[1:]:
+            cluster.add_node(**size)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})  # else one a node, here
+        deploy(a, **options)
+        url = f"http://127.0.0.1:{PORT}"
+        while httpx.get(f"{url}/health", trust_env=False).status_code != 200:  # Ray's proxies hear of it a little later
+            time.sleep(0.1)
+        yield url, cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def processes(deployment: str) -> list[psutil.Process]:
+    """Those of a deployment, which are children of this one."""
+    title = f"ray::ServeReplica:default:{deployment}"
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "".join(child.cmdline()[:1]).startswith(title)]
+
+
+@asynccontextmanager
+async def connected(url: str):
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as client:
+        yield client
+
+
+class Load:
+    """Clients that ask one text after another, streamed. found: how the texts ended, by what was said."""
+
+    def __init__(self, a: argparse.Namespace, client: httpx.AsyncClient, streams: int) -> None:
+        self.found: Counter[str] = Counter()
+        self.firsts: list[float] = []
+        self.tokens = 0
+        self._a, self._client, self._streams = a, client, streams
+
+    async def run(self, until: Awaitable[object]) -> float:
+        """Asks until something is done; returns the seconds that took."""
+        end, began = asyncio.ensure_future(until), time.perf_counter()
+        await asyncio.gather(*(self._ask(i, end) for i in range(self._streams)))
+        end.result()
+        return time.perf_counter() - began
+
+    async def _ask(self, number: int, end: asyncio.Future) -> None:
+        count = 0
+        while not end.done():
+            count += 1
+            body = asked(1000 * number + count, self._a.tokens) | {"ignore_eos": True}
+            try:
+                _, tokens, first = await ask(self._client, body)
+            except (RuntimeError, httpx.HTTPError) as problem:
+                self.found[f"{type(problem).__name__}: {problem}"] += 1
+                continue
+            self.found["answered"] += 1
+            self.firsts.append(first)
+            self.tokens += tokens
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n} {what}" for what, n in sorted(self.found.items()))
+
+
+async def rates(a: argparse.Namespace, name: str, url: str) -> None:
+    """Prints the rate and the time to the first token of one stream, and of several."""
+    async with connected(url) as client:
+        await ask(client, asked(0, a.tokens))
+        for streams in (1, a.streams):
+            load = Load(a, client, streams)
+            seconds = await load.run(asyncio.sleep(a.seconds))
+            load.firsts.sort()
+            half, most = statistics.median(load.firsts), load.firsts[int(0.99 * len(load.firsts))]
+            told = "" if set(load.found) == {"answered"} else str(load)
+            print(
+                f"{name:34} {streams:3} streams {load.tokens / seconds:8.1f} tok/s   "
+                f"first token p50 {1e3 * half:6.1f} ms, p99 {1e3 * most:6.1f} ms   {told}",
+                flush=True,
+            )
+
+
+async def under_load(a: argparse.Namespace, name: str, url: str, happen: Callable[[], object]) -> None:
+    """Prints how the texts ended that were asked for while something happened."""
+    async with connected(url) as client:
+        load = Load(a, client, a.streams)
+
+        async def some_time() -> float:
+            await asyncio.sleep(a.seconds / 2)
+            began = time.perf_counter()
+            await asyncio.to_thread(happen)
+            took = time.perf_counter() - began
+            await asyncio.sleep(a.seconds / 2)
+            return took
+
+        happening = asyncio.ensure_future(some_time())
+        await load.run(happening)
+        print(f"{name:34} {happening.result():5.1f} s   {load}", flush=True)
+
+
+async def second_turns(name: str, url: str, conversations: int = 12, turns: int = 4) -> None:
+    """Prints how many of the prompt's tokens were found in the cache after the first turn of some conversations."""
+    read = found = 0
+    async with connected(url) as client:
+        texts = [f"{i}. " + asked(i, 1)["prompt"] * 2 for i in range(conversations)]
+        for turn in range(turns):
+            bodies = [{"prompt": text, "max_tokens": 8, "temperature": 0} for text in texts]
+            answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+            for i, answer in enumerate(answers):
+                told = answer.json()
+                if turn:
+                    read += told["usage"]["prompt_tokens"]
+                    found += told["usage"]["prompt_tokens_details"]["cached_tokens"]
+                texts[i] += told["choices"][0]["text"] + " And what then?"
+    print(f"{name:34} {found / read:.0%} of the tokens of later turns were cached", flush=True)
+
+
+def wait_for(count: int) -> None:
+    while len(processes("Replica")) < count:
+        time.sleep(0.1)
+
+
+def grow(count: int) -> None:
+    wait_for(count)
+    print(f"{'':34} the replica no. {count} was started")
+
+
+def other_router() -> mock._patch:
+    """Fleets that are built within have Ray's own router."""
+    return mock.patch.object(application, "RequestRouterConfig", lambda **_: RequestRouterConfig())
+
+
+def main() -> None:
+    a = arguments()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    whole, single = {"cpus": a.cpus, "replicas": 1}, {"cpus": 1, "replicas": a.cpus}
+    with server(a, a.cpus) as url:
+        asyncio.run(rates(a, f"cgpt serve, {a.cpus} threads", url))
+    with fleet(a, [a.cpus], **whole) as (url, _):
+        asyncio.run(rates(a, f"fleet, 1 replica of {a.cpus} threads", url))
+    with fleet(a, [1] * a.cpus, **single) as (url, _):
+        asyncio.run(rates(a, f"fleet, {a.cpus} replicas of 1 thread", url))
+        asyncio.run(second_turns("PrefixRouter", url))
+        asyncio.run(under_load(a, "a replica is killed", url, lambda: processes("Replica")[0].kill()))
+        wait_for(a.cpus)
+        asyncio.run(under_load(a, "the front is killed", url, lambda: processes("Front")[0].kill()))
+        asyncio.run(under_load(a, "a rolling restart", url, lambda: deploy(a, **single, max_tokens=10_000)))
+        with other_router():
+            deploy(a, **single)
+        asyncio.run(second_turns("Ray's own router", url))
+    with fleet(a, [1] * (a.cpus + 1), **single) as (url, cluster):
+        gone = cluster.list_all_nodes()[-1]
+        asyncio.run(under_load(a, "a node is taken away", url, lambda: cluster.remove_node(gone, False)))
+    with fleet(a, [1] * a.cpus, cpus=1, max_replicas=a.cpus, target_ongoing=2) as (url, _):
+        asyncio.run(under_load(a, "the fleet grows", url, lambda: grow(a.cpus)))
+
+
+if __name__ == "__main__":
+    main()
