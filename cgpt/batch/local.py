@@ -96,7 +96,7 @@ class LocalRunner:
 
         try:
             for request in requests:
-                future = asyncio.run_coroutine_threadsafe(self.answer(request), self._loop)
+                future = self.submit(request)
                 running[future] = request.nbytes
                 future.add_done_callback(answers.put)
                 yield from taken(wait=False)
@@ -107,6 +107,10 @@ class LocalRunner:
         finally:
             for future in running:
                 future.cancel()
+
+    def submit(self, request: BatchRequest) -> concurrent.futures.Future[BatchRecord]:
+        """The record of one request, once it is there; see answer()."""
+        return asyncio.run_coroutine_threadsafe(self.answer(request), self._loop)
 
     async def answer(self, request: BatchRequest) -> BatchRecord:
         """The record of one request; for any asyncio loop. Raises what ended the engine."""

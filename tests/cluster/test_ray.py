@@ -1,5 +1,6 @@
 """A fleet on Ray: two replicas of the demo model on two nodes of a cluster in this machine."""
 
+import json
 import os
 import socket
 import threading
@@ -49,10 +50,14 @@ class Fleet(Served):
         return client.completions.create(model="demo", prompt="A", max_tokens=max_tokens, stream=True, extra_body=more)
 
 
-def replicas():
-    """The processes of the replicas; the cluster's are children of this one."""
+def processes(title):
+    """Those of the cluster, which are children of this one, that work as this."""
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if "".join(child.cmdline()[:1]).startswith("ray::ServeReplica:default:Replica")]
+    return [child for child in children if "".join(child.cmdline()[:1]).startswith(f"ray::{title}")]
+
+
+def replicas():
+    return processes("ServeReplica:default:Replica")
 
 
 def wait_until(is_so, seconds=30):
@@ -63,29 +68,33 @@ def wait_until(is_so, seconds=30):
 
 
 @pytest.fixture(scope="module")
-def fleet():
+def cluster():
     from ray.cluster_utils import Cluster
 
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": os.pathsep.join(p for p in (os.getcwd(), os.environ.get("PYTHONPATH")) if p),
-    }
-    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as free:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        node = {"num_cpus": 2, "object_store_memory": 100 << 20}
         cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-        port = free.getsockname()[1]
-        free.close()
         try:
             cluster.add_node(**node)
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
-            serve.run(app(FleetOptions(**OPTIONS)))
-            yield Fleet(port)
+            yield cluster
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def fleet(cluster):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app(FleetOptions(**OPTIONS)))
+    fleet = Fleet(port)
+    wait_until(lambda: fleet.ask("GET", "/health")[0] == 200)  # Ray's proxies hear of it a little later
+    return fleet
 
 
 def test_answers_are_the_server_s(fleet):
@@ -203,3 +212,64 @@ def test_a_rolling_restart_fails_nobody(fleet):
     assert set(found) == {200} and len(found) > 20
     after = set(fleet.counted("running"))
     assert len(after) == 2 and not before & after
+
+
+def local_runner(model="demo-gpt2"):
+    """Answers batches; a function that a worker can have without this file."""
+
+    def make():
+        from cgpt import load
+        from cgpt.batch.local import LocalRunner
+        from cgpt.batch.runner import MAX_WAITING
+        from cgpt.generation.engine import Engine
+
+        return LocalRunner(Engine(load(model, threads=1, precision="exact"), max_waiting=MAX_WAITING), ["demo"])
+
+    return make
+
+
+def test_each_line_of_a_batch_is_answered_once(cluster, tmp_path):
+    """The answers are those of one process, though an actor is killed in the middle."""
+    from cgpt.batch.output import BatchOutput
+    from cgpt.batch.run import Batch
+    from cgpt.batch.source import open_source
+    from cgpt.cluster.ray.runner import RayRunner
+
+    lines = tmp_path / "lines.jsonl"
+    with lines.open("w") as file:
+        for i in range(200):
+            body = {"prompt": f"{i}. ROMEO:", "max_tokens": 60, "seed": i, "temperature": 1}
+            url = "/v1/completions" if i % 50 else "/v1/other"
+            file.write(json.dumps({"custom_id": str(i), "method": "POST", "url": url, "body": body}) + "\n")
+
+    def answers(runner, output=None):
+        return Batch(open_source(lines), runner, output and BatchOutput(output))
+
+    def told(records):
+        known = {}
+        for record in records:
+            assert record["custom_id"] not in known
+            body = (record["response"] or {}).get("body") or {}
+            known[record["custom_id"]] = record["id"], record["error"], body.get("choices")
+        return known
+
+    out, found = tmp_path / "out.jsonl", []
+    runner = RayRunner(local_runner(), actors=2)
+    for record in answers(runner, out):
+        found.append(record)
+        if len(found) == 1:
+            processes("MapWorker")[0].kill()
+    expected = told(answers(local_runner()()))
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(expected) == 200 and told(found) == told(written) == expected
+    assert not list(answers(runner, out))  # all is answered
+
+
+def test_what_fails_on_the_cluster_has_its_name_here(cluster):
+    from cgpt.cluster.ray.runner import RayRunner
+    from cgpt.errors import CheckpointError, InputError
+
+    with pytest.raises(InputError, match="4 CPUs, too few for 9 times 1"):
+        RayRunner(local_runner(), actors=9)
+    with pytest.raises(CheckpointError, match="no-such-model"):
+        RayRunner(local_runner("no-such-model"))

@@ -8,18 +8,35 @@ system gives back when the process ends, however it ends.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
+
+import ray
 
 from cgpt.machine import topology
 
 NAME = "cgpt-core"
+log = logging.getLogger("cgpt.cluster")
 
 
 def core_count(cpus: float, node_cpus: float, cores: int) -> int:
     """The cores for `cpus` of a node that Ray counts as `node_cpus`, where this process may use `cores`: Ray may count
     the siblings of a core as two, and a node may be given fewer CPUs than its machine has."""
     return max(1, int(min(cpus, cpus / max(node_cpus, cpus) * cores)))
+
+
+def claim_cores(cpus: float) -> CoreClaim:
+    """Takes the cores for `cpus` of Ray's on this node, and binds this thread to them; warns where too few are free."""
+    here = ray.get_runtime_context().get_node_id()
+    node_cpus = next(float(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["NodeID"] == here)
+    count = core_count(cpus, node_cpus, len(topology.cores(topology.usable_cpus())))
+    claim = CoreClaim(count)
+    if claim.cpus:
+        os.sched_setaffinity(0, claim.cpus)
+    else:
+        log.warning("bound to no cores: fewer than %d are free on this node", count)
+    return claim
 
 
 class CoreClaim:
@@ -54,11 +71,6 @@ class CoreClaim:
             return False
         self._names.append(name)
         return True
-
-    def bind(self) -> None:
-        """Lets this thread, and those it starts from now on, run on these cores only."""
-        if self.cpus:
-            os.sched_setaffinity(0, self.cpus)
 
     def release(self) -> None:
         """Gives the cores back; threads stay where they are bound."""

@@ -8,18 +8,16 @@ import os
 import sys
 from collections.abc import AsyncIterator
 
-import ray
 from anyio import to_thread
 from ray import serve
 from starlette.types import Message, Scope
 
 from cgpt.api import load
 from cgpt.checkpoint.locate import model_name
-from cgpt.cluster.ray.cores import CoreClaim, core_count
+from cgpt.cluster.ray.cores import claim_cores
 from cgpt.cluster.ray.messages import Forwarded, replica_tag
 from cgpt.cluster.ray.options import FleetOptions, listed
 from cgpt.generation.engine import Engine
-from cgpt.machine import topology
 from cgpt.serve.app import THREADS, unguarded_app
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Family
@@ -37,13 +35,7 @@ class Replica:
         """has_key: whether the front asks clients for an API key."""
         sys.setswitchinterval(SWITCH_SECONDS)
         self._id = serve.get_replica_context().replica_id.unique_id
-        cores = core_count(options.cpus, _node_cpus(), len(topology.cores(topology.usable_cpus())))
-        claim = CoreClaim(cores)  # the process keeps them
-        if claim.cpus:
-            claim.bind()
-        else:
-            log.warning("replica %s is bound to no cores: fewer than %d are free here", self._id, cores)
-        self._claim = claim
+        self._claim = claim_cores(options.cpus)
         model = load(
             options.model,
             options.threads,
@@ -128,9 +120,3 @@ class Replica:
         """Raises what ended the engine, where something did; Ray then starts another replica."""
         if self._service.engine.failure is not None:
             raise self._service.engine.failure
-
-
-def _node_cpus() -> float:
-    """The CPUs that Ray counts on this node."""
-    here = ray.get_runtime_context().get_node_id()
-    return next(float(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["NodeID"] == here)
