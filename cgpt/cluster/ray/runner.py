@@ -15,6 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
+from cgpt.arguments import warn_caller
 from cgpt.batch.local import LocalRunner
 from cgpt.batch.request import BatchRecord, BatchRequest
 from cgpt.cluster.ray.cores import claim_cores
@@ -24,6 +25,7 @@ BLOCK = 32  # lines that are handed over and come back together, and are answere
 BLOCKS = 4  # that an actor works on at a time
 WINDOW, WINDOW_BYTES = 1 << 17, 128 << 20  # lines of one data set, for which the actors load their models
 IDLE_SECONDS = 0.5  # without a record
+PATIENCE_SECONDS = 10.0  # until a busy cluster is named
 Make = Callable[[], LocalRunner]
 Lines = dict[int, bytes]  # requests, packed, by their number
 Answer = tuple[int, BatchRecord]
@@ -71,8 +73,11 @@ class RayRunner:
         if self._actors < 1 or self._actors * cpus > there:
             raise InputError(f"the cluster has {there:g} CPUs, too few for {max(1, self._actors)} times {cpus:g}")
         self._make, self._cpus = make, cpus
+        told = ray.remote(num_cpus=cpus, max_calls=1)(_fingerprint).remote(make)
+        if not ray.wait([told], timeout=PATIENCE_SECONDS)[0] and ray.available_resources().get("CPU", 0) < cpus:
+            warn_caller(f"nothing begins before others leave {cpus:g} CPUs of the cluster, as a fleet does not")
         try:
-            self.fingerprint: bytes = ray.get(ray.remote(num_cpus=cpus, max_calls=1)(_fingerprint).remote(make))
+            self.fingerprint: bytes = ray.get(told)
         except RayError as problem:
             raise _named(problem) from problem
 
