@@ -2,26 +2,32 @@
 
     python bench/fleet.py [MODEL] [--dense int8] [--streams 8] [--tokens 64] [--seconds 10]
 
-Compares `cgpt serve` with fleets of one replica and of two, the CPUs shared out; then kills a replica, takes a node
-away, restarts all and lets the fleet grow, each under load; and lets conversations come back. Needs the extra [ray] and
+Compares `cgpt serve` with fleets of one replica and of two, the CPUs shared out; lets conversations come back; kills a
+replica and the front, restarts all, takes a node away and lets the fleet grow, each under load; and runs a batch whose
+actor and whose command are killed. Needs the extra [ray] and
 httpx. All nodes share this machine's cores: what several machines give is not shown here.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from unittest import mock
 
 import httpx
 import psutil
 import ray
+from batch import count as lines_in
+from batch import line
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.config import RequestRouterConfig
@@ -30,7 +36,7 @@ from serve import ask, asked
 from cgpt.cluster.ray import app, application
 from cgpt.cluster.ray.options import FleetOptions
 
-PORT = 8123
+PORT, REPLICA = 8123, "ServeReplica:default:Replica"
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 
 
@@ -41,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10, help="of load before and after what happens")
+    parser.add_argument("--lines", type=int, default=10_000, help="of a batch")
     parser.add_argument("--cpus", type=int, default=2, help="of this machine, in nodes of one each")
     return parser.parse_args()
 
@@ -63,30 +70,38 @@ def deploy(a: argparse.Namespace, **options: object) -> None:
 
 
 @contextmanager
-def fleet(a: argparse.Namespace, cpus_of_nodes: Iterable[int], **options: object) -> Iterator[tuple[str, Cluster]]:
-    """The address of a fleet, and its cluster, whose first node is the head."""
+def cluster_of(cpus_of_nodes: Iterable[int]) -> Iterator[Cluster]:
+    """A cluster in this machine, whose first node is the head."""
     sizes = [NODE | {"num_cpus": cpus} for cpus in cpus_of_nodes]
     cluster = Cluster(initialize_head=True, head_node_args=sizes[0] | {"include_dashboard": False})
     try:
         for size in sizes[1:]:
             cluster.add_node(**size)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})  # else one a node, here
-        deploy(a, **options)
-        url = f"http://127.0.0.1:{PORT}"
-        while httpx.get(f"{url}/health", trust_env=False).status_code != 200:  # Ray's proxies hear of it a little later
-            time.sleep(0.1)
-        yield url, cluster
+        yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def processes(deployment: str) -> list[psutil.Process]:
-    """Those of a deployment, which are children of this one."""
-    title = f"ray::ServeReplica:default:{deployment}"
+@contextmanager
+def fleet(a: argparse.Namespace, cpus_of_nodes: Iterable[int], **options: object) -> Iterator[tuple[str, Cluster]]:
+    """The address of a fleet, and its cluster."""
+    with cluster_of(cpus_of_nodes) as cluster:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        serve.start(
+            proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT}
+        )  # else one a node, here
+        deploy(a, **options)
+        url = f"http://127.0.0.1:{PORT}"
+        while httpx.get(f"{url}/health", trust_env=False).status_code != 200:  # Ray's proxies hear of it a little later
+            time.sleep(0.1)
+        yield url, cluster
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Those of the cluster, which are children of this one, by what they work as."""
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if "".join(child.cmdline()[:1]).startswith(title)]
+    return [child for child in children if "".join(child.cmdline()[:1]).startswith(f"ray::{title}")]
 
 
 @asynccontextmanager
@@ -183,7 +198,7 @@ async def second_turns(name: str, url: str, conversations: int = 12, turns: int 
 
 
 def wait_for(count: int) -> None:
-    while len(processes("Replica")) < count:
+    while len(processes(REPLICA)) < count:
         time.sleep(0.1)
 
 
@@ -195,6 +210,35 @@ def grow(count: int) -> None:
 def other_router() -> mock._patch:
     """Fleets that are built within have Ray's own router."""
     return mock.patch.object(application, "RequestRouterConfig", lambda **_: RequestRouterConfig())
+
+
+def batch_with_kills(a: argparse.Namespace) -> None:
+    """Runs `cgpt batch --ray` while an actor is killed, then the command, and looks for lines that are missing or
+    double."""
+    with tempfile.TemporaryDirectory() as folder, cluster_of([1] * a.cpus) as cluster:
+        given, out = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
+        given.write_text("".join(json.dumps(line(i, 16)) + "\n" for i in range(a.lines)))
+        command = [sys.executable, "-m", "cgpt", "batch", str(given), str(out), "--model", a.model]
+        command += ["--ray", cluster.address, *(["--dense", a.dense] if a.dense else [])]
+
+        def start() -> subprocess.Popen:
+            return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+        def wait_for_lines(count: int) -> None:
+            while lines_in(out) < count:
+                time.sleep(0.05)
+
+        began, process = time.perf_counter(), start()
+        wait_for_lines(a.lines // 4)
+        processes("MapWorker")[0].kill()
+        wait_for_lines(a.lines // 2)
+        process.kill()
+        process.communicate()
+        print(f"{'cgpt batch --ray':34} an actor killed, then the command, with {lines_in(out):,} lines", flush=True)
+        told = start().communicate()[1].splitlines()[-1]
+        ids = [json.loads(answer)["custom_id"] for answer in out.read_text().splitlines()]
+        assert sorted(ids) == sorted(f"line {i}" for i in range(a.lines)), "lines are missing or double"
+        print(f"{'':34} {time.perf_counter() - began:5.1f} s   each of {a.lines:,} lines once; {told}", flush=True)
 
 
 def main() -> None:
@@ -209,9 +253,11 @@ def main() -> None:
     with fleet(a, [1] * a.cpus, **single) as (url, _):
         asyncio.run(rates(a, f"fleet, {a.cpus} replicas of 1 thread", url))
         asyncio.run(second_turns("PrefixRouter", url))
-        asyncio.run(under_load(a, "a replica is killed", url, lambda: processes("Replica")[0].kill()))
+        asyncio.run(under_load(a, "a replica is killed", url, lambda: processes(REPLICA)[0].kill()))
         wait_for(a.cpus)
-        asyncio.run(under_load(a, "the front is killed", url, lambda: processes("Front")[0].kill()))
+        asyncio.run(
+            under_load(a, "the front is killed", url, lambda: processes("ServeReplica:default:Front")[0].kill())
+        )
         asyncio.run(under_load(a, "a rolling restart", url, lambda: deploy(a, **single, max_tokens=10_000)))
         with other_router():
             deploy(a, **single)
@@ -219,6 +265,7 @@ def main() -> None:
     with fleet(a, [1] * (a.cpus + 1), **single) as (url, cluster):
         gone = cluster.list_all_nodes()[-1]
         asyncio.run(under_load(a, "a node is taken away", url, lambda: cluster.remove_node(gone, False)))
+    batch_with_kills(a)
     with fleet(a, [1] * a.cpus, cpus=1, max_replicas=a.cpus, target_ongoing=2) as (url, _):
         asyncio.run(under_load(a, "the fleet grows", url, lambda: grow(a.cpus)))
 
