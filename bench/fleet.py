@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10, help="of load before and after what happens")
+    parser.add_argument("--only", nargs="+", choices=["rates", "losses", "batch", "growth"])
     parser.add_argument("--lines", type=int, default=10_000, help="of a batch")
     parser.add_argument("--cpus", type=int, default=2, help="of this machine, in nodes of one each")
     return parser.parse_args()
@@ -145,18 +146,25 @@ class Load:
         return ", ".join(f"{n} {what}" for what, n in sorted(self.found.items()))
 
 
+def cpu_seconds() -> float:
+    """What all processes have computed that this one has started."""
+    times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return sum(one.user + one.system for one in times)
+
+
 async def rates(a: argparse.Namespace, name: str, url: str) -> None:
     """Prints the rate and the time to the first token of one stream, and of several."""
     async with connected(url) as client:
         await ask(client, asked(0, a.tokens))
         for streams in (1, a.streams):
-            load = Load(a, client, streams)
+            load, computed = Load(a, client, streams), cpu_seconds()
             seconds = await load.run(asyncio.sleep(a.seconds))
+            each = (cpu_seconds() - computed) / load.tokens
             load.firsts.sort()
             half, most = statistics.median(load.firsts), load.firsts[int(0.99 * len(load.firsts))]
             told = "" if set(load.found) == {"answered"} else str(load)
             print(
-                f"{name:34} {streams:3} streams {load.tokens / seconds:8.1f} tok/s   "
+                f"{name:34} {streams:3} streams {load.tokens / seconds:8.1f} tok/s, {1e3 * each:5.2f} ms of CPU each   "
                 f"first token p50 {1e3 * half:6.1f} ms, p99 {1e3 * most:6.1f} ms   {told}",
                 flush=True,
             )
@@ -202,11 +210,6 @@ def wait_for(count: int) -> None:
         time.sleep(0.1)
 
 
-def grow(count: int) -> None:
-    wait_for(count)
-    print(f"{'':34} the replica no. {count} was started")
-
-
 def other_router() -> mock._patch:
     """Fleets that are built within have Ray's own router."""
     return mock.patch.object(application, "RequestRouterConfig", lambda **_: RequestRouterConfig())
@@ -245,13 +248,26 @@ def main() -> None:
     a = arguments()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    whole, single = {"cpus": a.cpus, "replicas": 1}, {"cpus": 1, "replicas": a.cpus}
+    parts = {"rates": compare, "losses": lose, "batch": batch_with_kills, "growth": grow}
+    for name in a.only or parts:
+        parts[name](a)
+
+
+def compare(a: argparse.Namespace) -> None:
+    """Prints the rates of a server, of a fleet of one replica, and of one that has a replica for each CPU."""
+    whole = {"cpus": a.cpus, "replicas": 1}
     with server(a, a.cpus) as url:
         asyncio.run(rates(a, f"cgpt serve, {a.cpus} threads", url))
     with fleet(a, [a.cpus], **whole) as (url, _):
         asyncio.run(rates(a, f"fleet, 1 replica of {a.cpus} threads", url))
-    with fleet(a, [1] * a.cpus, **single) as (url, _):
+    with fleet(a, [1] * a.cpus, cpus=1, replicas=a.cpus) as (url, _):
         asyncio.run(rates(a, f"fleet, {a.cpus} replicas of 1 thread", url))
+
+
+def lose(a: argparse.Namespace) -> None:
+    """Prints what becomes of conversations, and of requests where something is lost or begins anew."""
+    single = {"cpus": 1, "replicas": a.cpus}
+    with fleet(a, [1] * a.cpus, **single) as (url, _):
         asyncio.run(second_turns("PrefixRouter", url))
         asyncio.run(under_load(a, "a replica is killed", url, lambda: processes(REPLICA)[0].kill()))
         wait_for(a.cpus)
@@ -265,9 +281,17 @@ def main() -> None:
     with fleet(a, [1] * (a.cpus + 1), **single) as (url, cluster):
         gone = cluster.list_all_nodes()[-1]
         asyncio.run(under_load(a, "a node is taken away", url, lambda: cluster.remove_node(gone, False)))
-    batch_with_kills(a)
+
+
+def grow(a: argparse.Namespace) -> None:
+    """Prints when one replica becomes several."""
+
+    def wait() -> None:
+        wait_for(a.cpus)
+        print(f"{'':34} the replica no. {a.cpus} was started")
+
     with fleet(a, [1] * a.cpus, cpus=1, max_replicas=a.cpus, target_ongoing=2) as (url, _):
-        asyncio.run(under_load(a, "the fleet grows", url, lambda: grow(a.cpus)))
+        asyncio.run(under_load(a, "the fleet grows", url, wait))
 
 
 if __name__ == "__main__":

@@ -173,14 +173,14 @@ def test_a_replica_is_lost(fleet):
 
     before, victim = set(fleet.counted("running")), replicas()[0]
     streams = [iter(fleet.stream(240)) for _ in range(4)]
-    for stream in streams:
-        next(stream)
-    victim.suspend()  # in the middle, and with what comes now at its start
+    tags = {next(stream).id.removeprefix("cmpl-")[:8] for stream in streams}
+    victim.suspend()  # in the middle of streams, and before it has begun what comes now
     with ThreadPoolExecutor(8) as pool:
-        body = {"prompt": "A", "max_tokens": 8}
-        whole = [pool.submit(fleet.post, "/v1/completions", body) for _ in range(8)]
-        time.sleep(0.3)
-        assert sum(one.done() for one in whole) < 8
+        bodies = [{"prompt": f"resp_{tag}{'0' * 24}", "max_tokens": 8} for tag in tags] * 4  # each has to go there
+        whole = [pool.submit(fleet.post, "/v1/completions", body) for body in bodies]
+        wait_until(lambda: sum(one.done() for one in whole) == 4)
+        time.sleep(0.2)
+        assert len(tags) == 2 and sum(one.done() for one in whole) == 4
         victim.kill()
         assert [one.result()[0] for one in whole] == [200] * 8
     found = []
