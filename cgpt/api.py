@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -20,6 +20,7 @@ from cgpt.checkpoint.hub import pull
 from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.locate import SYNTH, is_id, locate
 from cgpt.checkpoint.names import open_checkpoint
+from cgpt.distributed.session import Session, session_of
 from cgpt.errors import CheckpointError, InputError, OutOfMemoryError
 from cgpt.generation import generate as generation
 from cgpt.generation import prompts as wrapped
@@ -30,7 +31,7 @@ from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.machine.huge_pages import require as require_huge_pages
 from cgpt.machine.threads import ONE_THREAD, thread_count
-from cgpt.models import inspection, streaming, synth
+from cgpt.models import accounting, inspection, streaming, synth
 from cgpt.models.base import Floats, Precision, Transformer
 from cgpt.models.gpt2 import GPT2
 from cgpt.models.gpt_oss import GptOss
@@ -412,6 +413,7 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     revision: str | None = None,
     download: bool = False,
+    comm: Any = None,
 ) -> Model:
     """Opens a checkpoint as a Model that is ready to run.
 
@@ -436,6 +438,9 @@ def load(
     progress: a function that is called with (bytes done, bytes in all)
     revision: a branch, tag or commit of an id; None is main
     download: whether an id that is not in the cache may be downloaded, see cgpt.checkpoint.hub.pull
+    comm: an mpi4py communicator, as MPI.COMM_WORLD, whose processes all call load() with it: together they run the
+        model, each with a part of every matrix. It returns in rank 0 alone; the others do what that one does, and end
+        the process (SystemExit) when it ends
 
     Raises CheckpointError, ConfigError, InputError or OutOfMemoryError, which say what is wrong and what to do.
     """
@@ -443,31 +448,72 @@ def load(
     require_choice("dense", dense, (None, *DENSE))
     require_choice("kv_cache_dtype", kv_cache_dtype, (None, *KV_DTYPES))
     require_flag("huge_pages", huge_pages)
-    count = thread_count(threads)
+    require_flag("download", download)
+    thread_count(threads)
     if threads != 1 and not _kernels.has_openmp():
         warn_caller(ONE_THREAD)
     if progress is not None and not callable(progress):
         raise InputError(f"progress is a function of two numbers, not a {type(progress).__name__}")
-    require_flag("download", download)
-    with _checkpoint_directory(path_or_name, revision, download, progress) as directory:
-        config = read_config(directory)
-        checkpoint = open_checkpoint(directory, config)
-        limit = streaming.choose_limit(config, checkpoint, dense, memory)
-        if huge_pages and limit is None:
-            require_huge_pages(sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
-        store = None if limit is None else ExpertStore(checkpoint)
-        loader = Loader(checkpoint, dense, count, progress, huge_pages, store)
-        transformer: Transformer
-        try:
-            if isinstance(config, GPT2Config):
-                transformer = GPT2(config, checkpoint, loader, count, precision)
-            else:
-                transformer = GptOss(config, checkpoint, loader, count, precision)
-                if store is not None and limit is not None:
-                    streaming.begin(transformer, store, limit)
-        except MemoryError as problem:
-            raise OutOfMemoryError(f"{directory}: no memory to load {loader.reading}: {problem}") from None
-    transformer.files = checkpoint.watch()
+    how: dict[str, Any] = {"threads": threads, "precision": precision, "dense": dense, "kv_cache_dtype": kv_cache_dtype}
+    how |= {"huge_pages": huge_pages, "memory": memory, "revision": revision, "download": download}
+    if comm is None:
+        return _open(None, progress=progress, path_or_name=path_or_name, **how)
+    session = session_of(comm)
+    if session.rank:
+        follow(session)
+        raise SystemExit
+    model: Model = session.load(partial(_open, progress=progress), path_or_name=path_or_name, **how)
+    return model
+
+
+def follow(session: Session) -> None:
+    """Does what rank 0 does, in a process of another rank, until that one ends."""
+    session.follow(partial(_open, progress=None))
+
+
+def _open(
+    ranks: Session | None,
+    *,
+    progress: Callable[[int, int], None] | None,
+    path_or_name: str | Path,
+    threads: int | None,
+    precision: Precision,
+    dense: str | None,
+    kv_cache_dtype: str | None,
+    huge_pages: bool,
+    memory: int | str | None,
+    revision: str | None,
+    download: bool,
+) -> Model:
+    """load(), on one rank or on each."""
+    together = nullcontext if ranks is None else ranks.together
+    count = thread_count(threads) if ranks is None else ranks.thread_count(threads)
+    with ExitStack() as stack:
+        with together():
+            directory = stack.enter_context(_checkpoint_directory(path_or_name, revision, download, progress))
+            config = read_config(directory)
+            if ranks is not None and ranks.size > (heads := accounting.shape_of(config)["kv_heads"]):
+                raise InputError(f"{directory} has {heads} key/value heads, too few for {ranks.size} ranks")
+            checkpoint = open_checkpoint(directory, config)
+            limit = streaming.choose_limit(config, checkpoint, dense, memory)
+        with together():
+            if huge_pages and limit is None:
+                require_huge_pages(sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
+            store = None if limit is None else ExpertStore(checkpoint)
+            loader = Loader(checkpoint, dense, count, progress, huge_pages, store)
+            transformer: Transformer
+            try:
+                if isinstance(config, GPT2Config):
+                    transformer = GPT2(config, checkpoint, loader, count, precision, ranks)
+                else:
+                    transformer = GptOss(config, checkpoint, loader, count, precision, ranks)
+                    if store is not None and limit is not None:
+                        streaming.begin(transformer, store, limit)
+            except MemoryError as problem:
+                raise OutOfMemoryError(f"{directory}: no memory to load {loader.reading}: {problem}") from None
+            transformer.files = checkpoint.watch()
+        if ranks is not None:
+            ranks.require_same("checkpoint", (repr(config), transformer.files.digest()), str(directory))
     if store is not None:
         store.watch = transformer.files
     if kv_cache_dtype:

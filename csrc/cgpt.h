@@ -300,15 +300,22 @@ typedef struct {
     int64_t k;
     const cg_matrix *gate_up, *down; /* [E, 2I, C], [E, C, I] */
     float alpha, limit;              /* of swiglu */
+    /* NULL; or [T * k, I], where swiglu's results lie between two phases, the slots by expert. Then gate_up may have
+       only the rows of some of these columns, from act_column on, and whoever has the others fills them in. */
+    float *act;
+    int64_t act_column;
 } cg_moe;
 /* It runs in steps, so that experts may come from a disk, in any order: begin, experts as often as it takes for each
-   chosen one to be given once, end, which writes `out`. job: cg_moe_job_bytes() for all of it, 64-byte aligned, beside
-   the context's scratch, of which experts needs cg_moe_scratch(). */
+   chosen one to be given once, end, which writes `out`. Where there is `act`, both phases may be run at once, or first
+   one and then the other for all experts. job: cg_moe_job_bytes() for all of it, 64-byte aligned, beside the context's
+   scratch, of which experts needs cg_moe_scratch(). */
+enum { CG_MOE_GATE_UP = 1, CG_MOE_DOWN = 2, CG_MOE_BOTH = 3 };
 int64_t cg_moe_job_bytes(const cg_moe *m);
 int64_t cg_moe_scratch(const cg_context *ctx, const cg_moe *m);
 cg_status cg_moe_begin(const cg_context *ctx, const cg_moe *m, void *job);
 /* Multiplies by the `n` experts given, of which those that nobody chose are passed over; experts NULL: by all. */
-cg_status cg_moe_experts(const cg_context *ctx, void *job, const int32_t *experts, int64_t n);
+cg_status cg_moe_experts(const cg_context *ctx, void *job, const int32_t *experts, int64_t n, int phases);
+int cg_moe_complete(const void *job, int phases);       /* whether each chosen expert was through these phases */
 cg_status cg_moe_end(const cg_context *ctx, void *job); /* CG_BAD_VALUE where an expert was never given */
 
 /* Attention of n sequences of the same H, G and D over their caches, a[i].past, to which it appends their new keys and

@@ -19,6 +19,7 @@ LEVELS = (
     ("tokenizer",),
     ("models",),
     ("generation",),
+    ("distributed",),
     ("chat",),
     ("api",),
     ("serve", "analysis"),

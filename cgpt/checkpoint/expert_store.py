@@ -84,16 +84,22 @@ class LeastRecentlyUsed:
 
 @dataclass(frozen=True)
 class _Part:
-    """Blocks or scales of the experts of a layer: those of expert e are `nbytes` at offset + e * nbytes, and go to
-    `at` in a slot, rounded outward to ALIGN."""
+    """Rows of the blocks or scales of the experts of a layer: those of expert e are `nbytes` at first + e * stride in
+    the file, and go to `at` in a slot, rounded outward to ALIGN."""
 
     tensor: StoredTensor
+    first: int
+    stride: int
     nbytes: int
     at: int
 
+    def offset(self, expert: int) -> int:
+        """Where an expert's first byte is in the file."""
+        return self.first + expert * self.stride
+
     def span(self, expert: int) -> tuple[int, int, int]:
         """What is read: where it begins in the file, its bytes, and those before the expert's first."""
-        begin = self.tensor.offset + expert * self.nbytes
+        begin = self.offset(expert)
         first = begin // ALIGN * ALIGN
         return first, -(-(begin + self.nbytes - first) // ALIGN) * ALIGN, begin - first
 
@@ -158,18 +164,27 @@ class ExpertStore:
     # ------------------------------------------------------------------------------------------------ building it
 
     def add_layer(
-        self, pairs: Sequence[tuple[StoredTensor, StoredTensor]], biases: Sequence[npt.NDArray[np.float32]]
+        self,
+        pairs: Sequence[tuple[StoredTensor, StoredTensor]],
+        biases: Sequence[npt.NDArray[np.float32]],
+        rows: Sequence[slice] = (slice(None), slice(None)),
     ) -> list[Matrix]:
         """The matrices of a layer's gate_up and down, whose (blocks, scales) are `pairs`: [E, N, K/32, 16] and
-        [E, N, K/32]."""
+        [E, N, K/32], and the rows of each that are wanted."""
         E = pairs[0][0].shape[0]
         layer, at = _Layer([], [np.zeros((E, 2), np.uint64) for _ in pairs]), 0
-        for tensor in (tensor for pair in pairs for tensor in pair):
-            layer.parts.append(_Part(tensor, tensor.nbytes // E, at))
-            at += -(-(tensor.nbytes // E) // ALIGN) * ALIGN + ALIGN
+        shapes = []
+        for pair, part in zip(pairs, rows, strict=True):
+            start, stop, _ = part.indices(pair[0].shape[1])
+            for tensor in pair:
+                row = tensor.nbytes // (E * tensor.shape[1])
+                nbytes = (stop - start) * row
+                first, stride = tensor.offset + start * row, tensor.nbytes // E
+                layer.parts.append(_Part(tensor, first, stride, nbytes, at))
+                at += -(-nbytes // ALIGN) * ALIGN + ALIGN
+            shapes.append((E, stop - start, pair[0].shape[2] * 32))
         self._layers.append(layer)
         self.slot_bytes = max(self.slot_bytes, -(-at // mmap.PAGESIZE) * mmap.PAGESIZE)
-        shapes = [(E, blocks.shape[1], blocks.shape[2] * 32) for blocks, _ in pairs]
         return [Matrix.of_experts(*args) for args in zip(layer.addresses, shapes, biases, strict=True)]
 
     @property
@@ -231,10 +246,12 @@ class ExpertStore:
 
     # ------------------------------------------------------------------------------------------------ using it
 
-    def stream(self, layer: int, experts: Iterable[int], following: Iterable[int] = ()) -> Iterator[Experts]:
+    def stream(
+        self, layer: int, experts: Iterable[int], following: Iterable[int] = (), hold: bool = False
+    ) -> Iterator[Experts]:
         """Yields the chosen experts of a layer, those that are in memory first, the others as they arrive; each is
-        there until the next are asked for. following: experts of the next layer that will be wanted for certain,
-        which are read when nothing else is left to read.
+        there until the next are asked for; hold: until more are asked for than there were. following: experts of the
+        next layer that will be wanted for certain, which are read when nothing else is left to read.
 
         CheckpointReadError where one cannot be read, CheckpointError where its file has changed.
         """
@@ -243,6 +260,7 @@ class ExpertStore:
         ahead = deque((layer + 1, int(expert)) for expert in following)
         coming: list[_Entry] = []
         held: list[_Entry] = []
+        used: list[_Entry] = []
         try:
             with self._changed:
                 for _ in range(len(waiting)):
@@ -266,6 +284,8 @@ class ExpertStore:
                 yield _experts(held)
             while True:
                 with self._changed:
+                    if hold:
+                        used, held = used + held, []
                     self._unpin(held)
                     self._start(layer, waiting, coming, ahead, newest)
                     if not waiting and not coming:
@@ -283,8 +303,7 @@ class ExpertStore:
                 yield _experts(held)
         finally:
             with self._changed:
-                self._unpin(held)
-                self._unpin(coming)
+                self._unpin(held + used + coming)
 
     def _start(
         self, layer: int, waiting: deque[int], coming: list[_Entry], ahead: deque[tuple[int, int]], newest: bool
@@ -514,7 +533,7 @@ def _experts(entries: list[_Entry]) -> Experts:
 
 
 def _named(problem: OSError | EOFError, part: _Part, expert: int) -> CheckpointReadError:
-    tensor, at = part.tensor, part.tensor.offset + expert * part.nbytes
+    tensor, at = part.tensor, part.offset(expert)
     why = "the file ends before" if isinstance(problem, EOFError) else problem.strerror or problem
     return CheckpointReadError(
         f"{tensor.file}: expert {expert} of {tensor.name} ({part.nbytes} bytes at {at}) cannot be read: {why}"

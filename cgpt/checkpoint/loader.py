@@ -1,6 +1,6 @@
 """Turns stored tensors into what the kernels take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from cgpt.kernels._kernels import Matrix, Tensor, quantize_int8, transpose
 from cgpt.machine.huge_pages import Arena
 
 FLOATS = ("F32", "F16", "BF16")
+ALL = slice(None)
 
 
 class Loader:
@@ -19,6 +20,7 @@ class Loader:
     dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "int8" quantises those that products read
     whole. copy: what would stay mapped is copied into huge pages, where there are any, too, but for embeddings of which
     a token reads one row. store: leaves experts in MXFP4 in their files and enters them there; implies copy.
+    In its methods `rows` are the outputs that are wanted, where other ranks have the others.
     progress(done, total) is told the bytes.
 
     reading: the name of the tensor that was begun last.
@@ -41,9 +43,9 @@ class Loader:
         self._unread = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
         self._total, self._done = sum(self._unread.values()), 0
 
-    def vector(self, name: str) -> Tensor:
+    def vector(self, name: str, rows: slice = ALL) -> Tensor:
         """A bias, norm weight or the like, as f32 (a small copy)."""
-        return Tensor(self.floats(name).reshape(-1))
+        return Tensor(self.floats(name).reshape(-1)[rows])
 
     def floats(self, name: str) -> np.ndarray:
         """The f32 values of a tensor, in its shape: a copy."""
@@ -53,22 +55,22 @@ class Loader:
             return (array.astype(np.uint32) << 16).view(np.float32)
         return array.astype(np.float32)
 
-    def matrix(self, name: str, bias: str | None = None) -> Matrix:
+    def matrix(self, name: str, bias: str | None = None, rows: slice = ALL) -> Matrix:
         """A weight stored as [N, K] rows."""
         if self.dense != "int8":
-            return self.table(name, bias)
-        array, dtype = self._to_convert(name)
-        return self._quantised(name, array, dtype, bias)
+            return self.table(name, bias, rows)
+        array, dtype = self._to_convert(name, rows)
+        return self._quantised(name, [array], dtype, self._bias(bias, rows))
 
-    def table(self, name: str, bias: str | None = None) -> Matrix:
+    def table(self, name: str, bias: str | None = None, rows: slice = ALL) -> Matrix:
         """A weight stored as [N, K] rows that int8 leaves alone: a router's, whose choices a rounding may change."""
         stored, dtype = self.checkpoint.tensors[name], self.checkpoint.tensors[name].dtype
         if self.dense == "bf16" and dtype != "BF16":
             dtype = "BF16"
         aligned = self._raw(name).flags.aligned
         convert = dtype != stored.dtype or not aligned
-        array = self._copied(name, dtype) if convert else self._stored(name)
-        return Matrix(dtype, array, bias=self.floats(bias) if bias else None)
+        array = self._copied(name, dtype, rows) if convert else self._stored(name, rows)
+        return Matrix(dtype, array, bias=self._bias(bias, rows))
 
     def embedding(self, name: str) -> Matrix:
         """A matrix of which a token reads one row. Where a tied head has a copy of its own, nothing
@@ -78,7 +80,7 @@ class Loader:
         self._count(name)
         return Matrix(self.checkpoint.tensors[name].dtype, self._raw(name), aligned=False)
 
-    def head(self, embedding: Matrix, embedding_name: str, name: str, tied: bool) -> Matrix:
+    def head(self, embedding: Matrix, embedding_name: str, name: str, tied: bool, rows: slice = ALL) -> Matrix:
         """The logits matrix: the embedding where they are tied, unless the checkpoint stores a head that differs from
         it; then the stored one, as transformers does since version 5."""
         stored = self.checkpoint.tensors.get(name)
@@ -87,34 +89,41 @@ class Loader:
             or stored.shape != embedding.shape
             or np.array_equal(self._raw(name), self._raw(embedding_name))
         ):
-            return self.matrix(embedding_name) if self._rows_stay(embedding_name) else embedding
-        return self.matrix(name)
+            if self._rows_stay(embedding_name):
+                return self.matrix(embedding_name, rows=rows)
+            (table,) = embedding.arrays
+            return embedding if len(table[rows]) == len(table) else Matrix(embedding.dtype, table[rows])
+        return self.matrix(name, rows=rows)
 
-    def transposed(self, name: str, bias: str | None = None) -> Matrix:
+    def transposed(self, name: str, bias: str | None = None, rows: Sequence[slice] = (ALL,)) -> Matrix:
         """A weight stored as [K, N] (GPT-2's Conv1D) or [E, K, N] (unquantised gpt-oss experts)."""
         array, dtype = self._to_convert(name)
+        parts = (_columns(part, rows) for part in _matrices(array))
+        mine = None if bias is None else _columns(self.floats(bias), rows)
         if self.dense == "int8":
-            return self._quantised(name, array, dtype, bias, transposed=True)
+            return self._quantised(name, parts, dtype, mine, transposed=True, experts=array.ndim == 3)
         to = "BF16" if self.dense == "bf16" else dtype
-        shape = *array.shape[:-2], *array.shape[:-3:-1]
+        shape = *array.shape[:-2], sum(len(range(*part.indices(array.shape[-1]))) for part in rows), array.shape[-2]
         out = self._memory.empty(shape, np.uint16 if to == "BF16" else array.dtype)
-        for part, rows in zip(_matrices(array), _matrices(out), strict=True):
-            transpose(rows, to, part, dtype, self.threads)
+        for matrix, part in zip(_matrices(out), parts, strict=True):
+            transpose(matrix, to, part, dtype, self.threads)
         self.checkpoint.release(name)
-        return Matrix(to, out, bias=self.floats(bias) if bias else None)
+        return Matrix(to, out, bias=mine)
 
-    def mxfp4(self, matrices: Sequence[tuple[str, str, str]]) -> list[Matrix]:
+    def mxfp4(self, matrices: Sequence[tuple[str, str, str]], rows: Sequence[slice] = (ALL, ALL)) -> list[Matrix]:
         """The experts of a layer, as stored: for each of their matrices the names of blocks [E, N, K/32, 16], scales
-        [E, N, K/32] and bias."""
-        biases = [self.floats(bias) for _, _, bias in matrices]
+        [E, N, K/32] and bias, and its rows."""
+        biases = [_columns(self.floats(bias), [part]) for (_, _, bias), part in zip(matrices, rows, strict=True)]
         if self.store is None:
-            stored = [(self._stored(blocks), self._stored(scales)) for blocks, scales, _ in matrices]
-            return [Matrix("MXFP4", *parts, bias) for parts, bias in zip(stored, biases, strict=True)]
+            return [
+                _experts(self._stored(blocks, (ALL, part)), self._stored(scales, (ALL, part)), bias)
+                for (blocks, scales, _), part, bias in zip(matrices, rows, biases, strict=True)
+            ]
         pairs = [(blocks, scales) for blocks, scales, _ in matrices]
         for name in (name for pair in pairs for name in pair):
             self._count(name)
         tensors = self.checkpoint.tensors
-        return self.store.add_layer([(tensors[blocks], tensors[scales]) for blocks, scales in pairs], biases)
+        return self.store.add_layer([(tensors[blocks], tensors[scales]) for blocks, scales in pairs], biases, rows)
 
     def _rows_stay(self, name: str) -> bool:
         """Whether an embedding stays in its file while the head is copied: not where it would be rounded."""
@@ -124,37 +133,48 @@ class Loader:
         """The values as they lie in the mapped file, aligned or not."""
         return self.checkpoint.array(name, aligned=False)
 
-    def _stored(self, name: str) -> np.ndarray:
+    def _stored(self, name: str, rows: slice | tuple[slice, slice] = ALL) -> np.ndarray:
         """The values as they lie in the mapped file, or a copy in huge pages."""
         self._count(name)
-        array = self.checkpoint.array(name)
+        array = self.checkpoint.array(name)[rows]
         if not self.copy:
             return array
-        self.checkpoint.prefetch(name)
+        self.checkpoint.prefetch(name, rows if isinstance(rows, slice) else ALL)
         copy = self._memory.empty(array.shape, array.dtype)
         np.copyto(copy, array)
         self.checkpoint.release(name)
         return copy
 
-    def _to_convert(self, name: str) -> tuple[np.ndarray, str]:
-        """A tensor that is read once, to be stored otherwise: its values, aligned or not, and dtype."""
+    def _bias(self, name: str | None, rows: slice) -> np.ndarray | None:
+        return self.floats(name)[rows] if name else None
+
+    def _to_convert(self, name: str, rows: slice = ALL) -> tuple[np.ndarray, str]:
+        """Rows of a tensor that are read once, to be stored otherwise: their values, aligned or not, and dtype."""
         self._count(name)
-        self.checkpoint.prefetch(name)
-        return self._raw(name), self.checkpoint.tensors[name].dtype
+        self.checkpoint.prefetch(name, rows)
+        return self._raw(name)[rows], self.checkpoint.tensors[name].dtype
 
     def _quantised(
-        self, name: str, array: np.ndarray, dtype: str, bias: str | None, transposed: bool = False
+        self,
+        name: str,
+        matrices: Iterable[np.ndarray],
+        dtype: str,
+        bias: np.ndarray | None,
+        transposed: bool = False,
+        experts: bool = False,
     ) -> Matrix:
-        """The matrix [N, K], or the matrices [E, N, K], as INT8; transposed: stored as [.., K, N]."""
-        pairs = [quantize_int8(m, dtype, self.threads, self._memory.empty, transposed) for m in _matrices(array)]
-        q, scales = pairs[0] if array.ndim == 2 else map(np.stack, zip(*pairs, strict=True))
+        """The matrix [N, K], or the matrices of `experts`, as INT8; transposed: stored as [.., K, N]."""
+        pairs = []
+        for matrix in matrices:
+            pairs.append(quantize_int8(matrix, dtype, self.threads, self._memory.empty, transposed))
+            columns = matrix.shape[-2 if transposed else -1]
+        q, scales = map(np.stack, zip(*pairs, strict=True)) if experts else pairs[0]
         self.checkpoint.release(name)
-        columns = array.shape[-2 if transposed else -1]
-        return Matrix("INT8", q, scales, bias=self.floats(bias) if bias else None, columns=columns)
+        return Matrix("INT8", q, scales, bias=bias, columns=columns)
 
-    def _copied(self, name: str, to: str) -> np.ndarray:
+    def _copied(self, name: str, to: str, rows: slice) -> np.ndarray:
         """A copy as dtype `to`, in the same order: the transpose of one long row."""
-        array, dtype = self._to_convert(name)
+        array, dtype = self._to_convert(name, rows)
         copy = self._memory.empty(array.shape, np.uint16 if to == "BF16" else array.dtype)
         transpose(copy.reshape(-1, 1), to, array.reshape(1, -1), dtype, self.threads)
         self.checkpoint.release(name)
@@ -165,6 +185,21 @@ class Loader:
         self._done += self._unread.pop(name, 0)  # a tied head is read as the embedding, too
         if self._progress:
             self._progress(self._done, self._total)
+
+
+def _columns(array: np.ndarray, columns: Sequence[slice]) -> np.ndarray:
+    """Those columns side by side: no copy, where they are all."""
+    parts = [array[..., part] for part in columns]
+    return array if sum(part.shape[-1] for part in parts) == array.shape[-1] else np.concatenate(parts, axis=-1)
+
+
+def _experts(blocks: np.ndarray, scales: np.ndarray, bias: np.ndarray) -> Matrix:
+    """MXFP4 experts, of which each lies in one piece."""
+    if blocks.flags.c_contiguous:
+        return Matrix("MXFP4", blocks, scales, bias)
+    E, N, groups = scales.shape
+    begins = [array.ctypes.data + np.arange(E, dtype=np.uint64) * array.strides[0] for array in (blocks, scales)]
+    return Matrix.of_experts(np.stack(begins, axis=1).astype(np.uint64), (E, N, groups * 32), bias, (blocks, scales))
 
 
 def _matrices(array: np.ndarray) -> np.ndarray:

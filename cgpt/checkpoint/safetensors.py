@@ -116,12 +116,15 @@ class Checkpoint:
             self.release(name)
         return data.view(dtype).reshape(tensor.shape)
 
-    def prefetch(self, name: str) -> None:
-        """Maps a tensor's pages at once, where the system can (Linux 5.14): four times as fast as one by one."""
+    def prefetch(self, name: str, rows: slice = slice(None)) -> None:
+        """Maps the pages of a tensor's rows at once, where the system can (Linux 5.14): four times as fast as one by
+        one."""
         tensor = self.tensors[name]
-        first = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        begin, end, _ = rows.indices(tensor.shape[0])
+        row = tensor.nbytes // tensor.shape[0]
+        first = (tensor.offset + begin * row) // mmap.PAGESIZE * mmap.PAGESIZE
         with contextlib.suppress(OSError, ValueError):
-            self._maps[tensor.file].madvise(MADV_POPULATE_READ, first, tensor.offset + tensor.nbytes - first)
+            self._maps[tensor.file].madvise(MADV_POPULATE_READ, first, tensor.offset + end * row - first)
 
     def release(self, name: str) -> None:
         """Gives back the memory of a tensor's pages; they are read from the file again when next touched."""

@@ -67,6 +67,9 @@ cdef extern from "cgpt.h" nogil:
         const cg_matrix *gate_up
         const cg_matrix *down
         float alpha, limit
+        float *act
+        int64_t act_column
+    enum: CG_MOE_GATE_UP, CG_MOE_DOWN, CG_MOE_BOTH
 
     ctypedef struct cg_peak:
         int64_t flops
@@ -105,7 +108,8 @@ cdef extern from "cgpt.h" nogil:
     int64_t cg_moe_scratch(const cg_context *, const cg_moe *)
     int64_t cg_moe_job_bytes(const cg_moe *)
     cg_status cg_moe_begin(const cg_context *, const cg_moe *, void *)
-    cg_status cg_moe_experts(const cg_context *, void *, const int32_t *, int64_t)
+    cg_status cg_moe_experts(const cg_context *, void *, const int32_t *, int64_t, int)
+    int cg_moe_complete(const void *, int)
     cg_status cg_moe_end(const cg_context *, void *)
     int64_t cg_attention_scratch(const cg_context *, const cg_attention *, int64_t)
     cg_status cg_run_attention(const cg_context *, cg_attention *, int64_t)

@@ -62,7 +62,9 @@ class Matrix:
         aligned: bool = True,
     ) -> None: ...
     @staticmethod
-    def of_experts(addresses: NDArray[np.uint64], shape: tuple[int, ...], bias: _Array) -> Matrix: ...
+    def of_experts(
+        addresses: NDArray[np.uint64], shape: tuple[int, ...], bias: _Array, memory: object = None
+    ) -> Matrix: ...
 
 @disjoint_base
 class LayerCache:
@@ -86,7 +88,7 @@ def rope(
     D: int,
     T: int,
 ) -> None: ...
-def activation(ctx: Context, x: Tensor, which: str, T: int) -> None: ...
+def activation(ctx: Context, x: Tensor, which: str, T: int, *, column: int = 0, columns: int | None = None) -> None: ...
 def topk(ctx: Context, index: NDArray[np.int32], weight: Tensor, logits: Tensor, T: int) -> None: ...
 def embed(
     out: Tensor, table: Matrix, ids: NDArray[np.int64], positions: Matrix | None = None, row: int = 0, start: int = 0
@@ -143,6 +145,10 @@ def moe(
     *,
     part: int = 0,
     arrivals: Iterable[NDArray[np.int32]] | None = None,
+    column: int = 0,
+    act: Tensor | None = None,  # [T k, K]
+    act_column: int = 0,
+    gather: Callable[[], None] | None = None,
 ) -> None: ...
 def attention(
     ctx: Context,
@@ -154,6 +160,7 @@ def attention(
     scale: float,
     window: int = 0,
     sinks: Tensor | None = None,  # [H]
+    column: int = 0,
 ) -> None: ...
 def transpose(out: _Array, to: str, array: _Array, dtype: str, threads: int) -> None: ...
 

@@ -196,9 +196,10 @@ cdef class Matrix:
         self.arrays = tuple(a for a in (data, scales, bias) if a is not None)
 
     @staticmethod
-    def of_experts(addresses, tuple shape, bias):
-        """MXFP4 experts [E, N, K] that come and go: row e of `addresses`, uint64 [E, 2], says where the blocks
-        and the scales of expert e begin, 0 while they are not in memory. moe() reads it when it multiplies."""
+    def of_experts(addresses, tuple shape, bias, memory=None):
+        """MXFP4 experts [E, N, K] that lie anywhere, or come and go: row e of `addresses`, uint64 [E, 2], says where the
+        blocks and the scales of expert e begin, 0 while they are not in memory. moe() reads it when it multiplies.
+        memory: what they lie in, which stays as long as the matrix."""
         cdef Matrix self = Matrix.__new__(Matrix)
         cdef Tensor held = Tensor(bias.reshape(-1))
         cdef uint64_t[:, ::1] table = addresses
@@ -207,7 +208,7 @@ cdef class Matrix:
             raise KernelError(f"experts {shape} cannot have addresses {addresses.shape} and biases {bias.shape}")
         self.c.dtype, self.c.E, self.c.N, self.c.K = CG_MXFP4, E, N, K
         self.c.bias, self.c.experts = <const float *>held.view.buf, <const cg_expert *>&table[0, 0]
-        self.dtype, self.shape, self.tensors, self.aligned = "MXFP4", shape, (held, addresses), True
+        self.dtype, self.shape, self.tensors, self.aligned = "MXFP4", shape, (held, addresses, memory), True
         self.arrays = (bias,)
         return self
 
@@ -290,7 +291,7 @@ cdef void rope_row(void *job, int64_t t, int thread) noexcept nogil:
 
 cdef void activation_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
-    cg_active.activation(j.out + t * j.cols, <cg_activation>j.which, j.cols)
+    cg_active.activation(j.out + t * j.stride, <cg_activation>j.which, j.cols)
 
 cdef void topk_row(void *job, int64_t t, int thread) noexcept nogil:
     cdef RowJob *j = <RowJob *>job
@@ -332,10 +333,12 @@ def rope(Context ctx, Tensor x, Tensor cos, Tensor sin, int64_t row, int64_t sta
     for_rows(ctx, T, heads * D, rope_row, &job)
 
 
-def activation(Context ctx, Tensor x, str which, int64_t T):
-    """x[t] = f(x[t]) in place; `which` is one of ACTIVATIONS."""
+def activation(Context ctx, Tensor x, str which, int64_t T, *, int64_t column=0, columns=None):
+    """x[t] = f(x[t]) in place, in so many `columns` from `column` on, None: in all; `which` is one of ACTIVATIONS."""
     cdef RowJob job
-    job.out, job.cols = x.out(0, T, ANY, "activation x"), x.cols
+    job.out, job.stride, job.cols = x.out(0, T, ANY, "activation x") + column, x.cols, x.cols if columns is None else columns
+    if column < 0 or job.cols < 0 or column > x.cols - job.cols:
+        raise KernelError(f"activation: columns {column} .. {column + job.cols} of {x.cols}")
     if which not in ACTIVATIONS:
         raise KernelError(f"activation: {which!r} is none of {', '.join(ACTIVATIONS)}")
     job.which = ACTIVATIONS.index(which)
@@ -509,14 +512,36 @@ def uniform_tokens(Matrix w, int64_t limit, str precision):
     return cg_uniform_tokens(&w.c, limit, as_precision(precision))
 
 
+cdef cg_status run_experts(const cg_context *c, char *jobs, int64_t parts, int64_t job_bytes, const int32_t *experts,
+                           int64_t n, int phases) noexcept nogil:
+    cdef int64_t i
+    cdef cg_status status = CG_OK
+    for i in range(parts):
+        if status == CG_OK:
+            status = cg_moe_experts(c, jobs + i * job_bytes, experts, n, phases)
+    return status
+
+cdef bint experts_done(char *jobs, int64_t parts, int64_t job_bytes, int phases) noexcept nogil:
+    cdef int64_t i
+    for i in range(parts):
+        if not cg_moe_complete(jobs + i * job_bytes, phases):
+            return False
+    return True
+
+
 def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor weight, Matrix gate_up, Matrix down,
-        float alpha, float limit, int64_t T, *, int64_t part=0, arrivals=None):
-    """out[t] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j].
+        float alpha, float limit, int64_t T, *, int64_t part=0, arrivals=None, int64_t column=0, Tensor act=None,
+        int64_t act_column=0, gather=None):
+    """out[t, column : column + N] += sum over j of weight[t, j] * down_e(swiglu(gate_up_e(x[t]))), e = index[t, j].
 
     part: each so many tokens get the bits of a call of their own; 0: all are multiplied together. arrivals: iterates
     int32 arrays of experts, which are multiplied before the next are asked for; together they hold all that were
-    chosen. None: all are in memory."""
+    chosen. None: all are in memory.
+
+    act: [T * k, I], for a gate_up that gives only its columns from `act_column` on: once they are there, gather() fills
+    in the others, and then comes the second product. What arrived last must stay until it is asked for more."""
     cdef cg_moe m
+    cdef int phases = CG_MOE_BOTH if act is None else CG_MOE_GATE_UP
     cdef cg_status status = CG_OK
     cdef int64_t k = index.shape[1], P = min(T, part or T), parts = (T + P - 1) // P if P > 0 else 0, i, job_bytes, n
     cdef const int32_t[::1] experts
@@ -526,16 +551,22 @@ def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor w
     if index.shape[0] < T or parts < 1:
         raise KernelError(f"moe: {index.shape[0]} rows of choices for {T} tokens in parts of {part}")
     m.x_stride, m.out_stride, m.k, m.alpha, m.limit = x.cols, out.cols, k, alpha, limit
-    m.gate_up, m.down, m.T = &gate_up.c, &down.c, P
+    m.gate_up, m.down, m.T, m.act, m.act_column = &gate_up.c, &down.c, P, NULL, act_column
+    if act is not None:
+        m.act = act.out(0, T * k, down.c.K, "moe act")
     job_bytes = cg_moe_job_bytes(&m)
     ctx.reserve(parts * job_bytes + cg_moe_scratch(&ctx.c, &m))
     c, jobs = ctx.c, <char *>ctx.c.scratch
     c.scratch, c.scratch_bytes = jobs + parts * job_bytes, c.scratch_bytes - parts * job_bytes
     x.f32(0, T, gate_up.c.K, "moe x")
-    out.out(0, T, down.c.N, "moe out")
+    out.out(0, T, down.c.N if act is None else ANY, "moe out")
+    if column < 0 or column > out.cols - down.c.N:
+        raise KernelError(f"moe: {down.shape} does not fit columns {column} .. of {out.cols}")
     weight.f32(0, T, k, "moe weight")
     for i in range(parts):
-        m.x, m.out = x.f32(i * P, 0, ANY, "moe x"), out.out(i * P, 0, ANY, "moe out")
+        m.x, m.out = x.f32(i * P, 0, ANY, "moe x"), out.out(i * P, 0, ANY, "moe out") + column
+        if act is not None:
+            m.act = act.out(i * P * k, 0, ANY, "moe act")
         m.weight, m.index, m.T = weight.f32(i * P, 0, ANY, "moe weight"), &index[i * P, 0], min(P, T - i * P)
         check(cg_moe_begin(&c, &m, jobs + i * job_bytes), "moe", (gate_up.dtype, gate_up.shape, down.shape, T))
     for experts in (None,) if arrivals is None else arrivals:
@@ -543,10 +574,14 @@ def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor w
         given = &experts[0] if n else NULL
         if n or experts is None:
             with nogil:
-                for i in range(parts):
-                    if status == CG_OK:
-                        status = cg_moe_experts(&c, jobs + i * job_bytes, given, n)
+                status = run_experts(&c, jobs, parts, job_bytes, given, n, phases)
             check(status, "moe", (gate_up.shape, "experts that are not there"))
+        if phases == CG_MOE_GATE_UP and experts_done(jobs, parts, job_bytes, phases):
+            gather()
+            with nogil:
+                status = run_experts(&c, jobs, parts, job_bytes, NULL, 0, CG_MOE_DOWN)
+            check(status, "moe", (down.shape, "experts that have gone"))
+            phases = CG_MOE_BOTH
     with nogil:
         for i in range(parts):
             if status == CG_OK:
@@ -555,9 +590,9 @@ def moe(Context ctx, Tensor out, Tensor x, const int32_t[:, ::1] index, Tensor w
 
 
 def attention(Context ctx, Tensor out, Tensor qkv, list slices, int64_t H, *, float scale, int64_t window=0,
-              Tensor sinks=None):
-    """For each slice (cache, row, start, T) of the batch: out[row + t] = attention of H query heads over the sequence's
-    cache and its T new rows of qkv (H query heads, G key heads, G value heads of D columns) at positions start ..
+              Tensor sinks=None, int64_t column=0):
+    """For each slice (cache, row, start, T) of the batch: out[row + t], from `column` on, = attention of H query heads
+    over the sequence's cache and its T new rows of qkv (H query heads, G key heads, G value heads of D columns) at positions start ..
     start+T-1, whose keys and values are appended to the cache. Each slice has a cache of its own. Window 0 sees all."""
     cdef cg_attention a[CG_MAX_SEQUENCES]
     cdef int64_t n, row, start, T, count = min(len(slices), CG_MAX_SEQUENCES)
@@ -565,7 +600,9 @@ def attention(Context ctx, Tensor out, Tensor qkv, list slices, int64_t H, *, fl
     cdef cg_status status
     for n, (cache, row, start, T) in enumerate(slices[:count]):
         a[n].q = qkv.f32(row, T, (H + 2 * cache.G) * cache.D, "attention qkv")
-        a[n].out = out.out(row, T, H * cache.D, "attention out")
+        a[n].out = out.out(row, T, ANY, "attention out") + column
+        if column < 0 or column > out.cols - H * cache.D:
+            raise KernelError(f"attention out: {H} heads of {cache.D} do not fit columns {column} .. of {out.cols}")
         a[n].k, a[n].v, a[n].past = a[n].q + H * cache.D, a[n].q + (H + cache.G) * cache.D, cache.c
         a[n].q_stride, a[n].kv_stride, a[n].out_stride = qkv.cols, qkv.cols, out.cols
         a[n].start, a[n].T, a[n].window, a[n].H, a[n].G, a[n].D = start, T, window, H, cache.G, cache.D
@@ -575,7 +612,7 @@ def attention(Context ctx, Tensor out, Tensor qkv, list slices, int64_t H, *, fl
         status = cg_run_attention(&ctx.c, a, count)
     check(status, "attention", (H, window, slices))
     if len(slices) > count:
-        attention(ctx, out, qkv, slices[count:], H, scale=scale, window=window, sinks=sinks)
+        attention(ctx, out, qkv, slices[count:], H, scale=scale, window=window, sinks=sinks, column=column)
 
 
 def transpose(out, str to, array, str dtype, int threads):

@@ -8,7 +8,7 @@ go sequence by sequence.
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -33,6 +33,7 @@ from cgpt.kernels import _kernels as k
 from cgpt.machine.memory import available_memory
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, KVCache
 from cgpt.models.logprobs import gather_logprobs
+from cgpt.models.partition import OUTPUTS, Ranks, Split, split
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -71,9 +72,10 @@ def cut(slices: list[BatchSlice], rows: slice) -> list[BatchSlice]:
 
 class Workspace:
     """Scratch of one running step: kernel contexts (`exact` for what must not be rounded in any precision) and named
-    activations [rows, columns], which only grow."""
+    activations [rows, columns], which only grow; `ranks` have the other columns of some."""
 
-    def __init__(self, threads: int, precision: str) -> None:
+    def __init__(self, threads: int, precision: str, ranks: Ranks | None) -> None:
+        self.ranks = ranks
         self.ctx = k.Context(threads, precision)
         self.exact = k.Context(threads, "exact")
         self._tensors: dict[str, k.Tensor] = {}
@@ -84,6 +86,11 @@ class Workspace:
         if found is None or found.rows < rows or found.cols != cols:
             found = self._tensors[name] = k.Tensor(np.empty((rows, cols), np.float32))
         return found
+
+    def gather(self, y: k.Tensor, rows: int, columns: Split) -> None:
+        """Completes rows of y, of which this rank has some columns, by those of the others."""
+        if self.ranks is not None:
+            self.ranks.gather(y.array[:rows], columns.bounds)
 
 
 class StepObserver(Protocol):
@@ -134,12 +141,16 @@ class Transformer:
     head: k.Matrix  # of the logits
     blocks: list[Any]
 
-    def __init__(self, config: GPT2Config | GptOssConfig, threads: int, precision: Precision) -> None:
+    def __init__(
+        self, config: GPT2Config | GptOssConfig, threads: int, precision: Precision, ranks: Ranks | None
+    ) -> None:
         self.config: Any = config
+        self.ranks = ranks
         self.threads = threads
         self.precision = precision
         self.kv_cache_dtype = DEFAULT_KV_DTYPE[precision]  # load() may choose another
         self.vocab_size: int = config.vocab_size
+        self.vocabulary = split(config.vocab_size, ranks, OUTPUTS)
         self.eos_token_ids: tuple[int, ...] = config.eos_token_ids
         self.closed = False
         self.closed_for = "the model was closed and its weights given back"
@@ -171,6 +182,8 @@ class Transformer:
         twin = copy.copy(self)
         twin.precision, twin.kv_cache_dtype = precision, DEFAULT_KV_DTYPE[precision]
         twin._begin()
+        if self.ranks is not None:
+            self.ranks.track("at_precision", self, twin, precision)
         if twin.streaming is not None:
             twin.streaming.share()
         return twin
@@ -181,6 +194,8 @@ class Transformer:
         with self._lock:
             self.closed = True
             self._release()
+        if self.ranks is not None:
+            self.ranks.record("close", self)
 
     def _release(self) -> None:
         if self.closed and not self._running:
@@ -213,7 +228,11 @@ class Transformer:
         self.require_open()
         most = self.context_length
         context = most if context is None else min(require_integer("context", context, low=0), most)
-        cache = KVCache(self.windows, self.kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
+        kv_heads = split(self.kv_heads, self.ranks).count
+        cache = KVCache(self.windows, kv_heads, self.head_dim, context, slack, KV_DTYPES[self.kv_cache_dtype])
+        if self.ranks is not None:
+            cache.ranks = self.ranks
+            self.ranks.track("new_cache", self, cache, context, slack)
         if self.streaming is not None:
             self.streaming.add_cache(cache)
         return cache
@@ -254,9 +273,15 @@ class Transformer:
         if rows not in ("last", "all"):
             raise InputError(f'rows is "last" or "all", not {shown(rows)}')
         ids, slices = self._lay_out(batch)
+        if self.ranks is not None:
+            self.check_ids(ids)
+            if observer is not None:
+                raise InputError("what happens inside a model can be observed where one process has all of it")
         if self.streaming is not None:
             self.streaming.begin_step(len(ids))
-        with self._workspace(keep=self.streaming is None or len(ids) <= self.KEPT_TOKENS) as ws:
+        keep = self.streaming is None or len(ids) <= self.KEPT_TOKENS
+        parts = [(part.cache, ids[part.row : part.row + part.T]) for part in slices] if self.ranks else None
+        with self._workspace(keep) as ws, self._lead("step", parts, rows=rows, head=head):
             x = ws.tensor("x", len(ids), self.width)
             self.embed(ws, x, ids, slices)  # checks the ids
             for part in slices:
@@ -273,19 +298,29 @@ class Transformer:
                 last.array[:T] = x.array[[part.row + part.T - 1 for part in slices]]
                 x = last
             out = self.predict(ws, x, T, head)
-            self.require_finite(out, slices)
+            if self.vocabulary.rank == 0:
+                self.require_finite(out, slices)
         for part in slices:
             part.cache.end_step(part.T)
         return out
+
+    def _lead(self, what: str, *args: Any, **options: Any) -> AbstractContextManager[None]:
+        """Within it all ranks call the same method; nothing where there is one."""
+        return nullcontext() if self.ranks is None else self.ranks.lead(what, self, *args, **options)
 
     def predict(self, ws: Workspace, x: k.Tensor, T: int, head: bool = True) -> Floats:
         """float32 [T, V]: the logits of T rows of the residual stream x; without the head its input [T, C]."""
         hidden = k.Tensor(np.empty((T, self.width), np.float32))
         self.final_norm(ws, hidden, x, T)
-        if not head:
-            return hidden.array
-        logits = k.Tensor(np.empty((T, self.vocab_size), np.float32))
+        return self._logits(ws, hidden, T) if head else hidden.array
+
+    def _logits(self, ws: Workspace, hidden: k.Tensor, T: int) -> Floats:
+        """float32 [T, V], the head's outputs; those of this rank alone where it is not the first."""
+        mine = self.vocabulary
+        logits = k.Tensor(np.empty((T, mine.count if mine.rank else self.vocab_size), np.float32))
         k.linear(ws.ctx, logits, hidden, self.head, T)
+        if self.ranks is not None:
+            self.ranks.collect(logits.array, mine.bounds)
         return logits.array
 
     def require_finite(self, out: Floats, slices: list[BatchSlice]) -> None:
@@ -337,7 +372,7 @@ class Transformer:
             self._running += 1
             idle = self._idle.pop() if self._idle else None
         try:
-            ws = idle or Workspace(self.threads, self.precision)
+            ws = idle or Workspace(self.threads, self.precision, self.ranks)
             yield ws
             if keep:
                 self._idle.append(ws)
@@ -373,13 +408,16 @@ class Transformer:
 
         return self._read(ids, targets, self.PREFILL_CHUNK)
 
+    def logits_of(self, hidden: Floats) -> Floats:
+        """float32 [T, V]: the logits of these inputs [T, C] of the head."""
+        with self._workspace() as ws, self._lead("logits_of", hidden):
+            return self._logits(ws, k.Tensor(hidden), len(hidden))
+
     def _score(self, hidden: Floats, targets: Ids) -> Floats:
         """The log-probabilities of the ids that follow these inputs [T, C] of the head."""
-        logits = k.Tensor(np.empty((len(targets), self.vocab_size), np.float32))
-        with self._workspace() as ws:
-            k.linear(ws.ctx, logits, k.Tensor(hidden), self.head, len(targets))
-        self.require_finite(logits.array, [])
-        return gather_logprobs(logits.array, targets, threads=self.threads)[0].astype(np.float32)
+        logits = self.logits_of(hidden)
+        self.require_finite(logits, [])
+        return gather_logprobs(logits, targets, threads=self.threads)[0].astype(np.float32)
 
     def _read(self, ids: npt.ArrayLike, take: Callable[[KVCache, Ids, Ids], Floats], n: int) -> Floats:
         """What `take` makes of each chunk of n ids of a prompt, and of the ids that follow each of its tokens."""

@@ -6,16 +6,18 @@ Read it beside gpt2.py: the sections have the same order.
 
 import re
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cgpt.checkpoint.config import SLIDING, GptOssConfig
 from cgpt.checkpoint.expert_store import ExpertStore
-from cgpt.checkpoint.loader import FLOATS, Loader
+from cgpt.checkpoint.loader import ALL, FLOATS, Loader
 from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
 from cgpt.kernels import _kernels as k
 from cgpt.models.base import BatchSlice, Ids, Precision, Transformer, Workspace, attend, cut
+from cgpt.models.partition import OUTPUTS, Ranks, split
 
 STREAMED_PART = Transformer.PREFILL_CHUNK  # tokens that are multiplied together: the bits of chunks of so many
 Choices = npt.NDArray[np.int32]
@@ -106,27 +108,43 @@ def mxfp4_names(experts: str) -> tuple[str, str]:
 class Block:
     """x += attention(rmsnorm(x)); x += experts(rmsnorm(x)), the experts chosen token by token."""
 
-    def __init__(self, config: GptOssConfig, layer: int, load: Loader, layout: str, rope: "RopeTables") -> None:
+    def __init__(
+        self, config: GptOssConfig, layer: int, load: Loader, layout: str, rope: "RopeTables", ranks: Ranks | None
+    ) -> None:
         self.config, self.layer, self.rope = config, layer, rope
+        C, D, H, G = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        self.kv_heads, self.columns = split(G, ranks), split(C, ranks, OUTPUTS)
+        self.inner = split(config.intermediate_size, ranks, OUTPUTS)
+        self.heads = self.kv_heads.times(H // G)
+        self.attended, kept = self.heads.times(D), self.kv_heads.times(D)
+        columns, pairs = self.columns.rows(), self.inner.times(2).rows()
         names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
 
         def name(part: str) -> str:
             return names[part].format(layer)
 
-        def projection(part: str) -> k.Matrix:
-            return load.matrix(name(part) + ".weight", name(part) + ".bias" if config.attention_bias else None)
+        def projection(part: str, rows: slice = ALL) -> k.Matrix:
+            return load.matrix(name(part) + ".weight", name(part) + ".bias" if config.attention_bias else None, rows)
 
         self.attn_norm = load.vector(name("attn_norm"))
-        self.qkv = [projection(part) for part in (("qkv",) if layout == "original" else ("q", "k", "v"))]
-        self.sinks = load.vector(name("sinks"))
-        self.out = projection("out")
+        if layout != "original":
+            parts = [("q", self.attended.rows()), ("k", kept.rows()), ("v", kept.rows())]
+        elif ranks is None:
+            parts = [("qkv", ALL)]
+        else:
+            parts = [("qkv", rows) for rows in (self.attended.rows(), kept.rows(H * D), kept.rows((H + G) * D))]
+        self.qkv = [projection(*part) for part in parts]
+        self.sinks = load.vector(name("sinks"), self.heads.rows())
+        self.out = projection("out", columns)
         self.mlp_norm = load.vector(name("mlp_norm"))
         self.router = load.table(name("router") + ".weight", name("router") + ".bias")
-        parts = [(name(part), name(part + "_bias")) for part in ("gate_up", "down")]
+        experts = [(name(part), name(part + "_bias")) for part in ("gate_up", "down")]
         if layout == "plain":
-            self.gate_up, self.down = (load.transposed(*part) for part in parts)
+            wanted = zip(experts, (pairs, columns), strict=True)
+            self.gate_up, self.down = (load.transposed(*part, [rows]) for part, rows in wanted)
         else:
-            self.gate_up, self.down = load.mxfp4([(*mxfp4_names(experts), bias) for experts, bias in parts])
+            stored = [(*mxfp4_names(part), bias) for part, bias in experts]
+            self.gate_up, self.down = load.mxfp4(stored, (pairs, columns))
         self.store = load.store
         self.window = config.sliding_window if config.layer_types[layer] == SLIDING else 0
         self.scale = config.head_dim**-0.5
@@ -139,16 +157,16 @@ class Block:
             rows = slice(row, min(row + part, T))
             self.attention(ws, x.part(rows), rows.stop - row, cut(slices, rows))
             self.route(ws, normed.part(rows), index[rows], weight.part(rows), x.part(rows), rows.stop - row)
-        arrivals = None if self.store is None else self.stream(self.store, index)
-        alpha, limit = c.swiglu_alpha, c.swiglu_limit
-        k.moe(ws.ctx, x, normed, index, weight, self.gate_up, self.down, alpha, limit, T, part=part, arrivals=arrivals)
+        arrivals = None if self.store is None else self.stream(self.store, index, hold=ws.ranks is not None)
+        self.experts(ws, x, normed, index, weight, T, part=part, arrivals=arrivals)
+        ws.gather(x, T, self.columns)
 
     def attention(self, ws: Workspace, x: k.Tensor, T: int, slices: list[BatchSlice]) -> None:
         """x += attention(rmsnorm(x))."""
         ctx, c = ws.ctx, self.config
-        H, G, D = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        H, G, D = self.heads.count, self.kv_heads.count, c.head_dim
         normed = ws.tensor("normed", T, x.cols)
-        qkv, attended = ws.tensor("qkv", T, (H + 2 * G) * D), ws.tensor("attended", T, H * D)
+        qkv, attended = ws.tensor("qkv", T, (H + 2 * G) * D), ws.tensor("attended", T, c.num_attention_heads * D)
         k.rmsnorm(ctx, normed, x, self.attn_norm, c.rms_norm_eps, T)
         column = 0
         for projection in self.qkv:
@@ -156,8 +174,11 @@ class Block:
             column += projection.shape[0]
         for part in slices:
             k.rope(ctx, qkv, *self.rope(part.start + part.T), part.row, part.start, H + G, D, part.T)
-        attend(ws, attended, qkv, self.layer, slices, H, scale=self.scale, window=self.window, sinks=self.sinks)
-        k.linear(ctx, x, attended, self.out, T, add=True)
+        how: dict[str, Any] = {"scale": self.scale, "window": self.window, "sinks": self.sinks}
+        attend(ws, attended, qkv, self.layer, slices, H, column=self.attended.start, **how)
+        ws.gather(attended, T, self.attended)
+        k.linear(ctx, x, attended, self.out, T, add=True, column=self.columns.start)
+        ws.gather(x, T, self.columns)
 
     def route(self, ws: Workspace, normed: k.Tensor, index: Choices, weight: k.Tensor, x: k.Tensor, T: int) -> None:
         """The experts' input [T, C], and which of them each token takes, with what weight [T, top_k]."""
@@ -166,11 +187,23 @@ class Block:
         k.linear(ws.exact, logits, normed, self.router, T)
         k.topk(ws.ctx, index, weight, logits, T)
 
-    def stream(self, store: ExpertStore, index: Choices) -> Iterator[Choices]:
+    def experts(
+        self, ws: Workspace, x: k.Tensor, normed: k.Tensor, index: Choices, weight: k.Tensor, T: int, **how: Any
+    ) -> None:
+        """x += experts(normed), in this rank's columns; `how` as in _kernels.moe."""
+        if ws.ranks is not None:
+            act, slots = ws.tensor("act", index.size, self.config.intermediate_size), index.size
+            how |= {"act": act, "act_column": self.inner.start, "column": self.columns.start}
+            how["gather"] = lambda: ws.gather(act, slots, self.inner)
+        alpha, limit = self.config.swiglu_alpha, self.config.swiglu_limit
+        k.moe(ws.ctx, x, normed, index, weight, self.gate_up, self.down, alpha, limit, T, **how)
+
+    def stream(self, store: ExpertStore, index: Choices, hold: bool) -> Iterator[Choices]:
         """The chosen experts, as they come from the disk. Where this layer takes nearly all, the next one will, too."""
         chosen, E = np.unique(index), self.config.num_experts
         last = self.layer == self.config.num_hidden_layers - 1
-        return store.stream(self.layer, chosen, range(E) if len(chosen) > 0.9 * E and not last else ())
+        following = range(E) if len(chosen) > 0.9 * E and not last else ()
+        return store.stream(self.layer, chosen, following, hold)
 
 
 # -------------------------------------------------------------------------------------------------------- model
@@ -205,8 +238,16 @@ class GptOss(Transformer):
 
     config: GptOssConfig
 
-    def __init__(self, config: GptOssConfig, checkpoint: Checkpoint, load: Loader, threads: int, precision: Precision):
-        super().__init__(config, threads, precision)
+    def __init__(
+        self,
+        config: GptOssConfig,
+        checkpoint: Checkpoint,
+        load: Loader,
+        threads: int,
+        precision: Precision,
+        ranks: Ranks | None = None,
+    ) -> None:
+        super().__init__(config, threads, precision, ranks)
         layout = layout_of(checkpoint.tensors)
         names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
         tied_head = (re.escape(names["head"]),) if config.tie_word_embeddings else ()
@@ -216,9 +257,10 @@ class GptOss(Transformer):
         self.windows = [(config.sliding_window or 0) if kind == SLIDING else 0 for kind in config.layer_types]
         rope = RopeTables(config)
         self.embedding = load.embedding(names["embed"])
-        self.blocks = [Block(config, n, load, layout, rope) for n in range(config.num_hidden_layers)]
+        self.blocks = [Block(config, n, load, layout, rope, ranks) for n in range(config.num_hidden_layers)]
         self.norm = load.vector(names["norm"])
-        self.head = load.head(self.embedding, names["embed"], names["head"], config.tie_word_embeddings)
+        rows, tied = self.vocabulary.rows(), config.tie_word_embeddings
+        self.head = load.head(self.embedding, names["embed"], names["head"], tied, rows)
 
     @property
     def context_length(self) -> int:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cgpt.errors import ContextLengthError, InputError, OutOfMemoryError
 from cgpt.kernels._kernels import KV_BLOCK, KV_PANEL, NUMPY_DTYPES, LayerCache, kv_shapes
+from cgpt.models.partition import Ranks
 
 Array = npt.NDArray[Any]
 KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}  # as load() names them, and the kernels
@@ -53,6 +54,7 @@ class KVCache:
         "BF16", of what is kept."""
         self.position = 0
         self.context = context
+        self.ranks: Ranks | None = None  # those that have the other heads of this sequence
         self._written = 0  # the positions that have ever been reached
         self._oldest = 0  # what truncate() can go back to, at the most
         self._slack = slack if any(windows) else context
@@ -88,13 +90,15 @@ class KVCache:
 
     def begin_step(self, tokens: int) -> None:
         """Begins a step of so many tokens; until end_step() the cache is not what `position` says."""
-        self._before = self.snapshot() if tokens > self._slack + 1 else None
+        self._before = self._snapshot(self.position) if tokens > self._slack + 1 else None
         self._begun, self.intact = tokens, False
 
     def rollback(self) -> None:
         """Takes a sequence whose step was interrupted back to where it was before."""
         if self.intact:
             return
+        if self.ranks is not None:
+            self.ranks.record("rollback", self)
         if self._before is None:
             self._written = max(self._written, self.position + self._begun)
         else:
@@ -114,6 +118,8 @@ class KVCache:
         """Forgets what stands at `position` and after it. Not further back than `slack` from the farthest that was
         reached where there are sliding layers: their rings have lost what is older. InputError otherwise."""
         self._require_held(position)
+        if self.ranks is not None:
+            self.ranks.record("truncate", self, position)
         self.position = position
 
     def _require_held(self, position: int) -> None:
@@ -129,6 +135,12 @@ class KVCache:
         3 MB in gpt-oss-20b, nothing in GPT-2."""
         position = self.position if position is None else position
         self._require_held(position)
+        snapshot = self._snapshot(position)
+        if self.ranks is not None:
+            self.ranks.track("snapshot", self, snapshot, position)
+        return snapshot
+
+    def _snapshot(self, position: int) -> Snapshot:
         rings = [
             (k[:, _blocks(position, window, k)], v[:, _blocks(position, window, v)]) if window else None
             for window, (k, v) in zip(self._windows, self.arrays, strict=True)
@@ -145,6 +157,8 @@ class KVCache:
                 f"{source.position}; take a new one, and a snapshot of what is still there"
             )
         self.require_room(snapshot.position)
+        if self.ranks is not None:
+            self.ranks.record("resume", self, source, snapshot)
         for mine, theirs in zip(
             self.full_layers(0, snapshot.position), source.full_layers(0, snapshot.position), strict=True
         ):

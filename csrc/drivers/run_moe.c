@@ -6,6 +6,7 @@
 
 typedef struct {
     int64_t expert, first, count; /* its slots */
+    int done;                     /* the phases it has been through */
     cg_linear *kernel[2];         /* gate_up, down */
     int64_t packed[2];            /* where its packed activations begin, in bytes */
 } moe_group;
@@ -15,11 +16,11 @@ typedef struct {
     const cg_matrix *matrix[2]; /* gate_up, down */
     moe_group *groups;          /* [min(slots, E)] */
     moe_group **run;            /* those that are multiplied now */
-    int64_t group_count, run_count, done_count, rows[2], panels[2];
+    int64_t group_count, run_count, rows[2], panels[2];
     int32_t *group_of;           /* [E]; -1: nobody chose it */
     int32_t *token_of, *slot_of; /* [slots]; [T, k] */
     float *result;               /* [slots, C] */
-    float *hidden, *act;         /* [slots, 2I], [slots, I]: in the context's scratch, as what follows */
+    float *hidden, *act;         /* [slots, rows of gate_up], [slots, I]: in the context's scratch, as what follows */
     char *packed[2], *work;      /* work: [threads, work_bytes] */
     int64_t work_bytes;
 } moe_job;
@@ -58,7 +59,7 @@ static int64_t lay_out_scratch(moe_job *job, const cg_moe *m, void *base, int th
     int64_t tasks = groups * cg_max(cg_panels(up, m->T, threads), cg_panels(down, m->T, threads));
     uintptr_t at = (uintptr_t)base;
     job->hidden = carve(&at, S * up->N * 4);
-    job->act = carve(&at, S * down->K * 4);
+    job->act = m->act ? m->act : carve(&at, S * down->K * 4);
     for (int i = 0; i < 2; i++) job->packed[i] = carve(&at, packed[i]);
     job->work = carve(&at, cg_team(threads, tasks) * job->work_bytes);
     return (int64_t)(at - (uintptr_t)base);
@@ -109,7 +110,10 @@ static void pack_group(moe_job *job, const moe_group *g, int i) {
                        g->count);
 }
 
-static void pack_task(void *job, int64_t i, CG_UNUSED int thread) { pack_group(job, ((moe_job *)job)->run[i], 0); }
+static void pack_tokens_task(void *job, int64_t i, CG_UNUSED int thread) {
+    pack_group(job, ((moe_job *)job)->run[i], 0);
+}
+static void pack_act_task(void *job, int64_t i, CG_UNUSED int thread) { pack_group(job, ((moe_job *)job)->run[i], 1); }
 
 static void product_task(const moe_job *job, int64_t task, int i, int thread) {
     const moe_group *g = job->run[task / job->panels[i]];
@@ -130,10 +134,15 @@ static void down_task(void *job, int64_t i, int thread) { product_task(job, i, 1
 static void swiglu_task(void *data, int64_t i, CG_UNUSED int thread) {
     moe_job *job = data;
     const moe_group *g = job->run[i];
-    int64_t I = job->m.down->K;
+    int64_t I = job->m.down->K, mine = job->m.gate_up->N / 2;
+    float *act = job->act + job->m.act_column;
     for (int64_t s = g->first; s < g->first + g->count; s++)
-        cg_active->swiglu(job->act + s * I, job->hidden + s * 2 * I, job->m.alpha, job->m.limit, I);
-    pack_group(job, g, 1);
+        cg_active->swiglu(act + s * I, job->hidden + s * 2 * mine, job->m.alpha, job->m.limit, mine);
+}
+
+static void swiglu_pack_task(void *job, int64_t i, int thread) {
+    swiglu_task(job, i, thread);
+    pack_act_task(job, i, thread);
 }
 
 static void combine_task(void *data, int64_t t, CG_UNUSED int thread) {
@@ -145,8 +154,10 @@ static void combine_task(void *data, int64_t t, CG_UNUSED int thread) {
 
 cg_status cg_moe_begin(const cg_context *ctx, const cg_moe *m, void *memory) {
     const cg_matrix *up = m->gate_up, *down = m->down;
-    if (cg_check_matrix(up) || cg_check_matrix(down) || up->E != down->E || up->N != 2 * down->K ||
-        up->E > CG_MAX_EXPERTS || m->k < 1 || m->k > CG_MAX_TOP_K || m->k > up->E)
+    if (cg_check_matrix(up) || cg_check_matrix(down) || up->E != down->E || up->N % 2 || up->E > CG_MAX_EXPERTS ||
+        m->k < 1 || m->k > CG_MAX_TOP_K || m->k > up->E)
+        return CG_BAD_SHAPE;
+    if (m->act ? m->act_column < 0 || m->act_column > down->K - up->N / 2 : m->act_column || up->N / 2 != down->K)
         return CG_BAD_SHAPE;
     moe_job *job = memory;
     *job = (moe_job){.m = *m, .matrix = {up, down}};
@@ -160,31 +171,46 @@ cg_status cg_moe_begin(const cg_context *ctx, const cg_moe *m, void *memory) {
 
 static int in_memory(const cg_matrix *w, int64_t expert) { return !w->experts || w->experts[expert].data; }
 
-cg_status cg_moe_experts(const cg_context *ctx, void *memory, const int32_t *experts, int64_t n) {
+int cg_moe_complete(const void *memory, int phases) {
+    const moe_job *job = memory;
+    for (int64_t i = 0; i < job->group_count; i++)
+        if ((job->groups[i].done & phases) != phases) return 0;
+    return 1;
+}
+
+cg_status cg_moe_experts(const cg_context *ctx, void *memory, const int32_t *experts, int64_t n, int phases) {
     moe_job *job = memory;
     const cg_moe *m = &job->m;
     job->run_count = 0;
     for (int64_t i = 0; i < (experts ? n : m->gate_up->E); i++) {
         int64_t e = experts ? experts[i] : i;
         if (e < 0 || e >= m->gate_up->E) return CG_BAD_VALUE;
-        if (job->group_of[e] < 0) continue; /* nobody chose it, or it was multiplied already */
+        if (job->group_of[e] < 0) continue; /* nobody chose it */
+        moe_group *g = &job->groups[job->group_of[e]];
+        if (g->done & phases) continue; /* it was multiplied already */
         if (!in_memory(m->gate_up, e) || !in_memory(m->down, e)) return CG_BAD_VALUE;
-        job->run[job->run_count++] = &job->groups[job->group_of[e]];
-        job->group_of[e] = -1;
+        if (!(phases & CG_MOE_GATE_UP) && !(g->done & CG_MOE_GATE_UP)) return CG_BAD_VALUE;
+        job->run[job->run_count++] = g;
+        g->done |= phases;
     }
+    if (phases != CG_MOE_BOTH && !m->act) return CG_BAD_VALUE;
     if (lay_out_scratch(job, m, ctx->scratch, ctx->threads) > ctx->scratch_bytes) return CG_NO_MEMORY;
     int few = m->T == 1 ? 1 : ctx->threads; /* one token is packed before other threads would have started */
-    cg_parallel(few, job->run_count, pack_task, job);
-    cg_parallel(ctx->threads, job->run_count * job->panels[0], gate_up_task, job);
-    cg_parallel(few, job->run_count, swiglu_task, job);
-    cg_parallel(ctx->threads, job->run_count * job->panels[1], down_task, job);
-    job->done_count += job->run_count;
+    if (phases & CG_MOE_GATE_UP) {
+        cg_parallel(few, job->run_count, pack_tokens_task, job);
+        cg_parallel(ctx->threads, job->run_count * job->panels[0], gate_up_task, job);
+        cg_parallel(few, job->run_count, phases & CG_MOE_DOWN ? swiglu_pack_task : swiglu_task, job);
+    }
+    if (phases & CG_MOE_DOWN) {
+        if (phases != CG_MOE_BOTH) cg_parallel(few, job->run_count, pack_act_task, job);
+        cg_parallel(ctx->threads, job->run_count * job->panels[1], down_task, job);
+    }
     return CG_OK;
 }
 
 cg_status cg_moe_end(const cg_context *ctx, void *memory) {
     moe_job *job = memory;
-    if (job->done_count < job->group_count) return CG_BAD_VALUE;
+    if (!cg_moe_complete(memory, CG_MOE_BOTH)) return CG_BAD_VALUE;
     cg_parallel(job->m.T == 1 ? 1 : ctx->threads, job->m.T, combine_task, job);
     return CG_OK;
 }
