@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
+from cgpt.api import follow
 from cgpt.cli import (
     batch,
     bench,
@@ -25,6 +26,8 @@ from cgpt.cli import (
     synth,
 )
 from cgpt.cli.options import say
+from cgpt.distributed import mpi
+from cgpt.distributed.session import session_of
 from cgpt.errors import CgptError
 from cgpt.kernels import _kernels
 from cgpt.version import __version__
@@ -52,10 +55,18 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]  # which takes more than it needs
+        rank, _ = mpi.launched()
+        if rank:
+            warnings.simplefilter("ignore")  # rank 0 says the same
         try:
             try:
-                args = _parser().parse_args(argv)
-                args.run(args)
+                comm = mpi.world()
+                session = session_of(comm) if comm else None
+                if session and session.rank:
+                    follow(session)  # rank 0 has the front
+                else:
+                    args = _parser().parse_args(argv)
+                    args.run(args)
             finally:
                 sys.stdout.flush()
         except KeyboardInterrupt:
@@ -64,7 +75,8 @@ def _run(argv: list[str] | None) -> int:
             return PIPE_CLOSED
         except (CgptError, OSError, MemoryError) as problem:
             with suppress(OSError):  # stderr is full or closed: the status says it
-                say(f"error: {str(problem) or 'out of memory'}")
+                if not rank:
+                    say(f"error: {str(problem) or 'out of memory'}")
             return FAILED
     return 0
 

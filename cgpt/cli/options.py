@@ -14,6 +14,7 @@ from cgpt.api import DENSE, Model, load
 from cgpt.checkpoint.expert_store import ExpertStats
 from cgpt.checkpoint.locate import SYNTH, demo_models
 from cgpt.checkpoint.sizes import SIZES
+from cgpt.distributed.mpi import world
 from cgpt.errors import InputError
 from cgpt.generation.request import TextModel
 from cgpt.generation.sampling import CHECKPOINT_PARAMS, SamplingParams
@@ -76,6 +77,7 @@ def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
             memory=args.memory,
             progress=progress,
             revision=args.revision,
+            comm=world(),
         )
 
 

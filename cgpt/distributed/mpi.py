@@ -15,8 +15,12 @@ import numpy.typing as npt
 
 from cgpt.errors import InputError
 
-# How many processes the launchers of Open MPI, of MPICH and Intel MPI, of Slurm's own and of MVAPICH say there are.
-SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+# What the launchers of Open MPI, of MPICH, Intel MPI and Slurm, and of MVAPICH tell each process: its rank, the number.
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+)
 TAG = 7  # of what rank 0 tells the others
 SHARE, LONGEST = 0.05, 0.005  # of the time that it has waited a rank sleeps before it looks again, seconds at the most
 Floats = npt.NDArray[np.float32]
@@ -101,19 +105,25 @@ class MPICommunicator:
         self._comm.Abort(2)
 
 
-def launched_ranks() -> int:
-    """How many processes an MPI launcher (mpiexec, mpirun, srun) started, this one among them; 1: none did."""
-    return max((int(size) for name in SIZES if (size := os.environ.get(name, "")).isdecimal()), default=1)
+def launched() -> tuple[int, int]:
+    """The rank of this process, and how many an MPI launcher (mpiexec, mpirun, srun) started; (0, 1): none did."""
+    for names in LAUNCHERS:
+        rank, size = (os.environ.get(name, "") for name in names)
+        if rank.isdecimal() and size.isdecimal():
+            return int(rank), int(size)
+    return 0, 1
 
 
 def world() -> Any:
-    """mpi4py's communicator of all these processes; None where there is one. InputError without mpi4py."""
-    if launched_ranks() < 2:
+    """mpi4py's communicator of all the processes that a launcher started; None where there is one. InputError without
+    mpi4py."""
+    _, size = launched()
+    if size < 2:
         return None
     if importlib.util.find_spec("mpi4py") is None:
         raise InputError(
-            f"an MPI launcher started {launched_ranks()} processes, and mpi4py, by which they would run one model, is "
-            "not here: pip install 'cgpt[mpi]', or start one process"
+            f"an MPI launcher started {size} processes, and mpi4py, by which they would run one model, is not here: "
+            "pip install 'cgpt[mpi]', or start one process"
         )
     from mpi4py import MPI
 

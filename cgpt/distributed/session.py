@@ -229,6 +229,8 @@ class Session:
 
     def follow(self, load: Load) -> None:
         """Does what rank 0 does, until it ends; load(session, **arguments) gives a model."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; rank 0 decides
         try:
             while not self.ended:
                 self._is_confirmed()
