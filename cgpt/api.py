@@ -495,7 +495,9 @@ def _open(
             if ranks is not None and ranks.size > (heads := accounting.shape_of(config)["kv_heads"]):
                 raise InputError(f"{directory} has {heads} key/value heads, too few for {ranks.size} ranks")
             checkpoint = open_checkpoint(directory, config)
-            limit = streaming.choose_limit(config, checkpoint, dense, memory)
+            limit = streaming.choose_limit(config, checkpoint, dense, memory, ranks)
+        if ranks is not None and any(ranks.exchange(limit is not None)) and limit is None:
+            limit = streaming.default_limit(ranks)  # all do as the one that has the least memory
         with together():
             if huge_pages and limit is None:
                 require_huge_pages(sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
@@ -514,6 +516,7 @@ def _open(
             transformer.files = checkpoint.watch()
         if ranks is not None:
             ranks.require_same("checkpoint", (repr(config), transformer.files.digest()), str(directory))
+            transformer.PREFILL_CHUNK = min(ranks.exchange(transformer.PREFILL_CHUNK))
     if store is not None:
         store.watch = transformer.files
     if kv_cache_dtype:

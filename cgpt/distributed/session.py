@@ -93,6 +93,7 @@ class Session:
         self.communicator = communicator
         self.rank, self.size = communicator.rank, communicator.size
         self.gather, self.collect = communicator.gather, communicator.collect
+        self.exchange = communicator.exchange
         self.ended = False
         self._lock = threading.RLock()  # one step at a time
         self._log: deque[tuple[str, Any, tuple[Any, ...], dict[str, Any], int | None]] = deque()
@@ -109,7 +110,8 @@ class Session:
             warn_caller(f"all ranks use the kernels of {level}, the best that all have: {better}")
         cpus = frozenset(topology.usable_cpus())
         places = communicator.exchange((socket.gethostname(), cpus))
-        self._sharing = sum(host == places[self.rank][0] and bool(cpus & other) for host, other in places)
+        beside = [other for host, other in places if host == places[self.rank][0]]
+        self.on_host, self._sharing = len(beside), sum(bool(cpus & other) for other in beside)
 
     def _require_versions(self) -> None:
         versions = self.communicator.exchange((__version__, platform.machine()))

@@ -69,6 +69,11 @@ class PrefixCache:
         Who may read it reads what was asked: it is made for its owner alone. See prefix_store for what is a miss."""
         if not isinstance(transformer := getattr(model, "transformer", None), Transformer):
             raise InputError(f"a prefix cache belongs to a model, as load() gives it, not to a {type(model).__name__}")
+        if directory is not None and transformer.ranks is not None:
+            raise InputError(
+                "a prefix cache on the disk holds what one process has of a sequence, and this model runs on several; "
+                "leave the directory (--prefix-cache-dir) out"
+            )
         self.transformer = transformer
         self.max_bytes = require_integer("max_bytes", max_bytes, low=0)
         self.num_reused = self.num_computed = self.num_reused_from_disk = 0

@@ -239,7 +239,10 @@ class Transformer:
 
     def available_memory(self) -> int | None:
         """The bytes that caches may take here; None: unknown."""
-        return available_memory() if self.streaming is None else self.streaming.available()
+        if self.streaming is not None:
+            return self.streaming.available()
+        available = available_memory()
+        return available if available is None or self.ranks is None else available // self.ranks.on_host
 
     def uniform_tokens(self, max_tokens: int) -> int:
         """How many tokens, `max_tokens` at most, a step may hold for each to get the bits it would get alone."""

@@ -23,6 +23,7 @@ class Ranks(Protocol):
 
     rank: int
     size: int
+    on_host: int  # how many of them share this one's machine
 
     def gather(self, y: npt.NDArray[np.float32], bounds: Sequence[int]) -> None:
         """Completes y [T, N], of which each rank has the columns from bounds[rank] up to bounds[rank + 1], on all."""

@@ -32,6 +32,7 @@ from cgpt.models.accounting import (
 )
 from cgpt.models.base import Transformer
 from cgpt.models.kv_cache import KVCache
+from cgpt.models.partition import Ranks
 from cgpt.models.streaming_speed import Measure, decode_speeds, hit_rates, measure_rates, said
 
 MARGIN = 100_000_000  # bytes left alone: what the allocator holds back, and pages of embeddings and libraries
@@ -60,24 +61,29 @@ class MemoryBudget:
     """Shares `limit` bytes of this process out between what it has, keys and values, a step's activations and the
     experts, which get what is left. Base's Streaming."""
 
-    def __init__(self, limit: int, config: GptOssConfig, store: ExpertStore, own: int) -> None:
+    def __init__(
+        self, limit: int, config: GptOssConfig, store: ExpertStore, own: int, ranks: Ranks | None = None
+    ) -> None:
         """own: the bytes that the process has now, without experts."""
-        self.limit, self.config, self.store, self.own = limit, config, store, own
+        self.limit, self.config, self.store, self.own, self.ranks = limit, config, store, own, ranks
         self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
         self._users = 1
         self._lock = threading.Lock()  # guards both
 
     @property
     def min_slots(self) -> int:
-        """The experts that one token takes in all layers. With fewer slots none would be found again."""
-        return min(self.config.num_hidden_layers * self.config.experts_per_token, self.store.experts)
+        """The experts that one token takes in all layers. With fewer slots none would be found again. With several
+        ranks those of a layer, too: they stay until the ranks have gathered what came of them."""
+        taken = self.config.num_hidden_layers * self.config.experts_per_token
+        return min(max(taken, self.config.num_experts if self.ranks else 0), self.store.experts)
 
     def slots(self, tokens: int) -> int:
         """The experts that fit beside a step of so many tokens."""
         with self._lock:
             caches = list(self._caches)
         cache = sum(cache.nbytes for cache in caches) + tokens * self._position_bytes()
-        return (self.limit - self.own - cache - scratch_bytes(self.config, tokens) - MARGIN) // self.store.slot_bytes
+        scratch = scratch_bytes(self.config, tokens, self.ranks)
+        return (self.limit - self.own - cache - scratch - MARGIN) // self.store.slot_bytes
 
     def _position_bytes(self) -> int:
         """The most bytes that one position's keys and values take, as f32 in every layer."""
@@ -99,6 +105,8 @@ class MemoryBudget:
     def begin_step(self, tokens: int) -> None:
         """Makes room for a step of so many tokens; OutOfMemoryError where there is none."""
         slots = self.slots(tokens)
+        if self.ranks is not None and self.ranks.rank:
+            slots = max(slots, self.min_slots)  # rank 0, which has most of its own, has made sure of it
         if slots < self.min_slots:
             raise OutOfMemoryError(
                 f"memory={self.limit / 1e9:.1f} GB leaves room for {max(slots, 0)} experts beside keys and values, and "
@@ -126,23 +134,28 @@ class MemoryBudget:
             self.store.close()
 
 
-def scratch_bytes(config: GptOssConfig, tokens: int) -> int:
+def scratch_bytes(config: GptOssConfig, tokens: int, ranks: Ranks | None = None) -> int:
     """What a step of so many tokens takes for activations, at the most."""
     C, I, top_k = config.hidden_size, config.intermediate_size, config.experts_per_token
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     part = min(tokens, Transformer.PREFILL_CHUNK)
     whole = tokens * (2 * C + top_k * (C + 4))  # the residual stream, the experts' input and results
+    whole += 0 if ranks is None else tokens * top_k * I  # their activations, which are gathered
     rows = part * top_k + 16 * min(part * top_k, config.num_experts)
     at_once = part * (2 * C + 2 * heads * config.head_dim + config.num_experts + top_k * 3 * I) + rows * (C + I)
     logits = min(tokens, Transformer.KEPT_TOKENS) * config.vocab_size
     return 4 * (whole + at_once + logits)
 
 
-def least_memory(config: GptOssConfig, tensors: Collection[AnyTensor], dense: str | None, own: int) -> int:
-    """The bytes with which a model can run: `own`, which this process has already, the dense weights and one token's
-    experts."""
-    _, taken = expert_bytes(config, tensors)
-    held = dense_bytes(config, tensors, dense) + taken + scratch_bytes(config, KV_BLOCK)
+def least_memory(
+    config: GptOssConfig, tensors: Collection[AnyTensor], dense: str | None, own: int, ranks: int = 1
+) -> int:
+    """The bytes with which a model can run: `own`, which this process has already, and of so many ranks' share of the
+    dense weights and one token's experts its own; with several ranks those of a layer at least."""
+    stored, taken = expert_bytes(config, tensors)
+    if ranks > 1:
+        taken = max(taken, stored // config.num_hidden_layers)
+    held = (dense_bytes(config, tensors, dense) + taken) // ranks + scratch_bytes(config, KV_BLOCK)
     return own + held + MARGIN + LOADING
 
 
@@ -155,18 +168,21 @@ def expect(
     context: int,
     measure: Measure = lambda files: None,
     root: Path = Path("/"),
+    ranks: int = 1,
 ) -> dict[str, Any] | None:
     """How a model is streamed within `memory`, or most of what is `available` where it does not fit there; None where
     all of it stays in memory. InputError where that cannot be done within `memory`.
 
-    context: the positions that a sequence has. measure: gives the rates, once they are wanted. The result, which json
+    context: the positions that a sequence has. measure: gives the rates, once they are wanted. ranks: processes that
+      share the model, of which this is one. The result, which json
     can write, holds bytes: least (that works) and memory (None: too little is available); and where there is enough
       resident, the share of the experts that is in memory; hit_rates and disk_bytes_per_token, {"uniform", "text"};
       rates, None or {"disk", "memory", "measured"} in bytes a second; tokens_per_second, None or {"uniform", "text"}.
     """
     limit = None if memory is None else require_bytes("memory", memory)
-    needed = round(sum(loaded_bytes(config, tensor, dense) for tensor in tensors)) + RUNTIME
+    needed = round(sum(loaded_bytes(config, tensor, dense) for tensor in tensors)) // ranks + RUNTIME
     stored, taken = expert_bytes(config, tensors) if isinstance(config, GptOssConfig) else (0, 0)
+    stored, taken = stored // ranks, taken // ranks
     if not isinstance(config, GptOssConfig) or not stored:
         if limit is not None and needed > limit:
             why = "GPT-2 has no experts" if isinstance(config, GPT2Config) else "its experts are not in MXFP4"
@@ -175,7 +191,7 @@ def expect(
             )
         return None
     own = process_memory(root) or MARGIN
-    least = least_memory(config, tensors, dense, own)
+    least = least_memory(config, tensors, dense, own, ranks)
     if limit is None:
         if available is None or needed <= available:
             return None
@@ -191,7 +207,7 @@ def expect(
     share = min(max(room, taken) / stored, 1)
     hits = hit_rates(share)
     missed = {name: taken * (1 - rate) for name, rate in hits.items()}
-    rest = sum(bytes_per_token(config, tensors, dense).values()) - taken + cache_read(config, context)
+    rest = (sum(bytes_per_token(config, tensors, dense).values()) + cache_read(config, context)) // ranks - taken
     rates = measure({tensor.file for tensor in tensors if isinstance(tensor, StoredTensor)})
     return {
         "memory": limit,
@@ -205,16 +221,21 @@ def expect(
 
 
 def choose_limit(
-    config: GPT2Config | GptOssConfig, checkpoint: Checkpoint, dense: str | None, memory: int | str | None
+    config: GPT2Config | GptOssConfig,
+    checkpoint: Checkpoint,
+    dense: str | None,
+    memory: int | str | None,
+    ranks: Ranks | None = None,
 ) -> int | None:
     """The bytes within which a model's experts are streamed: `memory`, or most of what can be had where the model does
     not fit there, with a warning; None where all of it stays in memory. InputError where that cannot be done within
     `memory`."""
-    available = available_memory()
+    available = _available(ranks)
     measure: Measure = measure_rates if memory is None else lambda files: None
     names = checkpoint.tensors
     used = [names[name] for name in tensor_specs(config, names) if name in names]  # the model's own check comes later
-    found = expect(config, used, dense, memory, available, CONTEXT, measure)
+    size = 1 if ranks is None else ranks.size
+    found = expect(config, used, dense, memory, available, CONTEXT, measure, ranks=size)
     if found is None or found["memory"] is None:
         return None
     limit: int = found["memory"]
@@ -228,9 +249,19 @@ def choose_limit(
     return limit
 
 
+def default_limit(ranks: Ranks | None) -> int:
+    """The bytes within which experts are streamed where nobody says: most of what can be had."""
+    return round((_available(ranks) or 0) * AUTOMATIC_SHARE)
+
+
+def _available(ranks: Ranks | None) -> int | None:
+    available = available_memory()
+    return available if available is None or ranks is None else available // ranks.on_host
+
+
 def begin(transformer: Transformer, store: ExpertStore, limit: int) -> None:
     """Shares the memory out, once all that stays there is loaded."""
-    budget = MemoryBudget(limit, transformer.config, store, process_memory() or 0)
+    budget = MemoryBudget(limit, transformer.config, store, process_memory() or 0, transformer.ranks)
     slots = budget.slots(KV_BLOCK)
     if slots < budget.min_slots:
         least = limit + (budget.min_slots - slots) * store.slot_bytes

@@ -64,6 +64,7 @@ class Board:
         self.values = [None] * size
         self.inboxes = [queue.Queue() for _ in range(size)]
         self.aborts = []
+        self.sessions = [None] * size
 
 
 class ThreadRanks:
@@ -73,7 +74,7 @@ class ThreadRanks:
         self.board = Board(size)
         self.communicators = [ThreadCommunicator(rank, size, self.board) for rank in range(size)]
         self.errors = []
-        self.sessions = [None] * size
+        self.sessions = self.board.sessions
         self._follow = follow
         self._threads = [threading.Thread(target=self._run, args=(rank,), daemon=True) for rank in range(1, size)]
 
