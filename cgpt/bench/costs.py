@@ -46,8 +46,8 @@ def _attention(
     ctx: k.Context, out: k.Tensor, qkv: k.Tensor, spans: Sequence[Any], H: int, *, window: int = 0, **_: Any
 ) -> tuple[int, int]:
     """The positions that some query sees; a query and each of its keys meet in D products, its values in as many."""
-    D, read, pairs = out.cols // H, 0, 0
-    G = (qkv.cols // D - H) // 2
+    read, pairs = 0, 0
+    G, D = spans[0][0].G, spans[0][0].D
     for cache, _row, start, T in spans:
         first = max(0, start + 1 - window) if window else 0
         read += 2 * cache.itemsize * G * D * (start + T - first)

@@ -6,6 +6,7 @@ from typing import Any
 
 _COLUMNS = (-20, 8, 9, 8, 10, 10, 10, 9, 7, 9, 9, 9, -4)  # the first to the left, and the mark
 _STREAMED = (-20, 8, 8, 9, 7, 9, 11, 11)
+_GATHERED = (-20, 8, 8, 9, 11, 11)
 Row = Mapping[str, Any]
 
 
@@ -36,11 +37,25 @@ def table(rows: Sequence[Row]) -> str:
             _digits(row["bytes_per_token"] / 1e6), f"{row['bytes_per_s'] / 1e9:.1f}", f"{row['bandwidth_share']:.0%}",
             f"{row['flops_per_s'] / 1e9:.1f}", f"{row['peak_share']:.0%}", mark,
         ], _COLUMNS))  # fmt: skip
+    lines += _gathered([row for row in rows if "n_ranks" in row])
     lines += _streamed([row for row in rows if "disk_share" in row])
     lines += [f"({number}) noisy: {'; '.join(found)}" for number, found in enumerate(notes, 1)]
     for threads in dict.fromkeys(row["n_threads"] for row in rows):
         lines.append(_machine([row for row in rows if row["n_threads"] == threads]))
     return "\n".join(lines)
+
+
+def _gathered(rows: Sequence[Row]) -> list[str]:
+    """A line for each row: what the ranks of a model exchanged in a step, and how long that took."""
+    if not rows:
+        return []
+    lines = ["", columns(["gathers", "ranks", "a step", "KB", "time", "of a step"], _GATHERED)]
+    for row in rows:
+        lines.append(columns([
+            row["test"], str(row["n_ranks"]), f"{row['gathers_per_step']:.0f}", _digits(row["gather_bytes"] / 1e3),
+            _ms(row["gather_ns"]), f"{row['gather_ns'] / row['step_ns']:.1%}",
+        ], _GATHERED))  # fmt: skip
+    return [*lines, "the rooflines below are those of all ranks together", ""]
 
 
 def _streamed(rows: Sequence[Row]) -> list[str]:

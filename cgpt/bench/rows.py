@@ -18,6 +18,7 @@ from cgpt.kernels import isa
 from cgpt.machine import sysfs, topology
 from cgpt.machine.disk import DiskRate
 from cgpt.machine.roofline import Roofline
+from cgpt.models.base import Transformer
 from cgpt.models.description import describe
 from cgpt.version import __version__
 
@@ -120,6 +121,19 @@ def streamed(measured: Measured, disks: tuple[DiskRate, DiskRate]) -> dict[str, 
         "disk_request_bytes": disks[0].request_bytes,
         "wait_ns": round(1e9 * waited / count),
         "compute_ns": round(1e9 * (seconds - waited) / count),
+    }
+
+
+def gathered(measured: Measured, model: Transformer) -> dict[str, Any]:
+    """What a row has besides where a model runs on several ranks: n_ranks; of a step gathers_per_step, gather_ns, of
+    which waiting for slower ranks is part, and gather_bytes, of what was completed."""
+    clocks, steps = measured.gathers, sum(map(len, measured.repetitions))
+    return {
+        "n_ranks": model.ranks.size if model.ranks else 1,
+        "gathers_per_step": sum(clock.calls for clock in clocks) / steps,
+        "gather_ns": round(1e9 * sum(clock.seconds for clock in clocks) / steps),
+        "gather_bytes": sum(clock.bytes for clock in clocks) / steps,
+        "step_ns": round(1e9 * sum(measured.seconds) / steps),
     }
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from cgpt.api import load
 from cgpt.arguments import require_integer
 from cgpt.bench import rows
+from cgpt.bench.gathers import measure_roofline
 from cgpt.bench.noise import Watch
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Case, cases, measure, run
 from cgpt.checkpoint.expert_store import READERS, ExpertStore
-from cgpt.machine import roofline
 from cgpt.machine.disk import MAX_REQUEST, DiskRate, disk_rate
 from cgpt.models.base import Precision, Transformer
 
@@ -35,13 +35,15 @@ def bench(
     kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
     memory: int | str | None = None,
+    comm: Any = None,
     profile: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
     """A row (cgpt.bench.rows) for each case, as soon as it is measured; see cgpt.bench.workload.cases for the numbers.
 
     prompts: default is 512 tokens, or half the model's context. threads: None is the model's own default. The model is
-    loaded anew for each number of threads. profile adds "profile" to each row. say(text) is told what comes next.
+    loaded anew for each number of threads. comm: as for load(); rooflines and bytes are those of all ranks then. profile
+    adds "profile" to each row. say(text) is told what comes next.
     """
     require_integer("repetitions", repetitions, low=1)
     for number in threads:
@@ -56,6 +58,7 @@ def bench(
             kv_cache_dtype=kv_cache_dtype,
             huge_pages=huge_pages,
             memory=memory,
+            comm=comm,
         )
         streaming = model.transformer.streaming
         facts = rows.model_facts(model, str(directory), dense, time.perf_counter() - start)
@@ -66,7 +69,7 @@ def bench(
         fitting, too_long = cases(model.context_length, prompts, gens, depths, parallels)
         for case in too_long:
             say(f"{case} is left out: it takes more than the {model.context_length} positions of this model")
-        rng, before = np.random.default_rng(), roofline.measure(model.threads, ROOFLINE_SECONDS, precision)
+        rng, before = np.random.default_rng(), measure_roofline(model.transformer, ROOFLINE_SECONDS, precision)
         for case in fitting:
             say(f"{case}, {model.threads} threads")
             rows.reset_peak_memory()
@@ -74,9 +77,11 @@ def bench(
             watch = Watch()
             measured = measure(model.transformer, case, repetitions, rng)
             shares, faults, peak = watch.shares(), watch.faults(), rows.peak_memory()
-            after = roofline.measure(model.threads, ROOFLINE_SECONDS, precision)
+            after = measure_roofline(model.transformer, ROOFLINE_SECONDS, precision)
             peak = max(peak, loading) if peak and loading else None
             row = facts | rows.row(measured, (before, after), shares, peak, faults)
+            if measured.gathers:
+                row |= rows.gathered(measured, model.transformer)
             if streaming and disk:
                 row |= rows.streamed(measured, (disk, _disk_rate(streaming.store)))
             if profile:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cgpt.bench.gathers import GatherClock, on_all, ranks_per_first
 from cgpt.bench.trace import Trace
 from cgpt.checkpoint.expert_store import ExpertStats
 from cgpt.errors import ContextLengthError, InputError
@@ -38,13 +39,15 @@ class Case:
 @dataclass
 class Measured:
     """repetitions: the seconds of each step of each repetition. bytes, flops: what one repetition must read and
-    calculate. experts: what each repetition found in memory and read, where experts are streamed."""
+    calculate, by all ranks together. experts: what each repetition found in memory and read, where experts are
+    streamed. gathers: of each repetition, where there are several ranks."""
 
     case: Case
     bytes: float
     flops: float
     repetitions: list[list[float]] = field(default_factory=list)
     experts: list[ExpertStats] = field(default_factory=list)
+    gathers: list[GatherClock] = field(default_factory=list)
 
     @property
     def seconds(self) -> list[float]:
@@ -81,14 +84,17 @@ def measure(model: Transformer, case: Case, repetitions: int, rng: np.random.Gen
     middle = case.n_depth + (case.n_gen - watched) // 2  # reads as much as the steps do on average
     with Trace(model) as trace:
         run(model, case, rng, depth=middle, steps=watched)
-    per_run = case.n_gen / watched if watched else 1
+    per_run = (case.n_gen / watched if watched else 1) * ranks_per_first(model)
     measured = Measured(case, trace.total.bytes * per_run, trace.total.flops * per_run)
     store = model.streaming.store if model.streaming else None
     if store and case.n_gen:
         run(model, case, rng)
     for _ in range(repetitions):
         before = store.stats - ExpertStats() if store else None
-        measured.repetitions.append(run(model, case, rng))
+        with GatherClock(model) as clock:
+            measured.repetitions.append(run(model, case, rng))
+        if model.ranks is not None:
+            measured.gathers.append(clock)
         if store and before:
             measured.experts.append(store.stats - before)
     return measured
@@ -106,7 +112,7 @@ def run(
     steps = case.n_gen if steps is None else steps
     batch = [model.new_cache(depth + case.n_prompt + steps) for _ in range(case.n_parallel)]
     for cache in batch:
-        _fill(cache, depth, rng)
+        on_all(model, _fill, cache, depth, rng)
     if case.n_prompt:
         ids = rng.integers(0, model.vocab_size, case.n_prompt)
         starts = range(0, case.n_prompt, model.PREFILL_CHUNK)

@@ -8,6 +8,7 @@ from cgpt.bench.checkpoints import checkpoint
 from cgpt.bench.session import bench
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.cli.options import ProgressBar, add_model_options, integers, say
+from cgpt.distributed.mpi import world
 from cgpt.errors import InputError
 
 SUMMARY = "measure how fast a model runs here, beside what this machine could do"
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
             kv_cache_dtype=args.kv_cache_dtype,
             huge_pages=args.huge_pages,
             memory=args.memory,
+            comm=world(),
             profile=args.profile,
             say=say,
         ):

@@ -183,14 +183,20 @@ class Session:
             return
         with self._lock, _delayed_interrupts() as interrupts:
             self._begin(what, model, args, options)
-            try:
+            with self._ending_all():
                 yield
-            except NumericsError:  # found when all had done their part
-                raise
-            except BaseException as problem:
-                self.abort(problem)
-                raise
             self._confirmed = not interrupts
+
+    @contextmanager
+    def _ending_all(self) -> Iterator[None]:
+        """What is raised within ends all ranks, since the others wait for this one."""
+        try:
+            yield
+        except NumericsError:  # found when all had done their part
+            raise
+        except BaseException as problem:
+            self.abort(problem)
+            raise
 
     def load(self, load: Load, **arguments: Any) -> Any:
         """What `load(session, **arguments)` gives, which all ranks call."""
@@ -200,6 +206,13 @@ class Session:
             model = load(self, **arguments)
             self._enter(model.transformer, number)
             return model
+
+    def on_all(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """What function(*args) gives on each rank, which all call at once; it is named in a module that all have."""
+        with self._lock:
+            self._begin("on_all", None, (function, *args), {})
+            with self._ending_all():
+                return self.exchange(function(*args))
 
     def end(self) -> None:
         """Lets the other ranks go."""
@@ -233,18 +246,14 @@ class Session:
         """Does what rank 0 does, until it ends; load(session, **arguments) gives a model."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; rank 0 decides
-        try:
+        with self._ending_all():
             while not self.ended:
                 self._is_confirmed()
                 message, self._message = self._message, None
                 assert message is not None
                 while message.tell() < len(message.getbuffer()):
                     self._replay(load, *_Unpickler(message, self._objects).load())
-        except BaseException as problem:
-            self.abort(problem)
-            raise
-        finally:
-            self._objects.clear()
+        self._objects.clear()
 
     def _is_confirmed(self) -> bool:
         """Whether rank 0 found the last step right, which its next message says."""
@@ -262,6 +271,8 @@ class Session:
             self.ended = True
         elif what == "forget":
             del self._objects[args[0]]
+        elif what == "on_all":
+            self.exchange(args[0](*args[1:]))
         elif what == "load":
             try:
                 made = load(self, **options).transformer

@@ -68,6 +68,8 @@ class Matrix:
 
 @disjoint_base
 class LayerCache:
+    G: Final[int]
+    D: Final[int]
     itemsize: Final[int]  # bytes
     def __init__(self, k: _Array, v: _Array, dtype: str = "F32") -> None: ...
 

@@ -218,7 +218,7 @@ cdef class LayerCache:
     kv_shapes(), "F32", "F16" or "BF16" (as uint16). Fewer positions than the context make a ring."""
     cdef cg_kv c
     cdef Tensor k, v
-    cdef int64_t G, D
+    cdef readonly int64_t G, D
     cdef readonly int itemsize  # bytes of a kept element
 
     def __init__(self, k, v, str dtype="F32"):

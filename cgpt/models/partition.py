@@ -6,7 +6,7 @@ the results have the bits of one process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,6 +33,9 @@ class Ranks(Protocol):
 
     def lead(self, what: str, model: object, *args: Any, **options: Any) -> AbstractContextManager[None]:
         """Within it all ranks call the method `what` of their model, which rank 0 begins, one such call at a time."""
+
+    def on_all(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """What function(*args) gives on each rank, which all call at once."""
 
     def track(self, what: str, source: object, made: object, *args: Any) -> None:
         """Rank 0 made an object (a cache, a snapshot, a model) by the method `what` of another one: the others do, too,

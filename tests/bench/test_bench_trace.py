@@ -54,7 +54,7 @@ def test_attention():
     out, qkv = tensor(np.zeros((5, 32))), tensor(np.zeros((5, 64)))
 
     def attention(start, T, **options):
-        return cost("attention", (None, out, qkv, [(SimpleNamespace(itemsize=4), 0, start, T)], 4), options)
+        return cost("attention", (None, out, qkv, [(SimpleNamespace(itemsize=4, G=2, D=8), 0, start, T)], 4), options)
 
     assert attention(0, 1) == (128, 4 * 32)
     assert attention(9, 1) == (10 * 128, 4 * 32 * 10)
@@ -62,7 +62,7 @@ def test_attention():
     assert attention(9, 1, window=4) == (4 * 128, 4 * 32 * 4)
     assert attention(9, 3, window=4) == (6 * 128, 4 * 32 * 12)  # positions 6 to 11
     assert attention(1, 4, window=4) == (5 * 128, 4 * 32 * (2 + 3 + 4 + 4))
-    two = [(SimpleNamespace(itemsize=4), 0, 0, 1), (SimpleNamespace(itemsize=4), 1, 9, 3)]
+    two = [(SimpleNamespace(itemsize=4, G=2, D=8), 0, 0, 1), (SimpleNamespace(itemsize=4), 1, 9, 3)]
     assert cost("attention", (None, out, qkv, two, 4), {}) == (13 * 128, 4 * 32 * (1 + 10 + 11 + 12))
 
 
