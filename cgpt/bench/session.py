@@ -42,8 +42,8 @@ def bench(
     """A row (cgpt.bench.rows) for each case, as soon as it is measured; see cgpt.bench.workload.cases for the numbers.
 
     prompts: default is 512 tokens, or half the model's context. threads: None is the model's own default. The model is
-    loaded anew for each number of threads. comm: as for load(); rooflines and bytes are those of all ranks then. profile
-    adds "profile" to each row. say(text) is told what comes next.
+    loaded anew for each number of threads. comm: as for load(); rooflines and bytes are then those of all ranks.
+    profile adds "profile" to each row. say(text) is told what comes next.
     """
     require_integer("repetitions", repetitions, low=1)
     for number in threads:
