@@ -16,8 +16,9 @@ import numpy.typing as npt
 from cgpt.errors import InputError
 
 # What the launchers of Open MPI, of MPICH, Intel MPI and Slurm, and of MVAPICH tell each process: its rank, the number.
+OPEN_MPI = "OMPI_COMM_WORLD_SIZE"
 LAUNCHERS = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", OPEN_MPI),
     ("PMI_RANK", "PMI_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
 )
@@ -112,6 +113,17 @@ def launched() -> tuple[int, int]:
         if rank.isdecimal() and size.isdecimal():
             return int(rank), int(size)
     return 0, 1
+
+
+def binding_advice(bound: int, machine: int, on_host: int) -> str | None:
+    """What to say of a rank that may use `bound` cores of a machine that has more for its ranks: Open MPI gives each
+    one core where there are two ranks, and a NUMA node where there are more. None where nothing is wrong."""
+    if OPEN_MPI not in os.environ or bound > 1 or machine <= on_host:
+        return None
+    return (
+        f"Open MPI has bound each rank to one of {machine} cores; give mpiexec --bind-to none to use all, or --map-by "
+        "numa --bind-to numa for a rank on each NUMA node"
+    )
 
 
 def world() -> Any:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from cgpt.arguments import warn_caller
 from cgpt.distributed.level import use_common_level
-from cgpt.distributed.mpi import MPICommunicator
+from cgpt.distributed.mpi import MPICommunicator, binding_advice
 from cgpt.errors import CgptError, CheckpointError, InputError, NumericsError
 from cgpt.machine import topology
 from cgpt.machine.threads import thread_count
@@ -112,6 +112,9 @@ class Session:
         places = communicator.exchange((socket.gethostname(), cpus))
         beside = [other for host, other in places if host == places[self.rank][0]]
         self.on_host, self._sharing = len(beside), sum(bool(cpus & other) for other in beside)
+        machine = len(topology.cores(topology.online_cpus()))
+        if (advice := binding_advice(len(topology.cores(set(cpus))), machine, self.on_host)) and not self.rank:
+            warn_caller(advice)
 
     def _require_versions(self) -> None:
         versions = self.communicator.exchange((__version__, platform.machine()))
