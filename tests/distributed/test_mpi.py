@@ -45,13 +45,15 @@ model = cgpt.load(sys.argv[1], 1, "exact", comm=MPI.COMM_WORLD)
 """
 
 
-def start(*programs, env=None, **options):
+def start(*programs, **options):
     """A process of mpiexec, MPICH's or Open MPI's; programs: (number of ranks, its options, what the arguments of
     Python are)."""
     command = []
     for number, how, arguments in programs:
         command += [*([":"] if command else []), "-n", str(number), *how, sys.executable, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    as_root = dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
+    slots = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}  # Open MPI's word for more ranks than cores
+    environment = {**os.environ, **as_root, **slots, "PYTHONPATH": str(ROOT)}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen(["mpiexec", *command], env=environment, stdin=subprocess.DEVNULL, **options)
 
