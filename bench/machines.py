@@ -191,7 +191,7 @@ def main() -> None:
         command.add_argument("--dense", choices=("bf16", "int8"))
         command.add_argument("--gbit", type=float, default=10, help="of the network, a second")
         if name == "expect":
-            command.add_argument("models", nargs="*", default=["gpt-oss-20b", "gpt-oss-120b"])
+            command.add_argument("models", nargs="*", default=["gpt-oss-20b"])
             command.add_argument("--read", type=float, default=35, help="GB/s of one machine's memory")
             command.add_argument(
                 "--prompt", type=float, default=53, help="tokens per second of a prompt on one machine"

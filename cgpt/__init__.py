@@ -9,8 +9,8 @@ sampled, a Completion is the result, a PrefixCache keeps what was computed, run_
 and every failure is a CgptError.
 
 The layers, each importing only those before it: errors, fields, arguments; kernels (the C of csrc/); machine;
-checkpoint and tokenizer; models (gpt2.py and gpt_oss.py side by side); generation; chat; api; serve and analysis;
-batch; bench; evolution; cli.
+checkpoint and tokenizer; models (gpt2.py and gpt_oss.py side by side); generation; distributed; chat; api; serve and
+analysis; batch; cluster; bench; evolution; cli.
 """
 
 from cgpt import kernels as _kernels  # noqa: F401  first: it loads the kernels
