@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import io
 import itertools
+import os
 import pickle
 import platform
 import signal
@@ -309,6 +310,11 @@ def _delayed_interrupts() -> Iterator[list[Any]]:
         old(*came[0])
 
 
+def _end(session: Session, process: int) -> None:
+    if os.getpid() == process:  # a fork ends for itself
+        session.end()
+
+
 _sessions: list[tuple[Any, Session]] = []
 
 
@@ -323,5 +329,5 @@ def session_of(comm: Any) -> Session:
         raise InputError(f"comm is a communicator of mpi4py, as MPI.COMM_WORLD, not a {type(comm).__name__}")
     session = Session(MPICommunicator(comm))
     _sessions.append((comm, session))
-    atexit.register(session.end)
+    atexit.register(_end, session, os.getpid())
     return session

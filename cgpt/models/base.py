@@ -283,7 +283,7 @@ class Transformer:
         if self.streaming is not None:
             self.streaming.begin_step(len(ids))
         keep = self.streaming is None or len(ids) <= self.KEPT_TOKENS
-        parts = [(part.cache, ids[part.row : part.row + part.T]) for part in slices] if self.ranks else None
+        parts = [(part.cache, ids[part.row : part.row + part.T].tolist()) for part in slices] if self.ranks else None
         with self._workspace(keep) as ws, self._lead("step", parts, rows=rows, head=head):
             x = ws.tensor("x", len(ids), self.width)
             self.embed(ws, x, ids, slices)  # checks the ids
@@ -301,7 +301,7 @@ class Transformer:
                 last.array[:T] = x.array[[part.row + part.T - 1 for part in slices]]
                 x = last
             out = self.predict(ws, x, T, head)
-            if self.vocabulary.rank == 0:
+            if self.vocabulary.start == 0:  # the first rank has all of it
                 self.require_finite(out, slices)
         for part in slices:
             part.cache.end_step(part.T)
@@ -320,7 +320,7 @@ class Transformer:
     def _logits(self, ws: Workspace, hidden: k.Tensor, T: int) -> Floats:
         """float32 [T, V], the head's outputs; those of this rank alone where it is not the first."""
         mine = self.vocabulary
-        logits = k.Tensor(np.empty((T, mine.count if mine.rank else self.vocab_size), np.float32))
+        logits = k.Tensor(np.empty((T, mine.count if mine.start else self.vocab_size), np.float32))
         k.linear(ws.ctx, logits, hidden, self.head, T)
         if self.ranks is not None:
             self.ranks.collect(logits.array, mine.bounds)

@@ -47,20 +47,12 @@ class Ranks(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Who has which of the outputs of a product: rank r those from bounds[r] up to bounds[r + 1]."""
+    """Who has which of the outputs of a product: rank r those from bounds[r] up to bounds[r + 1], and this one `count`
+    from `start` on."""
 
     bounds: tuple[int, ...]
-    rank: int
-
-    @property
-    def start(self) -> int:
-        """The first output of this rank."""
-        return self.bounds[self.rank]
-
-    @property
-    def count(self) -> int:
-        """How many this rank has."""
-        return self.bounds[self.rank + 1] - self.start
+    start: int
+    count: int
 
     def rows(self, first: int = 0) -> slice:
         """Those of this rank, where the outputs are numbered from `first` on."""
@@ -68,12 +60,14 @@ class Split:
 
     def times(self, n: int) -> Split:
         """The same split where each output stands for n."""
-        return Split(tuple(bound * n for bound in self.bounds), self.rank)
+        return Split(tuple(bound * n for bound in self.bounds), self.start * n, self.count * n)
 
 
 def split(outputs: int, ranks: Ranks | None, unit: int = 1) -> Split:
     """As even a split as there is in whole units, if there is one for each rank."""
     if ranks is None:
-        return Split((0, outputs), 0)
+        return Split((0, outputs), 0, outputs)
     unit = unit if outputs >= unit * ranks.size else 1
-    return Split((*(outputs // unit * r // ranks.size * unit for r in range(ranks.size)), outputs), ranks.rank)
+    bounds = (*(outputs // unit * r // ranks.size * unit for r in range(ranks.size)), outputs)
+    start, end = bounds[ranks.rank : ranks.rank + 2]
+    return Split(bounds, start, end - start)
