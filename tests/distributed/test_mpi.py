@@ -1,6 +1,7 @@
 """Several processes under mpiexec: the command line, scripts, and every way in which one of them may fail."""
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -79,6 +80,32 @@ def test_the_command_line_writes_what_one_process_writes(size):
     wanted = alone(GENERATE)
     assert wanted[0] == 0 and wanted[1]
     assert run((size, [], GENERATE)) == wanted
+
+
+@mpiexec
+def test_a_command_without_a_model_speaks_once():
+    arguments = ["-m", "cgpt", "info", "demo-gpt2"]
+    assert run((2, [], arguments)) == alone(arguments)
+
+
+@mpiexec
+def test_warnings_come_once(tmp_path):
+    shutil.copytree(Path(cgpt.__file__).parent / "demo" / "demo-gpt2", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    raw = file.read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    more = {"more": {"dtype": "U8", "shape": [4], "data_offsets": [len(raw) - begin, len(raw) - begin + 4]}}
+    header = json.dumps(json.loads(raw[8:begin]) | more).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + raw[begin:] + bytes(4))
+    code, out, err = run((2, [], [*GENERATE, "--model", str(tmp_path / "model")]))
+    assert (code, out, err.count("unknown tensors")) == (0, alone(GENERATE)[1], 1)
+
+
+@mpiexec
+def test_ranks_without_mpi4py_say_so_once():
+    program = "import importlib.util, sys; importlib.util.find_spec = lambda name: None; from cgpt.cli.main import main"
+    code, out, err = run((2, [], ["-c", f"{program}; sys.exit(main(['generate', 'x']))"]))
+    assert (code, out, err.count("pip install 'cgpt[mpi]'")) == (2, "", 1)
 
 
 @mpiexec

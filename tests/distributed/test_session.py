@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import cgpt
+from cgpt import api
 from cgpt.errors import CheckpointError, InputError, NumericsError
 from cgpt.generation.engine import Engine
 from cgpt.generation.request import Request
@@ -269,42 +270,45 @@ def test_what_fails_to_load_on_one_rank_fails_on_all_and_another_loads(tmp_path)
         assert ranks.load("demo-gpt2", 1).vocab_size
 
 
-def test_a_rank_with_another_checkpoint_is_refused(tmp_path, monkeypatch):
-    """Each rank reads the files of this name that it finds."""
-    import cgpt.api
+@pytest.fixture
+def checkpoints_of_ranks(tmp_path, monkeypatch):
+    """The directories of two ranks, each of which finds its own by whatever name is given."""
+    places = [tmp_path / f"of rank {rank}" for rank in (0, 1)]
+    locate, main = api.locate, threading.main_thread()
+    mine = lambda *_: locate(places[int(threading.current_thread() is not main)])  # noqa: E731
+    monkeypatch.setattr(api, "locate", mine)
+    return places
 
-    for seed in (0, 1):
-        write(GPT2, tmp_path / f"of rank {seed}", seed=seed)
-    locate = cgpt.api.locate
-    main = threading.main_thread()
 
-    def other(name, revision=None):
-        return locate(tmp_path / f"of rank {int(threading.current_thread() is not main)}", revision)
+def test_a_checkpoint_that_one_rank_lacks_is_said_on_rank_0(checkpoints_of_ranks):
+    write(GPT2, checkpoints_of_ranks[0])
+    with ThreadRanks(2) as ranks:
+        with pytest.raises(CheckpointError, match="rank 1 of 2: .*of rank 1: no such"):
+            ranks.load("model")
+        write(GPT2, checkpoints_of_ranks[1])
+        assert ranks.load("model").vocab_size == GPT2["vocab_size"]
 
-    monkeypatch.setattr(cgpt.api, "locate", other)
+
+def test_a_rank_with_another_checkpoint_is_refused(checkpoints_of_ranks):
+    for seed, place in enumerate(checkpoints_of_ranks):
+        write(GPT2, place, seed=seed)
     with ThreadRanks(2) as ranks:
         with pytest.raises(CheckpointError, match="rank 1 of 2 has another checkpoint"):
             ranks.load("model")
     assert not ranks.board.aborts
 
 
-def test_a_rank_with_another_version_is_refused(monkeypatch):
-    import cgpt.distributed.session as module
-
-    class Older(ThreadRanks):
-        pass
-
-    ranks = Older(2)
-    exchange = type(ranks.communicators[1]).exchange
-    ranks.communicators[1].exchange = lambda mine: exchange(
-        ranks.communicators[1], ("0.1", mine[1]) if isinstance(mine, tuple) and mine[0] == module.__version__ else mine
-    )
+def test_a_rank_with_another_version_is_refused():
+    ranks = ThreadRanks(2)
+    older, exchange = ranks.communicators[1], ranks.communicators[1].exchange
+    of_version = lambda mine: isinstance(mine, tuple) and mine[0] == cgpt.__version__  # noqa: E731
+    older.exchange = lambda mine: exchange(("0.1", mine[1]) if of_version(mine) else mine)
     with pytest.raises(InputError, match="rank 0 has cgpt .*, rank 1 has 0.1"):
         with ranks:
             pass
 
 
-def test_a_rank_that_fails_within_a_step_ends_all(monkeypatch):
+def test_a_rank_that_fails_within_a_step_ends_all():
     with ThreadRanks(2) as ranks:
         model = ranks.load("demo-gpt2", 1)
         ranks.communicators[1].gather = lambda y, bounds: 1 / 0

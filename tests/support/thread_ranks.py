@@ -8,7 +8,7 @@ import cgpt
 from cgpt.api import follow
 from cgpt.distributed.session import Session
 
-TIMEOUT = 60  # seconds
+TIMEOUT = 20  # seconds
 
 
 class ThreadCommunicator:
