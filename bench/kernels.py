@@ -27,6 +27,7 @@ LINEAR = {  # name: dtype, N, K
     "gpt2 c_proj f32": ("F32", 768, 3072),
     "gpt2 head f32": ("F32", 50257, 768),
     "gpt2 c_fc bf16": ("BF16", 3072, 768),
+    "gpt2 c_fc bf16 packed": ("BF16_PACKED", 3072, 768),
     "gpt2 c_fc f16": ("F16", 3072, 768),
     "gpt2 c_fc int8": ("INT8", 3072, 768),
     "gpt2 head int8": ("INT8", 50257, 768),
@@ -34,6 +35,9 @@ LINEAR = {  # name: dtype, N, K
     "20b q bf16": ("BF16", 4096, 2880),
     "20b out bf16": ("BF16", 2880, 4096),
     "20b head bf16": ("BF16", 201088, 2880),
+    "20b q bf16 packed": ("BF16_PACKED", 4096, 2880),
+    "20b out bf16 packed": ("BF16_PACKED", 2880, 4096),
+    "20b head bf16 packed": ("BF16_PACKED", 201088, 2880),
     "20b q int8": ("INT8", 4096, 2880),
     "20b gate_up mxfp4": ("MXFP4", 5760, 2880),
 }
@@ -52,7 +56,7 @@ def calls(T: int, only: str, kv_cache_dtype: str) -> Iterator[tuple[str, str, li
     """(name, kernel, [(arguments, options), ..]) of each shape; the arguments are taken in turn."""
     for name, (dtype, N, K) in LINEAR.items():
         if only in name and not ("head" in name and T > 64):
-            size = N * K * {"F32": 4, "MXFP4": 0.53, "INT8": 1}.get(dtype, 2)
+            size = N * K * {"F32": 4, "MXFP4": 0.53, "INT8": 1, "BF16_PACKED": 1.5}.get(dtype, 2)
             x, y = tensor(T, K), tensor(T, N)
             yield name, "linear", [((y, x, w, T), {}) for w in copies(lambda d=(dtype, N, K): matrix(*d), int(size))]
     if only in "20b moe mxfp4":

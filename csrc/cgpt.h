@@ -16,11 +16,28 @@
 
 #include "types.h"
 
+/* ---------------------------------------------------------------------------------------------- weight matrices */
+
+/* Where the weights and scales of one expert lie. */
+typedef struct {
+    const uint8_t *data, *scales;
+} cg_expert;
+
+/* A weight matrix [N, K], or E of them. */
+typedef struct {
+    cg_dtype dtype;
+    int64_t E, N, K;
+    const uint8_t *data;
+    const uint8_t *scales;    /* MXFP4, INT8 and BF16_PACKED, as in cg_product; else NULL */
+    const float *bias;        /* [E, N] or NULL */
+    const cg_expert *experts; /* [E], data NULL of those that are not in memory; NULL: all lie in data and scales */
+} cg_matrix;
+
 /* ------------------------------------------------------------------------------------------- one row at a time */
 
-/* out[C] = table[id] (+ positions[position] unless positions is NULL). Tables are [.., C] of any float dtype. */
-typedef void cg_embed_fn(float *out, const void *table, cg_dtype dtype, int64_t id, const void *positions,
-                         cg_dtype positions_dtype, int64_t position, int64_t C);
+/* out[C] = table[id] (+ positions[position] unless positions is NULL). Tables are [.., C] of any float dtype, or
+   BF16_PACKED; those of floats need not be aligned. */
+typedef void cg_embed_fn(float *out, const cg_matrix *table, int64_t id, const cg_matrix *positions, int64_t position);
 
 /* out = (x - mean) / sqrt(var + eps) * weight + bias over C values. out may be x. Ba et al., arXiv:1607.06450. */
 typedef void cg_layernorm_fn(float *out, const float *x, const float *weight, const float *bias, float eps, int64_t C);
@@ -61,7 +78,8 @@ typedef void cg_quantize_int8_fn(int8_t *out, uint16_t *scales, const void *x, c
 /* y[t][n] = sum over k of x[t][k] w[n][k] (+ bias[n]) (+ y[t][n] where add). */
 typedef struct {
     const uint8_t *w;      /* rows of K weights, row-major; MXFP4: nibbles [N, K/32, 16] */
-    const uint8_t *scales; /* MXFP4: [N, K/32]; INT8: bf16 [N, K/64 rounded up]; else NULL */
+    const uint8_t *scales; /* MXFP4: [N, K/32]; INT8: bf16 [N, K/64 rounded up]; BF16_PACKED: bf16 [.., K], the rows
+                              of the matrix that are stored as they are, or NULL; else NULL */
     const float *bias;     /* [N] or NULL */
     const void *x;         /* what pack() wrote */
     float *y;
@@ -256,21 +274,6 @@ typedef struct {
     int64_t scratch_bytes;
 } cg_context;
 
-/* Where the weights and scales of one expert lie. */
-typedef struct {
-    const uint8_t *data, *scales;
-} cg_expert;
-
-/* A weight matrix [N, K], or E of them. */
-typedef struct {
-    cg_dtype dtype;
-    int64_t E, N, K;
-    const uint8_t *data;
-    const uint8_t *scales;    /* MXFP4 and INT8, as in cg_product; else NULL */
-    const float *bias;        /* [E, N] or NULL */
-    const cg_expert *experts; /* [E], data NULL of those that are not in memory; NULL: all lie in data and scales */
-} cg_matrix;
-
 int cg_has_openmp(void);
 /* Where the system has started fewer threads than `wanted` (the last time that happened), how many it has started; 0
    where it never happened. */
@@ -328,6 +331,10 @@ cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n);
 /* dst[cols, rows] = the transpose of src[rows, cols] of f32, f16 or bf16. dst_dtype is src_dtype, or bf16. */
 cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const void *src, cg_dtype src_dtype,
                            int64_t rows, int64_t cols);
+
+/* Packs src [N, K] of any float dtype, rounded to bf16, as BF16_PACKED rows. Returns how many have too many exponents:
+   they are numbered, in their order, and not packed. */
+int64_t cg_run_pack_bf16(int threads, uint8_t *out, const void *src, cg_dtype dtype, int64_t N, int64_t K);
 
 /* Quantises src [N, K], or [K, N] where `transposed`, to out [N, K rounded up to 64] and scales [N, groups of 64]. */
 cg_status cg_run_quantize_int8(int threads, int8_t *out, uint16_t *scales, const void *src, cg_dtype dtype, int64_t N,

@@ -6,8 +6,9 @@
 #include <string.h>
 
 /* Storage types of weights. MXFP4: 32 E2M1 nibbles (16 bytes) and one E8M0 scale byte per group. INT8: integers of
-   -127 .. 127 and one bf16 scale per group of 64; rows are padded to whole groups by zeros. */
-typedef enum { CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_U8 } cg_dtype;
+   -127 .. 127 and one bf16 scale per group of 64; rows are padded to whole groups by zeros. BF16_PACKED: bf16 in 12
+   bits, see kernels/linear/bf16_packed.h. */
+typedef enum { CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_BF16_PACKED, CG_U8 } cg_dtype;
 
 typedef enum { CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE } cg_status;
 
@@ -15,6 +16,10 @@ enum {
     CG_MXFP4_GROUP = 32,       /* weights that share a scale */
     CG_MXFP4_GROUP_BYTES = 16, /* their nibbles, element 2j in the low half of byte j */
     CG_INT8_GROUP = 64,
+    CG_PACKED_BLOCK = 64, /* weights that are packed together */
+    CG_PACKED_BLOCK_BYTES = 96,
+    CG_PACKED_RUN = 1024, /* weights that share a table of exponents */
+    CG_PACKED_EXPONENTS = 16,
     CG_KV_BLOCK = 32,  /* keys per block of the cache, see attention/kv_append.c */
     CG_KV_SPLIT = 512, /* keys of a KV split, which is summed by itself; a multiple of CG_KV_BLOCK */
     CG_KV_PANEL = 16,  /* columns of a block that are stored together: keys, or dimensions of values */
@@ -80,8 +85,15 @@ static inline float cg_e8m0_to_f32(uint8_t scale) {
 
 static inline size_t cg_dtype_bytes(cg_dtype d) { return d == CG_F32 ? 4 : d == CG_F16 || d == CG_BF16 ? 2 : 1; }
 
+/* Bytes of a packed row before its blocks. */
+static inline int64_t cg_packed_head_bytes(int64_t K) {
+    return cg_round_up(16 + (K + CG_PACKED_RUN - 1) / CG_PACKED_RUN * CG_PACKED_EXPONENTS, 32);
+}
+
 /* Bytes of one row of K weights. */
 static inline int64_t cg_row_bytes(cg_dtype d, int64_t K) {
+    if (d == CG_BF16_PACKED)
+        return cg_packed_head_bytes(K) + (K + CG_PACKED_BLOCK - 1) / CG_PACKED_BLOCK * CG_PACKED_BLOCK_BYTES;
     if (d == CG_INT8) return cg_round_up(K, CG_INT8_GROUP);
     return d == CG_MXFP4 ? K / 2 : K * (int64_t)cg_dtype_bytes(d);
 }

@@ -23,7 +23,12 @@ from cgpt.version import __version__
 
 Rows = list[tuple[str, ...]]
 WIDTH = 110
-DENSE = {None: "as published", "bf16": 'dense="bf16"', "int8": 'dense="int8"'}
+DENSE = {
+    None: "as published",
+    "bf16": 'dense="bf16"',
+    "bf16-packed": 'dense="bf16-packed"',
+    "int8": 'dense="int8"',
+}
 ENVIRONMENT = (
     "CGPT_ISA CGPT_MASK OMP_NUM_THREADS OMP_THREAD_LIMIT OMP_WAIT_POLICY GOMP_SPINCOUNT OMP_PROC_BIND OMP_PLACES "
     "GOMP_CPU_AFFINITY"

@@ -21,8 +21,12 @@ def cost(kernel: str, args: Sequence[Any], options: Mapping[str, Any]) -> tuple[
 
 
 def matrix_bytes(matrix: k.Matrix) -> int:
-    """The bytes of a matrix: its weights, scales and biases."""
-    held = sum(array.nbytes for array in matrix.arrays)
+    """The bytes of a matrix: its weights, scales and biases, packed rows or what is stored in their place."""
+    held: int = sum(array.nbytes for array in matrix.arrays)
+    if matrix.dtype == "BF16_PACKED":
+        packed, *others = matrix.arrays
+        row_bytes: int = packed.shape[-1]
+        held -= row_bytes * sum(len(rows) for rows in others if rows.dtype == np.uint16)
     return held + prod(matrix.shape) * 17 // 32 if len(matrix.arrays) == 1 and matrix.dtype == "MXFP4" else held
 
 

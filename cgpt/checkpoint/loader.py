@@ -6,10 +6,9 @@ import numpy as np
 
 from cgpt.checkpoint.expert_store import ExpertStore
 from cgpt.checkpoint.safetensors import Checkpoint
-from cgpt.kernels._kernels import Matrix, Tensor, quantize_int8, transpose
+from cgpt.kernels._kernels import Matrix, Tensor, pack_bf16, quantize_int8, transpose
 from cgpt.machine.huge_pages import Arena
 
-FLOATS = ("F32", "F16", "BF16")
 ALL = slice(None)
 
 
@@ -17,11 +16,11 @@ class Loader:
     """Reads a checkpoint's tensors for a model. Matrices stay where they are in the mapped file, except those whose
     stored order or precision is not the kernels': they are copied, and the pages they came from given back.
 
-    dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "int8" quantises those that products read
-    whole. copy: what would stay mapped is copied into huge pages, where there are any, too, but for embeddings of which
-    a token reads one row. store: leaves experts in MXFP4 in their files and enters them there; implies copy.
-    In its methods `rows` are the outputs that are wanted, where other ranks have the others.
-    progress(done, total) is told the bytes.
+    dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "bf16-packed" also packs those that products
+    read whole, and embeddings that it rounds, "int8" quantises those that products read whole. copy: what would stay
+    mapped is copied into huge pages, where there are any, too, but for embeddings of which a token reads one row.
+    store: leaves experts in MXFP4 in their files and enters them there; implies copy. In its methods `rows` are the
+    outputs that are wanted, where other ranks have the others. progress(done, total) is told the bytes.
 
     reading: the name of the tensor that was begun last.
     """
@@ -57,15 +56,21 @@ class Loader:
 
     def matrix(self, name: str, bias: str | None = None, rows: slice = ALL) -> Matrix:
         """A weight stored as [N, K] rows."""
-        if self.dense != "int8":
+        if self.dense in (None, "bf16"):
             return self.table(name, bias, rows)
         array, dtype = self._to_convert(name, rows)
-        return self._quantised(name, [array], dtype, self._bias(bias, rows))
+        mine = self._bias(bias, rows)
+        return (
+            self._packed(name, array, dtype, mine)
+            if self.dense != "int8"
+            else self._quantised(name, [array], dtype, mine)
+        )
 
     def table(self, name: str, bias: str | None = None, rows: slice = ALL) -> Matrix:
-        """A weight stored as [N, K] rows that int8 leaves alone: a router's, whose choices a rounding may change."""
+        """A weight stored as [N, K] rows that is neither packed nor quantised: a router's, whose choices a rounding may
+        change."""
         stored, dtype = self.checkpoint.tensors[name], self.checkpoint.tensors[name].dtype
-        if self.dense == "bf16" and dtype != "BF16":
+        if self.dense in ("bf16", "bf16-packed"):
             dtype = "BF16"
         aligned = self._raw(name).flags.aligned
         convert = dtype != stored.dtype or not aligned
@@ -76,7 +81,7 @@ class Loader:
         """A matrix of which a token reads one row. Where a tied head has a copy of its own, nothing
         else reads them, so they stay in the file, aligned or not."""
         if not self._rows_stay(name):
-            return self.table(name)
+            return self.matrix(name)
         self._count(name)
         return Matrix(self.checkpoint.tensors[name].dtype, self._raw(name), aligned=False)
 
@@ -91,8 +96,10 @@ class Loader:
         ):
             if self._rows_stay(embedding_name):
                 return self.matrix(embedding_name, rows=rows)
-            (table,) = embedding.arrays
-            return embedding if len(table[rows]) == len(table) else Matrix(embedding.dtype, table[rows])
+            parts = [array[rows] for array in embedding.arrays]
+            if len(parts[0]) == embedding.shape[0]:
+                return embedding
+            return Matrix(embedding.dtype, *parts, columns=embedding.shape[1] if len(parts) > 1 else None)
         return self.matrix(name, rows=rows)
 
     def transposed(self, name: str, bias: str | None = None, rows: Sequence[slice] = (ALL,)) -> Matrix:
@@ -102,11 +109,13 @@ class Loader:
         mine = None if bias is None else _columns(self.floats(bias), rows)
         if self.dense == "int8":
             return self._quantised(name, parts, dtype, mine, transposed=True, experts=array.ndim == 3)
-        to = "BF16" if self.dense == "bf16" else dtype
+        to, packs = "BF16" if self.dense else dtype, self.dense == "bf16-packed"
         shape = *array.shape[:-2], sum(len(range(*part.indices(array.shape[-1]))) for part in rows), array.shape[-2]
-        out = self._memory.empty(shape, np.uint16 if to == "BF16" else array.dtype)
+        out = (np.empty if packs else self._memory.empty)(shape, np.uint16 if to == "BF16" else array.dtype)
         for matrix, part in zip(_matrices(out), parts, strict=True):
             transpose(matrix, to, part, dtype, self.threads)
+        if packs:
+            return self._packed(name, out, to, mine)
         self.checkpoint.release(name)
         return Matrix(to, out, bias=mine)
 
@@ -127,7 +136,8 @@ class Loader:
 
     def _rows_stay(self, name: str) -> bool:
         """Whether an embedding stays in its file while the head is copied: not where it would be rounded."""
-        return self.dense == "int8" or (self.copy and (not self.dense or self.checkpoint.tensors[name].dtype == "BF16"))
+        rounded = self.dense and self.checkpoint.tensors[name].dtype != "BF16"
+        return self.dense == "int8" or (not rounded and (self.copy or self.dense == "bf16-packed"))
 
     def _raw(self, name: str) -> np.ndarray:
         """The values as they lie in the mapped file, aligned or not."""
@@ -171,6 +181,13 @@ class Loader:
         q, scales = map(np.stack, zip(*pairs, strict=True)) if experts else pairs[0]
         self.checkpoint.release(name)
         return Matrix("INT8", q, scales, bias=bias, columns=columns)
+
+    def _packed(self, name: str, array: np.ndarray, dtype: str, bias: np.ndarray | None) -> Matrix:
+        """The matrix [N, K], or the matrices [E, N, K], as BF16_PACKED."""
+        *rows, columns = array.shape
+        data, stored = pack_bf16(array.reshape(-1, columns), dtype, self.threads, self._memory.empty)
+        self.checkpoint.release(name)
+        return Matrix("BF16_PACKED", data.reshape(*rows, -1), stored, bias=bias, columns=columns)
 
     def _copied(self, name: str, to: str, rows: slice) -> np.ndarray:
         """A copy as dtype `to`, in the same order: the transpose of one long row."""

@@ -4,7 +4,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_dtype:
-        CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_U8
+        CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_BF16_PACKED, CG_U8
     ctypedef enum cg_status:
         CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE
     ctypedef enum cg_feature:
@@ -76,7 +76,7 @@ cdef extern from "cgpt.h" nogil:
         float (*run)(float, float, int64_t) noexcept nogil
 
     ctypedef struct cg_kernels:
-        void (*embed)(float *, const void *, cg_dtype, int64_t, const void *, cg_dtype, int64_t, int64_t) noexcept nogil
+        void (*embed)(float *, const cg_matrix *, int64_t, const cg_matrix *, int64_t) noexcept nogil
         void (*layernorm)(float *, const float *, const float *, const float *, float, int64_t) noexcept nogil
         void (*rmsnorm)(float *, const float *, const float *, float, int64_t) noexcept nogil
         void (*rope)(float *, const float *, const float *, int64_t, int64_t) noexcept nogil
@@ -114,6 +114,8 @@ cdef extern from "cgpt.h" nogil:
     int64_t cg_attention_scratch(const cg_context *, const cg_attention *, int64_t)
     cg_status cg_run_attention(const cg_context *, cg_attention *, int64_t)
     cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)
+    int64_t cg_row_bytes(cg_dtype, int64_t)
+    int64_t cg_run_pack_bf16(int, uint8_t *, const void *, cg_dtype, int64_t, int64_t)
     cg_status cg_run_quantize_int8(int, int8_t *, uint16_t *, const void *, cg_dtype, int64_t, int64_t, int)
     ctypedef void cg_row_fn(void *, int64_t, int) noexcept nogil
     void cg_for_rows(int, int64_t, int64_t, cg_row_fn *, void *)

@@ -13,6 +13,7 @@ _Array: TypeAlias = NDArray[Any]
 DTYPES: Final[dict[str, int]]
 PRECISIONS: Final[tuple[str, ...]]
 ACTIVATIONS: Final[tuple[str, ...]]
+FLOATS: Final[tuple[str, ...]]
 NUMPY_DTYPES: Final[dict[str, str]]
 FEATURES: Final[tuple[str, ...]]  # that can be masked; the first, "", is none
 MAX_HEAD_DIM: Final[int]
@@ -103,6 +104,14 @@ def quantize_int8(
     empty: Callable[[tuple[int, ...], DTypeLike], _Array] = ...,
     transposed: bool = False,
 ) -> tuple[NDArray[np.int8], NDArray[np.uint16]]: ...
+def packed_row_bytes(K: int) -> int: ...
+def pack_bf16(
+    array: _Array,  # [N, K]
+    dtype: str,
+    threads: int,
+    empty: Callable[[tuple[int, ...], DTypeLike], _Array] = ...,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]: ...
+def stored_rows(data: NDArray[np.uint8]) -> NDArray[np.int32]: ...
 
 # Sampling
 

@@ -19,9 +19,11 @@ import numpy as np
 
 from cgpt.errors import KernelError, OutOfMemoryError, TokenIdError
 
-DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT8": CG_INT8, "U8": CG_U8}
+DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT8": CG_INT8, "BF16_PACKED": CG_BF16_PACKED,
+          "U8": CG_U8}
 PRECISIONS = ("auto", "exact", "int8")  # cg_precision
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
+FLOATS = ("F32", "F16", "BF16")
 NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
 MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
 KV_BLOCK, KV_PANEL, KV_SPLIT, INT8_GROUP = CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPLIT, CG_INT8_GROUP
@@ -155,8 +157,9 @@ cdef class Tensor:
 
 cdef class Matrix:
     """Weights: [N, K], or [E, N, K] for experts. `data` holds F32, F16, BF16 (as uint16), or with dtype "MXFP4" the
-    blocks [.., N, K/32, 16], with `scales` [.., N, K/32], or with dtype "INT8" what quantize_int8 gives, and `columns` is
-    K; `bias` float32 [.., N] or None. aligned=False admits data that only embed() will read."""
+    blocks [.., N, K/32, 16], with `scales` [.., N, K/32], or with dtype "INT8" what quantize_int8 gives, with dtype
+    "BF16_PACKED" what pack_bf16 gives, and `columns` is K; `bias` float32 [.., N] or None. aligned=False admits data that
+    only embed() will read."""
     cdef cg_matrix c
     cdef readonly str dtype
     cdef readonly tuple shape
@@ -173,6 +176,10 @@ cdef class Matrix:
             groups = (*shape[:-1], -(-shape[-1] // CG_INT8_GROUP))
             fits = data.shape == (*shape[:-1], groups[-1] * CG_INT8_GROUP) and data.dtype == np.int8 \
                 and scales is not None and scales.shape == groups
+        elif dtype == "BF16_PACKED":
+            shape = (*data.shape[:-1], columns or 0)
+            fits = data.dtype == np.uint8 and data.shape[-1] == cg_row_bytes(CG_BF16_PACKED, shape[-1]) \
+                and (scales is None or scales.ndim == 2 and scales.shape[1] == shape[-1])
         else:
             shape, fits = data.shape, scales is None and dtype != "U8"
         if not fits or len(shape) not in (2, 3) or min(shape) < 1:
@@ -180,11 +187,14 @@ cdef class Matrix:
                               f"{None if scales is None else scales.shape}")
         if bias is not None and bias.shape != shape[:-1]:
             raise KernelError(f"bias: found {bias.shape}, expected {shape[:-1]}")
+        if dtype == "BF16_PACKED" and stored_rows(data).max() >= (0 if scales is None else len(scales)):
+            raise KernelError(f"a BF16_PACKED matrix names row {stored_rows(data).max()} of "
+                              f"{0 if scales is None else len(scales)} that are stored as they are")
         flat = data.reshape(-1)
-        held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8") else dtype, aligned)]
+        held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8", "BF16_PACKED") else dtype, aligned)]
         self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
         if scales is not None:
-            held.append(Tensor(scales.reshape(-1), "BF16" if dtype == "INT8" else "U8"))
+            held.append(Tensor(scales.reshape(-1), "U8" if dtype == "MXFP4" else "BF16"))
             self.c.scales = <const uint8_t *>(<Tensor>held[-1]).view.buf
         if bias is not None:
             held.append(Tensor(bias.reshape(-1)))
@@ -211,6 +221,11 @@ cdef class Matrix:
         self.dtype, self.shape, self.tensors, self.aligned = "MXFP4", shape, (held, addresses, memory), True
         self.arrays = (bias,)
         return self
+
+
+def stored_rows(data):
+    """int32 [..]: for each BF16_PACKED row [.., bytes] -1, or its number among those that are stored as they are."""
+    return data[..., :4].view(np.int32)[..., 0]
 
 
 cdef class LayerCache:
@@ -360,20 +375,20 @@ def embed(Tensor out, Matrix table, const int64_t[::1] ids, Matrix positions=Non
     """out[row + t] = table[ids[t]] (+ positions[start + t])."""
     cdef int64_t t, T = ids.shape[0], C = table.c.K
     cdef float *to = out.out(row, T, C, "embed out")
-    cdef const void *pos = NULL
-    cdef cg_dtype pos_dtype = CG_F32
+    cdef const cg_matrix *pos = NULL
     if positions is not None:
         if positions.c.K != C or start < 0 or T > positions.c.N - start:
             raise KernelError(f"embed: positions {start} .. {start + T} of {positions.shape}")
-        pos, pos_dtype = positions.c.data, positions.c.dtype
+        pos = &positions.c
     for t in range(T):
         if not 0 <= ids[t] < table.c.N:
             raise TokenIdError(f"token id {ids[t]} is not in the vocabulary, 0 .. {table.c.N - 1}")
-    if table.c.dtype > CG_BF16 or pos_dtype > CG_BF16:
-        raise KernelError(f"embed: no kernel for {table.dtype if table.c.dtype > CG_BF16 else positions.dtype}")
+    for m in (table, positions):
+        if m is not None and m.dtype not in (*FLOATS, "BF16_PACKED"):
+            raise KernelError(f"embed: no kernel for {m.dtype}")
     with nogil:
         for t in range(T):
-            cg_active.embed(to + t * C, table.c.data, table.c.dtype, ids[t], pos, pos_dtype, start + t, C)
+            cg_active.embed(to + t * C, &table.c, ids[t], pos, start + t)
 
 
 def mxfp4_dequantize(blocks, scales):
@@ -408,6 +423,31 @@ def quantize_int8(array, str dtype, int threads, empty=np.empty, bint transposed
                                       transposed)
     check(status, "quantize_int8", (dtype, N, K))
     return q, scales
+
+
+def packed_row_bytes(int64_t K):
+    """The bytes of a BF16_PACKED row of K weights."""
+    return cg_row_bytes(CG_BF16_PACKED, K)
+
+
+def pack_bf16(array, str dtype, int threads, empty=np.empty):
+    """What a BF16_PACKED Matrix of F32, F16 or BF16 [N, K] is made of, from empty(shape, dtype): uint8 [N, bytes of a row] and
+    the rows that have too many exponents, as BF16 (uint16) [.., K], or None. Floats are rounded to bf16, and that is all
+    that is lost."""
+    cdef Tensor x = Tensor(array, dtype, False)
+    if array.ndim != 2 or dtype not in FLOATS:
+        raise KernelError(f"pack_bf16: found {dtype} {array.shape}, expected floats of two dimensions")
+    packed = allocate(empty, (x.rows, cg_row_bytes(CG_BF16_PACKED, x.cols)), np.uint8, "pack_bf16")
+    cdef Tensor out = Tensor(packed, "U8")
+    cdef int64_t count, rows = x.rows, cols = x.cols
+    with nogil:
+        count = cg_run_pack_bf16(threads, <uint8_t *>out.view.buf, x.view.buf, x.dtype, rows, cols)
+    if not count:
+        return packed, None
+    stored = allocate(empty, (count, x.cols), np.uint16, "pack_bf16")
+    for n, row in enumerate(np.flatnonzero(stored_rows(packed) >= 0)):
+        transpose(stored[n].reshape(-1, 1), "BF16", array[row].reshape(1, -1), dtype, 1)
+    return packed, stored
 
 
 # ------------------------------------------------------------------------------------------------------ sampling

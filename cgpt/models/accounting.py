@@ -18,7 +18,7 @@ from cgpt.checkpoint.safetensors import StoredTensor
 from cgpt.checkpoint.sizes import SIZES, published_config, published_generation_config
 from cgpt.errors import ConfigError, ContextLengthError, InputError
 from cgpt.fields import read_json_object
-from cgpt.kernels._kernels import INT8_GROUP, KV_BLOCK, KV_PANEL
+from cgpt.kernels._kernels import INT8_GROUP, KV_BLOCK, KV_PANEL, packed_row_bytes
 from cgpt.models import gpt2, gpt_oss
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 from cgpt.models.synth import SynthTensor, checkpoint_files, file_header
@@ -205,25 +205,31 @@ def bytes_per_token(config: Config, tensors: Iterable[AnyTensor], dense: str | N
 
 def loaded_bytes(config: Config, tensor: AnyTensor, dense: str | None) -> float:
     """The bytes of a tensor in memory, once load() has heard of `dense`."""
-    if not dense or not _is_matrix(tensor) or tensor.dtype == "U8":
-        return tensor.nbytes
-    if dense == "int8" and not _becomes_int8(config, tensor):
+    kept_as = _kept_as(config, tensor, dense)
+    if not kept_as or not _is_matrix(tensor) or tensor.dtype == "U8":
         return tensor.nbytes
     transposed = isinstance(config, GPT2Config) and ".h." in f".{tensor.name}" or len(tensor.shape) == 3  # [.., K, N]
-    return prod(tensor.shape) * dense_bits(dense, tensor.shape[-2 if transposed else -1]) / 8
+    return prod(tensor.shape) * dense_bits(kept_as, tensor.shape[-2 if transposed else -1]) / 8
 
 
-def _becomes_int8(config: Config, tensor: AnyTensor) -> bool:
-    """The projections of attention, MLPs but for the routers, and the head."""
+def _kept_as(config: Config, tensor: AnyTensor, dense: str | None) -> str | None:
+    """What load() makes of a matrix; None: it stays as it is stored."""
     part, _ = _use(config, tensor)
-    return part in ("attention", "unembedding") or (
+    read_whole = part in ("attention", "unembedding") or (
         part == "mlp" and (isinstance(config, GPT2Config) or len(tensor.shape) == 3)
-    )
+    )  # the projections of attention, MLPs but for the routers, and the head
+    if read_whole or dense == "bf16":
+        return dense
+    if dense == "bf16-packed" and tensor.dtype != "BF16":
+        return dense if part == "embedding" else "bf16"
+    return None
 
 
 def dense_bits(dense: str, K: int) -> float:
-    """The bits that a weight takes in a matrix of K inputs loaded as `dense`."""
-    return {"bf16": 16, "int8": -(-K // INT8_GROUP) * (8 * INT8_GROUP + 16) / K}[dense]  # int8: a bf16 scale a group
+    """The bits that a weight takes in a matrix of K inputs loaded as `dense`; in a few packed rows it takes 16."""
+    if dense == "int8":
+        return -(-K // INT8_GROUP) * (8 * INT8_GROUP + 16) / K  # a bf16 scale a group
+    return 8 * packed_row_bytes(K) / K if dense == "bf16-packed" else 16
 
 
 def _in_order(parts: Mapping[str, float]) -> dict[str, int]:

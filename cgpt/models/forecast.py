@@ -22,7 +22,10 @@ CONTEXT = 512  # tokens of the prompt, and before the token decoded
 REACHED = {"decode": DECODE_REACHED, "prompt": 0.6}
 
 VARIANTS: list[tuple[str, str | None]] = [
-    (name, dense) for name in SIZES for dense in ((None, "bf16", "int8") if name.startswith("gpt2") else (None, "int8"))
+    (name, dense)
+    for name in SIZES
+    for dense in (None, "bf16", "bf16-packed", "int8")
+    if dense != "bf16" or name.startswith("gpt2")
 ]
 
 

@@ -7,7 +7,7 @@ Read it beside gpt_oss.py: the sections have the same order.
 from collections.abc import Collection
 
 from cgpt.checkpoint.config import GPT2Config
-from cgpt.checkpoint.loader import FLOATS, Loader
+from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
 from cgpt.kernels import _kernels as k
 from cgpt.models.base import BatchSlice, Ids, Precision, Transformer, Workspace, attend
@@ -38,9 +38,9 @@ def tensor_specs(config: GPT2Config, prefix: str = "") -> dict[str, TensorSpec]:
         }.items():
             shapes |= {f"h.{n}.{name}.weight": shape, f"h.{n}.{name}.bias": shape[-1:]}
     shapes |= {"ln_f.weight": (C,), "ln_f.bias": (C,)}
-    specs = {prefix + name: TensorSpec(shape, FLOATS) for name, shape in shapes.items()}
+    specs = {prefix + name: TensorSpec(shape, k.FLOATS) for name, shape in shapes.items()}
     if not config.tie_word_embeddings:
-        specs["lm_head.weight"] = TensorSpec((config.vocab_size, C), FLOATS)
+        specs["lm_head.weight"] = TensorSpec((config.vocab_size, C), k.FLOATS)
     return specs
 
 

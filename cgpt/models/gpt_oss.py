@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cgpt.checkpoint.config import SLIDING, GptOssConfig
 from cgpt.checkpoint.expert_store import ExpertStore
-from cgpt.checkpoint.loader import ALL, FLOATS, Loader
+from cgpt.checkpoint.loader import ALL, Loader
 from cgpt.checkpoint.safetensors import Checkpoint, TensorSpec
 from cgpt.kernels import _kernels as k
 from cgpt.models.base import BatchSlice, Ids, Precision, Transformer, Workspace, attend, cut
@@ -72,9 +72,9 @@ def tensor_specs(config: GptOssConfig, layout: str) -> dict[str, TensorSpec]:
     names = ORIGINAL_NAMES if layout == "original" else HF_NAMES
     C, I, E, D = config.hidden_size, config.intermediate_size, config.num_experts, config.head_dim
     H, q, kv = config.num_attention_heads, config.num_attention_heads * D, config.num_key_value_heads * D
-    specs = {names["embed"]: TensorSpec((config.vocab_size, C), FLOATS), names["norm"]: TensorSpec((C,), FLOATS)}
+    specs = {names["embed"]: TensorSpec((config.vocab_size, C), k.FLOATS), names["norm"]: TensorSpec((C,), k.FLOATS)}
     if not config.tie_word_embeddings:
-        specs[names["head"]] = TensorSpec((config.vocab_size, C), FLOATS)
+        specs[names["head"]] = TensorSpec((config.vocab_size, C), k.FLOATS)
     projections = {"qkv": (q + 2 * kv, C)} if layout == "original" else {"q": (q, C), "k": (kv, C), "v": (kv, C)}
     projections["out"] = (C, q)
     layer: dict[str, tuple[int, ...]] = {names["attn_norm"]: (C,), names["mlp_norm"]: (C,), names["sinks"]: (H,)}
@@ -92,7 +92,7 @@ def tensor_specs(config: GptOssConfig, layout: str) -> dict[str, TensorSpec]:
             layer |= {blocks: (E, N, K // 32, 16), scales: (E, N, K // 32)}
     for n in range(config.num_hidden_layers):
         for name, dims in layer.items():
-            specs[name.format(n)] = TensorSpec(dims, ("U8",) if name.endswith(("blocks", "scales")) else FLOATS)
+            specs[name.format(n)] = TensorSpec(dims, ("U8",) if name.endswith(("blocks", "scales")) else k.FLOATS)
     return specs
 
 

@@ -16,9 +16,10 @@ static cg_linear *kernel_of(int kind, cg_dtype dtype) {
         [A8_FEW] = {[CG_INT8] = k->linear_int8_a8_few},
         [A8] = {[CG_MXFP4] = k->linear_mxfp4_a8, [CG_INT8] = k->linear_int8_a8},
         [TILE] = {k->linear_f32_tile, k->linear_f16_tile, k->linear_bf16_tile, k->linear_mxfp4_tile,
-                  k->linear_int8_tile},
+                  k->linear_int8_tile, k->linear_bf16_packed_tile},
         [A16] = {[CG_MXFP4] = k->linear_mxfp4_a16, [CG_INT8] = k->linear_int8_a16},
-        [EXACT] = {k->linear_f32, k->linear_f16, k->linear_bf16, k->linear_mxfp4, k->linear_int8},
+        [EXACT] = {k->linear_f32, k->linear_f16, k->linear_bf16, k->linear_mxfp4, k->linear_int8,
+                   k->linear_bf16_packed},
     };
     return kernels[kind][dtype];
 }

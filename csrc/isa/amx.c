@@ -10,6 +10,7 @@ CG_TARGET(CG_FEATURES_AMX)
 
 const cg_kernels cg_kernels__amx = {
     .linear_bf16_tile = &linear_bf16_tile__amx,
+    .linear_bf16_packed_tile = &linear_bf16_packed_tile__amx,
     .linear_mxfp4_tile = &linear_mxfp4_tile__amx,
     .linear_int8_tile = &linear_int8_tile__amx,
     /* faster than 8-bit activations outside the matrix units */

@@ -10,6 +10,7 @@ CG_TARGET(CG_FEATURES_AVX512BF16)
 
 const cg_kernels cg_kernels__avx512bf16 = {
     .linear_bf16_tile = &linear_bf16_tile__avx512bf16,
+    .linear_bf16_packed_tile = &linear_bf16_packed_tile__avx512bf16,
     .linear_mxfp4_tile = &linear_mxfp4_tile__avx512bf16,
     .linear_int8_tile = &linear_int8_tile__avx512bf16,
     .peak_tile = &peak_tile__avx512bf16,

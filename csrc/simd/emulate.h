@@ -57,6 +57,9 @@ EMU(shuffle_i32x4, 8, emu_i64, ((emu_i64)(i < 4 ? a : b))[(control >> i / 2 * 2 
     int control)
 EMU(srlv_epi16, 32, emu_u16, EMU_LANE(emu_u16, by) < 16 ? EMU_LANE(emu_u16, v) >> EMU_LANE(emu_u16, by) : 0, __m512i v,
     __m512i by)
+EMU(srlv_epi64, 8, emu_i64, EMU_LANE(emu_i64, by) < 64 ? (int64_t)((uint64_t)v[i] >> by[i]) : 0, __m512i v, __m512i by)
+EMU(unpack_epi8, 64, emu_u8, (i % 2 ? (emu_u8)b : (emu_u8)a)[i / 16 * 16 + 8 * high + i % 16 / 2], __m512i a, __m512i b,
+    int high)
 EMU(mask_add_epi16, 32, emu_u16, mask >> i & 1 ? EMU_LANE(emu_u16, a) + EMU_LANE(emu_u16, b) : EMU_LANE(emu_u16, src),
     __m512i src, uint32_t mask, __m512i a, __m512i b)
 
@@ -142,6 +145,9 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_unpacklo_epi64(a, b) emu_unpack_epi64(a, b, 0)
 #define _mm512_unpackhi_epi64(a, b) emu_unpack_epi64(a, b, 1)
 #define _mm512_shuffle_i32x4 emu_shuffle_i32x4
+#define _mm512_srlv_epi64 emu_srlv_epi64
+#define _mm512_unpacklo_epi8(a, b) emu_unpack_epi8(a, b, 0)
+#define _mm512_unpackhi_epi8(a, b) emu_unpack_epi8(a, b, 1)
 #define _mm512_mask_add_epi16 emu_mask_add_epi16
 #define _mm512_cvtne2ps_pbh(high, low) ((emu_u16)emu_cvtne2ps(high, low))
 #define _mm512_dpbf16_ps emu_dpbf16_ps

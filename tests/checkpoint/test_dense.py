@@ -16,7 +16,7 @@ from cgpt.kernels._kernels import PRECISIONS
 from cgpt.models import synth
 
 from support.kernel_cases import assert_same_bits, from_bf16, round_bf16
-from support.synth_cases import PLAIN
+from support.synth_cases import CONFIGS, PLAIN
 
 MODELS = ("demo-gpt2", "demo-gpt-oss")
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored [K, N]
@@ -69,6 +69,44 @@ def test_int8_takes_what_products_read_whole(name):
     for (part, found), (_, stored) in zip(model.transformer.matrices(), plain.transformer.matrices(), strict=True):
         kept = part in ("router", "gate_up", "down")
         assert found.dtype == (stored.dtype if kept else "INT8") and found.shape == stored.shape, part
+
+
+@pytest.fixture(scope="module")
+def random_models(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("random")
+    for kind, config in CONFIGS.items():
+        synth.write(config, directory / kind)
+    return directory
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", [*MODELS, *CONFIGS])
+def test_packed_has_the_bits_of_bf16(level, name, precision, random_models):
+    """Prompts, single tokens and few together, on any number of threads; tied heads, whose rows are embeddings, too."""
+    path = name if name in MODELS else random_models / name
+    plain = cgpt.load(path, precision=precision, dense="bf16")
+    ids = np.arange(7, 87) % 250
+    for threads in (1, 2):
+        model = cgpt.load(path, threads, precision, "bf16-packed")
+        assert_same_bits(model.logits(ids), plain.logits(ids), f"{threads} threads")
+        one, other = (m.transformer.new_cache(len(ids)) for m in (model, plain))
+        for part in np.split(ids, [1, 2, 5, 14, 30]):
+            found, expected = model.transformer.step([(one, part)]), plain.transformer.step([(other, part)])
+            assert_same_bits(found, expected, f"{len(part)} at once")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_is_what_products_read_whole(name, random_models):
+    """In 12 bits but for routers; experts in MXFP4 stay, and so do the rows of an embedding in bf16 that is no head."""
+    model = cgpt.load(random_models / name, dense="bf16-packed").transformer
+    for part, found in model.matrices():
+        mxfp4 = part in ("gate_up", "down") and name != "gpt-oss, plain experts"
+        assert found.dtype == ("BF16" if part == "router" else "MXFP4" if mxfp4 else "BF16_PACKED"), part
+    if name.startswith("gpt2"):
+        assert model.wte.dtype == model.wpe.dtype == "BF16_PACKED"  # stored as f32, so they are rounded
+        assert (model.head is model.wte) == ("own head" not in name)
+    else:
+        assert model.embedding.dtype == "BF16"
 
 
 @pytest.mark.parametrize("dense", [None, *DENSE])

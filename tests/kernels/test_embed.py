@@ -7,11 +7,12 @@ from cgpt.kernels import _kernels
 
 from support.kernel_cases import FLOATS, Weights, assert_same_bits, check_slots, tensor_of
 
+TABLES = (*FLOATS, "BF16_PACKED")
 WIDTHS = (1, 3, 4, 7, 8, 15, 16, 17, 33, 100, 2880)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("positions_dtype", [None, *FLOATS])
+@pytest.mark.parametrize("dtype", TABLES)
+@pytest.mark.parametrize("positions_dtype", [None, *TABLES])
 def test_embed(level, dtype, positions_dtype, rng):
     """Exact: a lookup is a conversion, the sum of two float32 values one rounding. Other rows stay as they are."""
     check_slots(level, "embed")

@@ -27,10 +27,11 @@ SLOTS = {
     "F32": "linear_f32",
     "F16": "linear_f16",
     "BF16": "linear_bf16",
+    "BF16_PACKED": "linear_bf16_packed",
     "MXFP4": "linear_mxfp4",
     "INT8": "linear_int8",
 }
-INPUTS = dict.fromkeys(FLOATS, (1, 7, 15, 16, 17, 31, 33, 63, 65, 80, 100, 2880))
+INPUTS = dict.fromkeys((*FLOATS, "BF16_PACKED"), (1, 7, 15, 16, 17, 31, 33, 63, 65, 80, 100, 2880))
 INPUTS |= {"MXFP4": (32, 64, 96, 128, 160, 2880), "INT8": (1, 63, 64, 65, 128, 200, 2880)}
 OUTPUTS = (1, 3, 16, 21, 70)
 MOST = max(TOKENS), max(OUTPUTS)

@@ -22,7 +22,7 @@ from support.kernel_cases import (
 )
 from support.tolerance import BF16, F32, TINY, assert_close, dot_tolerance
 
-DTYPES = (*FLOATS, "MXFP4", "INT8")
+DTYPES = (*FLOATS, "BF16_PACKED", "MXFP4", "INT8")
 EXPERTS, K, WIDTH, N = 6, 96, 64, 50  # inputs, intermediate width, outputs
 TOKENS = (1, 2, 5, 8, 13, 33, 60)
 ALPHA, LIMIT = 1.702, 7.0
@@ -178,6 +178,8 @@ def test_nan_reaches_its_tokens_only(level, dtype, exact, where):
             model.down.scales[3, :, 1] = 255
         elif dtype == "INT8":
             model.down.scales[3, :, 0] = 0x7FC0
+        elif dtype == "BF16_PACKED":
+            model.down.data[3, :, :4] = model.down.data[3, :, 16:32] = 255  # all packed, of infinities and NaN
         else:
             model.down.data[3, :, 40] = 0x7FC0 if dtype == "BF16" else np.nan
         spoiled = (index == 3).any(1)

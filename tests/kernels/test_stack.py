@@ -14,7 +14,7 @@ from cgpt.kernels import _kernels
 from support.kernel_cases import Weights, activations, context, linear, tensor, use_level
 
 KIB = 256
-DTYPES = ("F32", "F16", "BF16", "MXFP4", "INT8")
+DTYPES = ("F32", "F16", "BF16", "BF16_PACKED", "MXFP4", "INT8")
 
 
 def run_linear(precision, threads):
@@ -50,6 +50,7 @@ def run_the_rest(precision, threads):
         values = np.ones((130, 200), array)
         for transposed in (False, True):
             _kernels.quantize_int8(values, dtype, threads, transposed=transposed)
+        _kernels.pack_bf16(values, dtype, threads)
         _kernels.transpose(np.zeros((200, 130), array), dtype, values, dtype, threads)
     _kernels.mxfp4_dequantize(np.zeros((9, 3, 16), np.uint8), np.zeros((9, 3), np.uint8))
 

@@ -27,7 +27,10 @@ MASKS = {"nobf16": "avx512_bf16", "novnni": "avx512_vnni"}
 FLOATS = ("F32", "F16", "BF16")
 TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 23, 24, 31, 33, 48, 49, 100)
 # `auto` uses tile kernels from here on
-TILE_TOKENS = {"avx512bf16": {"BF16": 8, "MXFP4": 24, "INT8": 24}, "amx": {"BF16": 8, "MXFP4": 8, "INT8": 8}}
+TILE_TOKENS = {
+    "avx512bf16": {"BF16": 8, "BF16_PACKED": 8, "MXFP4": 24, "INT8": 24},
+    "amx": {"BF16": 8, "BF16_PACKED": 8, "MXFP4": 8, "INT8": 8},
+}
 A16_MAX = {"ref": 16}  # and the portable linear_mxfp4_a16 up to here
 A8_TOKENS = {"INT8": 6, "MXFP4": 9}  # precision int8 uses its own kernels from here on
 TILE_FLOATS = 48  # and those of f32, f16 and, where no CPU multiplies them, bf16
@@ -71,7 +74,7 @@ def expected_variant(level, slot):
     special["linear_int8_a8_few"] = a8.replace("vnni", "vnni256")
     special["peak_a8"] = "avx512vnni" if a8 != "-" else "-"
     if tile != "-":
-        special["linear_bf16_tile"] = tile
+        special |= dict.fromkeys(("linear_bf16_tile", "linear_bf16_packed_tile"), tile)
     return special.get(slot, common)
 
 
@@ -103,7 +106,7 @@ def rounding(level, dtype, T, exact=False):
         exact = False
     if exact:
         return None
-    if dtype in ("BF16", "MXFP4", "INT8") and VARIANTS[level][1] != "-" and tiled(level, dtype, T):
+    if dtype not in ("F32", "F16") and VARIANTS[level][1] != "-" and tiled(level, dtype, T):
         return "bf16"
     if dtype == "INT8":
         return "a16 64"
@@ -202,6 +205,11 @@ class Weights:
             self.scales = to_bf16(np.exp2(rng.uniform(-9, -5, (*shape[:-1], -(-K // 64)))))
             self.values = q * np.repeat(from_bf16(self.scales), 64, -1)[..., :K].astype(np.float64)
             self.columns = K
+        elif dtype == "BF16_PACKED":
+            self.columns, plain = shape[-1], Weights("BF16", shape, seed)
+            plain.data[..., -1, :] = to_bf16(np.exp2(rng.uniform(-24, 4, shape[-1])))  # too many exponents, if long
+            data, self.scales = _kernels.pack_bf16(plain.data.reshape(-1, shape[-1]), "BF16", 1)
+            self.data, self.values = data.reshape(*shape[:-1], -1), from_bf16(plain.data).astype(np.float64)
         else:
             w = rng.standard_normal(shape, np.float32)
             w[rng.random(shape) < 0.02] *= 2.0**-14  # denormal halves among them
@@ -210,8 +218,9 @@ class Weights:
 
     def matrix(self, N=None, bias=None):
         """Its first N rows as a Matrix."""
+        of_rows = self.scales is None or self.dtype == "BF16_PACKED"
         return _kernels.Matrix(
-            self.dtype, self.data[:N], None if self.scales is None else self.scales[:N], bias, self.columns
+            self.dtype, self.data[:N], self.scales if of_rows else self.scales[:N], bias, self.columns
         )
 
 

@@ -58,6 +58,28 @@ CG_INLINE void bf16_decode_bf16(void *out, const cg_product *p, int64_t n, int64
     if (k1 % 32) memset((uint16_t *)out + k1 - k0, 0, (size_t)(32 - k1 % 32) * 2);
 }
 
+/* BF16_PACKED weights k0 <= k < k1 of row n as bf16, up to a whole block; k0 is a multiple of one. */
+CG_INLINE void bf16_decode_bf16_packed(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
+    const uint8_t *row = p->w + n * cg_row_bytes(CG_BF16_PACKED, p->K), *stored = packed_as_stored(p, n);
+    if (stored) {
+        cg_product plain = packed_row_product(p, n, stored);
+        bf16_decode_bf16(out, &plain, 0, k0, k1);
+        return;
+    }
+    uint16_t order[32]; /* weight 16 o + l of half a block is the half o of pair l */
+    for (int i = 0; i < 32; i++) order[i] = (uint16_t)(i % 16 * 2 + i / 16);
+    const __m512i in_order = _mm512_loadu_si512(order);
+    uint16_t *to = out;
+    packed_table t = packed_table_of(row, k0);
+    for (int64_t k = k0; k < k1; k += CG_PACKED_BLOCK, to += CG_PACKED_BLOCK) {
+        vu pairs[PACKED_PAIRS];
+        if (k % CG_PACKED_RUN == 0) t = packed_table_of(row, k);
+        packed_pairs(pairs, &t, packed_block(row, p->K, k));
+        for (int i = 0; i < 2; i++)
+            _mm512_storeu_si512(to + 32 * i, _mm512_permutexvar_epi16(in_order, (__m512i)pairs[i]));
+    }
+}
+
 /* MXFP4 weights k0 <= k < k1 of row n as bf16. */
 CG_INLINE void bf16_decode_mxfp4(void *out, const cg_product *p, int64_t n, int64_t k0, int64_t k1) {
     int64_t first = n * (p->K / CG_MXFP4_GROUP) + k0 / CG_MXFP4_GROUP;

@@ -11,6 +11,7 @@
 
 #include "simd/vec.h"
 #include "cgpt.h"
+#include "kernels/linear/bf16_packed.h"
 
 enum {
     DOT_ROWS = CG_LANES == 16 ? 8 : 4,
@@ -108,6 +109,50 @@ CG_INLINE void dot_step(const int R, const int M, const cg_dtype dtype, const ch
     }
 }
 
+/* Adds the products of the packed weights k .. of R rows, of which block[r] holds those of row r, and M packed tokens:
+   of a block, or of half a block that ends a row. */
+CG_INLINE void dot_packed_step(const int R, const int M, const int64_t weights, const packed_table *t,
+                               const uint8_t *const *block, const char *const *x, int64_t k,
+                               vf (*sum)[DOT_MAX_FEW_TOKENS]) {
+    vu pairs[DOT_ROWS][PACKED_PAIRS];
+    for (int r = 0; r < R; r++) packed_pairs(pairs[r], &t[r], block[r]);
+#pragma GCC unroll 16
+    for (int v = 0; v < weights / CG_LANES; v++) {
+        vf wv[DOT_ROWS];
+        for (int r = 0; r < R; r++) {
+            wv[r] = packed_vector(pairs[r], v);
+            if (M > 1) VF_KEEP(wv[r]);
+        }
+        for (int m = 0; m < M; m++) {
+            vf xv = vf_load((const float *)x[m] + k + v * CG_LANES);
+            for (int r = 0; r < R; r++) sum[r][m] = vf_fma(wv[r], xv, sum[r][m]);
+        }
+    }
+}
+
+/* The same for whole rows of K packed weights, every stride_bytes, in the order of dot_step: the same bits. */
+CG_INLINE void dot_packed(const int R, const int M, const uint8_t *w, int64_t stride_bytes, const char *const *x,
+                          int64_t K, vf (*sum)[DOT_MAX_FEW_TOKENS]) {
+    const uint8_t *block[DOT_ROWS];
+    for (int r = 0; r < R; r++) block[r] = packed_block(w + r * stride_bytes, K, 0);
+    for (int64_t k = 0; k < K;) {
+        packed_table t[DOT_ROWS];
+        int64_t end = cg_min(k + CG_PACKED_RUN, K);
+        for (int r = 0; r < R; r++) t[r] = packed_table_of(w + r * stride_bytes, k);
+        for (; k < end - PACKED_HALF; k += CG_PACKED_BLOCK) {
+            for (int r = 0; r < R; r++) {
+                __builtin_prefetch(block[r] + DOT_AHEAD_BYTES, 0, 3);
+                __builtin_prefetch(block[r] + DOT_AHEAD_BYTES + 64, 0, 3);
+            }
+            if (CG_LANES == 16 && (R == 2 || R * M <= 8)) dot_packed_step(R, M, CG_PACKED_BLOCK, t, block, x, k, sum);
+            else
+                for (int r = 0; r < R; r++) dot_packed_step(1, M, CG_PACKED_BLOCK, t + r, block + r, x, k, sum + r);
+            for (int r = 0; r < R; r++) block[r] += CG_PACKED_BLOCK_BYTES;
+        }
+        if (k < end) dot_packed_step(R, M, PACKED_HALF, t, block, x, k, sum), k = end;
+    }
+}
+
 /* The R rows n, n + row_stride, .. for the M tokens from t on. Each pass over the same rows prefetches a part of what
    comes next. */
 CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, const cg_product *p, int64_t n,
@@ -122,6 +167,10 @@ CG_INLINE void dot_few_tokens(const int R, const int M, const cg_dtype dtype, co
     for (int m = 0; m < M; m++) {
         x[m] = (const char *)p->x + (t + m) * dot_row_bytes(p->K);
         for (int r = 0; r < R; r++) sum[r][m] = vf_set(0.f);
+    }
+    if (dtype == CG_BF16_PACKED) {
+        dot_packed(R, M, (const uint8_t *)w, stride_bytes, x, p->K, sum);
+        k = p->K;
     }
     for (; k + DOT_STEP <= p->K; k += DOT_STEP) {
         if (dtype != CG_F32) /* f32 rows keep the memory busy without, and it costs (Zen 3) */

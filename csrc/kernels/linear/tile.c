@@ -1,7 +1,7 @@
-/* linear_f32_tile, linear_f16_tile, linear_bf16_tile: as dense.c, with the weights' exact values and f32 products, but
-   summed in the order of tile.h, which differs from that of a few tokens. It is faster and does not give the same bits.
-   Parallel over n. */
-#include "kernels/linear/tile.h" /* and decode_<dtype> of dense.c */
+/* linear_f32_tile, linear_f16_tile, linear_bf16_tile, linear_bf16_packed_tile: as dense.c, with the weights' exact
+   values and f32 products, but summed in the order of tile.h, which differs from that of a few tokens. It is faster and
+   does not give the same bits. Parallel over n. */
+#include "kernels/linear/tile.h" /* and decode_<dtype> of dense.c and bf16_packed.c */
 
 enum { TILE_MIN_TOKENS_F32 = 48 }; /* fewer tokens are as fast with dense.c */
 
@@ -25,4 +25,5 @@ static void CG_NAME(tile_pack_f32)(void *packed, const cg_rows *x, int64_t T, in
 TILE(f32, CG_F32)
 TILE(f16, CG_F16)
 TILE(bf16, CG_BF16)
+TILE(bf16_packed, CG_BF16_PACKED)
 #undef TILE

@@ -1,8 +1,8 @@
-/* linear_bf16_tile, linear_mxfp4_tile, linear_int8_tile for AMX: activations are rounded to bf16, products and sums are
-   f32. The weights are the A operand: 16 rows x 32 k are loaded from row-major memory as they are. The activations are
-   B: blocks of 16 tokens as [K/2, 16 tokens, 2], with zeros up to a multiple of 32 for K and of 16 for T. 2 x 2 tiles
-   give 32 rows x 32 tokens. MXFP4 and INT8 rows are decoded first. Rows whose K is no multiple of 32 are copied first,
-   and so are the last rows. */
+/* linear_bf16_tile, linear_bf16_packed_tile, linear_mxfp4_tile, linear_int8_tile for AMX: activations are rounded to
+   bf16, products and sums are f32. The weights are the A operand: 16 rows x 32 k are loaded from row-major memory as
+   they are. The activations are B: blocks of 16 tokens as [K/2, 16 tokens, 2], with zeros up to a multiple of 32 for K
+   and of 16 for T. 2 x 2 tiles give 32 rows x 32 tokens. Packed bf16, MXFP4 and INT8 rows are decoded first. Rows whose
+   K is no multiple of 32 are copied first, and so are the last rows. */
 #include "kernels/linear/bf16_rows.h"
 #include "simd/amx_tiles.h"
 
@@ -91,6 +91,7 @@ CG_INLINE void amx_panel(dot_decode *decode, int stored, const cg_product *p, in
     static cg_linear linear_##name##_tile__amx = {packed_bytes_tile__amx, pack_tile__amx, panel_##name##_tile__amx, \
                                                   .min_tokens = AMX_MIN_TOKENS, .work_bytes_per_input = AMX_ROWS * 2};
 AMX(bf16, p->K % TILE_K == 0)
+AMX(bf16_packed, 0)
 AMX(mxfp4, 0)
 AMX(int8, 0)
 #undef AMX
