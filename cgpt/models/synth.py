@@ -29,6 +29,7 @@ from cgpt.errors import ConfigError, InputError
 from cgpt.fields import read_json_object
 from cgpt.models import gpt2, gpt_oss
 from cgpt.models.routing_skew import RoutingSkew
+from cgpt.models.weight_tails import WeightTails
 
 # Bytes of weights a published file holds at most. In OpenAI's layout the 20b is one file, the 120b seven.
 HF_SHARD, ORIGINAL_SHARD, ORIGINAL_SINGLE = 4_800_000_000, 10_500_000_000, 14_000_000_000
@@ -75,6 +76,7 @@ def write(
     seed: int = 0,
     layout: str | None = None,
     routing_skew: float = 0.0,
+    awkward_rows: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Writes a checkpoint of random weights into `directory`, which must be empty or not exist yet.
@@ -85,6 +87,9 @@ def write(
     layout: "hf" (default) or "original" (OpenAI's) for a published size; a config.json implies its own.
     routing_skew: 0 (default) lets gpt-oss choose its experts evenly; 1 as unevenly as trained models do, so that a
         cache of 30 % of 128 a layer hits about 85 % in generated text; see cgpt.models.routing_skew.
+    awkward_rows: None (default) draws all weights of a matrix alike; a share of the rows, 0 to 1, gives dense matrices
+        the tails of trained ones, and that share of their rows too many exponents to be packed; see
+        cgpt.models.weight_tails.
     progress(done, total) is told the bytes written.
 
     InputError: no such size or layout, a skew of a model without experts, `directory` is in use or cannot be written,
@@ -93,6 +98,8 @@ def write(
     """
     require_integer("seed", seed, low=0)
     require_number("routing_skew", routing_skew, f" from 0 to {MAX_SKEW}", lambda value: 0 <= value <= MAX_SKEW)
+    if awkward_rows is not None:
+        require_number("awkward_rows", awkward_rows, " from 0 to 1", lambda value: 0 <= value <= 1)
     json_files = _json_files(size_or_config, layout)
     directory = Path(directory)
     with _all_or_nothing(directory) as new_file:
@@ -100,6 +107,7 @@ def write(
             new_file(name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         config = read_config(directory)
         skew = _routing_skew(config, routing_skew, seed)
+        tails = None if awkward_rows is None else WeightTails(awkward_rows, seed, _standard_quantiles())
         mxfp4 = json_files["config.json"].get("quantization_config") is not None
         files = checkpoint_files(config, mxfp4)
         if len(files) > 1 and isinstance(config, GptOssConfig) and config.layout == "hf":
@@ -110,7 +118,7 @@ def write(
         done = 0
         for name, tensors in files.items():
             with open(new_file(name), "wb") as file:
-                for data in _file_data(headers[name], tensors, seed, skew):
+                for data in _file_data(headers[name], tensors, seed, skew, tails):
                     done += file.write(data)
                     if progress:
                         progress(done, total)
@@ -214,7 +222,9 @@ def _routing_skew(config: GPT2Config | GptOssConfig, skew: float, seed: int) -> 
     return RoutingSkew(config, skew, seed)
 
 
-def _file_data(header: bytes, tensors: Iterable[SynthTensor], seed: int, skew: RoutingSkew | None) -> Iterator[Any]:
+def _file_data(
+    header: bytes, tensors: Iterable[SynthTensor], seed: int, skew: RoutingSkew | None, tails: WeightTails | None
+) -> Iterator[Any]:
     yield header
     for tensor in tensors:
         mask = re.fullmatch(gpt2.MASK_BUFFERS[0], tensor.name)
@@ -223,7 +233,7 @@ def _file_data(header: bytes, tensors: Iterable[SynthTensor], seed: int, skew: R
         stream = SFC64(SeedSequence([seed, *tensor.name.encode()]))
         for begin in range(0, count, step):
             n = min(step, count - begin)
-            yield (_mask(tensor, begin, n) if mask else _random(tensor, stream, begin, n, skew)).data
+            yield (_mask(tensor, begin, n) if mask else _random(tensor, stream, begin, n, skew, tails)).data
 
 
 def _mask(tensor: SynthTensor, begin: int, count: int) -> np.ndarray:
@@ -232,7 +242,14 @@ def _mask(tensor: SynthTensor, begin: int, count: int) -> np.ndarray:
     return (key <= query).astype("<f4")
 
 
-def _random(tensor: SynthTensor, stream: BitGenerator, begin: int, count: int, skew: RoutingSkew | None) -> np.ndarray:
+def _random(
+    tensor: SynthTensor,
+    stream: BitGenerator,
+    begin: int,
+    count: int,
+    skew: RoutingSkew | None,
+    tails: WeightTails | None,
+) -> np.ndarray:
     """The next `count` values of a tensor, those from `begin` on. Random bits look values up: several times
     faster than sampling."""
     if tensor.dtype == "U8":
@@ -240,12 +257,14 @@ def _random(tensor: SynthTensor, stream: BitGenerator, begin: int, count: int, s
         if tensor.name.endswith("blocks"):
             return data
         return (data & 3) + np.uint8(_lowest_scale(tensor.name, tensor.shape[-1] * 32))
+    bits: np.ndarray = stream.random_raw(-(-count // 4)).view(np.uint16)[:count]
     mean, std = _distribution(tensor.name, tensor.shape)
-    if skew:
-        std = hypot(std, skew.popularity(tensor.name))
-    quantiles = _normal_quantiles(mean, std, tensor.dtype)
-    values: np.ndarray = quantiles[stream.random_raw(-(-count // 4)).view(np.uint16)[:count]]
     topics = skew.topics(tensor.name, begin, count) if skew else None
+    if tails and len(tensor.shape) == 2 and tensor.name.endswith("weight"):
+        floats = tails.values(tensor.name, tensor.shape, _is_conv1d(tensor.name), std, begin, bits)
+        values = floats if tensor.dtype == "F32" else _bf16(floats)
+    else:
+        values = _normal_quantiles(mean, hypot(std, skew.popularity(tensor.name)) if skew else std, tensor.dtype)[bits]
     return values if topics is None else _bf16((values.astype("<u4") << 16).view("<f4") + topics)
 
 
@@ -262,8 +281,12 @@ def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.0, 1.0
     if re.search(r"(lm_head|unembedding|wte|wpe)\.weight$", name):
         return 0.0, 3 / sqrt(shape[-1])
-    conv1d = name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight", "_proj"))  # [.., in, out]
-    return 0.0, _gain(name) / sqrt(shape[-2] if conv1d else shape[-1])
+    return 0.0, _gain(name) / sqrt(shape[-2] if _is_conv1d(name) else shape[-1])
+
+
+def _is_conv1d(name: str) -> bool:
+    """Whether a matrix is stored as [.., in, out]."""
+    return name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight", "_proj"))
 
 
 def _gain(name: str) -> float:

@@ -215,6 +215,8 @@ def test_synth(cgpt_, tmp_path):
     assert weights[0] == weights[1] != weights[2]
     status, out, err = cgpt_("synth", small_config(tmp_path), tmp_path / "new", "--routing-skew", 1)
     assert (status, out) == (2, "") and "no experts" in err
+    status, out, err = cgpt_("synth", small_config(tmp_path), tmp_path / "tails", "--awkward-rows", 0.5)
+    assert (status, err) == (0, "") and (tmp_path / "tails" / "model.safetensors").read_bytes() not in weights
     status, out, err = cgpt_("synth", "gpt3", tmp_path / "new")
     assert (status, out) == (2, "") and "gpt3" in err
 

@@ -13,6 +13,7 @@ import cgpt
 import cgpt.models.synth
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.errors import CheckpointError, ConfigError, InputError
+from cgpt.kernels import _kernels
 from cgpt.models import routing_skew
 
 from reference.checkpoint import read_header
@@ -270,6 +271,38 @@ def test_nothing_is_left_of_a_failure(problem, exists, tmp_path):
     assert not exists or not list(directory.iterdir())
 
 
+# ------------------------------------------------------------------------------------------------ tails of weights
+
+
+def test_tails_change_dense_matrices_alone(tmp_path):
+    for kind, matrices in (("gpt-oss", ".weight"), ("gpt2", ".weight"), ("gpt-oss, original", ".weight")):
+        for name, share in (("plain", None), ("tails", 0.1)):
+            cgpt.models.synth.write(CONFIGS[kind], tmp_path / kind / name, seed=3, awkward_rows=share)
+        plain, tails = (stored(tmp_path / kind / name) for name in ("plain", "tails"))
+        changed = {name for name in plain if (plain[name][0] != tails[name][0]).any()}
+        assert changed == {name for name, (a, _) in plain.items() if a.ndim == 2 and name.endswith(matrices)}
+
+
+@pytest.mark.parametrize("kind", ["gpt-oss", "gpt2"])
+def test_tails_by_the_law(kind, tmp_path):
+    """Rows of outputs of different size, heavy tails in each, and a share of them too wide to be packed."""
+    name, wide = ("lm_head.weight", "hidden_size") if kind == "gpt-oss" else ("h.0.mlp.c_fc.weight", "n_embd")
+    more = dict(vocab_size=2000) if kind == "gpt-oss" else dict(n_inner=2000)
+    config = CONFIGS[kind] | {wide: 512, "num_attention_heads": 4} | more
+    for label, share in (("none", 0), ("some", 0.1), ("all", 1)):
+        cgpt.models.synth.write(config, tmp_path / label, seed=3, awkward_rows=share)
+    none, some, every = (floats(stored(tmp_path / label)[name]) for label in ("none", "some", "all"))
+    if kind == "gpt2":
+        none, some, every = none.T, some.T, every.T
+    sizes = none.std(1)
+    assert np.log2(sizes).std() == pytest.approx(0.3, rel=0.15)
+    assert ((none / sizes[:, None]) ** 4).mean() == pytest.approx(5.4, rel=0.1)
+    assert np.median(sizes) == pytest.approx(3 / 512**0.5 if kind == "gpt-oss" else 512**-0.5, rel=0.05)
+    packed = [_kernels.pack_bf16(np.ascontiguousarray(w), "F32", 1)[0] for w in (none, some, every)]
+    shares = [(_kernels.stored_rows(data) >= 0).mean() for data in packed]
+    assert shares[0] < 0.005 and shares[1] == pytest.approx(0.1, abs=0.02) and shares[2] == 1
+
+
 def refused(error, match, *args, **kwargs):
     with pytest.raises(error, match=match):
         cgpt.models.synth.write(*args, **kwargs)
@@ -302,6 +335,8 @@ def test_refuses_bad_arguments(tmp_path):
     refused(InputError, "no experts", GPT2, directory, routing_skew=1)
     for skew in (-0.1, float("nan"), 11, "1"):
         refused(InputError, "routing_skew", GPT_OSS, directory, routing_skew=skew)
+    for share in (-0.1, float("nan"), 1.1, "1"):
+        refused(InputError, "awkward_rows", GPT_OSS, directory, awkward_rows=share)
     refused(ConfigError, "n_head", GPT2 | dict(n_head=5), directory)
     refused(ConfigError, "model_type", {"model_type": "llama"}, directory)
     assert not directory.exists()
