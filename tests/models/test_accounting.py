@@ -3,10 +3,11 @@
 import pytest
 
 import cgpt
+from cgpt.bench.costs import matrix_bytes
 from cgpt.bench.trace import Trace
 from cgpt.errors import ConfigError, InputError
 from cgpt.models import synth
-from cgpt.models.accounting import flops, look_up, parameters
+from cgpt.models.accounting import flops, loaded_bytes, look_up, parameters, part_of
 
 from support.synth_cases import CONFIGS, PLAIN, TINY_GPT2, TINY_GPT_OSS, config_file
 
@@ -65,3 +66,18 @@ def test_refuses_files_that_are_no_config(tmp_path):
         look_up(tmp_path / "config.json")
     with pytest.raises(InputError, match="gpt-oss-20b"):
         look_up(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("dense", [None, "bf16", "bf16-packed", "int8"])
+def test_matrices_take_the_bytes_that_are_said(kind, dense, tmp_path):
+    """What products read, without biases, once load() has heard of `dense`."""
+    synth.write(CONFIGS[kind], tmp_path / "model")
+    found = look_up(tmp_path / "model")
+    matrices = [t for t in found.tensors if len(t.shape) > 1 and not t.name.endswith("bias")]
+    if not found.config.tie_word_embeddings:
+        matrices = [t for t in matrices if part_of(t.name) != "embedding"]
+    said = sum(loaded_bytes(found.config, t, dense) for t in matrices if not t.name.endswith("wpe.weight"))
+    held = [m for _, m in cgpt.load(tmp_path / "model", dense=dense).transformer.matrices()]
+    biases = [m.arrays[-1].nbytes for m in held if len(m.arrays) > 1 and m.arrays[-1].ndim < len(m.shape)]
+    assert said == sum(map(matrix_bytes, held)) - sum(biases)
