@@ -1,10 +1,11 @@
 """Whether a change made a model faster or slower: two checkouts take turns, A B B A, on fresh random ids.
 
     python bench/two_checkouts.py A B --model DIR [--dense int8] [--pairs 24] [--prompt 512] [--decode 48]
+    python bench/two_checkouts.py A A --model DIR --dense none bf16-packed
 
-A, B: roots of checkouts with their kernels built in place; versions from 0.1.0 on. Prints medians in tokens per second,
-and the geometric mean of the times' ratio B / A with its 95 % interval (Student's t, from the pairs). Nothing else
-should run.
+A, B: roots of checkouts with their kernels built in place; versions from 0.1.0 on. Two of --dense are those of A and of
+B. Prints medians in tokens per second, and the geometric mean of the times' ratio B / A with its 95 % interval
+(Student's t, from the pairs). Nothing else should run.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("roots", nargs="*", metavar="ROOT")
     parser.add_argument("--model", help="a checkpoint directory, or the name of a model in the package")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--dense")
+    parser.add_argument("--dense", nargs="+", default=["none"], help="none: as stored")
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt")
     parser.add_argument("--decode", type=int, default=48, help="single tokens in a row")
@@ -76,7 +77,8 @@ def main() -> None:
     a = parser.parse_args()
     if a.work:
         return work(*json.loads(a.work))
-    sides = [start(root, [a.model, a.precision, a.dense]) for root in a.roots]
+    dense = [None if one == "none" else one for one in a.dense]
+    sides = [start(root, [a.model, a.precision, kept]) for root, kept in zip(a.roots, dense * 2, strict=False)]
     for what, n in zip(WHAT, (a.decode, a.prompt), strict=True):
         for side in sides:
             ask(side, what, n)
