@@ -109,6 +109,15 @@ def test_packed_is_what_products_read_whole(name, random_models):
         assert model.embedding.dtype == "BF16"
 
 
+def test_packed_rounds_what_it_does_not_pack(tmp_path):
+    """Routers stored as f32 become bf16, as by dense="bf16", and so do the rows of an embedding."""
+    directory = rewritten("demo-gpt-oss", tmp_path, lambda w: w * np.float32(1.001))
+    plain, packed = (cgpt.load(directory, precision="exact", dense=dense) for dense in ("bf16", "bf16-packed"))
+    assert {m.dtype for part, m in packed.transformer.matrices() if part == "router"} == {"BF16"}
+    assert packed.transformer.embedding.dtype == "BF16_PACKED"
+    assert_same_bits(packed.logits(np.arange(50)), plain.logits(np.arange(50)), "stored as f32")
+
+
 @pytest.mark.parametrize("dense", [None, *DENSE])
 def test_one_expert(tmp_path, dense):
     """Its matrices are [1, N, K], not [N, K]."""
