@@ -96,10 +96,10 @@ class Loader:
         ):
             if self._rows_stay(embedding_name):
                 return self.matrix(embedding_name, rows=rows)
-            parts = [array[rows] for array in embedding.arrays]
-            if len(parts[0]) == embedding.shape[0]:
+            data, *scales = (array[rows] for array in embedding.arrays)
+            if len(data) == embedding.shape[0]:
                 return embedding
-            return Matrix(embedding.dtype, *parts, columns=embedding.shape[1] if len(parts) > 1 else None)
+            return Matrix(embedding.dtype, data, *scales[:1], columns=embedding.shape[1] if scales else None)
         return self.matrix(name, rows=rows)
 
     def transposed(self, name: str, bias: str | None = None, rows: Sequence[slice] = (ALL,)) -> Matrix:
