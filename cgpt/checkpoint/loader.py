@@ -99,7 +99,9 @@ class Loader:
             data, *scales = (array[rows] for array in embedding.arrays)
             if len(data) == embedding.shape[0]:
                 return embedding
-            return Matrix(embedding.dtype, data, *scales[:1], columns=embedding.shape[1] if scales else None)
+            if not scales:
+                return Matrix(embedding.dtype, data)
+            return Matrix(embedding.dtype, data, scales[0], columns=embedding.shape[1])
         return self.matrix(name, rows=rows)
 
     def transposed(self, name: str, bias: str | None = None, rows: Sequence[slice] = (ALL,)) -> Matrix:
