@@ -494,7 +494,9 @@ def _open(
             directory = stack.enter_context(_checkpoint_directory(path_or_name, revision, download, progress))
             config = read_config(directory)
             if ranks is not None and ranks.size > (heads := accounting.shape_of(config)["kv_heads"]):
-                raise InputError(f"{directory} has {heads} key/value heads, too few for {ranks.size} ranks")
+                raise InputError(
+                    f"{directory} has {heads} key/value heads, too few for {ranks.size} ranks; start fewer"
+                )
             checkpoint = open_checkpoint(directory, config)
             limit = streaming.choose_limit(config, checkpoint, dense, memory, ranks)
         if ranks is not None and any(ranks.exchange(limit is not None)) and limit is None:

@@ -193,13 +193,13 @@ class Session:
 
     @contextmanager
     def _ending_all(self) -> Iterator[None]:
-        """What is raised within ends all ranks, since the others wait for this one."""
+        """What is raised within ends all ranks, since the others wait for this one; unless all have raised it, or have
+        done their part."""
         try:
             yield
-        except NumericsError:  # found when all had done their part
-            raise
         except BaseException as problem:
-            self.abort(problem)
+            if problem is not self._agreed and not isinstance(problem, NumericsError):
+                self.abort(problem)
             raise
 
     def load(self, load: Load, **arguments: Any) -> Any:
@@ -207,7 +207,8 @@ class Session:
         with self._lock:
             number = next(self._counter)
             self._begin("load", None, (), arguments, number)
-            model = load(self, **arguments)
+            with self._ending_all():
+                model = load(self, **arguments)
             self._enter(model.transformer, number)
             return model
 
@@ -291,7 +292,8 @@ class Session:
 
 
 def _text(problem: BaseException) -> str:
-    return str(problem) if isinstance(problem, CgptError) else f"{type(problem).__name__}: {problem}"
+    text = str(problem)
+    return text if text and isinstance(problem, CgptError) else ": ".join(filter(None, (type(problem).__name__, text)))
 
 
 @contextmanager

@@ -53,11 +53,8 @@ class Block:
     def __init__(self, config: GPT2Config, layer: int, load: Loader, prefix: str, ranks: Ranks | None) -> None:
         self.config, self.layer = config, layer
         C, H = config.n_embd, config.n_head
-        self.heads, self.columns, self.inner = (
-            split(H, ranks),
-            split(C, ranks, OUTPUTS),
-            split(config.n_inner, ranks, OUTPUTS),
-        )
+        self.heads, self.columns = split(H, ranks), split(C, ranks, OUTPUTS)
+        self.inner = split(config.n_inner, ranks, OUTPUTS)
         self.attended = self.heads.times(C // H)
         thirds, columns, inner = [self.attended.rows(i * C) for i in range(3)], self.columns.rows(), self.inner.rows()
         name = f"{prefix}h.{layer}."

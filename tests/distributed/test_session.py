@@ -319,6 +319,16 @@ def test_a_rank_that_fails_within_a_step_ends_all():
     assert ranks.board.aborts[0].startswith("rank 1 of 2 ends")
 
 
+def test_an_interrupt_while_it_loads_ends_all():
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with ThreadRanks(2) as ranks:
+        with pytest.raises(KeyboardInterrupt):
+            ranks.load("demo-gpt2", 1, progress=interrupt)
+    assert ranks.board.aborts[0] == "rank 0 of 2 ends, and so do all: KeyboardInterrupt"
+
+
 def test_what_needs_one_process_is_refused(tmp_path):
     with ThreadRanks(2) as ranks:
         model = ranks.load("demo-gpt2", 1)
