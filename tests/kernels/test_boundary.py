@@ -174,6 +174,16 @@ REFUSED = [
     ("moe", {"index": lambda: indices(T, E + 1), "weight": lambda: f32(T, E + 1)}),
     ("moe", {"weight": lambda: f32(T, 3)}),
     ("moe", {"T": 0}),
+    ("moe", {"act": lambda: f32(2 * T - 1, 10)}),
+    ("moe", {"act": lambda: f32(2 * T, 11)}),
+    ("moe", {"act": lambda: f32(2 * T, 10), "act_column": lambda: 1}),
+    ("moe", {"act": lambda: f32(2 * T, 10), "act_column": lambda: -1}),
+    ("moe", {"act": lambda: f32(2 * T, 10), "column": lambda: 1, "gather": lambda: print}),
+    ("moe", {"act_column": lambda: 1}),
+    ("moe", {"column": lambda: -1}),
+    ("activation", {"column": lambda: 1, "columns": lambda: C}),
+    ("activation", {"columns": lambda: -1}),
+    ("attention", {"column": lambda: 1}),
     ("moe", {"gate_up": lambda: matrix(E, 22, C)}),
     ("moe", {"gate_up": lambda: matrix(E - 1, 20, C)}),
     ("moe", {"gate_up": lambda: matrix(1025, 20, C), "down": lambda: matrix(1025, N, 10)}),
@@ -199,7 +209,7 @@ REFUSED = [
 
 def arguments(op, **changed):
     """Keyword arguments of a call of `op`."""
-    made = {name: changed.get(name, make) for name, make in GOOD[op].items()}
+    made = {**GOOD[op], **{name: make for name, make in changed.items() if name != "slices"}}
     made = {name: a() if callable(a) else a for name, a in made.items()}
     if op == "attention":
         one = tuple(made.pop(name) for name in ("cache", "row", "start", "T"))

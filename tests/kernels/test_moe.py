@@ -186,3 +186,53 @@ def test_nan_reaches_its_tokens_only(level, dtype, exact, where):
     y = moe(model, x, index, weight, out, exact)
     assert not np.isfinite(y[spoiled]).any() and 0 < spoiled.sum() < 60
     assert_same_bits(y[~spoiled], clean[~spoiled], "the other tokens")
+
+
+def rows_of(matrix, rows):
+    """Rows of each expert of a matrix."""
+    parts = [np.ascontiguousarray(array[:, rows]) for array in matrix.arrays]
+    data, bias = parts[0], parts[-1]
+    scales = parts[1] if len(parts) > 2 else None
+    return _kernels.Matrix(
+        matrix.dtype, data, scales, bias, columns=matrix.shape[2] if matrix.dtype == "INT8" else None
+    )
+
+
+@pytest.mark.parametrize("arrivals", [None, [[4, 0], [], [1, 3, 2, 5]]])
+@pytest.mark.parametrize("T, part", [(1, 0), (9, 0), (33, 16)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_some_columns_with_the_activations_of_others(level, dtype, T, part, arrivals):
+    """Two calls, each with some rows of both matrices, give the bits of one that has all."""
+    model, (x, index, weight, out) = experts(dtype), routed(T, 2, False)
+    arrivals = arrivals and [np.array(some, np.int32) for some in arrivals]
+    index, k = np.ascontiguousarray(index), 2
+    inner, outer = [(0, 16), (16, WIDTH)], [(0, 32), (32, N)]
+    act = np.full((T * k, WIDTH), np.nan, np.float32)
+
+    def run(y, mine, columns, gather):
+        matrices = [
+            rows_of(model.matrices[0], slice(2 * mine[0], 2 * mine[1])),
+            rows_of(model.matrices[1], slice(*columns)),
+        ]
+        how = dict(
+            part=part, arrivals=arrivals, column=columns[0], act=tensor_of(act), act_column=mine[0], gather=gather
+        )
+        arguments = (tensor(x), index, tensor(weight), *matrices, ALPHA, LIMIT, T)
+        _kernels.moe(context(True, 2), tensor_of(y), *arguments, **how)
+
+    whole = out[:T].copy()
+    args = (tensor_of(whole), tensor(x), index, tensor(weight), *model.matrices, ALPHA, LIMIT, T)
+    _kernels.moe(context(True, 1), *args, part=part)
+    kept = {}
+    run(out[:T].copy(), inner[1], outer[1], lambda: kept.update(act=act[:, 16:].copy()))
+    found = out[:T].copy()
+    for mine, columns in zip(inner, outer, strict=True):
+        before = found.copy()
+        if not mine[0]:  # the other's columns come from its own call
+            run(found, mine, columns, lambda: act.__setitem__((slice(None), slice(16, None)), kept["act"]))
+        else:
+            first = act[:, :16].copy()
+            run(found, mine, columns, lambda first=first: act.__setitem__((slice(None), slice(16)), first))
+        others = np.delete(np.arange(N), np.arange(*columns))
+        assert_same_bits(found[:, others], before[:, others], "columns of nobody")
+    assert_same_bits(found, whole, "columns")
