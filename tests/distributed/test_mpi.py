@@ -84,7 +84,7 @@ def test_the_command_line_writes_what_one_process_writes(size):
 
 @mpiexec
 def test_a_command_without_a_model_speaks_once():
-    arguments = ["-m", "cgpt", "info", "demo-gpt2"]
+    arguments = ["-m", "cgpt", "kernels"]
     assert run((2, [], arguments)) == alone(arguments)
 
 
