@@ -60,7 +60,8 @@ class FakeModel:
 
     transformer = SimpleNamespace(streaming=None)
 
-    def load(self, path_or_name, *settings, kv_cache_dtype, huge_pages, memory, progress, revision):
+    def load(self, path_or_name, *settings, kv_cache_dtype, huge_pages, memory, progress, revision, comm):
+        assert comm is None  # no launcher started this process
         self.loaded, self.progress = (path_or_name, *settings, kv_cache_dtype, huge_pages, memory, revision), progress
         return self
 
