@@ -185,11 +185,11 @@ class Session:
             if not self._is_confirmed():
                 raise Rejected
             return
-        with self._lock, _delayed_interrupts() as interrupts:
+        with self._lock, _delayed_interrupts():
             self._begin(what, model, args, options)
             with self._ending_all():
                 yield
-            self._confirmed = not interrupts
+            self._confirmed = True
 
     @contextmanager
     def _ending_all(self) -> Iterator[None]:
@@ -297,15 +297,15 @@ def _text(problem: BaseException) -> str:
 
 
 @contextmanager
-def _delayed_interrupts() -> Iterator[list[Any]]:
-    """Ctrl-C waits for the end of the block, in the thread that gets it; what has come."""
+def _delayed_interrupts() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, in the thread that gets it."""
     came: list[Any] = []
     if threading.current_thread() is not threading.main_thread() or (old := signal.getsignal(signal.SIGINT)) is None:
-        yield came
+        yield
         return
     signal.signal(signal.SIGINT, lambda *args: came.append(args))
     try:
-        yield came
+        yield
     finally:
         signal.signal(signal.SIGINT, old)
     if came and callable(old):

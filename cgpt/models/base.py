@@ -303,9 +303,14 @@ class Transformer:
             out = self.predict(ws, x, T, head)
             if self.vocabulary.start == 0:  # the first rank has all of it
                 self.require_finite(out, slices)
+                self._end_step(slices)
+        if self.vocabulary.start:  # the others, once the first one has let them
+            self._end_step(slices)
+        return out
+
+    def _end_step(self, slices: list[BatchSlice]) -> None:
         for part in slices:
             part.cache.end_step(part.T)
-        return out
 
     def _lead(self, what: str, *args: Any, **options: Any) -> AbstractContextManager[None]:
         """Within it all ranks call the same method; nothing where there is one."""

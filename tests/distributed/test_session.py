@@ -1,5 +1,6 @@
 """Several ranks, as threads of this process: the bits of one, whatever is done with its sequences."""
 
+import signal
 import threading
 
 import numpy as np
@@ -154,6 +155,23 @@ def test_a_step_that_fails_at_its_end_is_undone_on_all(pair):
         found.append(transformer.step([(good, ids[20:31])], rows="all"))
         with pytest.raises(InputError, match="interrupted"):
             transformer.step([(bad, ids[:1])])
+    assert_same_bits(*found)
+
+
+def test_an_interrupt_comes_when_a_step_is_done_on_all_or_on_none(pair):
+    """Ctrl-C between the end of the ranks' work and the moment at which rank 0 has noted it."""
+    found = []
+    for model in pair:
+        transformer, ids = model.transformer, ids_of(model, 40)
+        cache = transformer.new_cache(60)
+        transformer.step([(cache, ids[:20])])
+        end_step = cache.end_step
+        cache.end_step = lambda tokens, end=end_step: [signal.raise_signal(signal.SIGINT), end(tokens)]
+        with pytest.raises(KeyboardInterrupt):
+            transformer.step([(cache, ids[20:24])])
+        cache.end_step = end_step
+        cache.rollback()
+        found.append(transformer.step([(cache, ids[cache.position : 31])]))
     assert_same_bits(*found)
 
 
