@@ -25,6 +25,7 @@ from cgpt.cli.engine_options import (
     served_names,
 )
 from cgpt.cli.options import ProgressBar, add_model_options, load_model, say
+from cgpt.distributed import mpi
 from cgpt.errors import CgptError, InputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def run(args: argparse.Namespace) -> None:
     check_engine_options(args)
     if not args.ray_cpus > 0 or (args.ray_actors is not None and args.ray_actors < 1):
         raise InputError("--ray-cpus must be above 0, and --ray-actors 1 or more")
+    if args.ray is not None and mpi.launched()[1] > 1:
+        raise InputError(
+            "--ray gives each actor a model of its own, and an MPI launcher started processes for one model; leave out "
+            "--ray, or start one process"
+        )
     local_runner_type("cgpt batch")  # before anything is read: it may be missing
     to_stdout = args.output == "-"
     with ExitStack() as closing:
@@ -79,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _local_runner(args: argparse.Namespace) -> LocalRunner:
-    model = load_model(args)
+    model = load_model(args, alone=args.ray is not None)  # a node's Ray may have been started by srun
     engine, names = make_engine(args, model, MAX_WAITING), served_names(args, model)
     return local_runner_type("cgpt batch")(engine, names, max_tokens=args.max_tokens, strict=args.strict)
 

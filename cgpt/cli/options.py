@@ -62,8 +62,9 @@ def add_inspection_options(parser: argparse.ArgumentParser, name: str, context: 
     add("--kv-cache-dtype", choices=KV_DTYPES, default=kept, help=f"of keys and values (default: {kept})")
 
 
-def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
-    """The model that the options ask for; reference: at precision "exact" with its weights and cache as stored."""
+def load_model(args: argparse.Namespace, reference: bool = False, alone: bool = False) -> Model:
+    """The model that the options ask for; reference: at precision "exact" with its weights and cache as stored. alone:
+    in this process, whatever an MPI launcher started."""
     if reference:
         args = argparse.Namespace(**vars(args) | {"precision": "exact", "dense": None, "kv_cache_dtype": None})
     with ProgressBar(f"loading {args.model}") as progress:
@@ -77,7 +78,7 @@ def load_model(args: argparse.Namespace, reference: bool = False) -> Model:
             memory=args.memory,
             progress=progress,
             revision=args.revision,
-            comm=world(),
+            comm=None if alone else world(),
         )
 
 

@@ -16,6 +16,7 @@ import cgpt
 from cgpt.batch import progress as progress_module
 from cgpt.batch.output import BatchOutput
 from cgpt.batch.progress import BatchProgress, duration
+from cgpt.cli import batch, options
 from cgpt.cli import main as cli
 
 from support.batch_cases import ids, line, records, text_of, write_lines
@@ -223,3 +224,11 @@ def test_an_answer_of_each_line_is_in_the_output(tmp_path, lines):
     out = tmp_path / "out"
     assert finish(write_lines(tmp_path / "in2", made), out)[0] == 0
     assert records(out)[-1]["custom_id"] == "long" and len(ids(out)) == 31
+
+
+def test_a_model_of_an_actor_is_its_own_though_an_mpi_launcher_started_its_node(monkeypatch):
+    """As srun does with `ray start`, whose processes have its environment."""
+    monkeypatch.setattr(options, "world", lambda: pytest.fail("it asked for the others"))
+    args = cli._parser().parse_args(["batch", "in", "out", "--model", "demo-gpt2", *OPTIONS, "--ray"])
+    with batch._local_runner(args) as runner:
+        assert runner.fingerprint

@@ -18,6 +18,7 @@ from cgpt.errors import InputError
 from cgpt.kernels import isa
 from cgpt.models.synth import write
 
+from support.batch_cases import line, records, text_of, write_lines
 from support.synth_cases import GPT2
 
 ROOT = Path(cgpt.__file__).parents[1]
@@ -133,11 +134,33 @@ def test_a_command_that_loads_two_models():
         (["generate", "--nonsense"], "required: PROMPT"),
         (["generate", "--model", "/nowhere", "x"], "/nowhere: no such"),
         (["generate", "--model", "demo-gpt-oss", "x"], "2 key/value heads, too few for 3 ranks"),
+        (["batch", "--ray", "--", "in", "out"], "--ray gives each actor a model of its own"),
     ],
 )
 def test_what_rank_0_refuses_is_said_once_and_ends_all(arguments, said):
     code, out, err = run((3, [], ["-m", "cgpt", *arguments]))
     assert (code, out, err.count(said)) == (2, "", 1)
+
+
+@mpiexec
+def test_a_batch_goes_on_where_it_was_killed_and_has_each_line_once(tmp_path):
+    pytest.importorskip("starlette")
+    write_lines(tmp_path / "in", [line(f"{i}", f"ROMEO {i}:", max_tokens=40) for i in range(60)])
+    how = ["-m", "cgpt", "batch", "-t", "1", "--precision", "exact", "--name", "demo", str(tmp_path / "in")]
+    process, killed = start((2, [], [*how, str(tmp_path / "killed")])), tmp_path / "killed"
+    while process.poll() is None and (not killed.exists() or killed.read_bytes().count(b"\n") < 5):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    for _ in range(100):  # its ranks end a moment later
+        code, _, err = run((2, [], [*how, str(killed)]))
+        if "another process" not in err:
+            break
+        time.sleep(0.1)
+    assert code == 0 and "60 of 60 lines" in err, err
+    assert alone([*how, str(tmp_path / "one")])[0] == 0
+    answers = [{one["custom_id"]: text_of(one) for one in records(path)} for path in (killed, tmp_path / "one")]
+    assert answers[0] == answers[1] and len(records(killed)) == 60
 
 
 @mpiexec
