@@ -137,7 +137,7 @@ typedef struct {
 } cpus;
 
 static void find_cpus(cpus *found, int team) {
-    static __thread int regions;
+    static __thread unsigned regions; /* which may wrap */
     static __thread cpu_set_t allowed;
     if (regions++ % 64 == 0 && sched_getaffinity(0, sizeof allowed, &allowed)) CPU_ZERO(&allowed);
     found->apart = CPU_COUNT(&allowed) == team && omp_get_proc_bind() == omp_proc_bind_false;
