@@ -96,7 +96,8 @@ class Session:
         self.gather, self.collect = communicator.gather, communicator.collect
         self.exchange = communicator.exchange
         self.ended = False
-        self._lock = threading.RLock()  # one step at a time
+        self._process = os.getpid()
+        self._lock = threading.RLock()
         self._log: deque[tuple[str, Any, tuple[Any, ...], dict[str, Any], int | None]] = deque()
         self._numbers: dict[int, int] = {}  # rank 0: of objects that all have, by id()
         self._objects: dict[int, Any] = {}  # the others: by number
@@ -185,11 +186,19 @@ class Session:
             if not self._is_confirmed():
                 raise Rejected
             return
-        with self._lock, _delayed_interrupts():
+        with self._one_at_a_time(), _delayed_interrupts():
             self._begin(what, model, args, options)
             with self._ending_all():
                 yield
             self._confirmed = True
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """InputError in a fork, which must not send anything, and where the lock may be that of a thread it lacks."""
+        if os.getpid() != self._process:
+            raise InputError("this process is a fork of a rank, whose model runs in its parent alone; load another one")
+        with self._lock:
+            yield
 
     @contextmanager
     def _ending_all(self) -> Iterator[None]:
@@ -204,7 +213,7 @@ class Session:
 
     def load(self, load: Load, **arguments: Any) -> Any:
         """What `load(session, **arguments)` gives, which all ranks call."""
-        with self._lock:
+        with self._one_at_a_time():
             number = next(self._counter)
             self._begin("load", None, (), arguments, number)
             with self._ending_all():
@@ -214,13 +223,15 @@ class Session:
 
     def on_all(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """What function(*args) gives on each rank, which all call at once; it is named in a module that all have."""
-        with self._lock:
+        with self._one_at_a_time():
             self._begin("on_all", None, (function, *args), {})
             with self._ending_all():
                 return self.exchange(function(*args))
 
     def end(self) -> None:
         """Lets the other ranks go."""
+        if os.getpid() != self._process:
+            return  # a fork ends for itself
         with self._lock:
             if not self.ended and not self.rank:
                 self._begin("end", None, (), {})
@@ -312,11 +323,6 @@ def _delayed_interrupts() -> Iterator[None]:
         old(*came[0])
 
 
-def _end(session: Session, process: int) -> None:
-    if os.getpid() == process:  # a fork ends for itself
-        session.end()
-
-
 _sessions: list[tuple[Any, Session]] = []
 
 
@@ -331,5 +337,5 @@ def session_of(comm: Any) -> Session:
         raise InputError(f"comm is a communicator of mpi4py, as MPI.COMM_WORLD, not a {type(comm).__name__}")
     session = Session(MPICommunicator(comm))
     _sessions.append((comm, session))
-    atexit.register(_end, session, os.getpid())
+    atexit.register(session.end)
     return session

@@ -1,5 +1,6 @@
 """Several ranks, as threads of this process: the bits of one, whatever is done with its sequences."""
 
+import os
 import signal
 import threading
 
@@ -345,6 +346,22 @@ def test_an_interrupt_while_it_loads_ends_all():
         with pytest.raises(KeyboardInterrupt):
             ranks.load("demo-gpt2", 1, progress=interrupt)
     assert ranks.board.aborts[0] == "rank 0 of 2 ends, and so do all: KeyboardInterrupt"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_of_rank_0_is_no_rank(pair):
+    """What it sent would come between what its parent and the others say to each other."""
+    one, several = pair
+    if not (child := os.fork()):
+        status = 1
+        try:
+            several.logits([1, 2])
+        except InputError as problem:
+            status = 0 if "a fork" in str(problem) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert_same_bits(one.logits([1, 2]), several.logits([1, 2]))
 
 
 def test_what_needs_one_process_is_refused(tmp_path):
