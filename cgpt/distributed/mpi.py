@@ -15,12 +15,14 @@ import numpy.typing as npt
 
 from cgpt.errors import InputError
 
-# What the launchers of Open MPI, of MPICH, Intel MPI and Slurm, and of MVAPICH tell each process: its rank, the number.
+# What the launchers of Open MPI, of MPICH, Intel MPI and Slurm, of MVAPICH, and of Slurm with PMIx tell each process: its
+# rank, the number.
 OPEN_MPI = "OMPI_COMM_WORLD_SIZE"
 LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", OPEN_MPI),
     ("PMI_RANK", "PMI_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
 )
 TAG = 7  # of what rank 0 tells the others
 SHARE, LONGEST = 0.05, 0.005  # of the time that it has waited a rank sleeps before it looks again, seconds at the most
