@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from cgpt.errors import InputError
 
-# What the launchers of Open MPI, of MPICH, Intel MPI and Slurm, of MVAPICH, and of Slurm with PMIx tell each process: its
-# rank, the number.
+# What the launchers of Open MPI, of MPICH, Intel MPI and Slurm, of MVAPICH, and of Slurm with PMIx tell each process:
+# its rank, the number.
 OPEN_MPI = "OMPI_COMM_WORLD_SIZE"
 LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", OPEN_MPI),
@@ -26,6 +26,7 @@ LAUNCHERS = (
 )
 TAG = 7  # of what rank 0 tells the others
 SHARE, LONGEST = 0.05, 0.005  # of the time that it has waited a rank sleeps before it looks again, seconds at the most
+SPARE = 16 << 20  # bytes that are gathered at once, where what comes has to be put in its place
 Floats = npt.NDArray[np.float32]
 
 
@@ -45,6 +46,10 @@ class MPICommunicator:
 
     def gather(self, y: Floats, bounds: Sequence[int]) -> None:
         """Completes y [T, N], of which each rank has the columns from bounds[rank] up to bounds[rank + 1], on all."""
+        for rows in _cut(y, bounds):
+            self._gather(rows, bounds)
+
+    def _gather(self, y: Floats, bounds: Sequence[int]) -> None:
         T, N = y.shape
         counts = [T * (end - begin) for begin, end in zip(bounds, bounds[1:], strict=False)]
         begins = [T * begin for begin in bounds[:-1]]
@@ -58,6 +63,10 @@ class MPICommunicator:
 
     def collect(self, y: Floats, bounds: Sequence[int]) -> None:
         """The same on rank 0 alone. The others' y [T, n] has their own columns only."""
+        for rows in _cut(y, bounds):
+            self._collect(rows, bounds)
+
+    def _collect(self, y: Floats, bounds: Sequence[int]) -> None:
         T = y.shape[0]
         if self.rank:
             self._comm.Gatherv([y, self._mpi.FLOAT], None)
@@ -106,6 +115,12 @@ class MPICommunicator:
         """Says why on stderr and ends all ranks."""
         print(f"cgpt: error: {message} (on {socket.gethostname()})", file=sys.stderr, flush=True)
         self._comm.Abort(2)
+
+
+def _cut(y: Floats, bounds: Sequence[int]) -> list[Floats]:
+    """y in parts of so few rows that those of all ranks are SPARE at the most, or one row."""
+    rows = max(1, SPARE // (4 * bounds[-1]))
+    return [y[first : first + rows] for first in range(0, len(y), rows)]
 
 
 def launched() -> tuple[int, int]:

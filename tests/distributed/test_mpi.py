@@ -239,6 +239,30 @@ print(*(after - one for one, after in zip(before, everyone(time.process_time), s
 
 
 @mpiexec
+def test_much_is_gathered_in_little_memory():
+    """What a rank needs for it counts as no scratch of a step, where experts are streamed."""
+    script = """
+import numpy as np
+from mpi4py import MPI
+from cgpt.distributed.mpi import MPICommunicator
+ranks = MPICommunicator(MPI.COMM_WORLD)
+bounds = (0, 3001, 6000, 9002)
+mine = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
+for T in (1, 2, 1001):
+    wanted = np.random.default_rng(T).random((T, 9002), np.float32)
+    y = np.zeros_like(wanted)
+    y[:, mine] = wanted[:, mine]
+    ranks.gather(y, bounds)
+    assert np.array_equal(y, wanted)
+    y[:, bounds[1]:] = 0
+    ranks.collect(y if ranks.rank == 0 else np.ascontiguousarray(wanted[:, mine]), bounds)
+    assert ranks.rank or np.array_equal(y, wanted)
+assert ranks._spare.nbytes <= 16 << 20, ranks._spare.nbytes
+"""
+    assert run((3, [], ["-c", script])) == (0, "", "")
+
+
+@mpiexec
 def test_experts_from_the_disk():
     arguments = ["-m", "cgpt", "generate", "--model", "demo-gpt-oss", "-t", "1", "--temperature", "0", "2+2"]
     code, out, _ = run((2, [], [*arguments, "--memory", "8GB"]))
