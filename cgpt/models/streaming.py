@@ -99,7 +99,7 @@ class MemoryBudget:
 
     def available(self) -> int:
         """The bytes that caches may take where the experts keep the fewest slots that work."""
-        left = self.limit - self.own - scratch_bytes(self.config, Transformer.PREFILL_CHUNK) - MARGIN
+        left = self.limit - self.own - scratch_bytes(self.config, Transformer.PREFILL_CHUNK, self.ranks) - MARGIN
         return max(0, left - self.min_slots * self.store.slot_bytes)
 
     def begin_step(self, tokens: int) -> None:

@@ -141,9 +141,8 @@ static void find_cpus(cpus *found, int team) {
     static __thread cpu_set_t allowed;
     if (regions++ % 64 == 0 && sched_getaffinity(0, sizeof allowed, &allowed)) CPU_ZERO(&allowed);
     found->apart = CPU_COUNT(&allowed) == team && omp_get_proc_bind() == omp_proc_bind_false;
-    if (!found->apart) return;
     found->allowed = allowed;
-    found->here = sched_getcpu();
+    if (found->apart) found->here = sched_getcpu();
 }
 
 static int nth_cpu(const cpu_set_t *set, int n) {
@@ -154,7 +153,11 @@ static int nth_cpu(const cpu_set_t *set, int n) {
 
 static void keep_apart(const cpus *of, int thread) {
     static __thread int mine = -1;
-    if (!of->apart || !thread) return;
+    if (!thread) return;
+    if (!of->apart) { /* a team of another size, later */
+        if (mine >= 0 && sched_setaffinity(0, sizeof of->allowed, &of->allowed) == 0) mine = -1;
+        return;
+    }
     int cpu = nth_cpu(&of->allowed, thread);
     if (cpu == of->here) cpu = nth_cpu(&of->allowed, 0);
     if (cpu == mine || cpu >= CPU_SETSIZE) return;

@@ -17,14 +17,13 @@ import numpy as np
 import cgpt
 from cgpt.kernels import _kernels as k
 
-threads, cpus = int(sys.argv[1]), {int(cpu) for cpu in sys.argv[2].split(",")}
-os.sched_setaffinity(0, cpus)
+threads, (cpus, later) = int(sys.argv[1]), json.loads(sys.argv[2])
 x, y = k.Tensor(np.ones((1, 64), np.float32)), k.Tensor(np.ones((1, 4096), np.float32))
 weights = k.Matrix("F32", np.ones((4096, 64), np.float32))
 before, callers = set(os.listdir("/proc/self/task")), []
-for cpu in [*cpus] * 3:  # wherever the caller is
+for cpu in [*cpus] * 3 + later[:1]:  # wherever the caller is
     os.sched_setaffinity(0, {cpu})
-    os.sched_setaffinity(0, cpus)
+    os.sched_setaffinity(0, cpus if len(callers) < 3 * len(cpus) else later)
     for _ in range(70):
         k.linear(k.Context(threads, "exact"), y, x, weights, 1)
     callers.append(sorted(os.sched_getaffinity(0)))
@@ -38,9 +37,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(threads, cpus, **environment):
-    """The CPUs of each thread of the team but the caller, and the caller's at some times."""
-    command = [sys.executable, "-c", PROGRAM, str(threads), ",".join(map(str, cpus))]
+def run(threads, cpus, later=(), **environment):
+    """The CPUs of each thread of the team but the caller, and the caller's at some times, who may use `cpus`, and
+    others `later`."""
+    command = [sys.executable, "-c", PROGRAM, str(threads), json.dumps([cpus, later])]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     ran = subprocess.run(
         command,
@@ -64,6 +64,10 @@ def test_more_or_fewer_threads_than_cpus_are_left_to_the_system(threads, cpus):
     if len(CPUS) < cpus:
         pytest.skip(f"needs {cpus} CPUs")
     assert run(threads, CPUS[:cpus])[0] == [CPUS[:cpus]] * (threads - 1)
+
+
+def test_a_caller_that_may_use_fewer_cpus_later_has_its_threads_there():
+    assert run(len(CPUS), CPUS, CPUS[:1])[0] == [CPUS[:1]] * (len(CPUS) - 1)
 
 
 def test_openmp_that_binds_threads_itself_is_let_alone():
