@@ -4,7 +4,7 @@
 
 The first part kills the command (SIGKILL) at random moments, starts it again until it is done, and looks for lines that
 are missing, double, or have another text than generate() gives. The second one answers the same prompts in turns by
-generate() of one list and by run_batch(), with and without the prefix cache, and prints medians.
+generate() of one list and by Model.batch(), with and without the prefix cache, and prints medians.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def rates(a: argparse.Namespace, model: cgpt.Model) -> None:
 
     def batch(first: int, cached: int | None) -> int:
         lines = (line(first + i, a.max_tokens) for i in range(a.rate_lines))
-        return sum(1 for _ in cgpt.run_batch(model, lines, prefix_cache_bytes=cached))
+        return sum(1 for _ in model.batch(lines, prefix_cache_bytes=cached))
 
     def plain(first: int) -> int:
         prompts = [prompt(first + i) for i in range(a.rate_lines)]
@@ -83,8 +83,8 @@ def rates(a: argparse.Namespace, model: cgpt.Model) -> None:
 
     ways: dict[str, Callable[[int], int]] = {
         "generate() of one list": plain,
-        "run_batch()": lambda first: batch(first, None),
-        "run_batch(), no prefix cache": lambda first: batch(first, 0),
+        "batch()": lambda first: batch(first, None),
+        "batch(), no prefix cache": lambda first: batch(first, 0),
     }
     walls: dict[str, list[float]] = {name: [] for name in ways}
     cores: dict[str, list[float]] = {name: [] for name in ways}

@@ -4,9 +4,9 @@
     model = cgpt.load("demo-gpt2")                # a directory, or the name of a model in the package
     print(model.generate("ROMEO:", max_new_tokens=40, temperature=0.6, seed=10).text)
 
-load() opens a checkpoint as a Model, which generates, streams, chats and scores. SamplingParams say how a text is
-sampled, a Completion is the result, a PrefixCache keeps what was computed, run_batch() answers many requests of a file,
-and every failure is a CgptError.
+load() opens a checkpoint as a Model, which generates, streams, chats, scores and answers batches of requests.
+SamplingParams say how a text is sampled, a Completion is the result, a PrefixCache keeps what was computed, and every
+failure is a CgptError.
 
 The layers, each importing only those before it: errors, fields, arguments; kernels (the C of csrc/); machine;
 checkpoint and tokenizer; models (gpt2.py and gpt_oss.py side by side); generation; distributed; chat; api; serve and
@@ -16,8 +16,6 @@ analysis; batch; cluster; bench; evolution; cli.
 from cgpt import kernels as _kernels  # noqa: F401  first: it loads the kernels
 
 # isort: split
-from typing import TYPE_CHECKING, Any
-
 from cgpt.api import Model, load
 from cgpt.checkpoint.locate import demo_models, locate
 from cgpt.errors import CgptError
@@ -26,9 +24,6 @@ from cgpt.generation.request import Completion
 from cgpt.generation.sampling import SamplingParams
 from cgpt.kernels.isa import kernels as kernel_variants
 from cgpt.version import __version__
-
-if TYPE_CHECKING:
-    from cgpt.batch.run import run_batch
 
 __all__ = [
     "CgptError",
@@ -41,18 +36,4 @@ __all__ = [
     "kernel_variants",
     "load",
     "locate",
-    "run_batch",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """What few need, imported when it is asked for."""
-    if name == "run_batch":
-        from cgpt.batch.run import run_batch
-
-        return run_batch
-    raise AttributeError(f"module 'cgpt' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

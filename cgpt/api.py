@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
@@ -27,6 +28,7 @@ from cgpt.generation import prompts as wrapped
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Completion, Prompt
 from cgpt.generation.sampling import SamplingParams, checkpoint_defaults
+from cgpt.generation.scheduler import Scheduler
 from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.machine.huge_pages import require as require_huge_pages
@@ -39,6 +41,7 @@ from cgpt.models.kv_cache import KV_DTYPES
 from cgpt.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from cgpt.batch.run import Batch
     from cgpt.chat.chat import Chat
     from cgpt.chat.messages import Namespace, ResponseFormat
 
@@ -366,6 +369,48 @@ class Model:
             identity=identity,
             knowledge_cutoff=knowledge_cutoff,
             date=date,
+        )
+
+    @checked_arguments
+    def batch(
+        self,
+        source: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
+        *,
+        output: str | os.PathLike[str] | None = None,
+        names: Sequence[str] = (),
+        max_running: int = Scheduler.MAX_RUNNING,
+        max_tokens: int = 16384,
+        strict: bool = False,
+        prefix_cache_bytes: int | None = None,
+    ) -> Batch:
+        """Answers many requests in OpenAI's batch format, see cgpt.batch.request: an iterator of their records as they
+        finish, in no order; a custom_id tells which is which. Needs the extra [serve].
+
+        source: the path of a file of requests, a line each, or dicts, which are taken as they are needed
+        output: a path; each record is written there before it is given, and what is there already, from a run that
+            was ended in whatever way, is not answered again. Dicts are kept in a temporary file then, and lines are
+            looked through once before anything runs
+        names: what the bodies may call the model; without any, the last part of its directory or id
+        max_running, prefix_cache_bytes: see cgpt.generation.engine.Engine
+        max_tokens: new tokens of a text at most
+        strict: refuse what is left out otherwise: unknown fields, tools of other types, limits that are too high
+
+        Raises InputError, before anything runs, for an unknown file, for two requests with one custom_id (of dicts
+        without an output the second gets an error record), and for an output of other requests or options, or that
+        another process writes to; OutputError where it cannot be written; ModelClosed. A line that cannot be used, or
+        that fails, has a record that says why. What fails for all, as a checkpoint that changes, is raised.
+        """
+        from cgpt.batch.run import run_batch  # here: the layer stands above this one
+
+        return run_batch(
+            self,
+            source,
+            output=output,
+            names=names,
+            max_running=max_running,
+            max_tokens=max_tokens,
+            strict=strict,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from cgpt.api import Model
-from cgpt.arguments import checked_arguments, require_flag, require_integer
+from cgpt.arguments import require_flag, require_integer
 from cgpt.batch.output import BatchOutput
 from cgpt.batch.progress import BatchProgress
 from cgpt.batch.request import BatchRecord
@@ -18,8 +18,6 @@ from cgpt.checkpoint.locate import model_name
 from cgpt.errors import CgptError, InputError
 from cgpt.fields import shown
 from cgpt.generation.engine import Engine
-from cgpt.generation.scheduler import Scheduler
-from cgpt.serve.limits import Limits
 
 if TYPE_CHECKING:
     from cgpt.batch.local import LocalRunner
@@ -81,47 +79,31 @@ class Batch(Iterator[BatchRecord]):
         self.close()
 
 
-@checked_arguments
 def run_batch(
     model: Model,
     requests: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
     *,
-    output: str | os.PathLike[str] | None = None,
-    names: Sequence[str] = (),
-    max_running: int = Scheduler.MAX_RUNNING,
-    max_tokens: int = Limits.max_tokens,
-    strict: bool = False,
-    prefix_cache_bytes: int | None = None,
+    output: str | os.PathLike[str] | None,
+    names: Sequence[str],
+    max_running: int,
+    max_tokens: int,
+    strict: bool,
+    prefix_cache_bytes: int | None,
 ) -> Batch:
-    """Answers many requests in OpenAI's batch format, see cgpt.batch.request: an iterator of their records as they
-    finish, in no order; a custom_id tells which is which. Needs the extra [serve].
-
-    requests: the path of a file of them, a line each, or dicts, which are taken as they are needed
-    output: a path; each record is written there before it is given, and what is there already, from a run that was
-        ended in whatever way, is not answered again. Dicts are kept in a temporary file then, and lines are looked
-        through once before anything runs
-    names: what the bodies may call the model; without any, the last part of its directory or id
-    max_running, prefix_cache_bytes: see cgpt.generation.engine.Engine
-    max_tokens: new tokens of a text at most
-    strict: refuse what is left out otherwise: unknown fields, tools of other types, limits that are too high
-
-    Raises InputError, before anything runs, for an unknown file, for two requests with one custom_id (of dicts without
-    an output the second gets an error record), and for an output of other requests or options, or that another process
-    writes to; OutputError where it cannot be written. A line that cannot be used, or that fails, has a record that says
-    why. What fails for all, as a checkpoint that changes, is raised.
-    """
+    """Model.batch(), which documents it."""
+    model.transformer.require_open()
     require_flag("strict", strict)
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"names is a list of names, not {shown(names)}")
     max_running = require_integer("max_running", max_running, 1)
     max_tokens = require_integer("max_tokens", max_tokens, 1, 2**31 - 1)
-    runner_type = local_runner_type("run_batch()")
+    runner_type = local_runner_type("Model.batch()")
     with ExitStack() as closing:
         source: ScannedSource | StreamedSource
         if isinstance(requests, (str, os.PathLike)):
             source = open_source(requests)
         elif isinstance(requests, Mapping) or not isinstance(requests, Iterable):
-            raise InputError(f"requests is a path or dicts, not {shown(requests)}")
+            raise InputError(f"source is a path or dicts, not {shown(requests)}")
         elif output is not None:
             source = spool_requests(requests)
         else:

@@ -1,6 +1,7 @@
-"""cgpt.run_batch(): the answers of the server, many at a time, as an iterator."""
+"""Model.batch(): the answers of the server, many at a time, as an iterator."""
 
 import gc
+import inspect
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import cgpt
 from cgpt.batch.output import BatchOutput
 from cgpt.batch.run import Batch
 from cgpt.batch.source import open_source
-from cgpt.errors import CgptError, CheckpointError, InputError
+from cgpt.errors import CgptError, CheckpointError, InputError, ModelClosed
+from cgpt.serve.limits import Limits
 
 from support.batch_cases import FakeRunner, ids, line, records, text_of, write_lines
 from support.serve_cases import serving
@@ -84,7 +86,7 @@ def test_the_answers_are_the_server_s(name):
     model = cgpt.load(name, 1, "exact")
     asked = {f"{url} {case}": (url, body) for url, cases in CASES[name].items() for case, body in cases.items()}
     lines = [{"custom_id": key, "method": "POST", "url": url, "body": body} for key, (url, body) in asked.items()]
-    answered = {one["custom_id"]: one for one in cgpt.run_batch(model, lines, names=["demo"])}
+    answered = {one["custom_id"]: one for one in model.batch(lines, names=["demo"])}
     assert answered.keys() == asked.keys()
     statuses = set()
     with serving(model) as served:
@@ -99,7 +101,7 @@ def test_the_answers_are_the_server_s(name):
 
 def test_the_text_is_generate_s_whatever_runs_beside_it(gpt2):
     prompts = [f"{name} {i}:" for i in range(100) for name in ("ROMEO", "JULIET")]
-    found = {r["custom_id"]: text_of(r) for r in cgpt.run_batch(gpt2, (line(p, p, model="demo-gpt2") for p in prompts))}
+    found = {r["custom_id"]: text_of(r) for r in gpt2.batch(line(p, p, model="demo-gpt2") for p in prompts)}
     alone = gpt2.generate(prompts, max_new_tokens=4, temperature=0)
     assert [found[prompt] for prompt in prompts] == [one.text for one in alone]
 
@@ -113,7 +115,7 @@ def test_requests_are_taken_as_they_are_needed(gpt2):
             taken += 1
             yield line(f"{i}")
 
-    with cgpt.run_batch(gpt2, lines(), names=["demo"], max_running=2) as batch:
+    with gpt2.batch(lines(), names=["demo"], max_running=2) as batch:
         for count in range(1, 30):
             next(batch)
             assert taken <= count + 2 * 2
@@ -125,13 +127,13 @@ def test_requests_are_taken_as_they_are_needed(gpt2):
 
 def test_requests_that_ask_for_many_texts_wait_for_their_turn(gpt2):
     lines = [line(f"{i}", prompt=["a"] * 200, max_tokens=1) for i in range(6)]
-    found = list(cgpt.run_batch(gpt2, lines, names=["demo"], max_running=2))
+    found = list(gpt2.batch(lines, names=["demo"], max_running=2))
     assert [one["response"]["status_code"] for one in found] == [200] * 6
 
 
 def test_bad_requests_get_records_of_their_own(gpt2):
     lines = [line("a"), {"custom_id": "b"}, line("c", stream=True), line("a"), line("d", max_tokens="x"), {}, line("e")]
-    with cgpt.run_batch(gpt2, lines, names=["demo"]) as batch:
+    with gpt2.batch(lines, names=["demo"]) as batch:
         found = list(batch)
     errors = {one["error"]["line"]: (one["custom_id"], one["error"]["code"]) for one in found if one["error"]}
     assert errors == {
@@ -150,7 +152,7 @@ def test_usage_of_every_kind_is_counted():
     chat = {"messages": USER, "max_tokens": 4}
     lines = [line("a", model="demo-gpt-oss", prompt=[1, 2, 3], max_tokens=2, ignore_eos=True)]
     lines += [line("b", url="/v1/chat/completions", **chat), line("c", url="/v1/responses", **body)]
-    with cgpt.run_batch(cgpt.load("demo-gpt-oss", 1), lines) as batch:
+    with cgpt.load("demo-gpt-oss", 1).batch(lines) as batch:
         found = {one["custom_id"]: one["response"]["body"]["usage"] for one in batch}
     assert batch.progress.generated_tokens == 2 + 4 + 3
     assert batch.progress.prompt_tokens == 3 + found["b"]["prompt_tokens"] + found["c"]["input_tokens"]
@@ -160,12 +162,12 @@ def test_an_output_goes_on_with_dicts_too(gpt2, tmp_path):
     def lines():
         return (line(f"{i}") for i in range(40))
 
-    with cgpt.run_batch(gpt2, lines(), output=tmp_path / "out", names=["demo"]) as batch:
+    with gpt2.batch(lines(), output=tmp_path / "out", names=["demo"]) as batch:
         first = [next(batch) for _ in range(15)]
         assert [one["custom_id"] for one in first] == [one["custom_id"] for one in records(tmp_path / "out")]
         with pytest.raises(InputError, match="another process"):
-            cgpt.run_batch(gpt2, lines(), output=tmp_path / "out", names=["demo"])
-    with cgpt.run_batch(gpt2, lines(), output=tmp_path / "out", names=["demo"]) as batch:
+            gpt2.batch(lines(), output=tmp_path / "out", names=["demo"])
+    with gpt2.batch(lines(), output=tmp_path / "out", names=["demo"]) as batch:
         assert batch.progress.num_answered == 15 and len(list(batch)) == 25
     assert ids(tmp_path / "out") == {f"{i}" for i in range(40)}
 
@@ -173,7 +175,7 @@ def test_an_output_goes_on_with_dicts_too(gpt2, tmp_path):
 @pytest.mark.parametrize("change", ["precision", "dense", "cache", "model", "names", "max_tokens", "strict"])
 def test_other_options_are_another_batch(gpt2, tmp_path, change):
     path, options = write_lines(tmp_path / "in", [line("a"), line("b")]), {"names": ["demo"]}
-    with cgpt.run_batch(gpt2, str(path), output=tmp_path / "out", **options) as batch:
+    with gpt2.batch(str(path), output=tmp_path / "out", **options) as batch:
         next(batch)
     loaded = {"precision": {"precision": "auto"}, "dense": {"dense": "int8"}, "cache": {"kv_cache_dtype": "bf16"}}
     model, how = gpt2, {"precision": "exact"} | loaded.get(change, {})
@@ -188,8 +190,8 @@ def test_other_options_are_another_batch(gpt2, tmp_path, change):
         change, {}
     )
     with pytest.raises(InputError, match="by another model, or with other options"):
-        cgpt.run_batch(model, path, output=tmp_path / "out", **options)
-    with cgpt.run_batch(cgpt.load("demo-gpt2", 2, "exact"), path, output=tmp_path / "out", names=["demo"]) as batch:
+        model.batch(path, output=tmp_path / "out", **options)
+    with cgpt.load("demo-gpt2", 2, "exact").batch(path, output=tmp_path / "out", names=["demo"]) as batch:
         assert len(list(batch)) == 1  # other threads are the same batch
 
 
@@ -197,7 +199,7 @@ def test_a_checkpoint_that_changes_ends_it(tmp_path):
     directory = shutil.copytree(cgpt.locate("demo-gpt2"), tmp_path / "model")
     model = cgpt.load(directory, 1)
     lines = write_lines(tmp_path / "in", [line(f"{i}", model="model") for i in range(500)])
-    batch = cgpt.run_batch(model, lines, output=tmp_path / "out")
+    batch = model.batch(lines, output=tmp_path / "out")
     for _ in range(10):
         next(batch)
     with open(directory / "model.safetensors", "r+b") as file:
@@ -212,34 +214,34 @@ def test_what_is_left_out_of_bodies_is_named_once(gpt2):
     lines = [line(f"{i}", foo=1, bar=i) for i in range(5)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert len(list(cgpt.run_batch(gpt2, lines, names=["demo"]))) == 5
+        assert len(list(gpt2.batch(lines, names=["demo"]))) == 5
     assert sorted(str(one.message).split()[-1] for one in caught) == ["bar", "foo"]
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"requests": "no such file"}, "no such file cannot be read"),
-        ({"requests": [], "max_running": 0}, "max_running must be an integer of at least 1"),
-        ({"requests": [], "max_tokens": True}, "max_tokens must be an integer"),
-        ({"requests": [], "strict": 1}, "strict is True or False"),
-        ({"requests": [], "names": "demo"}, "names is a list of names"),
-        ({"requests": 7}, "requests is a path or dicts, not 7"),
-        ({"requests": line("a")}, "requests is a path or dicts, not {'custom_id'"),
-        ({"requests": [], "out": "x"}, "did you mean output"),
-        ({"requests": [], "output": "none/out"}, "holds no request"),
-        ({"requests": [line("a")], "output": "none/out"}, "none/out cannot be written"),
+        ({"source": "no such file"}, "no such file cannot be read"),
+        ({"source": [], "max_running": 0}, "max_running must be an integer of at least 1"),
+        ({"source": [], "max_tokens": True}, "max_tokens must be an integer"),
+        ({"source": [], "strict": 1}, "strict is True or False"),
+        ({"source": [], "names": "demo"}, "names is a list of names"),
+        ({"source": 7}, "source is a path or dicts, not 7"),
+        ({"source": line("a")}, "source is a path or dicts, not {'custom_id'"),
+        ({"source": [], "out": "x"}, "did you mean output"),
+        ({"source": [], "output": "none/out"}, "holds no request"),
+        ({"source": [line("a")], "output": "none/out"}, "none/out cannot be written"),
     ],
 )
 def test_arguments(gpt2, arguments, message):
     with pytest.raises(CgptError, match=message):
-        cgpt.run_batch(gpt2, **arguments)
+        gpt2.batch(**arguments)
     assert not [one for one in threading.enumerate() if one.name in ("cgpt-batch", "cgpt-engine")]
 
 
 @pytest.mark.parametrize("bad", [7, "text", {1, 2}, [("custom_id", "x")], {"custom_id": b"x"}, {"body": float}])
 def test_dicts_that_json_cannot_hold(gpt2, bad):
-    batch = cgpt.run_batch(gpt2, [line("a"), bad], names=["demo"])
+    batch = gpt2.batch([line("a"), bad], names=["demo"])
     with pytest.raises(InputError, match="request 2 is no dict that JSON can hold"):
         list(batch)
     assert not [one for one in threading.enumerate() if one.name in ("cgpt-batch", "cgpt-engine")]
@@ -252,30 +254,40 @@ sys.modules["{package}"] = None
 import cgpt
 from cgpt.cli.main import main
 try:
-    cgpt.run_batch(cgpt.load("demo-gpt2", 1), [])
+    cgpt.load("demo-gpt2", 1).batch([])
 except cgpt.CgptError as problem:
     print(problem)
 sys.exit(main(["batch", "in", "out"]))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and f"run_batch() needs the package {package}: pip install" in done.stdout
+    assert done.returncode == 2 and f"Model.batch() needs the package {package}: pip install" in done.stdout
     assert f"cgpt: error: cgpt batch needs the package {package}: pip install" in done.stderr
 
 
 def test_importing_cgpt_needs_none_of_it():
     code = "import sys, cgpt; print([m for m in sys.modules if m.startswith(('cgpt.batch', 'cgpt.serve', 'pydantic'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]" and "run_batch" in dir(cgpt)
-    with pytest.raises(AttributeError, match="run_match"):
-        getattr(cgpt, "run_match")  # noqa: B009
+    assert done.stdout.strip() == "[]"
+
+
+def test_it_has_the_limit_of_the_server():
+    assert inspect.signature(cgpt.Model.batch).parameters["max_tokens"].default == Limits.max_tokens
+
+
+def test_a_closed_model():
+    model = cgpt.load("demo-gpt2", 1)
+    model.close()
+    with pytest.raises(ModelClosed):
+        list(model.batch([line("a")], names=["demo"]))
+    assert not [one for one in threading.enumerate() if one.name in ("cgpt-batch", "cgpt-engine")]
 
 
 def test_a_batch_that_is_dropped_ends(gpt2, tmp_path):
     path = write_lines(tmp_path / "in", [line(f"{i}") for i in range(200)])
-    for _ in cgpt.run_batch(gpt2, path, output=tmp_path / "out", names=["demo"]):
+    for _ in gpt2.batch(path, output=tmp_path / "out", names=["demo"]):
         break
     gc.collect()
     assert not [one for one in threading.enumerate() if one.name in ("cgpt-batch", "cgpt-engine")]
-    with cgpt.run_batch(gpt2, path, output=tmp_path / "out", names=["demo"]) as batch:
+    with gpt2.batch(path, output=tmp_path / "out", names=["demo"]) as batch:
         assert batch.progress.num_answered >= 1
 
 
@@ -289,7 +301,7 @@ def test_an_earlier_answer_is_not_there():
         known = next(iter(answers.values()))["response"]["body"]["id"]
         yield line("c", url="/v1/responses", input="And 5?", previous_response_id=known)
 
-    for one in cgpt.run_batch(cgpt.load("demo-gpt-oss", 1), lines(), max_running=1):
+    for one in cgpt.load("demo-gpt-oss", 1).batch(lines(), max_running=1):
         answers[one["custom_id"]] = one
     problem = answers["c"]["response"]["body"]["error"]
     assert problem["code"] == "previous_response_not_found" and "send the whole conversation" in problem["message"]
