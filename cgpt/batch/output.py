@@ -71,7 +71,7 @@ class BatchOutput:
     def answered(self) -> Iterator[Answered]:
         """What the lines in the file answer; at the end a torn one is cut off. InputError where one is no answer of a
         batch: the file is left as it is then."""
-        size = 0
+        size, is_open = 0, False  # open: the last line has no newline, as where another program wrote the file anew
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
             for number, line in enumerate(file, 1):
@@ -82,15 +82,20 @@ class BatchOutput:
                 except (ValueError, RecursionError, TypeError, KeyError):
                     why = "is no answer of a batch; give another name for the output"
                     raise InputError(f"{self.name}: line {number} {why}") from None
-                size += len(line)
+                size, is_open = size + len(line), not line.endswith(b"\n")
         os.ftruncate(self._file, size)
         self._size = size
+        if is_open:
+            self._append(b"\n")
 
     def write(self, record: BatchRecord) -> None:
         """Adds an answer, after answered() has read all that is there. OutputError where there is no room: nothing of
         it is left then."""
+        self._append((json.dumps(record, separators=(",", ":")) + "\n").encode("ascii"))
+
+    def _append(self, data: bytes) -> None:
         assert self._size is not None
-        left = memoryview((json.dumps(record, separators=(",", ":")) + "\n").encode("ascii"))
+        left = memoryview(data)
         size = self._size + len(left)
         try:
             while left:

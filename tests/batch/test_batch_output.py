@@ -52,6 +52,16 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     assert (tmp_path / "out").read_bytes() == whole + whole.replace(b'"a"', b'"c"')
 
 
+def test_a_last_line_that_another_program_wrote_without_a_newline(tmp_path):
+    (tmp_path / "out").write_text("\n".join(json.dumps(record(name)) for name in "ab"))  # with spaces
+    out, before = opened(tmp_path / "out")
+    out.write(record("c"))
+    out.close()
+    again, after = opened(tmp_path / "out")
+    again.close()
+    assert before == ["a", "b"] and after == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
