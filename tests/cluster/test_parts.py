@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from cgpt.cluster.ray.cores import CoreClaim, core_count  # noqa: E402
 from cgpt.cluster.ray.front import by_replica  # noqa: E402
 from cgpt.cluster.ray.options import FleetOptions  # noqa: E402
 from cgpt.cluster.ray.relay import Relay, replica_lost  # noqa: E402
+from cgpt.cluster.ray.router import PrefixRouter  # noqa: E402
 from cgpt.machine import topology  # noqa: E402
 from cgpt.serve.errors import ApiError  # noqa: E402
 from cgpt.serve.metrics import Family  # noqa: E402
@@ -75,6 +77,51 @@ def test_a_label_says_which_replica_counted():
         {'{replica="a",reason="stop"}': 1, '{replica="b",reason="stop"}': 1},
         {'_sum{replica="a"}': 2, '_sum{replica="b"}': 2},
     ]
+
+
+class Sent:
+    """A request that was sent to a replica."""
+
+    def __init__(self, is_done):
+        self.is_done, self.callbacks = is_done, []
+
+    def add_done_callback(self, callback):
+        if self.is_done:
+            callback(None)
+        self.callbacks.append(callback)
+
+
+def test_requests_of_a_replica_are_counted_whatever_ray_says_first():
+    """What is over already counts no more, and what one replica has refused counts where it runs."""
+    router = object.__new__(PrefixRouter)
+    router.initialize_state()
+
+    def best():
+        ranked = asyncio.run(router.choose_replicas([SimpleNamespace(replica_id=one) for one in "ab"]))
+        return ranked[0][0].replica_id
+
+    def route(number, replica, is_done=False):
+        sent = Sent(is_done)
+        if is_done:
+            router.on_request_completed(replica, number)
+        pending = SimpleNamespace(metadata=SimpleNamespace(internal_request_id=number), args=[])
+        router.on_request_routed(pending, replica, sent)
+        return sent
+
+    for number in ("1", "2"):
+        route(number, "a", is_done=True)
+    third = route("3", "b")
+    assert best() == "a"
+    route("4", "a")
+    router.on_request_completed("b", "4")  # which had refused it
+    fifth = route("5", "a")
+    assert best() == "b"
+    for sent in (third, fifth):
+        for callback in sent.callbacks:
+            callback(None)
+    assert best() == "b"
+    route("6", "b")
+    assert best() == "a"
 
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}

@@ -3,7 +3,7 @@ to do."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict, defaultdict
 
 from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
 
@@ -23,8 +23,7 @@ class PrefixRouter(RequestRouter):
     def initialize_state(self) -> None:
         """Called by Ray where other routers take arguments of theirs."""
         self._owners: OrderedDict[int, ReplicaID] = OrderedDict()  # by the number of a block
-        self._routed: dict[str, ReplicaID] = {}  # what runs, by Ray's number of the request
-        self._running: Counter[ReplicaID] = Counter()
+        self._running: defaultdict[ReplicaID, set[str]] = defaultdict(set)  # Ray's numbers of requests
         self._last: dict[ReplicaID, int] = {}  # when something was last sent, in requests
         self._count = 0
 
@@ -42,31 +41,29 @@ class PrefixRouter(RequestRouter):
             if request.tag == replica_tag(one.replica_id.unique_id):
                 return [[one]]  # no other could answer
         owner = next((self._owners[block] for block in reversed(request.blocks) if block in self._owners), None)
-        least = self._running[found[0].replica_id]
-        if owner is not None and self._running[owner] - least <= self.SLACK:
+        least = len(self._running[found[0].replica_id])
+        if owner is not None and len(self._running[owner]) - least <= self.SLACK:
             found.sort(key=lambda one: one.replica_id != owner)
         return [[one] for one in found]
 
     def _busy(self, replica: ReplicaID) -> tuple[int, int]:
-        return self._running[replica], self._last.get(replica, 0)
+        return len(self._running[replica]), self._last.get(replica, 0)
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
-        """Notes where a request went."""
+        """Notes where a request went, until it has ended, however it did."""
+        # Not by on_request_completed(): Ray may call it before this, and for a replica that had no place for a request
+        # after another one has it. The callback is called in any case, in a thread of Ray's.
+        number, running = pending_request.metadata.internal_request_id, self._running[replica_id]
+        running.add(number)
+        result.add_done_callback(lambda _: running.discard(number))
         self._count += 1
         self._last[replica_id] = self._count
-        self._routed[pending_request.metadata.internal_request_id] = replica_id
-        self._running[replica_id] += 1
         if request := _forwarded(pending_request):
             for block in request.blocks:
                 self._owners[block] = replica_id
                 self._owners.move_to_end(block)
             while len(self._owners) > self.MAX_BLOCKS:
                 self._owners.popitem(last=False)
-
-    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Notes that a request has ended, however it did."""
-        if self._routed.pop(internal_request_id, None) is not None:  # else one to all replicas
-            self._running[replica_id] -= 1
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Forgets the replicas that are gone."""
