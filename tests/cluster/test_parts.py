@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("ray", reason="a fleet needs the extra [ray]")
 
-from cgpt.cluster.ray import cores  # noqa: E402
+from cgpt.cluster.ray import cores, runner  # noqa: E402
 from cgpt.cluster.ray.affinity import BLOCK, prompt_blocks, referred_tag  # noqa: E402
 from cgpt.cluster.ray.cores import CoreClaim, core_count  # noqa: E402
 from cgpt.cluster.ray.front import by_replica  # noqa: E402
@@ -77,6 +78,25 @@ def test_a_label_says_which_replica_counted():
         {'{replica="a",reason="stop"}': 1, '{replica="b",reason="stop"}': 1},
         {'_sum{replica="a"}': 2, '_sum{replica="b"}': 2},
     ]
+
+
+@pytest.mark.parametrize("free, is_named", [(2, False), (1, True)])
+def test_a_busy_cluster_is_named_and_a_slow_model_is_not(monkeypatch, free, is_named):
+    """What the batch takes itself makes no cluster busy."""
+    taken = []
+
+    def task(**_):
+        return lambda function: SimpleNamespace(remote=lambda make: taken.append(2))
+
+    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: {"CPU": 2})
+    monkeypatch.setattr(runner.ray, "available_resources", lambda: {"CPU": free - sum(taken)})
+    monkeypatch.setattr(runner.ray, "remote", task)
+    monkeypatch.setattr(runner.ray, "wait", lambda told, timeout: ([], told))
+    monkeypatch.setattr(runner.ray, "get", lambda told: b"12345678")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert runner.RayRunner(lambda: None, cpus=2).fingerprint == b"12345678"
+    assert [str(one.message)[:20] for one in caught] == ["nothing begins befor"] * is_named
 
 
 class Sent:

@@ -73,8 +73,9 @@ class RayRunner:
         if self._actors < 1 or self._actors * cpus > there:
             raise InputError(f"the cluster has {there:g} CPUs, too few for {max(1, self._actors)} times {cpus:g}")
         self._make, self._cpus = make, cpus
+        free = ray.available_resources().get("CPU", 0)  # before some are taken here
         told = ray.remote(num_cpus=cpus, max_calls=1)(_fingerprint).remote(make)
-        if not ray.wait([told], timeout=PATIENCE_SECONDS)[0] and ray.available_resources().get("CPU", 0) < cpus:
+        if free < cpus and not ray.wait([told], timeout=PATIENCE_SECONDS)[0]:
             warn_caller(f"nothing begins before others leave {cpus:g} CPUs of the cluster, as a fleet does not")
         try:
             self.fingerprint: bytes = ray.get(told)
