@@ -16,6 +16,7 @@ from cgpt.cluster.ray.front import by_replica  # noqa: E402
 from cgpt.cluster.ray.options import FleetOptions  # noqa: E402
 from cgpt.cluster.ray.relay import Relay, replica_lost  # noqa: E402
 from cgpt.cluster.ray.router import PrefixRouter  # noqa: E402
+from cgpt.errors import InputError  # noqa: E402
 from cgpt.machine import topology  # noqa: E402
 from cgpt.serve.errors import ApiError  # noqa: E402
 from cgpt.serve.metrics import Family  # noqa: E402
@@ -88,7 +89,7 @@ def test_a_busy_cluster_is_named_and_a_slow_model_is_not(monkeypatch, free, is_n
     def task(**_):
         return lambda function: SimpleNamespace(remote=lambda make: taken.append(2))
 
-    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: {"CPU": 2})
+    monkeypatch.setattr(runner.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     monkeypatch.setattr(runner.ray, "available_resources", lambda: {"CPU": free - sum(taken)})
     monkeypatch.setattr(runner.ray, "remote", task)
     monkeypatch.setattr(runner.ray, "wait", lambda told, timeout: ([], told))
@@ -97,6 +98,17 @@ def test_a_busy_cluster_is_named_and_a_slow_model_is_not(monkeypatch, free, is_n
         warnings.simplefilter("always")
         assert runner.RayRunner(lambda: None, cpus=2).fingerprint == b"12345678"
     assert [str(one.message)[:20] for one in caught] == ["nothing begins befor"] * is_named
+
+
+@pytest.mark.parametrize("actors", [None, 1])
+def test_an_actor_needs_its_cpus_on_one_node(monkeypatch, actors):
+    """Else it would wait for ever."""
+    nodes = [{"Alive": alive, "Resources": {"CPU": cpus}} for alive, cpus in ((True, 1.0), (True, 1.0), (False, 2.0))]
+    monkeypatch.setattr(runner.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: {"CPU": 2})
+    monkeypatch.setattr(runner.ray, "available_resources", lambda: pytest.fail("it was asked for an actor"))
+    with pytest.raises(InputError, match="2 CPUs, too few for 1 times 2 on one node"):
+        runner.RayRunner(lambda: None, cpus=2, actors=actors)
 
 
 class Sent:

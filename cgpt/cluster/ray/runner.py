@@ -68,10 +68,12 @@ class RayRunner:
     def __init__(self, make: Make, *, cpus: float = 1, actors: int | None = None) -> None:
         """make: makes what answers, on a node. cpus: of Ray's, for each actor. actors: their number, by default as many
         as the cluster has CPUs for."""
-        there = ray.cluster_resources().get("CPU", 0)
-        self._actors = int(there // cpus) if actors is None else actors
-        if self._actors < 1 or self._actors * cpus > there:
-            raise InputError(f"the cluster has {there:g} CPUs, too few for {max(1, self._actors)} times {cpus:g}")
+        nodes = [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        room = sum(int(node // cpus) for node in nodes)  # an actor is on one node
+        self._actors = room if actors is None else actors
+        if not 1 <= self._actors <= room:
+            few = f"too few for {max(1, self._actors)} times {cpus:g} on one node"
+            raise InputError(f"the cluster has {sum(nodes):g} CPUs, {few}")
         self._make, self._cpus = make, cpus
         free = ray.available_resources().get("CPU", 0)  # before some are taken here
         told = ray.remote(num_cpus=cpus, max_calls=1)(_fingerprint).remote(make)
