@@ -10,6 +10,7 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -163,12 +164,15 @@ def open_source(path: str | os.PathLike[str], progress: Callable[[int, int], Non
     ScannedSource."""
     name = "stdin" if path == "-" else str(Path(path))
     try:
-        file: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb")
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            with file as pipe:
-                file = tempfile.TemporaryFile(prefix=SPOOL)
-                shutil.copyfileobj(pipe, file)
-        return ScannedSource(file, name, progress)
+        with ExitStack() as closing:
+            file: BinaryIO = closing.enter_context(sys.stdin.buffer if path == "-" else open(path, "rb"))
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                with file as pipe:
+                    file = closing.enter_context(tempfile.TemporaryFile(prefix=SPOOL))
+                    shutil.copyfileobj(pipe, file)
+            source = ScannedSource(file, name, progress)
+            closing.pop_all()
+        return source
     except (OSError, ValueError) as problem:
         if isinstance(problem, InputError):
             raise
@@ -177,6 +181,9 @@ def open_source(path: str | os.PathLike[str], progress: Callable[[int, int], Non
 
 def spool_requests(requests: Iterable[Mapping[str, Any]]) -> ScannedSource:
     """Requests that can be read only once, in a temporary file. InputError names one that is no JSON object."""
-    file = tempfile.TemporaryFile(prefix=SPOOL)
-    file.writelines(line for _, line in encode_lines(requests))
-    return ScannedSource(file, "requests")
+    with ExitStack() as closing:
+        file = closing.enter_context(tempfile.TemporaryFile(prefix=SPOOL))
+        file.writelines(line for _, line in encode_lines(requests))
+        source = ScannedSource(file, "requests")
+        closing.pop_all()
+    return source

@@ -1,10 +1,13 @@
 """Reading a batch: what is wrong with a line, which lines are the same, which are answered."""
 
+import gc
 import io
 import itertools
 import json
 import os
+import sys
 import threading
+import warnings
 
 import pytest
 
@@ -12,7 +15,7 @@ from cgpt.batch import request, source
 from cgpt.batch.output import BatchOutput
 from cgpt.batch.request import parse_line
 from cgpt.batch.run import Batch
-from cgpt.batch.source import ScannedSource, StreamedSource, open_source, read_lines
+from cgpt.batch.source import ScannedSource, StreamedSource, open_source, read_lines, spool_requests
 from cgpt.errors import InputError
 
 from support.batch_cases import FakeRunner, line, records, write_lines
@@ -185,6 +188,21 @@ def test_an_input_that_changes_while_it_is_read(tmp_path, change):
     write_lines(tmp_path / "in", new[change])
     with pytest.raises(InputError, match="in changed while it was read"):
         list(found.requests(b""))
+
+
+@pytest.mark.parametrize("lines", [[], [line("a"), line("a")], [line("a"), 7]])
+def test_a_batch_that_is_refused_leaves_no_file_open(tmp_path, lines, monkeypatch):
+    left = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda problem: left.append(problem.exc_value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        with pytest.raises(InputError):
+            spool_requests(lines)
+        if 7 not in lines:
+            with pytest.raises(InputError):
+                open_source(write_lines(tmp_path / "in", lines))
+        gc.collect()
+    assert not left
 
 
 def test_memory_of_a_scan(tmp_path):
