@@ -39,7 +39,7 @@ def decode_utf8(text: bytes) -> str:
     return text.decode("utf-8")
 
 
-def _require_few(text: bytes, path: Path, error: type[CgptError], max_values: int, max_keys: int) -> None:
+def _require_few(text: bytes, path: Path | str, error: type[CgptError], max_values: int, max_keys: int) -> None:
     """Raises `error` where JSON holds more values or keys, without parsing it: a few milliseconds for each MB."""
     marks = text.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _UNMARKED)
     if marks.count(b'"') <= 2 * (max_values + max_keys):
@@ -52,7 +52,7 @@ def _require_few(text: bytes, path: Path, error: type[CgptError], max_values: in
 
 def parse_json_object(
     text: bytes,
-    path: Path,
+    path: Path | str,
     error: type[CgptError],
     parse_float: Callable[[str], float] = float,
     max_values: int = MAX_VALUES,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypedDict
 
 from cgpt.errors import InputError
@@ -98,7 +97,7 @@ def parse_line(line: bytes, number: int, fingerprint: bytes = b"") -> BatchReque
         if len(line) > MAX_LINE:
             raise LineError(f"it has more than {MAX_LINE} bytes; a request of a batch has less")
         values = parse_json_object(
-            line.strip(), Path(f"line {number}"), LineError, max_values=Limits.values, max_keys=Limits.keys
+            line.strip(), f"line {number}", LineError, max_values=Limits.values, max_keys=Limits.keys
         )
         if next(islice(json_levels(values), MAX_DEPTH, None), None) is not None:
             raise LineError(f"it is nested deeper than {MAX_DEPTH} levels")
