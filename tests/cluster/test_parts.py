@@ -1,6 +1,7 @@
 """What a fleet is made of, without a cluster."""
 
 import asyncio
+import gzip
 import json
 import warnings
 from types import SimpleNamespace
@@ -9,16 +10,17 @@ import pytest
 
 pytest.importorskip("ray", reason="a fleet needs the extra [ray]")
 
-from cgpt.cluster.ray import cores, runner  # noqa: E402
+from cgpt.cluster.ray import cores, front, runner  # noqa: E402
 from cgpt.cluster.ray.affinity import BLOCK, prompt_blocks, referred_tag  # noqa: E402
 from cgpt.cluster.ray.cores import CoreClaim, core_count  # noqa: E402
-from cgpt.cluster.ray.front import by_replica  # noqa: E402
+from cgpt.cluster.ray.front import Front, by_replica  # noqa: E402
 from cgpt.cluster.ray.options import FleetOptions  # noqa: E402
 from cgpt.cluster.ray.relay import Relay, replica_lost  # noqa: E402
 from cgpt.cluster.ray.router import PrefixRouter  # noqa: E402
 from cgpt.errors import InputError  # noqa: E402
 from cgpt.machine import topology  # noqa: E402
 from cgpt.serve.errors import ApiError  # noqa: E402
+from cgpt.serve.limits import Limits  # noqa: E402
 from cgpt.serve.metrics import Family  # noqa: E402
 from cgpt.serve.store import new_number  # noqa: E402
 
@@ -98,6 +100,32 @@ def test_a_busy_cluster_is_named_and_a_slow_model_is_not(monkeypatch, free, is_n
         warnings.simplefilter("always")
         assert runner.RayRunner(lambda: None, cpus=2).fingerprint == b"12345678"
     assert [str(one.message)[:20] for one in caught] == ["nothing begins befor"] * is_named
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_packed_body_is_read_beside_the_front_s_loop(monkeypatch, packed):
+    """Few bytes become many."""
+    text = json.dumps({"prompt": [1] * 1000}).encode()
+    headers = [(b"content-encoding", b"gzip")] if packed else []
+    coming = [{"type": "http.request", "body": gzip.compress(text) if packed else text}]
+    beside, answered = [], []
+
+    async def receive():
+        return coming.pop() if coming else await asyncio.Event().wait()
+
+    async def run_beside(read):
+        beside.append(1)
+        return read()
+
+    async def answer(request, _):
+        answered.append(len(request.blocks))
+
+    monkeypatch.setattr(front, "run_in_threadpool", run_beside)
+    one = object.__new__(Front)
+    one._limits, one._answer = Limits(), answer
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": headers}
+    asyncio.run(one._forward(scope, receive, None))
+    assert len(beside) == packed and answered[0] > 20
 
 
 @pytest.mark.parametrize("actors", [None, 1])

@@ -82,7 +82,8 @@ class Front:
         def read() -> Forwarded:
             return forwarded(scope, raw, self._limits)
 
-        request = read() if len(raw) <= SMALL else await run_in_threadpool(read)
+        is_packed = any(name == b"content-encoding" for name, _ in scope["headers"])  # it may be large then
+        request = read() if len(raw) <= SMALL and not is_packed else await run_in_threadpool(read)
         relay = Relay(scope["path"], send)
         try:
             await while_connected(receive, self._answer(request, relay))
