@@ -96,12 +96,11 @@ class Loader:
         ):
             if self._rows_stay(embedding_name):
                 return self.matrix(embedding_name, rows=rows)
-            data, *scales = (array[rows] for array in embedding.arrays)
-            if len(data) == embedding.shape[0]:
+            data, *others = embedding.arrays  # packed rows have the numbers of those that are stored as they are
+            if len(data[rows]) == len(data):
                 return embedding
-            if not scales:
-                return Matrix(embedding.dtype, data)
-            return Matrix(embedding.dtype, data, scales[0], columns=embedding.shape[1])
+            columns = embedding.shape[1] if embedding.dtype == "BF16_PACKED" else None
+            return Matrix(embedding.dtype, data[rows], others[0] if others else None, columns=columns)
         return self.matrix(name, rows=rows)
 
     def transposed(self, name: str, bias: str | None = None, rows: Sequence[slice] = (ALL,)) -> Matrix:

@@ -190,12 +190,12 @@ def test_nan_reaches_its_tokens_only(level, dtype, exact, where):
 
 def rows_of(matrix, rows):
     """Rows of each expert of a matrix."""
-    parts = [np.ascontiguousarray(array[:, rows]) for array in matrix.arrays]
-    data, bias = parts[0], parts[-1]
-    scales = parts[1] if len(parts) > 2 else None
-    return _kernels.Matrix(
-        matrix.dtype, data, scales, bias, columns=matrix.shape[2] if matrix.dtype == "INT8" else None
-    )
+    data, *scales, bias = matrix.arrays
+    if matrix.dtype != "BF16_PACKED":  # whose rows have the numbers of those that are stored as they are
+        scales = [np.ascontiguousarray(one[:, rows]) for one in scales]
+    data, bias = (np.ascontiguousarray(one[:, rows]) for one in (data, bias))
+    columns = matrix.shape[2] if matrix.dtype in ("INT8", "BF16_PACKED") else None
+    return _kernels.Matrix(matrix.dtype, data, scales[0] if scales else None, bias, columns=columns)
 
 
 @pytest.mark.parametrize("arrivals", [None, [[4, 0], [], [1, 3, 2, 5]]])
