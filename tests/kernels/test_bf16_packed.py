@@ -135,26 +135,25 @@ def test_the_bits_of_bf16(level, exact, rng):
     check_slots(level, "linear_bf16_packed", "linear_bf16_packed_tile")
     for K in INPUTS:
         weights, x = mixed(rng, max(OUTPUTS), K), activations(max(TOKENS), K)
-        for N in OUTPUTS:
+        for N in OUTPUTS if K in (97, 160) else (3, 21):
             one, other = packed(weights[:N]), _kernels.Matrix("BF16", weights[:N])
-            for T in TOKENS if N in (3, 70) else (1, 4, 12):
+            for T in TOKENS if N in (3, 70) and K in (97, 160, 1057) else (1, 4, 12, 33):
                 expected = linear(other, x, T, exact=exact)
                 assert_same_bits(linear(one, x, T, exact=exact), expected, f"K = {K}, N = {N}, T = {T}")
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 def test_the_bits_of_bf16_with_bias_threads_and_columns(level, exact, rng):
-    N, K = 300, 1120
+    N, K = 100, 1120
     weights, bias = mixed(rng, N, K), rng.standard_normal(N, np.float32)
     one, other = packed(weights, bias, threads=2), _kernels.Matrix("BF16", weights, bias=bias)
     start = rng.standard_normal((40, N), np.float32)
-    for T in (1, 2, 3, 5, 8, 13, 16, 40):
-        for threads in THREADS:
-            for options in ({}, {"start": start, "row": 7}, {"column": 5}):
-                x = activations(47, K)
-                expected = linear(other, x, T, exact=exact, **options)
-                found = linear(one, x, T, exact=exact, threads=threads, **options)
-                assert_same_bits(found, expected, f"T = {T}, {threads} threads, {options.keys()}")
+    for T in (1, 3, 8, 13, 40):
+        for threads, options in zip(THREADS, ({}, {"start": start, "row": 7}, {"column": 5}), strict=True):
+            x = activations(47, K)
+            expected = linear(other, x, T, exact=exact, **options)
+            found = linear(one, x, T, exact=exact, threads=threads, **options)
+            assert_same_bits(found, expected, f"T = {T}, {threads} threads, {options.keys()}")
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
