@@ -21,7 +21,6 @@ from cgpt.checkpoint.hub import pull
 from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.locate import SYNTH, is_id, locate
 from cgpt.checkpoint.names import open_checkpoint
-from cgpt.distributed.session import Session, session_of
 from cgpt.errors import CheckpointError, InputError, OutOfMemoryError
 from cgpt.generation import generate as generation
 from cgpt.generation import prompts as wrapped
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from cgpt.batch.run import Batch
     from cgpt.chat.chat import Chat
     from cgpt.chat.messages import Namespace, ResponseFormat
+    from cgpt.distributed.session import Session
 
 DENSE = ("bf16", "bf16-packed", "int8")  # what load() takes
 SPECIAL_AS_TEXT = (
@@ -504,6 +504,8 @@ def load(
     how |= {"huge_pages": huge_pages, "memory": memory, "revision": revision, "download": download}
     if comm is None:
         return _open(None, progress=progress, path_or_name=path_or_name, **how)
+    from cgpt.distributed.session import session_of  # pickle, socket and more, which one process needs not
+
     session = session_of(comm)
     if session.rank:
         follow(session)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cgpt.api import Model
 from cgpt.arguments import require_flag, require_integer
 from cgpt.batch.output import BatchOutput
 from cgpt.batch.progress import BatchProgress
@@ -18,9 +18,17 @@ from cgpt.checkpoint.locate import model_name
 from cgpt.errors import CgptError, InputError
 from cgpt.fields import shown
 from cgpt.generation.engine import Engine
+from cgpt.generation.request import TextModel
 
 if TYPE_CHECKING:
     from cgpt.batch.local import LocalRunner
+
+
+class LoadedModel(TextModel, Protocol):
+    """What a batch needs of a model: api.Model, which imports this module."""
+
+    @property
+    def directory(self) -> Path: ...
 
 
 class Batch(Iterator[BatchRecord]):
@@ -80,7 +88,7 @@ class Batch(Iterator[BatchRecord]):
 
 
 def run_batch(
-    model: Model,
+    model: LoadedModel,
     requests: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
     *,
     output: str | os.PathLike[str] | None,

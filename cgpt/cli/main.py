@@ -27,7 +27,6 @@ from cgpt.cli import (
 )
 from cgpt.cli.options import say
 from cgpt.distributed import mpi
-from cgpt.distributed.session import session_of
 from cgpt.errors import CgptError
 from cgpt.kernels import _kernels
 from cgpt.version import __version__
@@ -61,7 +60,11 @@ def _run(argv: list[str] | None) -> int:
         try:
             try:
                 comm = mpi.world()
-                session = session_of(comm) if comm else None
+                session = None
+                if comm:
+                    from cgpt.distributed.session import session_of  # only several processes need it
+
+                    session = session_of(comm)
                 if session and session.rank:
                     follow(session)  # rank 0 has the front
                 else:

@@ -60,7 +60,8 @@ class Replica:
         self._app = unguarded_app(self._service, has_key)
 
     def __del__(self) -> None:  # Ray's word for the end, when nothing runs any more
-        self._service.engine.close()
+        if hasattr(self, "_service"):  # else the model was not loaded, which has been said
+            self._service.engine.close()
 
     async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
         """Yields the ASGI messages of the answer, the first at once, what comes within STREAM_SECONDS together. Ends

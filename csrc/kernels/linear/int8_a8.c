@@ -70,15 +70,9 @@ CG_INLINE void a8_decode_int8(void *out, const cg_product *p, int64_t n, int64_t
     }
 }
 
-static int64_t a8_packed_bytes_int8(int64_t T, int64_t K) { return a8_packed_bytes(T, K); }
-
-static void a8_pack_int8(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    a8_pack(packed, x, T, K, t0, t1);
-}
-
 static void a8_panel_int8(const cg_product *p, int64_t n0, int64_t n1) {
     tile_many(a8_steps(p->K), 4, A8_STEPS, CG_INT8, a8_decode_int8, a8_multiply, p, n0, n1);
 }
 
-static cg_linear CG_NAME(linear_int8_a8) = {a8_packed_bytes_int8, a8_pack_int8, a8_panel_int8,
-                                            .min_tokens = A8_MIN_TOKENS, .work_bytes = sizeof(tile_work)};
+static cg_linear CG_NAME(linear_int8_a8) = {a8_packed_bytes, a8_pack, a8_panel_int8, .min_tokens = A8_MIN_TOKENS,
+                                            .work_bytes = sizeof(tile_work)};

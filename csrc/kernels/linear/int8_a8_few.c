@@ -10,12 +10,6 @@ enum {
     A8_FEW_AHEAD_BYTES = 2048,
 };
 
-static int64_t a8_few_packed_bytes(int64_t T, int64_t K) { return a8_packed_bytes(T, K); }
-
-static void a8_few_pack(void *packed, const cg_rows *x, int64_t T, int64_t K, int64_t t0, int64_t t1) {
-    a8_pack(packed, x, T, K, t0, t1);
-}
-
 /* Outputs n, n + row_stride, .., R of them, of all tokens. */
 CG_INLINE void a8_few_rows(const int R, const cg_product *p, int64_t n, int64_t row_stride) {
     int64_t groups = int8_groups(p->K), row_bytes = groups * CG_INT8_GROUP;
@@ -57,5 +51,5 @@ static void a8_few_panel(const cg_product *p, int64_t n0, int64_t n1) {
     for (; n < n1; n++) a8_few_rows(1, p, n, 0);
 }
 
-static cg_linear CG_NAME(linear_int8_a8_few) = {a8_few_packed_bytes, a8_few_pack, a8_few_panel,
-                                                .max_tokens = A8_FEW_MAX_TOKENS, .min_tokens = A8_FEW_MIN_TOKENS};
+static cg_linear CG_NAME(linear_int8_a8_few) = {a8_packed_bytes, a8_pack, a8_few_panel, .max_tokens = A8_FEW_MAX_TOKENS,
+                                                .min_tokens = A8_FEW_MIN_TOKENS};
