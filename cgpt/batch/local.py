@@ -117,8 +117,11 @@ class LocalRunner:
         if request.refusal is not None:
             return request.record(None)
         response = await self._post(request.url, json.dumps(request.body).encode("ascii"))
-        if response["status_code"] == 503 and (failure := self._service.engine.failure):
-            raise failure
+        engine = self._service.engine
+        if response["status_code"] == 503 and engine.model.transformer.closed:
+            await asyncio.to_thread(engine.join)  # the service may see that the model is closed before the engine does
+        if response["status_code"] == 503 and engine.failure is not None:
+            raise engine.failure
         return request.record(response)
 
     async def _post(self, url: str, body: bytes) -> BatchResponse:

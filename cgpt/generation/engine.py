@@ -270,6 +270,10 @@ class Engine:
         if self.prefix_cache is not None:  # it is false while it is empty
             self.prefix_cache.flush(self.MAX_FLUSH)
 
+    def join(self) -> None:
+        """Waits until the engine has ended, which a model that is closed, or whose files changed, makes it do soon."""
+        self._thread.join()
+
     def __enter__(self) -> Engine:
         return self
 
@@ -285,6 +289,7 @@ class Engine:
                 if self._scheduler.has_unfinished:
                     self._step()
                 else:
+                    self.model.transformer.require_open()
                     self.model.transformer.require_unchanged()
             except Exception as error:
                 self._fail(self._begun(), error)

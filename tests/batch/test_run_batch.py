@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from cgpt.batch.output import BatchOutput
 from cgpt.batch.run import Batch
 from cgpt.batch.source import open_source
 from cgpt.errors import CgptError, CheckpointError, InputError, ModelClosed
+from cgpt.generation.engine import Engine
 from cgpt.serve.limits import Limits
 
 from support.batch_cases import FakeRunner, ids, line, records, text_of, write_lines
@@ -195,7 +197,9 @@ def test_other_options_are_another_batch(gpt2, tmp_path, change):
         assert len(list(batch)) == 1  # other threads are the same batch
 
 
-def test_a_checkpoint_that_changes_ends_it(tmp_path):
+def test_a_checkpoint_that_changes_ends_it(tmp_path, monkeypatch):
+    fail = Engine._fail
+    monkeypatch.setattr(Engine, "_fail", lambda *of: time.sleep(0.2) or fail(*of))  # lines meet the closed model first
     directory = shutil.copytree(cgpt.locate("demo-gpt2"), tmp_path / "model")
     model = cgpt.load(directory, 1)
     lines = write_lines(tmp_path / "in", [line(f"{i}", model="model") for i in range(500)])
