@@ -21,6 +21,7 @@ from cgpt.checkpoint.hub import pull
 from cgpt.checkpoint.loader import Loader
 from cgpt.checkpoint.locate import SYNTH, is_id, locate
 from cgpt.checkpoint.names import open_checkpoint
+from cgpt.checkpoint.weights_cache import WeightsCache
 from cgpt.errors import CheckpointError, InputError, OutOfMemoryError
 from cgpt.generation import generate as generation
 from cgpt.generation import prompts as wrapped
@@ -455,6 +456,7 @@ def load(
     kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
     memory: int | str | None = None,
+    weights_cache: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     revision: str | None = None,
     download: bool = False,
@@ -481,6 +483,9 @@ def load(
     memory: what this process may take, in bytes or as "18GB". The dense weights of a gpt-oss model stay in memory then,
         and its experts are read from the files as tokens choose them; the logits are the same to the bit (of a single
         Transformer.step of more than 512 tokens in "exact" only). None does so, with a warning, where it does not fit
+    weights_cache: a directory in which the matrices that were transposed, rounded, packed or quantised are kept, for
+        each checkpoint and `dense` apart. The next load() of this version maps them, which takes no time and no memory
+        of the process's own
     progress: a function that is called with (bytes done, bytes in all)
     revision: a branch, tag or commit of an id; None is main
     download: whether an id that is not in the cache may be downloaded, see cgpt.checkpoint.hub.pull
@@ -502,6 +507,7 @@ def load(
         raise InputError(f"progress is a function of two numbers, not a {type(progress).__name__}")
     how: dict[str, Any] = {"threads": threads, "precision": precision, "dense": dense, "kv_cache_dtype": kv_cache_dtype}
     how |= {"huge_pages": huge_pages, "memory": memory, "revision": revision, "download": download}
+    how["weights_cache"] = weights_cache
     if comm is None:
         return _open(None, progress=progress, path_or_name=path_or_name, **how)
     from cgpt.distributed.session import session_of  # pickle, socket and more, which one process needs not
@@ -530,6 +536,7 @@ def _open(
     kv_cache_dtype: str | None,
     huge_pages: bool,
     memory: int | str | None,
+    weights_cache: str | os.PathLike[str] | None,
     revision: str | None,
     download: bool,
 ) -> Model:
@@ -552,7 +559,11 @@ def _open(
             if huge_pages and limit is None:
                 require_huge_pages(sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
             store = None if limit is None else ExpertStore(checkpoint)
-            loader = Loader(checkpoint, dense, count, progress, huge_pages, store)
+            cache = None
+            if weights_cache is not None:
+                partition = (0, 1) if ranks is None else (ranks.rank, ranks.size)
+                cache = WeightsCache(weights_cache, checkpoint, dense, partition)
+            loader = Loader(checkpoint, dense, count, progress, huge_pages, store, cache)
             transformer: Transformer
             try:
                 if isinstance(config, GPT2Config):
@@ -563,7 +574,9 @@ def _open(
                         streaming.begin(transformer, store, limit)
             except MemoryError as problem:
                 raise OutOfMemoryError(f"{directory}: no memory to load {loader.reading}: {problem}") from None
-            transformer.files = checkpoint.watch()
+            transformer.files = checkpoint.watch(None if cache is None else cache.kept)
+            if cache is not None:
+                cache.save()
         if ranks is not None:
             ranks.require_same("checkpoint", (repr(config), transformer.files.digest()), str(directory))
             transformer.PREFILL_CHUNK = min(ranks.exchange(transformer.PREFILL_CHUNK))

@@ -1,5 +1,6 @@
 """One model, measured: every case with every number of threads, beside a roofline taken before and after each."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def bench(
     kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
     memory: int | str | None = None,
+    weights_cache: str | os.PathLike[str] | None = None,
     comm: Any = None,
     profile: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -58,6 +60,7 @@ def bench(
             kv_cache_dtype=kv_cache_dtype,
             huge_pages=huge_pages,
             memory=memory,
+            weights_cache=weights_cache,
             comm=comm,
         )
         streaming = model.transformer.streaming

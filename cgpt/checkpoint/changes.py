@@ -22,14 +22,17 @@ REPLACE = "replace checkpoints by renaming new files into their place, and load 
 
 class OpenFile:
     """A mapped file that stays open, and its size and time of change when it was opened. A path that names another
-    file later is no change: the mapped one stays as it was."""
+    file later is no change: the mapped one stays as it was.
+
+    stamp: bytes, and time of change in ns.
+    """
 
     def __init__(self, path: Path, descriptor: int, mapped: mmap.mmap) -> None:
         self.path = path
         self._file = open(os.dup(descriptor), "rb", buffering=0)
         weakref.finalize(self, self._file.close)
         self._mapped = weakref.ref(mapped)  # dies with the last array that reads from it
-        self._stamp = self._found()
+        self.stamp = self._found()
         self._ranges: list[tuple[int, int]] = []
         self._samples = -1  # none: until then every change counts
 
@@ -58,11 +61,11 @@ class OpenFile:
         """What has changed, "" for nothing, or where nothing reads from the file any more. Warns where it was touched,
         which leaves the header and the beginning of every tensor as they were."""
         stamp = self._found()
-        if stamp == self._stamp or self._mapped() is None:
+        if stamp == self.stamp or self._mapped() is None:
             return ""
-        if stamp[0] != self._stamp[0] or self._read_samples() != self._samples:
+        if stamp[0] != self.stamp[0] or self._read_samples() != self._samples:
             return f"{self.path} changed on disk while the model was using it; {REPLACE}"
-        self._stamp = stamp
+        self.stamp = stamp
         same = "its header and the beginning of each tensor are as they were"
         warn_caller(f"{self.path} was touched while the model was using it; {same}")
         return ""
@@ -78,12 +81,13 @@ class OpenFile:
 
 
 class FileWatch:
-    """The files of a loaded model. A file from which nothing is read any more, as all was copied, may change."""
+    """The files of a loaded model, and `others` that were made of them, which are no part of the digest. A file from
+    which nothing is read any more, as all was copied, may change."""
 
     SLOW, PAUSE = 1e-3, 0.1  # seconds: a check that takes longer, as on a network's disk, and from it to the next one
 
-    def __init__(self, files: Iterable[OpenFile]) -> None:
-        self._files = list(files)
+    def __init__(self, files: Iterable[OpenFile], others: Iterable[OpenFile] = ()) -> None:
+        self._files, self._others = list(files), list(others)
         self._lock = threading.Lock()
         self._next = 0.0
         self._problem = ""
@@ -95,7 +99,7 @@ class FileWatch:
         with self._lock:
             began = time.perf_counter()  # now: others' checks take no longer for having been waited for
             if not self._problem:
-                self._problem = "".join(file.change() for file in self._files)
+                self._problem = "".join(file.change() for file in (*self._files, *self._others))
         if self._problem:
             raise CheckpointError(self._problem)
         ended = time.perf_counter()

@@ -6,6 +6,7 @@ import numpy as np
 
 from cgpt.checkpoint.expert_store import ExpertStore
 from cgpt.checkpoint.safetensors import Checkpoint
+from cgpt.checkpoint.weights_cache import WeightsCache
 from cgpt.kernels._kernels import Matrix, Tensor, pack_bf16, quantize_int8, transpose
 from cgpt.machine.huge_pages import Arena
 
@@ -19,7 +20,8 @@ class Loader:
     dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "bf16-packed" also packs those that products
     read whole, and embeddings that it rounds, "int8" quantises those that products read whole. copy: what would stay
     mapped is copied into huge pages, where there are any, too, but for embeddings of which a token reads one row.
-    store: leaves experts in MXFP4 in their files and enters them there; implies copy. In its methods `rows` are the
+    store: leaves experts in MXFP4 in their files and enters them there; implies copy. cache: has or keeps what is
+    converted. In its methods `rows` are the
     outputs that are wanted, where other ranks have the others. progress(done, total) is told the bytes.
 
     reading: the name of the tensor that was begun last.
@@ -33,8 +35,10 @@ class Loader:
         progress: Callable[[int, int], None] | None = None,
         copy: bool = False,
         store: ExpertStore | None = None,
+        cache: WeightsCache | None = None,
     ) -> None:
         self.checkpoint, self.dense, self.threads, self.store = checkpoint, dense, threads, store
+        self.cache = cache
         self.copy = copy or store is not None
         self.reading = ""
         self._progress = progress
@@ -60,11 +64,9 @@ class Loader:
             return self.table(name, bias, rows)
         array, dtype = self._to_convert(name, rows)
         mine = self._bias(bias, rows)
-        return (
-            self._packed(name, array, dtype, mine)
-            if self.dense != "int8"
-            else self._quantised(name, [array], dtype, mine)
-        )
+        if self.dense == "int8":
+            return self._quantised(name, [array], dtype, mine, array.shape[1], rows=rows)
+        return self._packed(name, lambda: array, array.shape, dtype, mine, rows)
 
     def table(self, name: str, bias: str | None = None, rows: slice = ALL) -> Matrix:
         """A weight stored as [N, K] rows that is neither packed nor quantised: a router's, whose choices a rounding may
@@ -109,16 +111,19 @@ class Loader:
         parts = (_columns(part, rows) for part in _matrices(array))
         mine = None if bias is None else _columns(self.floats(bias), rows)
         if self.dense == "int8":
-            return self._quantised(name, parts, dtype, mine, transposed=True, experts=array.ndim == 3)
+            return self._quantised(name, parts, dtype, mine, array.shape[-2], transposed=True, experts=array.ndim == 3)
         to, packs = "BF16" if self.dense else dtype, self.dense == "bf16-packed"
         shape = *array.shape[:-2], sum(len(range(*part.indices(array.shape[-1]))) for part in rows), array.shape[-2]
-        out = (np.empty if packs else self._memory.empty)(shape, np.uint16 if to == "BF16" else array.dtype)
-        for matrix, part in zip(_matrices(out), parts, strict=True):
-            transpose(matrix, to, part, dtype, self.threads)
+
+        def copied() -> np.ndarray:
+            out = (np.empty if packs else self._memory.empty)(shape, np.uint16 if to == "BF16" else array.dtype)
+            for matrix, part in zip(_matrices(out), parts, strict=True):
+                transpose(matrix, to, part, dtype, self.threads)
+            return out
+
         if packs:
-            return self._packed(name, out, to, mine)
-        self.checkpoint.release(name)
-        return Matrix(to, out, bias=mine)
+            return self._packed(name, copied, shape, to, mine)
+        return Matrix(to, self._converted(name, lambda: [copied()])[0], bias=mine)
 
     def mxfp4(self, matrices: Sequence[tuple[str, str, str]], rows: Sequence[slice] = (ALL, ALL)) -> list[Matrix]:
         """The experts of a layer, as stored: for each of their matrices the names of blocks [E, N, K/32, 16], scales
@@ -162,8 +167,26 @@ class Loader:
     def _to_convert(self, name: str, rows: slice = ALL) -> tuple[np.ndarray, str]:
         """Rows of a tensor that are read once, to be stored otherwise: their values, aligned or not, and dtype."""
         self._count(name)
-        self.checkpoint.prefetch(name, rows)
         return self._raw(name)[rows], self.checkpoint.tensors[name].dtype
+
+    def _converted(self, name: str, make: Callable[[], Sequence[np.ndarray]], rows: slice = ALL) -> list[np.ndarray]:
+        """What make() gives for those rows of a tensor, made now or kept in the cache."""
+
+        def made() -> Sequence[np.ndarray]:
+            self.checkpoint.prefetch(name, rows)
+            arrays = make()
+            self.checkpoint.release(name)
+            return arrays
+
+        if self.cache is None:
+            return list(made())
+        arrays = self.cache.arrays(name, made)
+        return [self._in_memory(array) for array in arrays] if self.copy and self.cache.kept else list(arrays)
+
+    def _in_memory(self, array: np.ndarray) -> np.ndarray:
+        copy = self._memory.empty(array.shape, array.dtype)
+        np.copyto(copy, array)
+        return copy
 
     def _quantised(
         self,
@@ -171,32 +194,51 @@ class Loader:
         matrices: Iterable[np.ndarray],
         dtype: str,
         bias: np.ndarray | None,
+        columns: int,
         transposed: bool = False,
         experts: bool = False,
+        rows: slice = ALL,
     ) -> Matrix:
         """The matrix [N, K], or the matrices of `experts`, as INT8; transposed: stored as [.., K, N]."""
-        pairs = []
-        for matrix in matrices:
-            pairs.append(quantize_int8(matrix, dtype, self.threads, self._memory.empty, transposed))
-            columns = matrix.shape[-2 if transposed else -1]
-        q, scales = map(np.stack, zip(*pairs, strict=True)) if experts else pairs[0]
-        self.checkpoint.release(name)
+
+        def quantised() -> Sequence[np.ndarray]:
+            pairs = [quantize_int8(one, dtype, self.threads, self._memory.empty, transposed) for one in matrices]
+            return [np.stack(both) for both in zip(*pairs, strict=True)] if experts else pairs[0]
+
+        q, scales = self._converted(name, quantised, rows)
         return Matrix("INT8", q, scales, bias=bias, columns=columns)
 
-    def _packed(self, name: str, array: np.ndarray, dtype: str, bias: np.ndarray | None) -> Matrix:
+    def _packed(
+        self,
+        name: str,
+        array: Callable[[], np.ndarray],
+        shape: tuple[int, ...],
+        dtype: str,
+        bias: np.ndarray | None,
+        rows: slice = ALL,
+    ) -> Matrix:
         """The matrix [N, K], or the matrices [E, N, K], as BF16_PACKED."""
-        *rows, columns = array.shape
-        data, stored = pack_bf16(array.reshape(-1, columns), dtype, self.threads, self._memory.empty)
-        self.checkpoint.release(name)
-        return Matrix("BF16_PACKED", data.reshape(*rows, -1), stored, bias=bias, columns=columns)
+        *others, columns = shape
+
+        def packed() -> Sequence[np.ndarray]:
+            both = pack_bf16(array().reshape(-1, columns), dtype, self.threads, self._memory.empty)
+            return [one for one in both if one is not None]  # no row is stored as it is
+
+        data, *stored = self._converted(name, packed, rows)
+        return Matrix(
+            "BF16_PACKED", data.reshape(*others, -1), stored[0] if stored else None, bias=bias, columns=columns
+        )
 
     def _copied(self, name: str, to: str, rows: slice) -> np.ndarray:
         """A copy as dtype `to`, in the same order: the transpose of one long row."""
         array, dtype = self._to_convert(name, rows)
-        copy = self._memory.empty(array.shape, np.uint16 if to == "BF16" else array.dtype)
-        transpose(copy.reshape(-1, 1), to, array.reshape(1, -1), dtype, self.threads)
-        self.checkpoint.release(name)
-        return copy
+
+        def copied() -> Sequence[np.ndarray]:
+            copy = self._memory.empty(array.shape, np.uint16 if to == "BF16" else array.dtype)
+            transpose(copy.reshape(-1, 1), to, array.reshape(1, -1), dtype, self.threads)
+            return [copy]
+
+        return self._converted(name, copied, rows)[0]
 
     def _count(self, name: str) -> None:
         self.reading = name

@@ -134,15 +134,18 @@ class Checkpoint:
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._maps[tensor.file].madvise(mmap.MADV_DONTNEED, first, length)
 
-    def watch(self) -> FileWatch:
-        """Begins to watch the files, once all is loaded; CheckpointError where one has changed since it was opened."""
+    def watch(self, made: Checkpoint | None = None) -> FileWatch:
+        """Begins to watch the files, and those of what was made of them, once all is loaded; CheckpointError where one
+        has changed since it was opened."""
         for file in self.files:
             stored = [tensor for tensor in self.tensors.values() if tensor.file == file.path]
             header = min((tensor.offset for tensor in stored), default=0)
             if problem := file.change():
                 raise CheckpointError(problem)
             file.remember([(0, header), *((tensor.offset, min(tensor.nbytes, SAMPLE)) for tensor in stored)])
-        return FileWatch(self.files)
+        if made is not None:
+            made.watch()
+        return FileWatch(self.files, made.files if made else ())
 
     def check(self, spec: Mapping[str, TensorSpec], ignore: Iterable[str] = ()) -> None:
         """Compares what is stored with what the model expects, reading no values.

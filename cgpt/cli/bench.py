@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
             kv_cache_dtype=args.kv_cache_dtype,
             huge_pages=args.huge_pages,
             memory=args.memory,
+            weights_cache=args.weights_cache,
             comm=world(),
             profile=args.profile,
             say=say,

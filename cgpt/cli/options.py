@@ -51,6 +51,8 @@ def add_model_options(
     add("--huge-pages", action="store_true", help=huge)
     memory = "keep within so much, as 18GB, reading gpt-oss's experts from the files as tokens choose them"
     add("--memory", metavar="SIZE", help=f"{memory} (default: where the model does not fit)")
+    converted = "keep matrices that were transposed, rounded, packed or quantised in files here, for later starts"
+    add("--weights-cache", metavar="DIR", help=converted)
 
 
 def add_inspection_options(parser: argparse.ArgumentParser, name: str, context: str, **model: Any) -> None:
@@ -76,6 +78,7 @@ def load_model(args: argparse.Namespace, reference: bool = False, alone: bool = 
             kv_cache_dtype=args.kv_cache_dtype,
             huge_pages=args.huge_pages,
             memory=args.memory,
+            weights_cache=args.weights_cache,
             progress=progress,
             revision=args.revision,
             comm=None if alone else world(),

@@ -60,9 +60,12 @@ class FakeModel:
 
     transformer = SimpleNamespace(streaming=None)
 
-    def load(self, path_or_name, *settings, kv_cache_dtype, huge_pages, memory, progress, revision, comm):
+    def load(
+        self, path_or_name, *settings, kv_cache_dtype, huge_pages, memory, weights_cache, progress, revision, comm
+    ):
         assert comm is None  # no launcher started this process
-        self.loaded, self.progress = (path_or_name, *settings, kv_cache_dtype, huge_pages, memory, revision), progress
+        self.loaded = (path_or_name, *settings, kv_cache_dtype, huge_pages, memory, weights_cache, revision)
+        self.progress = progress
         return self
 
     def stream(self, prompt, **options):
@@ -104,7 +107,8 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     defaults |= dict(repetition_penalty=None, seed=None, stop=None, prompt_lookup_num_tokens=None)
     defaults |= dict(special=False, skip_special_tokens=False)
     assert cgpt_("generate", "a prompt") == (0, "some text\n", "")
-    assert model.loaded == ("demo-gpt2", None, "auto", None, None, False, None, None) and model.prompt == "a prompt"
+    assert model.loaded == ("demo-gpt2", None, "auto", None, None, False, None, None, None)
+    assert model.prompt == "a prompt"
     assert model.options == defaults
 
     lookup = ["--prompt-lookup-num-tokens", 6]
@@ -113,7 +117,7 @@ def test_generate_passes_its_options_on(cgpt_, monkeypatch):
     running += " --stop . --stop ! --max-new-tokens 5 --special --skip-special-tokens"
     cgpt_("generate", *sampling.split(), *running.split(), *lookup, "--", "-x")
     assert model.prompt == "-x"
-    assert model.loaded == ("m", 2, "exact", "bf16", "f32", True, "9GB", None)
+    assert model.loaded == ("m", 2, "exact", "bf16", "f32", True, "9GB", None, None)
     assert model.options == dict(
         max_new_tokens=5,
         temperature=0.7,
@@ -181,12 +185,12 @@ def test_characters_that_the_terminal_lacks_become_question_marks(monkeypatch):
 def test_commands_that_load_a_model_take_its_options(monkeypatch, command):
     model = FakeModel(monkeypatch)
     given = "--model m --threads 2 --precision int8 --dense bf16 --kv-cache-dtype f32 --huge-pages --memory 9GB"
-    given += " --revision v1"
+    given += " --revision v1 --weights-cache kept"
     args = cli._parser().parse_args(f"{command} {given}".split())
     options.load_model(args)
-    assert model.loaded == ("m", 2, "int8", "bf16", "f32", True, "9GB", "v1")
+    assert model.loaded == ("m", 2, "int8", "bf16", "f32", True, "9GB", "kept", "v1")
     options.load_model(args, reference=True)
-    assert model.loaded == ("m", 2, "exact", None, None, True, "9GB", "v1")
+    assert model.loaded == ("m", 2, "exact", None, None, True, "9GB", "kept", "v1")
 
 
 # ---- The other commands

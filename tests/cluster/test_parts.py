@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("ray", reason="a fleet needs the extra [ray]")
 
+from cgpt.api import DENSE  # noqa: E402
 from cgpt.cluster.ray import cores, front, runner  # noqa: E402
 from cgpt.cluster.ray.affinity import BLOCK, prompt_blocks, referred_tag  # noqa: E402
 from cgpt.cluster.ray.cores import CoreClaim, core_count  # noqa: E402
@@ -262,3 +263,7 @@ def test_options_that_do_not_fit(options, message):
 def test_options_come_as_text():
     found = FleetOptions.model_validate({"model": "m", "cpus": "4", "huge_pages": "true", "dense": "int8"})
     assert (found.cpus, found.huge_pages, found.dense) == (4, True, "int8")
+
+
+def test_options_know_every_dense():
+    assert [FleetOptions(model="m", dense=dense).dense for dense in DENSE] == [*DENSE]

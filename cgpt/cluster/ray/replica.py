@@ -44,6 +44,7 @@ class Replica:
             kv_cache_dtype=options.kv_cache_dtype,
             huge_pages=options.huge_pages,
             memory=options.memory,
+            weights_cache=options.weights_cache,
             revision=options.revision,
         )
         engine = Engine(
