@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import speed_log
 
 import cgpt
 from cgpt.bench.costs import cost, matrix_bytes
@@ -106,7 +107,9 @@ def main() -> None:
     parser.add_argument("--kv-cache-dtype", choices=KV_DTYPES, default=DEFAULT_KV_DTYPE["auto"])
     parser.add_argument("--precision", choices=k.PRECISIONS, default="auto")
     parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--log", help="append the times to this file, as in SPEED.jsonl")
     a = parser.parse_args()
+    times: dict[str, tuple[float, str]] = {}
     ctx = k.Context(a.threads, a.precision)
     for level in cgpt.kernels.isa.available() if a.levels == ["all"] else a.levels:
         k.use_level(level)
@@ -115,12 +118,14 @@ def main() -> None:
             for name, kernel, arguments in calls(T, a.only, a.kv_cache_dtype):
                 s = median_seconds(kernel, ctx, arguments, a.seconds)
                 read, flops = cost(kernel, (ctx, *arguments[0][0]), arguments[0][1])
+                times[f"kernel {name}, {level}, {a.threads} threads, {a.precision}, T {T}"] = s * 1e3, "ms"
                 line = f"{level:7s} {name:22s} T {T:4d} {s * 1e3:10.3f} ms"
                 if read:
                     line += f" {read / s / 1e9:7.1f} GB/s {read / s / top.read_bytes_per_s:5.0%}"
                     line += f" {flops / s / 1e9:8.1f} GFLOP/s {flops / s / top.flops_per_s:5.0%}"
                 print(line, flush=True)
         say_roofline(a.threads, a.precision)
+    speed_log.append(a.log, times)
 
 
 def say_roofline(threads: int, precision: str) -> roofline.Roofline:

@@ -8,6 +8,7 @@ from importlib import import_module
 ENGINES = {
     "cgpt": "engine_cgpt:Cgpt",
     "llama.cpp": "engine_llamacpp:LlamaCpp",
+    "ik_llama.cpp": "engine_ik_llama:IkLlama",
     "ctranslate2": "engine_ctranslate2:CTranslate2",
     "onnxruntime": "engine_onnxruntime:OnnxRuntime",
     "openvino": "engine_openvino:OpenVino",

@@ -1,6 +1,7 @@
 """ctranslate2. Its converter reads a transformers model; its decoding cannot be stepped, but streams."""
 
 import shutil
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -9,7 +10,12 @@ from peer_engines.base import Engine
 
 class CTranslate2(Engine):
     packages = ("ctranslate2",)
-    settings = {"gpt2": ("f32", "int8")}
+    settings = {
+        "gpt2": {
+            "f32": "f32, products and cache f32",
+            "int8": "int8 by rows, products of 8-bit activations, cache f32",
+        }
+    }
     TYPES = {"f32": "float32", "int8": "int8"}
 
     def prepare(self, work):
@@ -43,10 +49,19 @@ class CTranslate2(Engine):
             intra_threads=self.threads,
         )
 
-    def tokens(self, ids, n):
-        prompt = [str(i) for i in ids]
-        for result in self.generator.generate_tokens(prompt, max_length=n, min_length=n, sampling_topk=1):
-            yield result.token_id
+    def tokens(self, prompts, n):
+        found: SimpleQueue[tuple[int, int]] = SimpleQueue()  # sequence and token, from its own thread
+        self.generator.generate_batch(
+            [[str(i) for i in ids] for ids in prompts],
+            asynchronous=True,
+            include_prompt_in_result=False,
+            max_length=n,
+            min_length=n,
+            sampling_topk=1,
+            callback=lambda result: found.put((result.batch_id, result.token_id)) or False,
+        )
+        for _ in range(n):
+            yield [token for _, token in sorted(found.get(timeout=600) for _ in prompts)]
 
     def logits(self, ids):
         out = self.generator.forward_batch([ids])

@@ -1,7 +1,7 @@
 """onnxruntime, on a GPT-2 graph of its own fused operators (as its model builders emit), written here from the weights.
 
-The cache is a buffer that GroupQueryAttention appends to in place. int8 is quantize_dynamic's: weights per column,
-activations by their range at run time.
+The cache is a buffer that GroupQueryAttention appends to in place. "int8" is quantize_dynamic's: weights per column,
+activations by their range at run time; "int8-nbits" is MatMulNBits with 8 bits.
 """
 
 import numpy as np
@@ -11,16 +11,31 @@ from peer_engines.base import Engine, Skip
 
 class OnnxRuntime(Engine):
     packages = ("onnxruntime", "onnx")
-    settings = {"gpt2": ("f32", "int8"), "gpt_oss": ("int4",)}
+    settings = {
+        "gpt2": {
+            "f32": "f32, products and cache f32",
+            "int8": "int8 by columns, products of 8-bit activations, cache f32",
+            "int8-nbits": "int8 in groups of 32, products of 8-bit activations, cache f32",
+        },
+        "gpt_oss": {"int4": "int4"},
+    }
 
     def prepare(self, work):
         if self.config["model_type"] != "gpt2":
             raise Skip("has no MXFP4 on a CPU; its own int4 would be other weights")
-        f32, int8 = work / "onnx-f32" / "model.onnx", work / "onnx-int8" / "model.onnx"
+        f32, int8 = work / "onnx-f32" / "model.onnx", work / f"onnx-{self.precision}" / "model.onnx"
         if not f32.exists():
             write_onnx(self.checkpoint, self.config, f32)
-        if self.precision == "f32":
-            return f32
+        if self.precision == "int8-nbits" and not int8.exists():
+            import onnx
+            from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+            int8.parent.mkdir(exist_ok=True)
+            quantizer = MatMulNBitsQuantizer(
+                onnx.load(f32), bits=8, block_size=32, is_symmetric=True, accuracy_level=4
+            )  # 4: activations are rounded to 8 bits
+            quantizer.process()
+            quantizer.model.save_model_to_file(str(int8), True)
         if not int8.exists():
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -44,27 +59,37 @@ class OnnxRuntime(Engine):
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.shape: list[int] = []
+
+    def reset(self, sequences) -> None:
+        heads = self.config["n_head"]
+        shape = [sequences, heads, self.context, self.config["n_embd"] // heads]
+        self.position = 0
+        if shape != self.shape:
+            self.shape = shape
+            self.bind()
+
+    def bind(self) -> None:
+        import onnxruntime
+
         self.binding = self.session.io_binding()
         self.binding.bind_output("logits")
-        heads = self.config["n_head"]
-        shape = (1, heads, self.context, self.config["n_embd"] // heads)
         for layer in range(self.config["n_layer"]):
             for part in ("key", "value"):
-                buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+                buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(self.shape, np.float32))
                 self.binding.bind_ortvalue_input(f"past_{part}_{layer}", buffer)
                 self.binding.bind_ortvalue_output(f"present_{part}_{layer}", buffer)
 
-    def reset(self) -> None:
-        self.position = 0
-
     def step(self, ids):
-        start, self.position = self.position, self.position + len(ids)
-        self.binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
-        self.binding.bind_cpu_input("position_ids", np.arange(start, self.position)[None])
-        self.binding.bind_cpu_input("last", np.array([self.position - 1], np.int32))
+        ids = np.array(ids, np.int64)
+        positions = self.position + np.arange(ids.shape[1])[None].repeat(len(ids), 0)
+        self.position += ids.shape[1]
+        self.binding.bind_cpu_input("input_ids", ids)
+        self.binding.bind_cpu_input("position_ids", positions)
+        self.binding.bind_cpu_input("last", np.full(len(ids), self.position - 1, np.int32))
         self.binding.bind_cpu_input("total", np.array(self.position, np.int32))
         self.session.run_with_iobinding(self.binding)
-        return self.binding.get_outputs()[0].numpy()[0]
+        return self.binding.get_outputs()[0].numpy()
 
 
 def has_vnni() -> bool:
@@ -77,7 +102,7 @@ def write_onnx(checkpoint, config: dict, out) -> None:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from peer_engines.gguf_file import Reader
+    from peer_engines.checkpoint import Reader
 
     read = Reader(checkpoint)
     heads, eps = config["n_head"], config["layer_norm_epsilon"]
@@ -113,7 +138,7 @@ def write_onnx(checkpoint, config: dict, out) -> None:
         at, final = f"h.{layer}", layer + 1 == config["n_layer"]
         qkv = node("Add", [matmul(h, f"{at}.attn.c_attn"), weight(f"{at}.attn.c_attn.bias")], [f"{at}.qkv"])
         cache = [f"{kind}_{part}_{layer}" for kind in ("past", "present") for part in ("key", "value")]
-        shape = [1, heads, "context", config["n_embd"] // heads]
+        shape = ["batch", heads, "context", config["n_embd"] // heads]
         inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in cache[:2]]
         outputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in cache[2:]]
         arguments = [qkv, "", "", *cache[:2], "last", "total"]
@@ -130,10 +155,12 @@ def write_onnx(checkpoint, config: dict, out) -> None:
     weights["head"] = numpy_helper.from_array(head, "head")
     node("MatMul", [node("Gather", [h, "end"], ["h_last"], axis=1), "head"], ["logits"])
 
-    ids = [helper.make_tensor_value_info(n, TensorProto.INT64, [1, "tokens"]) for n in ("input_ids", "position_ids")]
-    counts = [("last", [1]), ("total", [])]
+    ids = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "tokens"]) for n in ("input_ids", "position_ids")
+    ]
+    counts = [("last", ["batch"]), ("total", [])]
     inputs = ids + [helper.make_tensor_value_info(n, TensorProto.INT32, shape) for n, shape in counts] + inputs
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "V"]), *outputs]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "V"]), *outputs]
     graph = helper.make_graph(nodes, "gpt2", inputs, outputs, list(weights.values()))
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)

@@ -1,6 +1,6 @@
 """openvino, on a stateful GPT-2 graph written here from the weights; int8 is nncf.compress_weights'.
 
-Its default cache on a CPU is 8-bit; here it is f32 beside f32 weights, and its default otherwise.
+Its default multiplies in bf16 where the CPU can, and keeps an 8-bit cache; "f32" and "int8-f32" ask for f32 in both.
 """
 
 import numpy as np
@@ -10,18 +10,27 @@ from peer_engines.base import Engine, Skip
 
 class OpenVino(Engine):
     packages = ("openvino", "nncf")
-    settings = {"gpt2": ("f32", "int8"), "gpt_oss": ("int4",)}
+    settings = {
+        "gpt2": {
+            "f32": "f32, products and cache f32",
+            "bf16": "f32 read as bf16, products bf16, cache u8: its default where the CPU has bf16",
+            "int8": "int8 by rows, products bf16, cache u8: its default where the CPU has bf16",
+            "int8-f32": "int8 by rows, products and cache f32",
+        },
+        "gpt_oss": {"int4": "int4"},
+    }
 
     def prepare(self, work):
         if self.config["model_type"] != "gpt2":
             raise Skip("has no MXFP4 on a CPU; its own int4 would be other weights")
-        out = work / f"openvino-{self.precision}.xml"
+        weights = "int8" if self.precision.startswith("int8") else "f32"
+        out = work / f"openvino-{weights}.xml"
         if out.exists():
             return out
         import openvino
 
         model = gpt2_graph(self.checkpoint, self.config)
-        if self.precision == "int8":
+        if weights == "int8":
             import nncf
 
             model = nncf.compress_weights(model)
@@ -32,29 +41,30 @@ class OpenVino(Engine):
         import openvino
 
         options = {"INFERENCE_NUM_THREADS": self.threads, "PERFORMANCE_HINT": "LATENCY"}
-        if self.precision == "f32":
+        if self.precision.endswith("f32"):
             options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
         self.request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
 
-    def reset(self) -> None:
+    def reset(self, sequences) -> None:
         self.request.reset_state()
         self.position = 0
 
     def step(self, ids):
-        start, self.position = self.position, self.position + len(ids)
-        positions = np.arange(start, self.position)[None]
-        feeds = {"input_ids": np.array([ids], np.int64), "position_ids": positions, "beam_idx": np.zeros(1, np.int32)}
+        ids = np.array(ids, np.int64)
+        positions = self.position + np.arange(ids.shape[1])[None].repeat(len(ids), 0)
+        self.position += ids.shape[1]
+        feeds = {"input_ids": ids, "position_ids": positions, "beam_idx": np.arange(len(ids), dtype=np.int32)}
         self.request.infer(feeds, share_inputs=True)
-        return self.request.get_output_tensor(0).data.reshape(-1)
+        return self.request.get_output_tensor(0).data.reshape(len(ids), -1).copy()
 
 
 def gpt2_graph(checkpoint, config: dict):
-    """input_ids, position_ids [1, T], beam_idx [1] -> logits [1, 1, V], keys and values in variables: the form whose
+    """input_ids, position_ids [B, T], beam_idx [B] -> logits [B, 1, V], keys and values in variables: the form whose
     concatenation, cache and attention the CPU plugin fuses."""
     import openvino
     from openvino import opset13 as op
 
-    from peer_engines.gguf_file import Reader
+    from peer_engines.checkpoint import Reader
 
     read = Reader(checkpoint)
     C, H = config["n_embd"], config["n_head"]
@@ -87,7 +97,7 @@ def gpt2_graph(checkpoint, config: dict):
     scalar = op.constant(np.int64(0))
     total = op.add(op.reduce_max(positions, ints(0, 1)), op.constant(np.int64(1)))
     key_positions = op.range(scalar, total, op.constant(np.int64(1)), "i64")
-    seen = op.less_equal(key_positions, op.unsqueeze(positions, ints(1, 3)))  # [1, 1, T, total]
+    seen = op.less_equal(key_positions, op.unsqueeze(positions, ints(1, 3)))  # [B, 1, T, total]
     mask = op.select(seen, op.constant(np.float32(0)), op.constant(np.float32(-np.inf)))
     batch = op.gather(op.shape_of(ids), ints(0), axis)
     sinks = []

@@ -1,7 +1,7 @@
 """A GGUF file, with the gguf package, from a checkpoint in Hugging Face's layout, one tensor in memory at a time.
 
-Matrices become f32, bf16 or q8_0, vectors and the router stay f32, gpt-oss's experts stay MXFP4 to the bit. Formats:
-GGUF's docs/gguf.md, block_mxfp4 and block_q8_0 of ggml-common.h; names: gguf.constants.
+Matrices become f32, f16, bf16 or q8_0, vectors and the router stay f32, gpt-oss's experts stay MXFP4 to the bit.
+Formats: GGUF's docs/gguf.md, block_mxfp4 and block_q8_0 of ggml-common.h; names: gguf.constants.
 """
 
 import shutil
@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from peer_engines.base import Skip
+from peer_engines.checkpoint import Reader
 
 Tensor = tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]  # name, shape, type, values
+FLOATS = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}  # written as such; others as bytes
+BYTES = np.dtype(np.uint8)
 
 
 def mxfp4_blocks(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -31,18 +34,19 @@ def write_gguf(checkpoint: Path, config: dict, out: Path, dense: str) -> None:
 
     kinds = {
         "f32": gguf.GGMLQuantizationType.F32,
+        "f16": gguf.GGMLQuantizationType.F16,
         "bf16": gguf.GGMLQuantizationType.BF16,
         "q8_0": gguf.GGMLQuantizationType.Q8_0,
         "mxfp4": gguf.GGMLQuantizationType.MXFP4,
     }
 
     def stored(kind: str, shape) -> tuple[int, ...]:
-        """The shape in bytes, or in values for f32."""
-        return shape if kind == "f32" else gguf.quant_shape_to_byte_shape(shape, kinds[kind])
+        """The shape in bytes, or in values for f32 and f16."""
+        return shape if kind in FLOATS else gguf.quant_shape_to_byte_shape(shape, kinds[kind])
 
     moe = config["model_type"] == "gpt_oss"
     tensors = list((gpt_oss_tensors if moe else gpt2_tensors)(checkpoint, config, dense))
-    size = sum(int(np.prod(stored(kind, shape))) * (4 if kind == "f32" else 1) for _, shape, kind, _ in tensors)
+    size = sum(int(np.prod(stored(kind, shape))) * FLOATS.get(kind, BYTES).itemsize for _, shape, kind, _ in tensors)
     if size > shutil.disk_usage(out.parent).free:
         raise Skip(f"{out} needs {size / 1e9:.1f} GB of disk")
     partial = out.with_suffix(".partial")
@@ -51,7 +55,7 @@ def write_gguf(checkpoint: Path, config: dict, out: Path, dense: str) -> None:
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("none")  # ids go in and out
     for name, shape, kind, _ in tensors:
-        shape, dtype = stored(kind, shape), np.dtype(np.float32 if kind == "f32" else np.uint8)
+        shape, dtype = stored(kind, shape), FLOATS.get(kind, BYTES)
         writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) * dtype.itemsize, raw_dtype=kinds[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -61,28 +65,6 @@ def write_gguf(checkpoint: Path, config: dict, out: Path, dense: str) -> None:
         writer.write_tensor_data(np.ascontiguousarray(values))
     writer.close()
     partial.rename(out)
-
-
-class Reader:
-    """The checkpoint's tensors as float32, with and without "transformer." before the name."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        from cgpt.checkpoint.safetensors import Checkpoint
-
-        self.checkpoint = Checkpoint(checkpoint)
-        self.prefix = "" if "wte.weight" in self.checkpoint.tensors else "transformer."
-
-    def raw(self, name: str) -> np.ndarray:
-        return self.checkpoint.array(name)
-
-    def has(self, name: str) -> bool:
-        return name in self.checkpoint.tensors
-
-    def __call__(self, name: str) -> np.ndarray:
-        values = self.raw(name)
-        if values.dtype == np.uint16:
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32)
 
 
 def gpt2_keys(writer, config: dict) -> None:
