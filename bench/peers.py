@@ -235,7 +235,7 @@ def log(file: str | None, name: str, settings: list[Setting], bandwidths: list[f
     sys.path[:0] = ROOT
     import speed_log
 
-    medians = {f"{name}: memory read": (statistics.median(bandwidths), "GB/s")}
+    medians = {f"{name}: memory read": (statistics.median(bandwidths), "GB/s")} if len(bandwidths) > 1 else {}
     for setting in settings:
         for what, rates in figures(setting).items():
             medians[f"{name}: {setting.name}: {what}"] = statistics.median(rates), "tok/s"
