@@ -91,6 +91,9 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     scripts = Path(__file__).parents[1].resolve()  # transformers would take bench/kernels.py for a package of that name
     sys.path = [path for path in sys.path if Path(path).resolve() != scripts]
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        path for path in sys.path if path in os.environ["PYTHONPATH"].split(os.pathsep)
+    )
     try:
         result = run(job)
     except Skip as why:
