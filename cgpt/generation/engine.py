@@ -129,8 +129,9 @@ class EngineStats:
     """What an engine has done so far.
 
     seconds: in steps. prompt_tokens: ids of prompts that were read, of which the prefix cache had `cached_tokens`.
-    generated_tokens: new ids. first_tokens: how many requests got one, after first_token_seconds in all since they were
-    submitted. finished: requests by the reason that ended them
+    generated_tokens: new ids. draft_tokens: ids that were drafted, of which `accepted_tokens` came true. first_tokens:
+    how many requests got one, after first_token_seconds in all since they were submitted. finished: requests by the
+    reason that ended them
     """
 
     steps: int = 0
@@ -138,6 +139,8 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     first_tokens: int = 0
     first_token_seconds: float = 0.0
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0, "error": 0})
@@ -169,11 +172,14 @@ class Engine:
         prefix_cache_bytes: int | None = None,
         prefix_cache_directory: str | os.PathLike[str] | None = None,
         prefix_cache_disk_bytes: int = DISK_BYTES,
+        prompt_lookup_num_tokens: int | None = None,
     ) -> None:
         """max_running, max_waiting: requests that run together, and that wait beside them. kv_cache_bytes: of keys
         and values of what runs at a time; None takes half of the memory that is available now. prefix_cache_bytes: of
         what is kept of finished requests, see PrefixCache; None takes 2 GB, or a quarter of that memory if it is less;
-        0 keeps nothing. prefix_cache_directory, prefix_cache_disk_bytes: keeps it on the disk too, see PrefixCache."""
+        0 keeps nothing. prefix_cache_directory, prefix_cache_disk_bytes: keeps it on the disk too, see PrefixCache.
+        prompt_lookup_num_tokens: what requests that do not say it draft at a time, from the texts of all; None does
+        not. How fast a text comes may then tell that another one had the same words, as a prefix cache does."""
         self.model = model
         self.max_running = max_running
         self.max_waiting = max_waiting
@@ -193,6 +199,7 @@ class Engine:
             isolated=True,
             max_running=max_running,
             kv_cache_bytes=self.kv_cache_bytes,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         )
         self._changed = threading.Condition()  # guards what follows
         self._submitted: list[Request] = []
@@ -332,6 +339,8 @@ class Engine:
         self.stats.steps += 1
         self.stats.seconds += seconds
         self.stats.generated_tokens += len(deltas)
+        self.stats.draft_tokens = self._scheduler.speculation.num_drafted
+        self.stats.accepted_tokens = self._scheduler.speculation.num_accepted
         texts: dict[Request, str] = {}
         for request, delta in deltas:
             texts[request] = texts.get(request, "") + delta

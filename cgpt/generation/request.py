@@ -116,7 +116,7 @@ class Request:
         self.num_prompt_logprobs = _count(params.prompt_logprobs)
         self.lookup: PromptLookup | None = None
         if params.prompt_lookup_num_tokens is not None:
-            self.lookup = PromptLookup(params.prompt_lookup_num_tokens, len(self.prompt_ids) + self.max_new_tokens)
+            self.lookup = PromptLookup(params.prompt_lookup_num_tokens)
         self._stream = _text_stream(model, params)
         self._deltas: list[str] = []
 

@@ -10,6 +10,7 @@ import numpy as np
 from cgpt.errors import InputError
 from cgpt.generation.isolation import step_isolated
 from cgpt.generation.prefix_cache import PrefixCache
+from cgpt.generation.prompt_lookup import PromptLookup
 from cgpt.generation.request import Request
 from cgpt.generation.speculation import Speculation
 from cgpt.models.accounting import cache_bytes
@@ -39,11 +40,14 @@ class Scheduler:
         isolated: bool = False,
         max_running: int = MAX_RUNNING,
         kv_cache_bytes: int | None = None,
+        prompt_lookup_num_tokens: int | None = None,
     ) -> None:
         """isolated: a request that cannot go on leaves, and has its `error`; the others go on. Else step() raises.
-        kv_cache_bytes: bounds the caches of what runs, at full length; one request always runs."""
+        kv_cache_bytes: bounds the caches of what runs, at full length; one request always runs.
+        prompt_lookup_num_tokens: of requests that do not say it themselves."""
         self.transformer, self.prefix_cache, self.isolated = transformer, prefix_cache, isolated
         self.max_running, self.kv_cache_bytes = max_running, kv_cache_bytes
+        self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.failed: list[Request] = []  # in the last step
@@ -60,6 +64,8 @@ class Scheduler:
         """Enters a request, which runs from the next step on that has room for it. InputError if it ran before."""
         if request.finish_reason or request.error or request in self.running or request in self.waiting:
             raise InputError("a request runs once; make a new one of the same prompt and parameters")
+        if request.lookup is None and self.prompt_lookup_num_tokens is not None:
+            request.lookup = PromptLookup(self.prompt_lookup_num_tokens)
         self.waiting.append(request)
 
     def discard(self, request: Request) -> KVCache | None:
@@ -75,6 +81,8 @@ class Scheduler:
         self._insert(request, self.discard(request))
 
     def _insert(self, request: Request, cache: KVCache | None) -> None:
+        if cache is not None:
+            self.speculation.insert(request)
         prefixes = self._prefixes(request)
         if prefixes is not None and cache is not None and cache.intact:
             with self._isolate(request):
@@ -205,7 +213,7 @@ class Scheduler:
     @cached_property
     def speculation(self) -> Speculation:
         """What runs the steps that read no prompt, where a request has prompt lookup."""
-        return Speculation(self.transformer, self.MAX_RUNNING, step=self._step)
+        return Speculation(self.transformer, self.MAX_RUNNING, step=self._step, accept=self._accept)
 
     def _step(self, batch: list[tuple[KVCache, Ids]], *, rows: Rows = "last", head: bool = True) -> Floats:
         """A step over what `_in_step` reads. Rows of requests that failed mean nothing."""

@@ -11,10 +11,12 @@ without.)
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
+from cgpt.generation.prompt_lookup import NgramPool
 from cgpt.generation.request import Request
 from cgpt.models.base import Floats, Ids, Rows, Transformer
 from cgpt.models.kv_cache import KVCache
@@ -34,17 +36,19 @@ class SpeculationController:
     PLAIN, REFRESH = 3, 64  # plain steps to know their duration by; one more after so many with drafts, it may be stale
 
     def __init__(self) -> None:
-        self._requests = 0  # in the steps that were timed
-        self._plain: deque[float] = deque(maxlen=5)
+        self._requests = 0  # in the next step
+        self._timed: dict[int, deque[float]] = {}  # durations of the last plain steps of so many requests
         self._balance, self._earned = self.CREDIT, 0.0  # earned: by this try, without the ceiling
         self._resting, self._rest = 0, self.REST
         self._since_plain = 0  # steps
 
+    @property
+    def _plain(self) -> deque[float]:
+        return self._timed.setdefault(self._requests, deque(maxlen=5))
+
     def may_draft(self, requests: int) -> bool:
         """Whether the next step, of so many requests, may have drafts."""
-        if requests != self._requests:
-            self._requests = requests
-            self._plain.clear()
+        self._requests = requests
         return not self._resting and len(self._plain) >= self.PLAIN and self._since_plain < self.REFRESH
 
     def record_plain(self, seconds: float) -> None:
@@ -68,6 +72,10 @@ class SpeculationController:
             self._balance, self._earned = self.CREDIT, 0.0
 
 
+Deltas = list[tuple[Request, str]]  # of new ids, each with the text that is certain by it
+Accept = Callable[[Request, Floats, Deltas], None]
+
+
 class BatchStep(Protocol):
     """A step of the model over a batch."""
 
@@ -75,7 +83,10 @@ class BatchStep(Protocol):
 
 
 class Speculation:
-    """Runs the steps in which every request goes on by one id or more; the scheduler runs those that read prompts."""
+    """Runs the steps in which every request goes on by one id or more; the scheduler runs those that read prompts.
+
+    num_drafted, num_accepted: tokens, so far
+    """
 
     def __init__(
         self,
@@ -83,56 +94,76 @@ class Speculation:
         max_tokens: int,
         clock: Callable[[], float] = time.perf_counter,
         step: BatchStep | None = None,
+        accept: Accept | None = None,
     ) -> None:
-        """max_tokens: in a step, which bounds the memory of their logits. step: instead of the transformer's; it may
-        give requests an `error`, which are left out then."""
-        self._step, self._clock = step or transformer.step, clock
-        self._max_tokens = transformer.uniform_tokens(max_tokens)
+        """max_tokens: in a step, which bounds the memory of their logits. step: instead of the transformer's. accept:
+        instead of Request.accept. Both may give requests an `error`, which are left out then."""
+        self._step, self._clock, self._accept = step or transformer.step, clock, accept or _accept
+        self._pool = NgramPool()
+        self.num_drafted = self.num_accepted = 0
+        self._transformer, self._limit = transformer, max_tokens
         self.controller = SpeculationController()
 
-    def step(self, batch: list[tuple[KVCache, Ids]], requests: list[Request]) -> list[tuple[Request, str]]:
+    @cached_property
+    def _max_tokens(self) -> int:
+        return self._transformer.uniform_tokens(self._limit)
+
+    def step(self, batch: list[tuple[KVCache, Ids]], requests: list[Request]) -> Deltas:
         """Steps over the batch, each request's next id and its draft. Returns for every new id its request and the text
         that is certain by it."""
         started = self._clock()
         drafts = self._drafts(requests)
+        deltas: Deltas = []
         if not any(len(draft) for draft in drafts):
-            logits = self._step(batch)
-            deltas = [(one, one.accept(row)) for one, row in zip(requests, logits, strict=True) if not one.error]
+            for request, row in zip(requests, self._step(batch), strict=True):
+                self._accept(request, row, deltas)
             self.controller.record_plain(self._clock() - started)
             return deltas
         longer = [(cache, np.append(ids, draft)) for (cache, ids), draft in zip(batch, drafts, strict=True)]
-        logits, deltas = self._step(longer, rows="all"), []
+        logits = self._step(longer, rows="all")
         read = len(logits)
         for request, draft in zip(requests, drafts, strict=True):
             rows, logits = logits[: 1 + len(draft)], logits[1 + len(draft) :]
-            deltas += [] if request.error else verify(request, draft, rows)
+            if not request.error:
+                self._verify(request, draft, rows, deltas)
         self.controller.record_drafted(read, len(deltas), self._clock() - started)
         return deltas
+
+    def insert(self, request: Request) -> None:
+        """Puts what is new of a request into the pool."""
+        if request.lookup:
+            request.lookup.insert(self._pool, request.prompt_ids, request.ids)
 
     def _drafts(self, requests: list[Request]) -> list[Ids]:
         drafts = [np.empty(0, np.int64)] * len(requests)
         room = self._max_tokens - len(requests)
         if room > 0 and self.controller.may_draft(len(requests)):
+            for request in requests:
+                self.insert(request)
             for i, request in enumerate(requests):
                 if request.lookup:
                     # The last id that may come is not read, so it needs no draft after it.
-                    max_tokens = min(room, request.max_new_tokens - len(request.ids) - 1)
-                    drafts[i] = request.lookup.propose(request.prompt_ids, request.ids, max_tokens)
+                    max_tokens = min(-(-room // (len(requests) - i)), request.max_new_tokens - len(request.ids) - 1)
+                    drafts[i] = request.lookup.propose(self._pool, request.prompt_ids, request.ids, max_tokens)
                     room -= len(drafts[i])
         return drafts
 
+    def _verify(self, request: Request, draft: Ids, logits: Floats, deltas: Deltas) -> None:
+        """Chooses the request's next ids from the logits [1 + len(draft), V] after its last id and after each of the
+        draft: as far as the draft foresaw them, and one beyond. Takes the rest of the draft back."""
+        cache, accepted = request.cache, 0
+        assert cache is not None
+        for accepted, row in enumerate(logits):
+            self._accept(request, row, deltas)
+            is_over = request.finish_reason or request.error or accepted == len(draft)
+            if is_over or request.ids[-1] != draft[accepted]:
+                break
+        cache.truncate(cache.position - len(draft) + accepted)
+        if request.lookup:
+            request.lookup.record(len(draft), accepted)
+        self.num_drafted += len(draft)
+        self.num_accepted += accepted
 
-def verify(request: Request, draft: Ids, logits: Floats) -> list[tuple[Request, str]]:
-    """Chooses the request's next ids from the logits [1 + len(draft), V] after its last id and after each of the draft:
-    as far as the draft foresaw them, and one beyond. Takes the rest of the draft back."""
-    cache, deltas, accepted = request.cache, [], 0
-    assert cache is not None
-    for accepted, row in enumerate(logits):
-        deltas.append((request, request.accept(row)))
-        if request.finish_reason or accepted == len(draft) or request.ids[-1] != draft[accepted]:
-            break
-    cache.truncate(cache.position - len(draft) + accepted)
-    if request.lookup:
-        request.lookup.num_drafted += len(draft)
-        request.lookup.num_accepted += accepted
-    return deltas
+
+def _accept(request: Request, logits: Floats, deltas: Deltas) -> None:
+    deltas.append((request, request.accept(logits)))

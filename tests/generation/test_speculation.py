@@ -13,7 +13,7 @@ import cgpt
 from cgpt.cli import main as cli
 from cgpt.errors import InputError
 from cgpt.generation.generate import Scheduler
-from cgpt.generation.prompt_lookup import PromptLookup, continuation
+from cgpt.generation.prompt_lookup import NgramPool, PromptLookup
 from cgpt.generation.speculation import Speculation, SpeculationController
 from cgpt.kernels._kernels import PRECISIONS
 
@@ -54,7 +54,7 @@ def foresee(model, monkeypatch, prompt):
     always(monkeypatch)
     truth = np.array(model.generate(prompt, max_new_tokens=100, ignore_eos=True).ids)
 
-    def propose(self, prompt_ids, ids, most):
+    def propose(self, pool, prompt_ids, ids, most):
         return truth[len(ids) : len(ids) + min(self.num_tokens, most)]
 
     monkeypatch.setattr(PromptLookup, "propose", propose)
@@ -74,6 +74,22 @@ class Counted:
         return self.transformer.step(batch, **how)
 
 
+class Forced:
+    """A LogitsConstraint that stands for what a model says: these ids, one after the other."""
+
+    def __init__(self, ids):
+        self.ids, self.at = ids, 0
+
+    def mask(self, logits):
+        masked = np.full_like(logits, -np.inf)
+        masked[self.ids[self.at]] = 0
+        return masked
+
+    def push(self, token_id):
+        assert token_id == self.ids[self.at]
+        self.at += 1
+
+
 def run(model, requests):
     counted = Counted(model.transformer)
     scheduler = Scheduler(counted)
@@ -84,24 +100,71 @@ def run(model, requests):
     return counted.sizes
 
 
-# ---- The guesses
+# ---- The drafts
 
-CONTINUATIONS = [
-    ([1, 2, 3, 4, 1, 2], 2, [3, 4]),
-    ([1, 2, 3, 4, 1, 2], 9, [3, 4, 1, 2, 3, 4, 1, 2, 3]),  # goes on repeating what it copies
-    ([1, 2, 3, 1, 2, 4, 1, 2], 1, [4]),  # the last place
-    ([9, 1, 2, 3, 8, 1, 2, 4, 9, 1, 2], 1, [3]),  # unless the longer match is elsewhere
-    ([5, 5, 5], 4, [5, 5, 5, 5]),
-    ([5, 5], 4, []),  # one id is no match
-    ([1, 2, 3, 2], 4, []),
-    ([1], 4, []),
-    ([1, 2, 1, 2], 0, []),
+
+def pool_of(*texts, **how):
+    pool = NgramPool(**how)
+    for ids in texts:
+        pool.insert(np.array(ids))
+    return pool
+
+
+A, B, C = [*range(1, 13)], [*range(101, 113)], [*range(1, 9), *range(109, 113)]
+PROPOSALS = [
+    ([[*A, 50, 51]], A, 9, [50, 51]),
+    ([[*A, 50, 51]], A, 1, [50]),
+    ([[*A, 50, 51]], A, 0, []),
+    ([[*A, 50, 51]], A[-3:], 9, [50, 51]),
+    ([[*A, 50, 51]], A[-2:], 9, []),  # too short
+    ([[*A, 50, 51]], B, 9, []),
+    ([[*A, 50], [*A, 60]], A, 9, [60]),  # the last place
+    ([[*A, 50, 70], [*B, *A[-4:], 60]], A, 9, [50, 70]),  # unless a longer match is elsewhere
+    ([[*A, 50, 70], [*B, *A[-4:], 60]], C[:6] + A[-4:], 9, [60]),
+    ([[*A, 50], [30, A[-1], 50, 80, 81]], [7, *A], 9, [50]),
+    ([A * 2], A, 30, (A * 3)[:30]),  # a repetition goes on
+    ([[5] * 6], [5] * 4, 4, [5] * 4),
+    ([], A, 9, []),
 ]
 
 
-@pytest.mark.parametrize("ids, length, expected", CONTINUATIONS, ids=str)
-def test_continuation(ids, length, expected):
-    assert continuation(np.array(ids), length).tolist() == expected
+@pytest.mark.parametrize("texts, ids, length, expected", PROPOSALS, ids=str)
+def test_proposals(texts, ids, length, expected):
+    assert pool_of(*texts).propose(ids, length) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(ids=st.lists(st.integers(0, 5), max_size=80), cuts=st.lists(st.integers(0, 80), max_size=6))
+def test_a_text_in_parts_is_that_in_one(ids, cuts):
+    whole, parts, lookup = pool_of(ids), NgramPool(), PromptLookup(4)
+    prompt = ids[: len(ids) // 2]
+    for end in sorted(cut for cut in (*cuts, len(ids)) if len(prompt) <= cut <= len(ids)):
+        lookup.insert(parts, prompt, ids[len(prompt) : end])
+    assert np.array_equal(parts._table, whole._table)
+
+
+def test_the_pool_is_bounded():
+    """What is new replaces what is old, and what was replaced is not taken for what replaced it."""
+    random = np.random.default_rng(0)
+    texts = random.integers(0, 200_000, (60, 200))
+    pool = pool_of(*texts, num_slots=1024)
+    assert pool.nbytes == 8192
+    assert pool.propose(texts[-1, 150:190].tolist(), 10) == texts[-1, 190:].tolist()
+    found = [pool.propose(text[:190].tolist(), 10) for text in texts]
+    assert all(one == text[190 : 190 + len(one)].tolist() for one, text in zip(found, texts, strict=True))
+    assert not any(found[:20])
+
+
+def test_drafts_grow_as_they_come_true():
+    pool, lookup, lengths = pool_of([*range(500)]), PromptLookup(32), []
+    for accepted in (2, 6, 14, 30, 32, 3, 8, 0, 2, 0, 1):
+        draft = lookup.propose(pool, [*range(12)], [12], 100)
+        lengths.append(len(draft))
+        lookup.record(len(draft), accepted)
+    assert lengths == [2, 6, 14, 30, 32, 32, 8, 18, 2, 6, 2]
+    assert (lookup.num_drafted, lookup.num_accepted) == (sum(lengths), 98)
+    assert len(PromptLookup(1).propose(pool, [*range(12)], [12], 100)) == 1
+    assert len(lookup.propose(pool, [*range(12)], [12], 3)) == 3
 
 
 # ---- The same output
@@ -139,13 +202,14 @@ def test_fewer_steps(model, monkeypatch):
     always(monkeypatch)
     counts = []
     for guesses in (None, 5):
-        requests = [make_request(model, LOOP, max_new_tokens=60, ignore_eos=True, prompt_lookup_num_tokens=guesses)]
+        options = dict(max_new_tokens=60, ignore_eos=True, prompt_lookup_num_tokens=guesses)
+        requests = [make_request(model, LOOP[:50], constraint=Forced(LOOP[50:] + [*range(60)]), **options)]
         sizes = run(model, requests)
         counts.append((len(sizes), requests[0].completion()))
     (plain_steps, plain), (steps, done) = counts
-    assert plain.ids == done.ids and plain_steps == 60
-    assert steps == 60 - done.num_accepted_tokens and done.num_accepted_tokens >= 4
-    assert max(max(size) for size in sizes[1:]) == 6
+    assert plain.ids == done.ids == LOOP[50:110] and plain_steps == 60
+    assert steps == 60 - done.num_accepted_tokens and done.num_accepted_tokens >= 45
+    assert [max(size) for size in sizes[1:4]] == [3, 6, 6] and max(max(size) for size in sizes[1:]) == 6
 
 
 def test_no_more_steps_than_right_guesses_need(model, monkeypatch):
@@ -221,7 +285,7 @@ def requests_of(model, guesses):
 def mostly_right(truth):
     """Guesses all but every seventh id of a text."""
 
-    def propose(prompt_ids, ids, most):
+    def propose(pool, prompt_ids, ids, most):
         guess = [i + (at % 7 == 0) for at, i in enumerate(truth)][len(ids) : len(ids) + min(4, most)]
         return np.array(guess, np.int64) % 500
 
@@ -364,19 +428,21 @@ class Clock:
 
 
 def test_it_turns_itself_off_where_steps_grow_with_their_tokens(model, monkeypatch):
-    drafts = []
+    """What follows 1 2 3 is never what followed it before."""
+    drafts, said = [], [i for new in range(100, 135) for i in (1, 2, 3, new)]
     for seconds in (lambda T: 1.0, lambda T: 10.0 * T):
         clock = Clock(seconds)
         clock.watch(model, monkeypatch)
-        request = make_request(model, LOOP, max_new_tokens=130, ignore_eos=True, prompt_lookup_num_tokens=6)
+        options = dict(max_new_tokens=130, ignore_eos=True, prompt_lookup_num_tokens=6)
+        request = make_request(model, [4, 5], constraint=Forced(said), **options)
         scheduler = make_scheduler(model, [request])
         scheduler.speculation = Speculation(model.transformer, Scheduler.MAX_RUNNING, clock)
         while scheduler.has_unfinished:
             scheduler.step()
         monkeypatch.undo()
         drafts.append(request.completion().num_draft_tokens)
-        assert request.ids == model.generate(LOOP, max_new_tokens=130, ignore_eos=True).ids
-    assert drafts[0] >= 60 and 6 <= drafts[1] <= drafts[0] / 2
+        assert request.ids == said[:130] and request.lookup.num_accepted == 0
+    assert drafts[0] >= 60 and 4 <= drafts[1] <= drafts[0] / 4
 
 
 # ---- What is refused; from the shell
