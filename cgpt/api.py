@@ -383,6 +383,7 @@ class Model:
         max_tokens: int = 16384,
         strict: bool = False,
         prefix_cache_bytes: int | None = None,
+        prompt_lookup_num_tokens: int | None = None,
     ) -> Batch:
         """Answers many requests in OpenAI's batch format, see cgpt.batch.request: an iterator of their records as they
         finish, in no order; a custom_id tells which is which. Needs the extra [serve].
@@ -392,7 +393,7 @@ class Model:
             was ended in whatever way, is not answered again. Dicts are kept in a temporary file then, and lines are
             looked through once before anything runs
         names: what the bodies may call the model; without any, the last part of its directory or id
-        max_running, prefix_cache_bytes: see cgpt.generation.engine.Engine
+        max_running, prefix_cache_bytes, prompt_lookup_num_tokens: see cgpt.generation.engine.Engine
         max_tokens: new tokens of a text at most
         strict: refuse what is left out otherwise: unknown fields, tools of other types, limits that are too high
 
@@ -412,6 +413,7 @@ class Model:
             max_tokens=max_tokens,
             strict=strict,
             prefix_cache_bytes=prefix_cache_bytes,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         )
 
 

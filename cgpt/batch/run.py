@@ -97,6 +97,7 @@ def run_batch(
     max_tokens: int,
     strict: bool,
     prefix_cache_bytes: int | None,
+    prompt_lookup_num_tokens: int | None,
 ) -> Batch:
     """Model.batch(), which documents it."""
     model.transformer.require_open()
@@ -119,7 +120,13 @@ def run_batch(
         closing.callback(source.close)
         written = None if output is None else closing.enter_context(BatchOutput(output))
         engine = closing.enter_context(
-            Engine(model, max_running=max_running, max_waiting=MAX_WAITING, prefix_cache_bytes=prefix_cache_bytes)
+            Engine(
+                model,
+                max_running=max_running,
+                max_waiting=MAX_WAITING,
+                prefix_cache_bytes=prefix_cache_bytes,
+                prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+            )
         )
         names = names or [os.path.basename(model_name(model.directory))]
         runner = closing.enter_context(runner_type(engine, names, max_tokens=max_tokens, strict=strict))

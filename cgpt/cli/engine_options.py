@@ -32,11 +32,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     add("--prefix-cache-dir", metavar="DIR", help=folder)
     kept = f"of all models, in that directory (default: {DISK_BYTES // 10**9})"
     add("--prefix-cache-disk", type=float, metavar="GB", help=kept)
+    lookup = "draft up to K tokens at a time where texts repeat each other: the same texts, often sooner (default: off)"
+    add("--prompt-lookup-num-tokens", type=int, metavar="K", help=lookup)
 
 
 def check_engine_options(args: argparse.Namespace, **counts: int) -> None:
     """Raises InputError for a number out of range. counts: of other options, the least that they may be."""
-    for name, low in {"max_running": 1, "max_tokens": 1, "prefix_cache": 0, "prefix_cache_disk": 0, **counts}.items():
+    counts |= {"max_running": 1, "max_tokens": 1, "prefix_cache": 0, "prefix_cache_disk": 0}
+    for name, low in (counts | {"prompt_lookup_num_tokens": 1}).items():
         value = getattr(args, name)
         if value is not None and not low <= value < 2**31:
             raise InputError(f"--{name.replace('_', '-')} must be {low} or more, not {value}")
@@ -53,6 +56,7 @@ def make_engine(args: argparse.Namespace, model: Model, max_waiting: int) -> Eng
         prefix_cache_bytes=None if args.prefix_cache is None else int(args.prefix_cache * 1e9),
         prefix_cache_directory=args.prefix_cache_dir,
         prefix_cache_disk_bytes=DISK_BYTES if args.prefix_cache_disk is None else int(args.prefix_cache_disk * 1e9),
+        prompt_lookup_num_tokens=args.prompt_lookup_num_tokens,
     )
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from cgpt.arguments import require_integer
 from cgpt.errors import InputError
 from cgpt.generation.isolation import step_isolated
 from cgpt.generation.prefix_cache import PrefixCache
@@ -47,6 +48,8 @@ class Scheduler:
         prompt_lookup_num_tokens: of requests that do not say it themselves."""
         self.transformer, self.prefix_cache, self.isolated = transformer, prefix_cache, isolated
         self.max_running, self.kv_cache_bytes = max_running, kv_cache_bytes
+        if prompt_lookup_num_tokens is not None:
+            require_integer("prompt_lookup_num_tokens", prompt_lookup_num_tokens, low=1)
         self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []

@@ -59,6 +59,8 @@ class Metrics:
         add("prompt_tokens_total", "counter", "Tokens of prompts that were read.", {"": stats.prompt_tokens})
         add("cached_prompt_tokens_total", "counter", "Of these, found in the prefix cache.", {"": stats.cached_tokens})
         add("generated_tokens_total", "counter", "New tokens.", {"": stats.generated_tokens})
+        add("draft_tokens_total", "counter", "Tokens that prompt lookup drafted.", {"": stats.draft_tokens})
+        add("accepted_tokens_total", "counter", "Of these, the right ones.", {"": stats.accepted_tokens})
         add("steps_total", "counter", "Steps of the model.", {"": stats.steps})
         add("step_seconds_total", "counter", "Time in steps.", {"": stats.seconds})
         first = {"_sum": stats.first_token_seconds, "_count": stats.first_tokens}

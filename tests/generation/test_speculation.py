@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import cgpt
 from cgpt.cli import main as cli
 from cgpt.errors import InputError
+from cgpt.generation.engine import Engine
 from cgpt.generation.generate import Scheduler
 from cgpt.generation.prompt_lookup import NgramPool, PromptLookup
 from cgpt.generation.speculation import Speculation, SpeculationController
@@ -40,7 +42,7 @@ def same(done):
     fields = dataclasses.asdict(done)
     for name in ("prefill_seconds", "decode_seconds", "num_draft_tokens", "num_accepted_tokens"):
         del fields[name]
-    return fields | {"logprobs": None if done.logprobs is None else done.logprobs.tolist()}
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()}
 
 
 def always(monkeypatch):
@@ -325,6 +327,83 @@ def test_a_request_that_joins(model, monkeypatch):
         assert same(request.completion()) == same(alone)
 
 
+# ---- From the texts of others
+
+
+CASES = [
+    dict(stop=[" the", "zz"]),
+    dict(logprobs=2, temperature=1.0, seed=3),
+    dict(max_new_tokens=1),
+    dict(max_new_tokens=2),
+    dict(min_new_tokens=20, ignore_eos=False),
+    dict(prompt_logprobs=1, top_k=20, temperature=0.7, seed=1),
+    *CHOICES.values(),
+]
+
+
+def test_an_engine_s_requests_share_the_pool(model, monkeypatch):
+    """Sent again from other threads, they find what was said the first time: the same results, nearly all drafted."""
+    always(monkeypatch)
+    random = np.random.default_rng(3)
+    prompts = random.integers(0, 500, (len(CASES), 40)).tolist()
+    cases = [dict(max_new_tokens=30, ignore_eos=True) | case for case in CASES]
+    plain = [make_request(model, p, **case) for p, case in zip(prompts, cases, strict=True)]
+    run(model, plain)
+    alone = [request.completion() for request in plain]
+    with Engine(model, prompt_lookup_num_tokens=32) as engine:
+        for again in range(2):
+            requests = [make_request(model, p, **case) for p, case in zip(prompts, cases, strict=True)]
+            found = {}
+
+            def ask(request, found=found):
+                found[request] = "".join(event.delta for event in engine.submit([request]))
+
+            threads = [threading.Thread(target=ask, args=[request]) for request in requests]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for request, plain in zip(requests, alone, strict=True):
+                done = request.completion()
+                assert same(done) | {"num_cached_tokens": 0} == same(plain) and found[request] == plain.text
+            accepted = sum(request.lookup.num_accepted for request in requests)
+            drafted = sum(request.lookup.num_drafted for request in requests)
+            new = sum(len(request.ids) for request in requests)
+            assert not again or 0.8 * drafted <= accepted and accepted > new / 2
+        assert engine.stats.draft_tokens >= drafted and engine.stats.accepted_tokens >= accepted
+        assert engine.stats.generated_tokens == 2 * sum(len(one.ids) for one in alone)
+
+
+def test_what_was_cancelled_is_in_the_pool_and_what_failed_is_alone(model, monkeypatch):
+    """A constraint that breaks in a step with drafts fails its own request."""
+    always(monkeypatch)
+    said = [*range(100, 140)]
+    options = dict(max_new_tokens=40, ignore_eos=True)
+    scheduler = make_scheduler(model, isolated=True, prompt_lookup_num_tokens=8)
+    first = make_request(model, [1, 2, 3], constraint=Forced(said), **options)
+    scheduler.add(first)
+    for _ in range(30):
+        scheduler.step()
+    scheduler.cancel(first)
+    requests = [make_request(model, [n, 2, 3], constraint=Forced(said), **options) for n in (4, 5)]
+    requests[1].constraint.ids = said[:12]
+    for request in requests:
+        scheduler.add(request)
+    failed, steps = [], 0
+    while scheduler.has_unfinished:
+        scheduler.step()
+        failed += scheduler.failed
+        steps += 1
+    assert requests[0].ids == said and steps < 20 and requests[0].lookup.num_accepted > 20
+    assert failed == [requests[1]] and isinstance(failed[0].error, IndexError) and failed[0].ids == said[:12]
+
+
+@pytest.mark.parametrize("bad", [0, True, 2.5])
+def test_bad_numbers_of_an_engine(model, bad):
+    with pytest.raises(InputError, match="prompt_lookup_num_tokens must be an integer of at least 1"):
+        Engine(model, prompt_lookup_num_tokens=bad)
+
+
 # ---- Whether it pays
 
 
@@ -406,6 +485,8 @@ def test_requests_that_come_and_go_are_timed_anew():
         account.may_draft(2)
         account.record_plain(2.0)
     assert account.may_draft(2) and not account.may_draft(1)
+    account.record_plain(1.0)
+    assert account.may_draft(2), "what two took is still known"
 
 
 class Clock:

@@ -135,6 +135,7 @@ def test_what_the_command_cannot_do(capsys, tmp_path, monkeypatch):
             (["--port", "70000"], "--port must be 0 to 65535"),
             (["--max-running", "0"], "--max-running must be 1 or more"),
             (["--prefix-cache-disk", "-1"], "--prefix-cache-disk must be 0 or more"),
+            (["--prompt-lookup-num-tokens", "0"], "--prompt-lookup-num-tokens must be 1 or more"),
             (["--prefix-cache-disk", "5"], "--prefix-cache-disk needs --prefix-cache-dir"),
             (["--port", "0", "--prefix-cache-dir", "file"], "'file' is no directory for a prefix cache"),
             (["--port", "0", "--model", "nothing"], "nothing: no such directory"),

@@ -44,6 +44,7 @@ class FleetOptions(BaseModel):
     prefix_cache: float | None = Field(None, ge=0)
     prefix_cache_dir: Name | None = None
     prefix_cache_disk: float = Field(DISK_BYTES / 1e9, ge=0)
+    prompt_lookup_num_tokens: int | None = Field(None, ge=1)
     log_prompts: bool = False
 
     cpus: float = Field(1, gt=0)

@@ -54,6 +54,7 @@ class Replica:
             prefix_cache_bytes=None if options.prefix_cache is None else int(options.prefix_cache * 1e9),
             prefix_cache_directory=options.prefix_cache_dir,
             prefix_cache_disk_bytes=int(options.prefix_cache_disk * 1e9),
+            prompt_lookup_num_tokens=options.prompt_lookup_num_tokens,
         )
         names = listed(options.name) or (os.path.basename(model_name(model.directory)),)
         limits = Limits(max_tokens=options.max_tokens)

@@ -246,15 +246,10 @@ class ChatChoice:
     finish_reason: str | None
 
 
-@dataclass
-class ChatUsage(protocol.Usage):
-    completion_tokens_details: dict[Literal["reasoning_tokens"], protocol.Count]
-
-
 class ChatCompletion(protocol.Head):
     object: Literal["chat.completion"]
     choices: Annotated[list[ChatChoice], Field(min_length=1)]
-    usage: ChatUsage
+    usage: protocol.Usage
 
 
 @dataclass
@@ -372,8 +367,8 @@ async def _chunks(job: Job, body: ChatRequest, choices: list[Choice], head: dict
         yield None, head | {"choices": [], "usage": _usage(choices, body)}
 
 
-def _usage(choices: list[Choice], body: ChatRequest) -> ChatUsage:
+def _usage(choices: list[Choice], body: ChatRequest) -> protocol.Usage:
     turns = [choice.turn for choice in choices]
     counts = protocol.usage([turn.request for turn in turns], body.n, sum(turn.tokens for turn in turns))
-    reasoning = sum(turn.reasoning_tokens for turn in turns)
-    return ChatUsage(**vars(counts), completion_tokens_details={"reasoning_tokens": reasoning})
+    counts.completion_tokens_details["reasoning_tokens"] = sum(turn.reasoning_tokens for turn in turns)
+    return counts

@@ -272,12 +272,16 @@ class Head(TypedDict):
     system_fingerprint: str
 
 
+CompletionDetail = Literal["accepted_prediction_tokens", "rejected_prediction_tokens", "reasoning_tokens"]
+
+
 @dataclass
 class Usage:
     prompt_tokens: Count
     completion_tokens: Count
     total_tokens: Count
     prompt_tokens_details: dict[Literal["cached_tokens"], Count]
+    completion_tokens_details: dict[CompletionDetail, Count]
 
 
 def usage(requests: Sequence[Request], per_prompt: int, generated: int) -> Usage:
@@ -286,7 +290,13 @@ def usage(requests: Sequence[Request], per_prompt: int, generated: int) -> Usage
     prompts = requests[::per_prompt]
     prompt = sum(len(request.prompt_ids) for request in prompts)
     cached = sum(request.num_cached_tokens for request in prompts)
-    return Usage(prompt, generated, prompt + generated, {"cached_tokens": cached})
+    lookups = [request.lookup for request in requests if request.lookup]
+    accepted = sum(lookup.num_accepted for lookup in lookups)
+    details: dict[CompletionDetail, Count] = {
+        "accepted_prediction_tokens": accepted,
+        "rejected_prediction_tokens": sum(lookup.num_drafted for lookup in lookups) - accepted,
+    }
+    return Usage(prompt, generated, prompt + generated, {"cached_tokens": cached}, details)
 
 
 def _read_effort(value: Any, _: Bounds) -> str | None:
