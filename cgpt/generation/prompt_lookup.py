@@ -31,14 +31,13 @@ class NgramPool:
         """Bytes of the table."""
         return self._table.nbytes
 
-    def insert(self, ids: Ids, start: int = 0) -> None:
-        """Notes of each of ids[start:], int64 [n], what it follows."""
+    def insert(self, ids: list[int]) -> None:
+        """Notes of each of the ids which ones it follows."""
+        words = np.array(ids, np.uint64)
         for n in NGRAM_SIZES:
-            first = max(start, n)
-            if first < len(ids):
-                keys = np.correlate(ids[first - n : -1].astype(np.uint64), np.array(self._powers[n], np.uint64))
-                tags = keys << np.uint64(32)
-                self._table[keys >> np.uint64(self._shift)] = tags | ids[first:].astype(np.uint64)
+            if n < len(words):
+                keys = np.correlate(words[:-1], np.array(self._powers[n], np.uint64))
+                self._table[keys >> np.uint64(self._shift)] = keys << np.uint64(32) | words[n:]
 
     def propose(self, ids: list[int], max_tokens: int) -> list[int]:
         """Returns up to max_tokens ids that may follow `ids`, of which it needs the last max(NGRAM_SIZES): each is what
@@ -74,8 +73,7 @@ class PromptLookup:
     def insert(self, pool: NgramPool, prompt_ids: list[int], ids: list[int]) -> None:
         """Puts what is new of prompt_ids + ids into the pool."""
         known = max(0, self._inserted - NGRAM_SIZES[0])
-        fresh = [*prompt_ids[known:], *ids[max(0, known - len(prompt_ids)) :]]
-        pool.insert(np.array(fresh, np.int64), self._inserted - known)
+        pool.insert([*prompt_ids[known:], *ids[max(0, known - len(prompt_ids)) :]])
         self._inserted = len(prompt_ids) + len(ids)
 
     def propose(self, pool: NgramPool, prompt_ids: list[int], ids: list[int], max_tokens: int) -> Ids:
