@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cgpt.chat.messages import Namespace, ResponseFormat
     from cgpt.distributed.session import Session
 
-DENSE = ("bf16", "bf16-packed", "int8")  # what load() takes
+DENSE = ("bf16", "bf16-packed", "int8", "int4")  # what load() takes
 SPECIAL_AS_TEXT = (
     "the prompt holds {!r}, the name of a special token, and it is read as ordinary text; special=True, --special on "
     "the command line, reads it as the token"
@@ -453,7 +453,7 @@ def load(
     path_or_name: str | Path,
     threads: int | None = None,
     precision: Precision = "auto",
-    dense: Literal["bf16", "bf16-packed", "int8"] | None = None,
+    dense: Literal["bf16", "bf16-packed", "int8", "int4"] | None = None,
     *,
     kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
     huge_pages: bool = False,
@@ -475,8 +475,8 @@ def load(
         activations of prompts, and of 6 or more requests at once, to 8 bits where the weights are MXFP4 (from AVX2 on)
         or INT8 (with AVX512_VNNI), group by group, as most engines do
     dense: None keeps the dense matrices as stored, "bf16" rounds them, "bf16-packed" is "bf16" in 12 bits with the same
-        logits to the bit, "int8" quantises those that products read whole, in groups of 64 (`cgpt quality` measures
-        the price)
+        logits to the bit, "int8" quantises those that products read whole, in groups of 64, "int4" to four bits
+        (`cgpt quality` measures the price)
     kv_cache_dtype: what keys and values are kept as, "f32", "f16" (up to 65,504; beyond, NumericsError says so) or
         "bf16"; None is f32 with "exact", else f16
     huge_pages: copies weights that would be read from the mapped file into huge pages, which needs the checkpoint's

@@ -68,18 +68,22 @@ typedef void cg_combine_fn(float *out, const float *y, int64_t y_stride, const i
 /* out[groups * 32] = the exact f32 values of MXFP4 blocks [groups, 16] and scales [groups]. Scale 255 gives NaN. */
 typedef void cg_mxfp4_dequantize_fn(float *out, const uint8_t *blocks, const uint8_t *scales, int64_t groups);
 
-/* Quantises a row of K floats of any float dtype to INT8: scales[g] = the group's largest magnitude / 127, rounded up
-   to bf16; out = x / scale, rounded to nearest, with zeros up to a whole group. A group whose largest magnitude is
-   below 2^-100 becomes zero. A group that is not finite gets scale NaN. x need not be aligned. */
-typedef void cg_quantize_int8_fn(int8_t *out, uint16_t *scales, const void *x, cg_dtype dtype, int64_t K);
+/* Quantises a row of K floats of any float dtype to INT8: scales[g] (bf16) = the group's largest magnitude / 127,
+   rounded up; out = x / scale, rounded to nearest, with zeros up to a whole group. Or to INT4: the scale among a few
+   and the codes that have the least squared error; what is behind the end of a row has any code. A group whose largest
+   magnitude is below 2^-100 becomes zero. A group that is not finite gets scale NaN. x need not be aligned. */
+typedef void cg_quantize_fn(uint8_t *out, uint8_t *scales, const void *x, cg_dtype dtype, int64_t K);
+
+/* out[groups * 64] = the integers of INT4 codes [groups, 32]. */
+typedef void cg_int4_decode_fn(uint8_t *out, const uint8_t *codes, int64_t groups);
 
 /* ------------------------------------------------------------------------------------------------------ linear */
 
 /* y[t][n] = sum over k of x[t][k] w[n][k] (+ bias[n]) (+ y[t][n] where add). */
 typedef struct {
     const uint8_t *w;      /* rows of K weights, row-major; MXFP4: nibbles [N, K/32, 16] */
-    const uint8_t *scales; /* MXFP4: [N, K/32]; INT8: bf16 [N, K/64 rounded up]; BF16_PACKED: bf16 [.., K], the rows
-                              of the matrix that are stored as they are, or NULL; else NULL */
+    const uint8_t *scales; /* MXFP4: [N, K/32]; INT8, INT4: bf16 [N, K/64 rounded up]; BF16_PACKED: bf16 [.., K], the
+                              rows of the matrix that are stored as they are, or NULL; else NULL */
     const float *bias;     /* [N] or NULL */
     const void *x;         /* what pack() wrote */
     float *y;
@@ -336,9 +340,9 @@ cg_status cg_run_transpose(int threads, void *dst, cg_dtype dst_dtype, const voi
    they are numbered, in their order, and not packed. */
 int64_t cg_run_pack_bf16(int threads, uint8_t *out, const void *src, cg_dtype dtype, int64_t N, int64_t K);
 
-/* Quantises src [N, K], or [K, N] where `transposed`, to out [N, K rounded up to 64] and scales [N, groups of 64]. */
-cg_status cg_run_quantize_int8(int threads, int8_t *out, uint16_t *scales, const void *src, cg_dtype dtype, int64_t N,
-                               int64_t K, int transposed);
+/* Quantises src [N, K], or [K, N] where `transposed`, to rows of dtype `to`, INT8 or INT4, and their scales. */
+cg_status cg_run_quantize(int threads, cg_dtype to, uint8_t *out, uint8_t *scales, const void *src, cg_dtype dtype,
+                          int64_t N, int64_t K, int transposed);
 
 /* Calls fn for every row, in parallel where rows * cost, in float operations, is worth starting threads for. thread: a
    number below `threads` and `rows` that no other row has meanwhile. */

@@ -7,8 +7,8 @@
 
 /* Storage types of weights. MXFP4: 32 E2M1 nibbles (16 bytes) and one E8M0 scale byte per group. INT8: integers of
    -127 .. 127 and one bf16 scale per group of 64; rows are padded to whole groups by zeros. BF16_PACKED: bf16 in 12
-   bits, see kernels/linear/bf16_packed.h. */
-typedef enum { CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_BF16_PACKED, CG_U8 } cg_dtype;
+   bits, see kernels/linear/bf16_packed.h. INT4: INT8 whose integers are among CG_INT4_VALUES, as codes of four bits. */
+typedef enum { CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_BF16_PACKED, CG_INT4, CG_U8 } cg_dtype;
 
 typedef enum { CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE } cg_status;
 
@@ -32,6 +32,9 @@ enum {
 
 /* E2M1 in the order of its codes (OCP Microscaling Formats v1.0, section 5.3.3). */
 #define CG_E2M1_VALUES 0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f, -0.f, -.5f, -1.f, -1.5f, -2.f, -3.f, -4.f, -6.f
+
+/* The integers of INT4 in the order of their codes: closer together where weights are (llama.cpp's kvalues_iq4nl). */
+#define CG_INT4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 
 /* Always inlined, so that constant arguments become constants of the code. */
 #define CG_INLINE static inline __attribute__((always_inline))
@@ -94,12 +97,12 @@ static inline int64_t cg_packed_head_bytes(int64_t K) {
 static inline int64_t cg_row_bytes(cg_dtype d, int64_t K) {
     if (d == CG_BF16_PACKED)
         return cg_packed_head_bytes(K) + (K + CG_PACKED_BLOCK - 1) / CG_PACKED_BLOCK * CG_PACKED_BLOCK_BYTES;
-    if (d == CG_INT8) return cg_round_up(K, CG_INT8_GROUP);
+    if (d == CG_INT8 || d == CG_INT4) return cg_round_up(K, CG_INT8_GROUP) / (d == CG_INT4 ? 2 : 1);
     return d == CG_MXFP4 ? K / 2 : K * (int64_t)cg_dtype_bytes(d);
 }
 
 /* Bytes of its scales. */
 static inline int64_t cg_scale_bytes(cg_dtype d, int64_t K) {
-    if (d == CG_INT8) return cg_round_up(K, CG_INT8_GROUP) / CG_INT8_GROUP * 2;
+    if (d == CG_INT8 || d == CG_INT4) return cg_round_up(K, CG_INT8_GROUP) / CG_INT8_GROUP * 2;
     return d == CG_MXFP4 ? K / CG_MXFP4_GROUP : 0;
 }

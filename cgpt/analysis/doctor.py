@@ -28,6 +28,7 @@ DENSE = {
     "bf16": 'dense="bf16"',
     "bf16-packed": 'dense="bf16-packed"',
     "int8": 'dense="int8"',
+    "int4": 'dense="int4"',
 }
 ENVIRONMENT = (
     "CGPT_ISA CGPT_MASK OMP_NUM_THREADS OMP_THREAD_LIMIT OMP_WAIT_POLICY GOMP_SPINCOUNT OMP_PROC_BIND OMP_PLACES "

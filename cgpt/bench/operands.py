@@ -38,6 +38,8 @@ def matrix(dtype: str, *shape: int, bias: bool = False) -> k.Matrix:
         return k.Matrix(dtype, blocks, np.full((*outer, K // 32), 120, np.uint8), added)
     if dtype == "INT8":
         return k.Matrix(dtype, *k.quantize_int8(np.resize(_values("F32"), shape), "F32", 1), added, K)
+    if dtype == "INT4":
+        return k.Matrix(dtype, *k.quantize_int4(np.resize(_values("F32"), shape), "F32", 1), added, K)
     if dtype == "BF16_PACKED":
         data, stored = k.pack_bf16(np.resize(_values("BF16"), (prod(outer), K)), "BF16", 1)
         return k.Matrix(dtype, data.reshape(*outer, -1), stored, added, K)

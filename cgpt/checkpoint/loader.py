@@ -7,10 +7,11 @@ import numpy as np
 from cgpt.checkpoint.expert_store import ExpertStore
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.checkpoint.weights_cache import WeightsCache
-from cgpt.kernels._kernels import Matrix, Tensor, pack_bf16, quantize_int8, transpose
+from cgpt.kernels._kernels import Matrix, Tensor, pack_bf16, quantize_int4, quantize_int8, transpose
 from cgpt.machine.huge_pages import Arena
 
 ALL = slice(None)
+QUANTIZERS = {"int8": quantize_int8, "int4": quantize_int4}  # by `dense`
 
 
 class Loader:
@@ -18,11 +19,11 @@ class Loader:
     stored order or precision is not the kernels': they are copied, and the pages they came from given back.
 
     dense: None keeps each matrix's dtype, "bf16" rounds f32 and f16 ones, "bf16-packed" also packs those that products
-    read whole, and embeddings that it rounds, "int8" quantises those that products read whole. copy: what would stay
-    mapped is copied into huge pages, where there are any, too, but for embeddings of which a token reads one row.
-    store: leaves experts in MXFP4 in their files and enters them there; implies copy. cache: has or keeps what is
-    converted. In its methods `rows` are the
-    outputs that are wanted, where other ranks have the others. progress(done, total) is told the bytes.
+    read whole, and embeddings that it rounds, "int8" and "int4" quantise those that products read whole. copy: what
+    would stay mapped is copied into huge pages, where there are any, too, but for embeddings of which a token reads one
+    row. store: leaves experts in MXFP4 in their files and enters them there; implies copy. cache: has or keeps what is
+    converted. In its methods `rows` are the outputs that are wanted, where other ranks have the others.
+    progress(done, total) is told the bytes.
 
     reading: the name of the tensor that was begun last.
     """
@@ -64,7 +65,7 @@ class Loader:
             return self.table(name, bias, rows)
         array, dtype = self._to_convert(name, rows)
         mine = self._bias(bias, rows)
-        if self.dense == "int8":
+        if self.dense in QUANTIZERS:
             return self._quantised(name, [array], dtype, mine, array.shape[1], rows=rows)
         return self._packed(name, lambda: array, array.shape, dtype, mine, rows)
 
@@ -110,7 +111,7 @@ class Loader:
         array, dtype = self._to_convert(name)
         parts = (_columns(part, rows) for part in _matrices(array))
         mine = None if bias is None else _columns(self.floats(bias), rows)
-        if self.dense == "int8":
+        if self.dense in QUANTIZERS:
             return self._quantised(name, parts, dtype, mine, array.shape[-2], transposed=True, experts=array.ndim == 3)
         to, packs = "BF16" if self.dense else dtype, self.dense == "bf16-packed"
         shape = *array.shape[:-2], sum(len(range(*part.indices(array.shape[-1]))) for part in rows), array.shape[-2]
@@ -143,7 +144,7 @@ class Loader:
     def _rows_stay(self, name: str) -> bool:
         """Whether an embedding stays in its file while the head is copied: not where it would be rounded."""
         rounded = self.dense and self.checkpoint.tensors[name].dtype != "BF16"
-        return self.dense == "int8" or (not rounded and (self.copy or self.dense == "bf16-packed"))
+        return self.dense in QUANTIZERS or (not rounded and (self.copy or self.dense == "bf16-packed"))
 
     def _raw(self, name: str) -> np.ndarray:
         """The values as they lie in the mapped file, aligned or not."""
@@ -199,14 +200,16 @@ class Loader:
         experts: bool = False,
         rows: slice = ALL,
     ) -> Matrix:
-        """The matrix [N, K], or the matrices of `experts`, as INT8; transposed: stored as [.., K, N]."""
+        """The matrix [N, K], or the matrices of `experts`, quantised; transposed: stored as [.., K, N]."""
+        assert self.dense
+        quantize = QUANTIZERS[self.dense]
 
         def quantised() -> Sequence[np.ndarray]:
-            pairs = [quantize_int8(one, dtype, self.threads, self._memory.empty, transposed) for one in matrices]
+            pairs = [quantize(one, dtype, self.threads, self._memory.empty, transposed) for one in matrices]
             return [np.stack(both) for both in zip(*pairs, strict=True)] if experts else pairs[0]
 
         q, scales = self._converted(name, quantised, rows)
-        return Matrix("INT8", q, scales, bias=bias, columns=columns)
+        return Matrix(self.dense.upper(), q, scales, bias=bias, columns=columns)
 
     def _packed(
         self,

@@ -43,7 +43,9 @@ def add_model_options(
     add("-t", "--threads", type=threads, metavar="N", help="default: the physical cores this process may use")
     precision = "exact: float32 activations; auto (default): bf16 or fixed point where faster; int8: 8 bits in prompts"
     add("--precision", choices=PRECISIONS, default="auto", help=precision)
-    dense = "round dense matrices to bf16, pack that in 12 bits without loss, or quantise to 8: fewer bytes per token"
+    dense = (
+        "round dense matrices to bf16, pack that in 12 bits without loss, or quantise to 8 or 4: fewer bytes a token"
+    )
     add("--dense", choices=DENSE, help=dense)
     kept = "what keys and values are kept as (default: f16, or f32 with --precision exact)"
     add("--kv-cache-dtype", choices=KV_DTYPES, help=kept)

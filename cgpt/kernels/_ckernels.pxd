@@ -4,7 +4,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_dtype:
-        CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_BF16_PACKED, CG_U8
+        CG_F32, CG_F16, CG_BF16, CG_MXFP4, CG_INT8, CG_BF16_PACKED, CG_INT4, CG_U8
     ctypedef enum cg_status:
         CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE
     ctypedef enum cg_feature:
@@ -83,6 +83,7 @@ cdef extern from "cgpt.h" nogil:
         void (*activation)(float *, cg_activation, int64_t) noexcept nogil
         void (*topk)(int32_t *, float *, const float *, int64_t, int64_t) noexcept nogil
         void (*mxfp4_dequantize)(float *, const uint8_t *, const uint8_t *, int64_t) noexcept nogil
+        void (*int4_decode)(uint8_t *, const uint8_t *, int64_t) noexcept nogil
         int64_t (*sample)(double *, const cg_sampling *, const float *, int64_t, double, void *) noexcept nogil
         void (*logprobs)(double *, double *, int32_t *, double *, const float *, int64_t, int64_t, void *) noexcept nogil
         uint32_t (*read)(const uint32_t *, int64_t) noexcept nogil
@@ -116,6 +117,6 @@ cdef extern from "cgpt.h" nogil:
     cg_status cg_run_transpose(int, void *, cg_dtype, const void *, cg_dtype, int64_t, int64_t)
     int64_t cg_row_bytes(cg_dtype, int64_t)
     int64_t cg_run_pack_bf16(int, uint8_t *, const void *, cg_dtype, int64_t, int64_t)
-    cg_status cg_run_quantize_int8(int, int8_t *, uint16_t *, const void *, cg_dtype, int64_t, int64_t, int)
+    cg_status cg_run_quantize(int, cg_dtype, uint8_t *, uint8_t *, const void *, cg_dtype, int64_t, int64_t, int)
     ctypedef void cg_row_fn(void *, int64_t, int) noexcept nogil
     void cg_for_rows(int, int64_t, int64_t, cg_row_fn *, void *)

@@ -104,6 +104,14 @@ def quantize_int8(
     empty: Callable[[tuple[int, ...], DTypeLike], _Array] = ...,
     transposed: bool = False,
 ) -> tuple[NDArray[np.int8], NDArray[np.uint16]]: ...
+def quantize_int4(
+    array: _Array,  # [N, K], or [K, N] where transposed
+    dtype: str,
+    threads: int,
+    empty: Callable[[tuple[int, ...], DTypeLike], _Array] = ...,
+    transposed: bool = False,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]: ...
+def int4_decode(codes: _Array) -> NDArray[np.int8]: ...
 def packed_row_bytes(K: int) -> int: ...
 def pack_bf16(
     array: _Array,  # [N, K]

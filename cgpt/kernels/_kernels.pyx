@@ -20,6 +20,7 @@ import numpy as np
 from cgpt.errors import KernelError, OutOfMemoryError, TokenIdError
 
 DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT8": CG_INT8, "BF16_PACKED": CG_BF16_PACKED,
+          "INT4": CG_INT4,
           "U8": CG_U8}
 PRECISIONS = ("auto", "exact", "int8")  # cg_precision
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
@@ -157,8 +158,8 @@ cdef class Tensor:
 
 cdef class Matrix:
     """Weights: [N, K], or [E, N, K] for experts. `data` holds F32, F16, BF16 (as uint16), or with dtype "MXFP4" the
-    blocks [.., N, K/32, 16], with `scales` [.., N, K/32], or with dtype "INT8" what quantize_int8 gives, with dtype
-    "BF16_PACKED" what pack_bf16 gives, and `columns` is K; `bias` float32 [.., N] or None. aligned=False admits data that
+    blocks [.., N, K/32, 16], with `scales` [.., N, K/32], or with dtype "INT8" or "INT4" what quantize_int8 or
+    quantize_int4 gives, with dtype "BF16_PACKED" what pack_bf16 gives, and `columns` is K; `bias` float32 [.., N] or None. aligned=False admits data that
     only embed() will read."""
     cdef cg_matrix c
     cdef readonly str dtype
@@ -171,10 +172,11 @@ cdef class Matrix:
         if dtype == "MXFP4":
             shape = (*data.shape[:-2], *(32 * g for g in data.shape[-2:-1]))
             fits = data.shape[-1:] == (16,) and scales is not None and scales.shape == data.shape[:-1]
-        elif dtype == "INT8":
-            shape = (*data.shape[:-1], data.shape[-1] if columns is None else columns)
+        elif dtype in ("INT8", "INT4"):
+            width, kind = (64, np.int8) if dtype == "INT8" else (32, np.uint8)
+            shape = (*data.shape[:-1], data.shape[-1] * (64 // width) if columns is None else columns)
             groups = (*shape[:-1], -(-shape[-1] // CG_INT8_GROUP))
-            fits = data.shape == (*shape[:-1], groups[-1] * CG_INT8_GROUP) and data.dtype == np.int8 \
+            fits = data.shape == (*shape[:-1], groups[-1] * width) and data.dtype == kind \
                 and scales is not None and scales.shape == groups
         elif dtype == "BF16_PACKED":
             shape = (*data.shape[:-1], columns or 0)
@@ -191,7 +193,8 @@ cdef class Matrix:
             raise KernelError(f"a BF16_PACKED matrix names row {stored_rows(data).max()} of "
                               f"{0 if scales is None else len(scales)} that are stored as they are")
         flat = data.reshape(-1)
-        held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8", "BF16_PACKED") else dtype, aligned)]
+        held = [Tensor(flat.view(np.uint8) if dtype == "INT8" else flat, "U8" if dtype in ("MXFP4", "INT8", "INT4", "BF16_PACKED") else dtype,
+                       aligned)]
         self.c.data = <const uint8_t *>(<Tensor>held[0]).view.buf
         if scales is not None:
             held.append(Tensor(scales.reshape(-1), "U8" if dtype == "MXFP4" else "BF16"))
@@ -410,18 +413,45 @@ def quantize_int8(array, str dtype, int threads, empty=np.empty, bint transposed
     """What an INT8 Matrix of F32, F16 or BF16 [N, K], or [K, N] where `transposed`, is made of, from empty(shape, dtype): int8
     [N, K rounded up to 64] and bf16 scales (as uint16) [N, groups of 64]. A weight is its integer, -127 .. 127, times
     its group's scale."""
+    return quantize("INT8", "quantize_int8", array, dtype, threads, empty, transposed)
+
+
+def quantize_int4(array, str dtype, int threads, empty=np.empty, bint transposed=False):
+    """What an INT4 Matrix of F32, F16 or BF16 [N, K], or [K, N] where `transposed`, is made of, from empty(shape, dtype):
+    uint8 codes [N, groups of 64, times 32] and bf16 scales (as uint16) [N, groups], those of the least squared error. A
+    weight is what int4_decode makes of its code, times its group's scale."""
+    return quantize("INT4", "quantize_int4", array, dtype, threads, empty, transposed)
+
+
+def int4_decode(codes):
+    """The integers int8 [.., 64 G] of INT4 codes uint8 [.., 32 G]: that of weight i of a group in the low half of its byte
+    i, that of weight 32 + i in the high half."""
+    codes = np.ascontiguousarray(codes)
+    if codes.dtype != np.uint8 or codes.ndim < 1 or codes.shape[-1] % 32:
+        raise KernelError(f"int4_decode: found {codes.dtype} {codes.shape}, expected uint8 [.., 32 G]")
+    out = allocate(np.empty, (*codes.shape[:-1], 2 * codes.shape[-1]), np.int8, "int4_decode")
+    cdef Tensor to = Tensor(out.reshape(-1).view(np.uint8), "U8"), read = Tensor(codes.reshape(-1), "U8")
+    cdef int64_t groups = codes.size // 32
+    with nogil:
+        cg_active.int4_decode(<uint8_t *>to.view.buf, <const uint8_t *>read.view.buf, groups)
+    return out
+
+
+cdef quantize(str to, str what, array, str dtype, int threads, empty, bint transposed):
     cdef Tensor x = Tensor(array, dtype, False)
     if array.ndim != 2:
-        raise KernelError(f"quantize_int8: found {array.shape}, expected two dimensions")
-    cdef int64_t N = x.cols if transposed else x.rows, K = x.rows if transposed else x.cols, groups = -(-K // CG_INT8_GROUP)
-    q = allocate(empty, (N, groups * CG_INT8_GROUP), np.int8, "quantize_int8")
-    scales = allocate(empty, (N, groups), np.uint16, "quantize_int8")
-    cdef Tensor out = Tensor(q.view(np.uint8), "U8"), to = Tensor(scales, "BF16")
+        raise KernelError(f"{what}: found {array.shape}, expected two dimensions")
+    cdef int64_t N = x.cols if transposed else x.rows, K = x.rows if transposed else x.cols
+    cdef cg_dtype target = DTYPES[to]
+    groups, (width, kind) = -(-K // CG_INT8_GROUP), (64, np.int8) if to == "INT8" else (32, np.uint8)
+    q = allocate(empty, (N, groups * width), kind, what)
+    scales = allocate(empty, (N, groups), np.uint16, what)
+    cdef Tensor out = Tensor(q.view(np.uint8), "U8"), beside = Tensor(scales.view(np.uint8), "U8")
     cdef cg_status status
     with nogil:
-        status = cg_run_quantize_int8(threads, <int8_t *>out.view.buf, <uint16_t *>to.view.buf, x.view.buf, x.dtype, N, K,
-                                      transposed)
-    check(status, "quantize_int8", (dtype, N, K))
+        status = cg_run_quantize(threads, target, <uint8_t *>out.view.buf, <uint8_t *>beside.view.buf, x.view.buf, x.dtype,
+                                 N, K, transposed)
+    check(status, what, (dtype, N, K))
     return q, scales
 
 

@@ -227,8 +227,8 @@ def _kept_as(config: Config, tensor: AnyTensor, dense: str | None) -> str | None
 
 def dense_bits(dense: str, K: int) -> float:
     """The bits that a weight takes in a matrix of K inputs loaded as `dense`; in a few packed rows it takes 16."""
-    if dense == "int8":
-        return -(-K // INT8_GROUP) * (8 * INT8_GROUP + 16) / K  # a bf16 scale a group
+    if dense in ("int8", "int4"):
+        return -(-K // INT8_GROUP) * (int(dense[3]) * INT8_GROUP + 16) / K  # a bf16 scale a group
     return 8 * packed_row_bytes(K) / K if dense == "bf16-packed" else 16
 
 

@@ -24,7 +24,7 @@ REACHED = {"decode": DECODE_REACHED, "prompt": 0.6}
 VARIANTS: list[tuple[str, str | None]] = [
     (name, dense)
     for name in SIZES
-    for dense in (None, "bf16", "bf16-packed", "int8")
+    for dense in (None, "bf16", "bf16-packed", "int8", "int4")
     if dense != "bf16" or name.startswith("gpt2")
 ]
 

@@ -12,6 +12,8 @@ void cg_product_bytes(const cg_matrix *w, int64_t T, int64_t *packed, int64_t *w
 cg_status cg_check_matrix(const cg_matrix *w);
 /* w, scales, bias and K of the product by one expert's matrix (a plain matrix is expert 0). */
 cg_product cg_product_of(const cg_matrix *w, int64_t expert);
+/* Outputs n0 .. n1-1 of a product by a kernel that was picked for weights of that dtype. */
+void cg_run_panel(const cg_linear *kernel, cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1);
 /* The rows of a task of a product of T tokens. Each thread gets several tasks, so that none waits for a slow core. */
 int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads);
 /* The number of these tasks. */

@@ -125,7 +125,7 @@ static void product_task(const moe_job *job, int64_t task, int i, int thread) {
     p.y_stride = w->N;
     p.x = job->packed[i] + g->packed[i];
     p.work = job->work + thread * job->work_bytes;
-    g->kernel[i]->panel(&p, n0, cg_min(n0 + job->rows[i], w->N));
+    cg_run_panel(g->kernel[i], w->dtype, &p, n0, cg_min(n0 + job->rows[i], w->N));
 }
 
 static void gate_up_task(void *job, int64_t i, int thread) { product_task(job, i, 0, thread); }

@@ -1,22 +1,28 @@
-/* The driver of quantize_int8, for weights at load: rows [N, K] as they are stored, or the columns of GPT-2's Conv1D
-   [in, out], of which 16 are transposed at a time, so that the matrix is never copied as f32. The source may be
-   unaligned. */
+/* The driver of quantize_int8 and quantize_int4, for weights at load: rows [N, K] as they are stored,
+   or the columns of GPT-2's Conv1D [in, out], of which 16 are transposed at a time, so that the matrix is never copied
+   as f32. The source may be unaligned. */
 #include "core/parallel.h"
 
 enum { QUANTIZE_COLUMNS = 16 };
 
 typedef struct {
-    int8_t *out;
-    uint16_t *scales;
+    cg_quantize_fn *quantize;
+    cg_dtype to;
+    uint8_t *out, *scales;
     const char *src;
     cg_dtype dtype;
-    int64_t N, K, groups, bytes; /* bytes of an element of src */
+    int64_t N, K, bytes; /* bytes of an element of src */
 } quantize_job;
+
+/* Quantises `count` weights of row n of the result, from its column k on, a multiple of 64. */
+CG_INLINE void quantize_part(const quantize_job *j, int64_t n, int64_t k, const char *from, int64_t count) {
+    j->quantize(j->out + n * cg_row_bytes(j->to, j->K) + cg_row_bytes(j->to, k),
+                j->scales + n * cg_scale_bytes(j->to, j->K) + cg_scale_bytes(j->to, k), from, j->dtype, count);
+}
 
 static void quantize_row(void *data, int64_t n, CG_UNUSED int thread) {
     const quantize_job *j = data;
-    cg_active->quantize_int8(j->out + n * j->groups * CG_INT8_GROUP, j->scales + n * j->groups,
-                             j->src + n * j->K * j->bytes, j->dtype, j->K);
+    quantize_part(j, n, 0, j->src + n * j->K * j->bytes, j->K);
 }
 
 /* Transposes `rows` weights of `cols` columns of [K, N] into rows of a tile. */
@@ -30,7 +36,7 @@ CG_INLINE void transpose_tile(const quantize_job *j, char *tile, int64_t k0, int
     }
 }
 
-/* Quantises one group of every row of the result. */
+/* Quantises 64 weights of every row of the result. */
 static void columns_task(void *data, int64_t group, CG_UNUSED int thread) {
     const quantize_job *j = data;
     char tile[QUANTIZE_COLUMNS * CG_INT8_GROUP * 4];
@@ -42,19 +48,16 @@ static void columns_task(void *data, int64_t group, CG_UNUSED int thread) {
         else if (whole) transpose_tile(j, tile, k, n, CG_INT8_GROUP, QUANTIZE_COLUMNS, 2);
         else if (j->bytes == 4) transpose_tile(j, tile, k, n, rows, cols, 4);
         else transpose_tile(j, tile, k, n, rows, cols, 2);
-        for (int64_t c = 0; c < cols; c++)
-            cg_active->quantize_int8(j->out + ((n + c) * j->groups + group) * CG_INT8_GROUP,
-                                     j->scales + (n + c) * j->groups + group, tile + c * CG_INT8_GROUP * j->bytes,
-                                     j->dtype, rows);
+        for (int64_t c = 0; c < cols; c++) quantize_part(j, n + c, k, tile + c * CG_INT8_GROUP * j->bytes, rows);
     }
 }
 
-cg_status cg_run_quantize_int8(int threads, int8_t *out, uint16_t *scales, const void *src, cg_dtype dtype, int64_t N,
-                               int64_t K, int transposed) {
+cg_status cg_run_quantize(int threads, cg_dtype to, uint8_t *out, uint8_t *scales, const void *src, cg_dtype dtype,
+                          int64_t N, int64_t K, int transposed) {
     if (dtype > CG_BF16) return CG_BAD_DTYPE;
-    int64_t groups = (K + CG_INT8_GROUP - 1) / CG_INT8_GROUP;
-    quantize_job job = {out, scales, src, dtype, N, K, groups, (int64_t)cg_dtype_bytes(dtype)};
-    if (transposed) cg_parallel(threads, groups, columns_task, &job);
+    cg_quantize_fn *quantize = to == CG_INT4 ? cg_active->quantize_int4 : cg_active->quantize_int8;
+    quantize_job job = {quantize, to, out, scales, src, dtype, N, K, (int64_t)cg_dtype_bytes(dtype)};
+    if (transposed) cg_parallel(threads, (K + CG_INT8_GROUP - 1) / CG_INT8_GROUP, columns_task, &job);
     else cg_for_rows(threads, N, K * 4, quantize_row, &job);
     return CG_OK;
 }

@@ -15,6 +15,7 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 const cg_kernels cg_kernels__avx512vnni = {
     .linear_mxfp4_a16 = &linear_mxfp4_a16__avx512vnni,
     .linear_int8_a16 = &linear_int8_a16__avx512vnni,
+    .linear_int4_a16 = &linear_int4_a16__avx512vnni,
     .linear_mxfp4_a8 = &linear_mxfp4_a8__avx512vnni,
     .linear_int8_a8 = &linear_int8_a8__avx512vnni,
     .peak_a8 = &peak_a8__avx512vnni,

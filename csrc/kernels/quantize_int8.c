@@ -3,22 +3,15 @@
    most. */
 #include "kernels/linear/round.h"
 
-static void CG_NAME(quantize_int8)(int8_t *out, uint16_t *scales, const void *x, cg_dtype dtype, int64_t K) {
+static void CG_NAME(quantize_int8)(uint8_t *out, uint8_t *scales, const void *x, cg_dtype dtype, int64_t K) {
     for (int64_t k = 0; k < K; k += CG_INT8_GROUP) {
         float group[CG_INT8_GROUP];
         int32_t q[CG_INT8_GROUP];
-        int64_t n = cg_min(K - k, CG_INT8_GROUP), i = 0;
-        if (n == CG_INT8_GROUP) {
-            for (; i < CG_INT8_GROUP; i += CG_LANES) vf_store(group + i, vf_load_as(dtype, x, k + i));
-        } else {
-            memset(group, 0, sizeof group);
-            for (; i + CG_LANES <= n; i += CG_LANES) vf_store(group + i, vf_load_as(dtype, x, k + i));
-            if (i < n) vf_store_n(group + i, vf_load_as_n(dtype, x, k + i, n - i), n - i);
-        }
-        float largest = group_max(CG_INT8_GROUP, group);
+        float largest = group_load(CG_INT8_GROUP, group, dtype, x, k, K);
         uint16_t scale = largest >= 0x1p-100f ? (uint16_t)((cg_bits_from_f32(largest / 127.f) + 0xffff) >> 16) : 0;
         group_multiply(CG_INT8_GROUP, q, group, scale ? 1.f / cg_bf16_to_f32(scale) : 0.f);
-        scales[k / CG_INT8_GROUP] = largest == largest ? scale : 0x7fc0;
-        for (i = 0; i < CG_INT8_GROUP; i++) out[k + i] = (int8_t)q[i];
+        if (largest != largest) scale = 0x7fc0;
+        memcpy(scales + k / CG_INT8_GROUP * 2, &scale, sizeof scale);
+        for (int i = 0; i < CG_INT8_GROUP; i++) out[k + i] = (uint8_t)q[i];
     }
 }

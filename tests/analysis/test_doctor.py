@@ -297,6 +297,7 @@ def test_int8_takes_eight_bits_and_a_scale_for_64_weights(name):
         out, rows = 4096, 5120
         vectors = 2 * L * (rows + C + 64)
         assert small["attention"] == L * (rows * C + C * out) * 33 // 32 + vectors
+    assert dense_bits("int4", 64) == 4.25 and dense_bits("int4", 96) == 4.25 * 4 / 3
     assert dense_bits("int8", 64) == 8.25 and dense_bits("int8", 96) == 11 and dense_bits("bf16", 64) == 16
 
 

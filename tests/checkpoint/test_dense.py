@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import cgpt
+from cgpt.analysis import quality
 from cgpt.api import DENSE
 from cgpt.checkpoint import loader
 from cgpt.checkpoint.safetensors import Checkpoint
@@ -60,15 +61,48 @@ def test_int8_is_the_model_of_quantised_weights(level, name, tmp_path):
     assert np.abs(found - unquantised).max() > 2e-3 * want.std()
 
 
+@pytest.mark.parametrize("dense", ["int8", "int4"])
 @pytest.mark.parametrize("name", MODELS)
-def test_int8_takes_what_products_read_whole(name):
-    model = cgpt.load(name, dense="int8")
+def test_quantised_is_what_products_read_whole(name, dense):
+    model = cgpt.load(name, dense=dense)
     plain = cgpt.load(name)
     embedding = "wte" if name == "demo-gpt2" else "embedding"
-    assert getattr(model.transformer, embedding).dtype == getattr(plain.transformer, embedding).dtype != "INT8"
+    assert getattr(model.transformer, embedding).dtype == getattr(plain.transformer, embedding).dtype != dense.upper()
     for (part, found), (_, stored) in zip(model.transformer.matrices(), plain.transformer.matrices(), strict=True):
         kept = part in ("router", "gate_up", "down")
-        assert found.dtype == (stored.dtype if kept else "INT8") and found.shape == stored.shape, part
+        assert found.dtype == (stored.dtype if kept else dense.upper()) and found.shape == stored.shape, part
+
+
+def as_int8(matrix, *args):
+    """What quantize_int4 gives, as INT8."""
+    codes, scales = _kernels.quantize_int4(matrix, *args)
+    integers, K = _kernels.int4_decode(codes), matrix.shape[-2 if args[-1] else -1]
+    integers[:, K:] = 0
+    return integers, scales
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["demo-gpt2", "gpt2, inner width", "gpt-oss, plain experts", "gpt-oss, tied"])
+def test_int4_has_the_bits_of_its_values_as_int8(level, name, precision, random_models, monkeypatch):
+    """Prompts, single tokens and few together; experts and tied heads, too."""
+    path, ids = name if name in MODELS else random_models / name, np.arange(7, 87) % 250
+    model = cgpt.load(path, 2, precision, "int4")
+    monkeypatch.setitem(loader.QUANTIZERS, "int8", as_int8)
+    eight = cgpt.load(path, 1, precision, "int8")
+    assert_same_bits(model.logits(ids), eight.logits(ids), "a prompt")
+    one, other = (m.transformer.new_cache(len(ids)) for m in (model, eight))
+    for part in np.split(ids, [1, 2, 5, 14, 30]):
+        found, expected = model.transformer.step([(one, part)]), eight.transformer.step([(other, part)])
+        assert_same_bits(found, expected, f"{len(part)} at once")
+
+
+@pytest.mark.parametrize("name, most", [("demo-gpt2", 0.0385), ("demo-gpt-oss", 0.186)])
+def test_int4_is_as_near_as_was_measured(name, most):
+    """KL divergence from exact on the package's text. Q4_0, which takes 4.5 bits, has 0.042 and 0.177, MXFP4 0.088 and
+    0.40 (bench/quality_formats.py)."""
+    exact = cgpt.load(name, precision="exact")
+    ids = exact.encode_prompt(quality.TEXT.read_text(encoding="utf-8"))
+    assert quality.compare(exact, cgpt.load(name, precision="exact", dense="int4"), ids).kl_mean < most
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +159,7 @@ def test_one_expert(tmp_path, dense):
     exact = cgpt.load(tmp_path / "model", precision="exact").logits(np.arange(40))
     model = cgpt.load(tmp_path / "model", precision="exact", dense=dense)
     assert {m.shape[0] for name, m in model.transformer.matrices() if name in ("gate_up", "down")} == {1}
-    assert np.abs(model.logits(np.arange(40)) - exact).max() <= (0.2 if dense == "int8" else 0) * exact.std()
+    assert np.abs(model.logits(np.arange(40)) - exact).max() <= {"int8": 0.2, "int4": 3}.get(dense, 0) * exact.std()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,6 +3,7 @@
 import pytest
 
 import cgpt
+from cgpt.api import DENSE
 from cgpt.bench.costs import matrix_bytes
 from cgpt.bench.trace import Trace
 from cgpt.errors import ConfigError, InputError
@@ -69,7 +70,7 @@ def test_refuses_files_that_are_no_config(tmp_path):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("dense", [None, "bf16", "bf16-packed", "int8"])
+@pytest.mark.parametrize("dense", [None, *DENSE])
 def test_matrices_take_the_bytes_that_are_said(kind, dense, tmp_path):
     """What products read, without biases, once load() has heard of `dense`."""
     synth.write(CONFIGS[kind], tmp_path / "model")

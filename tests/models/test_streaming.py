@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt.api import load
+from cgpt.api import DENSE, load
 from cgpt.errors import CheckpointError, CheckpointReadError, InputError, OutOfMemoryError
 from cgpt.generation.engine import Engine
 from cgpt.generation.request import Request
@@ -77,7 +77,7 @@ def test_a_long_chunk_has_the_bits_of_short_ones(with_slots):
         assert np.array_equal(*steps)
 
 
-@pytest.mark.parametrize("dense", [None, "bf16", "bf16-packed", "int8"])
+@pytest.mark.parametrize("dense", [None, *DENSE])
 def test_dense_weights_in_every_form(with_slots, dense):
     resident, streamed = load("demo-gpt-oss", dense=dense), with_slots(30, dense=dense)
     assert np.array_equal(resident.transformer.logits(ids_of(90)), streamed.transformer.logits(ids_of(90)))

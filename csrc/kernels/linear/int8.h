@@ -1,7 +1,9 @@
-/* INT8 weights: integers and a bf16 scale per group. */
+/* INT8 and INT4 weights: integers and a bf16 scale per group. */
 #pragma once
 
 #include "cgpt.h"
+
+static const int8_t int4_values[16] CG_UNUSED = {CG_INT4_VALUES};
 
 CG_INLINE int64_t int8_groups(int64_t K) { return (K + CG_INT8_GROUP - 1) / CG_INT8_GROUP; }
 

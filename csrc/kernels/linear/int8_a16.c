@@ -1,6 +1,7 @@
-/* linear_int8_a16: as int8.c, with activations rounded to 16 bits in groups of 64 (round.h). The products and their
-   sums within a group are exact integers, so the error is that of rounding x, 2^-16 of the largest magnitude in its
-   group. Parallel over n. */
+/* linear_int8_a16, linear_int4_a16: as int8.c, with activations rounded to 16 bits in groups of 64 (round.h). Codes of
+   INT4 become the integers of INT8 in registers; what pads them meets zeros of x. The products and their sums within a
+   group are exact integers, so the error is that of rounding x, 2^-16 of the largest magnitude in its group. Parallel
+   over n. */
 #include "kernels/linear/dot.h"
 #include "kernels/linear/round.h"
 #include "kernels/linear/int8.h"
@@ -39,9 +40,31 @@ static void CG_NAME(int8_a16_pack)(void *packed, const cg_rows *x, CG_UNUSED int
     }
 }
 
+/* Vector v of the integers of a group, widened. */
+CG_INLINE vs int8_a16_load(const cg_dtype dtype, const uint8_t *group, const int v) {
+    if (dtype == CG_INT8) return vs_load_i8(group + v * 2 * CG_LANES);
+    const int high = v >= INT8_VECTORS / 2;
+    const uint8_t *codes = group + (high ? v - INT8_VECTORS / 2 : v) * 2 * CG_LANES;
+#ifdef CG_HAS_MM
+    vmh code = (vmh_load(codes) >> (high ? 4 : 0)) & 0x0f0f0f0f0f0f0f0f;
+#if CG_LANES == 16
+    vmh q = _mm256_shuffle_epi8(_mm256_setr_epi8(CG_INT4_VALUES, CG_INT4_VALUES), code);
+#else
+    vmh q = _mm_shuffle_epi8(_mm_setr_epi8(CG_INT4_VALUES), code);
+#endif
+    return (vs)CG_MM(cvtepi8_epi16)(q);
+#else
+    vs q;
+    for (int i = 0; i < 2 * CG_LANES; i++) q[i] = int4_values[high ? codes[i] >> 4 : codes[i] & 15];
+    return q;
+#endif
+}
+
 /* Rows n, n + row_stride, .., R of them, for tokens t .. t+M-1. */
-CG_INLINE void int8_a16_block(const int R, const int M, const cg_product *p, int64_t n, int64_t row_stride, int64_t t) {
-    int64_t groups = int8_groups(p->K), row_bytes = groups * CG_INT8_GROUP;
+CG_INLINE void int8_a16_block(const cg_dtype dtype, const int R, const int M, const cg_product *p, int64_t n,
+                              int64_t row_stride, int64_t t) {
+    const int group_bytes = dtype == CG_INT4 ? CG_INT8_GROUP / 2 : CG_INT8_GROUP;
+    int64_t groups = int8_groups(p->K), row_bytes = groups * group_bytes;
     const int pair = R < INT8_PAIR ? R : INT8_PAIR;
     const uint8_t *w = p->w + n * row_bytes;
     const int16_t *x[INT8_TOKENS];
@@ -60,13 +83,13 @@ CG_INLINE void int8_a16_block(const int R, const int M, const cg_product *p, int
             vf scale = groups < CG_LANES ? vf_load_as_n(CG_BF16, scales, 0, groups) : vf_load_bf16(scales);
             for (int m = 0; m < M; m++) vf_store(factor[r][m], scale * vf_load(x_scales[m] + from));
         }
-        for (int64_t g = 0; g < lanes; g++, w += CG_INT8_GROUP)
+        for (int64_t g = 0; g < lanes; g++, w += group_bytes)
             for (int r0 = 0; r0 < R; r0 += pair) {
                 vs wide[INT8_PAIR][INT8_VECTORS];
                 for (int r = 0; r < pair; r++) {
                     const uint8_t *at = w + (r0 + r) * row_stride * row_bytes;
                     __builtin_prefetch(at + INT8_AHEAD_BYTES, 0, 3);
-                    for (int v = 0; v < INT8_VECTORS; v++) wide[r][v] = vs_load_i8(at + v * 2 * CG_LANES);
+                    for (int v = 0; v < INT8_VECTORS; v++) wide[r][v] = int8_a16_load(dtype, at, v);
                 }
                 for (int m = 0; m < M; m++) {
                     vi dot[INT8_PAIR];
@@ -87,27 +110,36 @@ CG_INLINE void int8_a16_block(const int R, const int M, const cg_product *p, int
 }
 
 /* Tokens t .. t1-1. */
-CG_INLINE void int8_a16_tokens(const int R, const cg_product *p, int64_t n, int64_t row_stride, int64_t t, int64_t t1) {
-    for (; t + INT8_TOKENS <= t1; t += INT8_TOKENS) int8_a16_block(R, INT8_TOKENS, p, n, row_stride, t);
-    for (; t + 2 <= t1; t += 2) int8_a16_block(R, 2, p, n, row_stride, t);
-    for (; t < t1; t++) int8_a16_block(R, 1, p, n, row_stride, t);
+CG_INLINE void int8_a16_tokens(const cg_dtype dtype, const int R, const cg_product *p, int64_t n, int64_t row_stride,
+                               int64_t t, int64_t t1) {
+    for (; t + INT8_TOKENS <= t1; t += INT8_TOKENS) int8_a16_block(dtype, R, INT8_TOKENS, p, n, row_stride, t);
+    for (; t + 2 <= t1; t += 2) int8_a16_block(dtype, R, 2, p, n, row_stride, t);
+    for (; t < t1; t++) int8_a16_block(dtype, R, 1, p, n, row_stride, t);
 }
 
-static void CG_NAME(int8_a16_panel)(const cg_product *p, int64_t n0, int64_t n1) {
+CG_INLINE void int8_a16_rows(const cg_dtype dtype, const cg_product *p, int64_t n0, int64_t n1) {
     int64_t block = cg_max(INT8_TOKENS, INT8_BLOCK_BYTES / int8_a16_bytes(p->K) / INT8_TOKENS * INT8_TOKENS), n = n0;
     /* four streams give more of the memory's bandwidth than one, and a token is loaded once for four rows */
     if (p->T == 1) {
         int64_t row_stride = (n1 - n0) / INT8_ROWS;
-        for (; n < n0 + row_stride; n++) int8_a16_block(INT8_ROWS, 1, p, n, row_stride, 0);
+        for (; n < n0 + row_stride; n++) int8_a16_block(dtype, INT8_ROWS, 1, p, n, row_stride, 0);
         n = n0 + INT8_ROWS * row_stride;
     }
     for (int64_t t0 = 0, first = n; t0 < p->T; t0 += block) {
         int64_t t1 = cg_min(t0 + block, p->T);
         int64_t row_stride = (n1 - first) / INT8_PAIR;
-        for (n = first; n < first + row_stride; n++) int8_a16_tokens(INT8_PAIR, p, n, row_stride, t0, t1);
-        for (n = first + INT8_PAIR * row_stride; n < n1; n++) int8_a16_tokens(1, p, n, 0, t0, t1);
+        for (n = first; n < first + row_stride; n++) int8_a16_tokens(dtype, INT8_PAIR, p, n, row_stride, t0, t1);
+        for (n = first + INT8_PAIR * row_stride; n < n1; n++) int8_a16_tokens(dtype, 1, p, n, 0, t0, t1);
     }
 }
 
-static cg_linear CG_NAME(linear_int8_a16) = {
-    .packed_bytes = CG_NAME(int8_a16_packed_bytes), .pack = CG_NAME(int8_a16_pack), .panel = CG_NAME(int8_a16_panel)};
+#define INT8_A16(name, dtype) \
+    static void CG_NAME(name##_a16_panel)(const cg_product *p, int64_t n0, int64_t n1) { \
+        int8_a16_rows(dtype, p, n0, n1); \
+    } \
+    static cg_linear CG_NAME(linear_##name##_a16) = {.packed_bytes = CG_NAME(int8_a16_packed_bytes), \
+                                                     .pack = CG_NAME(int8_a16_pack), \
+                                                     .panel = CG_NAME(name##_a16_panel)};
+INT8_A16(int8, CG_INT8)
+INT8_A16(int4, CG_INT4)
+#undef INT8_A16

@@ -16,6 +16,16 @@ CG_INLINE float group_max(const int n, const float *x) {
     return vf_max_lane(max) + vf_sum(finite);
 }
 
+/* Group x[k .. k+n-1] of a row of K floats of any float dtype, which need not be aligned, with zeros behind its end.
+   Returns group_max. */
+CG_INLINE float group_load(const int n, float *group, cg_dtype dtype, const void *x, int64_t k, int64_t K) {
+    int64_t count = cg_min(K - k, n), i = 0;
+    if (count < n) memset(group, 0, (size_t)n * sizeof *group);
+    for (; i + CG_LANES <= count; i += CG_LANES) vf_store(group + i, vf_load_as(dtype, x, k + i));
+    if (i < count) vf_store_n(group + i, vf_load_as_n(dtype, x, k + i, count - i), count - i);
+    return group_max(n, group);
+}
+
 /* q[n] = x * factor, rounded to nearest, where |q| < 2^22; zeros where the factor is 0, whatever x is. */
 CG_INLINE void group_multiply(const int n, int32_t *q, const float *x, float factor) {
     vf round = vf_set(12582912.f); /* 1.5 * 2^23 */
