@@ -45,14 +45,14 @@ CG_INLINE vs int8_a16_load(const cg_dtype dtype, const uint8_t *group, const int
     if (dtype == CG_INT8) return vs_load_i8(group + v * 2 * CG_LANES);
     const int high = v >= INT8_VECTORS / 2;
     const uint8_t *codes = group + (high ? v - INT8_VECTORS / 2 : v) * 2 * CG_LANES;
-#ifdef CG_HAS_MM
+#if defined(CG_HAS_MM) && CG_LANES == 16
+    static const int16_t table[32] = {CG_INT4_VALUES,
+                                      CG_INT4_VALUES}; /* the fifth bit of an index counts for nothing */
+    __m512i code = _mm512_cvtepu8_epi16(vmh_load(codes));
+    return (vs)_mm512_permutexvar_epi16(high ? _mm512_srli_epi16(code, 4) : code, (__m512i)vi_load(table));
+#elif defined(CG_HAS_MM)
     vmh code = (vmh_load(codes) >> (high ? 4 : 0)) & 0x0f0f0f0f0f0f0f0f;
-#if CG_LANES == 16
-    vmh q = _mm256_shuffle_epi8(_mm256_setr_epi8(CG_INT4_VALUES, CG_INT4_VALUES), code);
-#else
-    vmh q = _mm_shuffle_epi8(_mm_setr_epi8(CG_INT4_VALUES), code);
-#endif
-    return (vs)CG_MM(cvtepi8_epi16)(q);
+    return (vs)_mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_setr_epi8(CG_INT4_VALUES), code));
 #else
     vs q;
     for (int i = 0; i < 2 * CG_LANES; i++) q[i] = int4_values[high ? codes[i] >> 4 : codes[i] & 15];
