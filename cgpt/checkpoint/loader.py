@@ -11,7 +11,7 @@ from cgpt.kernels._kernels import Matrix, Tensor, pack_bf16, quantize_int4, quan
 from cgpt.machine.huge_pages import Arena
 
 ALL = slice(None)
-QUANTIZERS = {"int8": quantize_int8, "int4": quantize_int4}  # by `dense`
+QUANTIZERS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {"int8": quantize_int8, "int4": quantize_int4}
 
 
 class Loader:

@@ -30,14 +30,15 @@ def no_conversion(monkeypatch):
         raise AssertionError("a matrix was converted")
 
     def begin():
-        for name in ("transpose", "quantize_int8", "pack_bf16"):
+        for name in ("transpose", "pack_bf16"):
             monkeypatch.setattr(loader, name, refuse)
+        monkeypatch.setattr(loader, "QUANTIZERS", dict.fromkeys(loader.QUANTIZERS, refuse))
 
     return begin
 
 
 @pytest.mark.parametrize("name", ["demo-gpt2", "demo-gpt-oss"])
-@pytest.mark.parametrize("dense", [None, "bf16", "bf16-packed", "int8"])
+@pytest.mark.parametrize("dense", [None, "bf16", "bf16-packed", "int8", "int4"])
 def test_the_second_load_maps_what_the_first_one_made(tmp_path, name, dense, no_conversion):
     expected = logits(cgpt.load(name, 1, "exact", dense))
     first = cgpt.load(name, 1, "exact", dense, weights_cache=tmp_path)
