@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         from cgpt.serve.service import Service
     except ImportError as problem:
         raise CgptError(
-            f"cgpt serve needs the package {problem.name}: pip install starlette uvicorn pydantic"
+            f"cgpt serve needs the package {problem.name}: pip install starlette uvicorn pydantic markdown-it-py nh3"
         ) from None
 
     check_engine_options(args, max_waiting=1, drain=0)

@@ -38,7 +38,8 @@ from cgpt.serve.openai.responses import (
     stored_response,
 )
 from cgpt.serve.openapi import Endpoint, document, routes
-from cgpt.serve.page import page
+from cgpt.serve.page import assets
+from cgpt.serve.page.markdown import MarkdownRequest, Rendered, markdown
 from cgpt.serve.service import Service
 from cgpt.serve.stream import ClientGone
 from cgpt.serve.validation import Schema
@@ -75,9 +76,10 @@ ENDPOINTS = [
     Endpoint("/health", models.health, models.Health),
     Endpoint("/metrics", metrics, "text/plain"),
     Endpoint("/openapi.json", openapi, dict[str, Any]),
-    Endpoint("/", page, "text/html"),
+    Endpoint("/markdown", markdown, Rendered, MarkdownRequest),
+    Endpoint("/", assets.page, "text/html"),
 ]
-ROUTES = routes(ENDPOINTS)
+ROUTES = [*routes(ENDPOINTS), assets.ROUTE]
 PATHS = frozenset(route.path for route in ROUTES)
 
 

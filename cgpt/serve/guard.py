@@ -17,7 +17,8 @@ from cgpt.serve.errors import ApiError, error_response
 from cgpt.serve.metrics import Metrics
 
 Names = Collection[str]
-OPEN = {"/", "/health"}  # without a key
+OPEN = {"/", "/health"}  # without a key, and so is what is below ASSETS: the files of the page
+ASSETS = "/page/"
 HOST = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[\w.-]+))(:\d{0,5})?", re.ASCII)
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 log = logging.getLogger("cgpt.serve")
@@ -71,7 +72,7 @@ class Guard:
             return ApiError(f"the Host {host[:80]!r} is not this server's: {hint}", 403, code="host_not_allowed")
         if origin is not None and not {"*", origin} & set(self._origins) and not _same(origin, host):
             return ApiError(f"pages of {origin[:80]!r} may not ask; --cors allows it", 403, code="origin_not_allowed")
-        if self._key is not None and path not in OPEN:
+        if self._key is not None and path not in OPEN and not path.startswith(ASSETS):
             kind, _, key = headers.get("authorization", "").partition(" ")
             given = [key.strip()] * (kind.lower() == "bearer") + headers.getlist("x-api-key")
             if not any(hmac.compare_digest(one.encode("latin-1"), self._key) for one in given):  # as they came

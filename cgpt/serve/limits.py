@@ -11,8 +11,9 @@ class Limits:
     the head to come. write_seconds: for a client to read some 48 KB of what waits for it. values, keys, depth: values
     in the body, keys in it, and levels of lists and objects; schema_depth: in a JSON schema. ids: tokens that /tokenize
     gives and /detokenize takes. requests: prompts times best_of. logprobs: alternatives of a token. stops: stop
-    strings, of stop_length characters at most. logit_biases: tokens in logit_bias. stored_bytes, stored_entries,
-    stored_seconds: of what is remembered of answers. The others count what they are named after.
+    strings, of stop_length characters at most. logit_biases: tokens in logit_bias. markdown: characters that /markdown
+    renders. stored_bytes, stored_entries, stored_seconds: of what is remembered of answers. The others count what they
+    are named after.
     """
 
     max_tokens: int = 16_384
@@ -33,6 +34,7 @@ class Limits:
     messages: int = 4096
     tools: int = 128
     schema_depth: int = 32
+    markdown: int = 1 << 16
     stored_bytes: int = 64 << 20
     stored_entries: int = 16_384
     stored_seconds: float = 3600.0

@@ -1,17 +1,20 @@
-"""The page at /, in a real browser where there is one."""
+"""The files of the page at /, and the endpoint that renders its messages. test_page_in_browser.py has what they do."""
 
 import re
+import threading
 import time
 
 import pytest
 
 import cgpt
-from cgpt.serve.page import HEADERS, HTML
+from cgpt.serve.limits import Limits
+from cgpt.serve.page import markdown
+from cgpt.serve.page.assets import CONTENTS, HEADERS
 
-from support.browser import CHROMIUM, browser
-from support.serve_cases import serving, wait_for
+from support.serve_cases import serving
 
-NASTY = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+TEXTS = {name: content.decode() for name, content in CONTENTS.items()}
+SCRIPTS = sorted(name for name in TEXTS if name.endswith(".js"))
 
 
 @pytest.fixture(scope="module")
@@ -19,92 +22,161 @@ def model():
     return cgpt.load("demo-gpt2", precision="exact")
 
 
-def test_it_needs_nothing_else():
-    """No address of another place, no markup made of text."""
-    assert not re.search(r"(src|href|url|import)\s*[=(]", HTML)
-    assert "//" not in re.sub(r"^\s*// .*$", "", HTML, flags=re.M)
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(| on\w+=", HTML)
-    policy = HEADERS["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'; connect-src 'self'; script-src 'sha256-") and "unsafe" not in policy
+@pytest.fixture(scope="module")
+def served(model):
+    with serving(model, key="k", limits=Limits(markdown=1000)) as served:
+        yield served
 
 
-def test_it_is_served(model):
-    with serving(model) as served:
-        status, headers, text = served.ask("GET", "/")
-        assert status == 200 and text == HTML and headers["content-security-policy"]
+def test_it_needs_nothing_else_and_is_light():
+    """No address of another place, nothing inline, and one place where text becomes markup."""
+    assert sum(map(len, CONTENTS.values())) < 150_000
+    for name, text in TEXTS.items():
+        assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text, name
+        assert not re.search(
+            r"<script>|<style|\son\w+=\"|eval\(|Function\(|outerHTML|insertAdjacent|document\.write", text
+        ), name
+    assert [name for name in SCRIPTS if "innerHTML" in TEXTS[name]] == ["markdown.js"]
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
-def hands(page):
-    """What a visitor does: ask(), shown() and waiting until it is done()."""
-
-    def ask(prompt, tokens):
-        for name, value in {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "top_p": 1}.items():
-            page.run(f"document.querySelector('#{name}').value = {value!r}")
-        page.run("document.querySelector('#go').click()")
-
-    def shown(selector):
-        return page.run(f"[...document.querySelectorAll({selector!r})].at(-1).textContent")
-
-    def done():
-        page.wait("!document.querySelector('#go').disabled")
-
-    return ask, shown, done
+def test_every_file_that_is_named_is_there():
+    for name in SCRIPTS:
+        assert set(re.findall(r'from "\./([\w.-]+)"', TEXTS[name])) <= set(TEXTS), name
+    assert set(re.findall(r'"page/([\w.-]+)"', TEXTS["index.html"])) <= set(TEXTS)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_completions_in_a_browser(model, tmp_path, monkeypatch):
-    with serving(model, key="k", max_running=1) as served, browser(tmp_path) as page:
-        page.open(served.url)
-        page.wait("document.querySelector('#about').textContent.includes('wants its API key')")
-        page.problems.clear()  # that 401 is one
-        page.run("key.value = 'k'; key.dispatchEvent(new Event('change'))")
-        page.wait("document.querySelector('#about').textContent == 'demo, 256 tokens of context'")
-        assert page.run("document.querySelector('#prompt').value") == "ROMEO:"
-
-        ask, shown, done = hands(page)
-        ask("ROMEO:", 20)
-        done()
-        assert shown(".text") == model.generate("ROMEO:", max_new_tokens=20).text and shown(".given") == "ROMEO:"
-        assert shown("#state").startswith("5 + 20 tokens") and shown("#problem") == ""
-
-        ask(NASTY, 3)  # is echoed, and stays text
-        done()
-        assert shown(".given") == NASTY and page.run("document.title") == "cgpt"
-        assert page.run("document.querySelectorAll('#answer *').length") == 2
-
-        ask("a", 10**6)
-        done()
-        assert "max_tokens must be an integer from 0 to" in shown("#problem")
-
-        step = model.transformer.step
-        monkeypatch.setattr(model.transformer, "step", lambda *a, **h: time.sleep(0.02) or step(*a, **h))
-        ask("a", 250)
-        page.wait("document.querySelector('.text').textContent.length > 5")
-        page.run("document.querySelector('#stop').click()")
-        wait_for(lambda: served.engine.running == 0, 3)
-        done()
-        assert served.engine.stats.finished["cancelled"] == 1 and shown("#problem") == ""
-        assert all(url.startswith(served.url) for url in page.requests)
-        assert [one for one in page.problems if "400" not in one] == []
+def test_the_files_need_no_key_and_are_told_unchanged(served):
+    status, headers, text = served.ask("GET", "/")
+    assert (status, text) == (200, TEXTS["index.html"]) and headers["content-security-policy"].startswith(
+        "default-src 'none'"
+    )
+    for name in SCRIPTS:
+        status, headers, text = served.ask("GET", f"/page/{name}")
+        assert (status, text) == (200, TEXTS[name]) and headers["content-type"].startswith("text/javascript")
+        assert headers["x-content-type-options"] == "nosniff" and headers["content-security-policy"]
+        assert served.ask("GET", f"/page/{name}", headers={"If-None-Match": headers["etag"]})[0] == 304
+    assert served.ask("HEAD", "/page/main.js")[0] == 200
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_chat_in_a_browser(tmp_path):
-    with serving(cgpt.load("demo-gpt-oss", precision="exact")) as served, browser(tmp_path) as page:
-        page.open(served.url)
-        page.wait("document.querySelector('#go').textContent == 'Send'")
-        ask, shown, done = hands(page)
-        ask("Please compute 10 + 5.", 100)
-        done()
-        assert shown(".text") == "15" and shown(".reasoning").startswith("10+5") and shown("#problem") == ""
-        assert page.run("document.querySelector('#prompt').value") == ""
-        ask("Please sort 3, 1.", 100)
-        done()
-        assert page.run("document.querySelectorAll('.given').length") == 2
-        assert page.run("messages.map(m => m.role).join()") == "user,assistant,user,assistant"
-        assert shown("#state").split()[0] != "67"  # the second prompt holds the first
-        page.run("document.querySelector('#new').click()")
-        ask("Please compute 10 + 5.", 100)
-        done()
-        assert shown("#state").startswith("67 + ") and page.run("document.querySelectorAll('.given').length") == 1
-        assert page.problems == []
+@pytest.mark.parametrize("name", ["assets.py", "__init__.py", "..%2fassets.py", "../app.py", "nothing.js", ""])
+def test_there_are_no_others(served, name):
+    assert served.ask("GET", f"/page/{name}")[0] in (401, 404)  # 401: a path that is none of the page's
+
+
+def test_the_card_of_a_model_tells_its_defaults(model):
+    with serving(model, limits=Limits(max_tokens=77)) as served:
+        (card,) = served.ask("GET", "/v1/models")[2]["data"]
+        assert card["sampling_defaults"] == dict(model.sampling_defaults) and card["max_output_tokens"] == 77
+    with serving(cgpt.load("demo-gpt-oss", precision="exact")) as served:
+        (card,) = served.ask("GET", "/v1/models")[2]["data"]
+        assert card["sampling_defaults"]["temperature"] == 1
+
+
+def rendered(served, text):
+    status, _, answer = served.ask("POST", "/markdown", {"text": text}, {"Authorization": "Bearer k"})
+    assert status == 200, answer
+    return answer["html"]
+
+
+def test_markdown_is_rendered(served):
+    html = rendered(
+        served,
+        "# T\n\na **b** `c` ~~d~~\n\n```python\nx < 1\n```\n\n|a|b|\n|-|-|\n|1|2|\n\n[l](https://e.example/?a=1&b)",
+    )
+    for part in (
+        "<h1>T</h1>",
+        "<strong>b</strong>",
+        "<code>c</code>",
+        "<s>d</s>",
+        '<code class="language-python">x &lt; 1\n</code>',
+    ):
+        assert part in html
+    assert "<td>2</td>" in html and 'href="https://e.example/?a=1&amp;b"' in html
+    assert 'rel="noopener noreferrer nofollow"' in html and 'target="_blank"' in html
+    assert rendered(served, "a \ud800 b") == "<p>a ? b</p>\n"
+
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "![x](https://e.example/x.png)",
+    "![x](data:image/png;base64,AAAA)",
+    "[x](javascript:alert(1))",
+    "[x](JaVaScRiPt&colon;alert(1))",
+    "[x](&#106;avascript:alert(1))",
+    "[x](java\tscript:alert(1))",
+    "[x](data:text/html,<script>alert(1)</script>)",
+    "[x](vbscript:x)",
+    "[x](//e.example/x)",
+    "[x](/v1/models)",
+    "<javascript:alert(1)>",
+    "[x]: javascript:alert(1)\n\n[x]",
+    "[x](<javascript:alert(1)>)",
+    "<a href='javascript:alert(1)'>x</a>",
+    "<svg onload=alert(1)>",
+    "<iframe src=https://e.example></iframe>",
+    "<style>*{display:none}</style>",
+    "`<b onmouseover=alert(1)>`",
+    '```"onclick=alert(1) class="x\n<b>\n```',
+    "```x language-y z\n```",
+    '[x](https://e.example "onclick=\\"alert(1)")',
+    "|<img src=x onerror=alert(1)>|\n|-|\n|<b>|",
+    "<math><mtext></p><img src=x onerror=alert(1)>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "<!-- --><script>alert(1)</script>-->",
+]
+NAMES = "|".join(sorted(markdown.TAGS - {"a"}))
+HREF = '(?: href="(?:https?://|mailto:)[^"<>]*"| title="[^"<>]*")'
+REL = '(?: rel="noopener noreferrer nofollow"| target="_blank")'
+ALLOWED = re.compile(rf'</?({NAMES})>|<code class="language-[\w+#.-]+">|<ol start="\d+">|<a(?:{HREF}|{REL})+>|</a>')
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_what_could_run_or_load_stays_text(served, text):
+    html = rendered(served, text)
+    assert not re.search("[<>]", ALLOWED.sub("", html)), html
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_the_second_opinion_alone_lets_nothing_run(text):
+    """Were the renderer to let HTML through, the cleaner would not."""
+    loose = markdown.Markdown()
+    loose.options["html"] = True
+    loose.validateLink = lambda url: True
+    html = markdown.CLEANER.clean(loose.enable("image").render(text))
+    assert not re.search("[<>]", ALLOWED.sub("", html)), html
+    assert not re.search(r'href="(?!https?://|mailto:)', html)
+
+
+def test_it_is_bounded_and_behind_the_key(served):
+    assert served.ask("POST", "/markdown", {"text": "x"})[0] == 401
+    assert (
+        served.ask("POST", "/markdown", {"text": "x"}, {"Host": "evil.example", "Authorization": "Bearer k"})[0] == 403
+    )
+    key = {"Authorization": "Bearer k"}
+    for body in ({"text": "x" * 1001}, {"text": 1}, {}):
+        status, _, answer = served.ask("POST", "/markdown", body, key)
+        assert status == 400 and answer["error"]["param"] == "text"
+
+
+def test_others_are_answered_while_it_renders(served, monkeypatch):
+    """One text at a time in a thread of its own; where too many wait, the next one is told so."""
+    go, running = threading.Event(), []
+    monkeypatch.setattr(markdown, "to_html", lambda text: running.append(text) or go.wait(10) and text)
+    monkeypatch.setattr(markdown, "WAITING", threading.BoundedSemaphore(2))
+    asking = [threading.Thread(target=rendered, args=(served, str(i))) for i in range(2)]
+    for one in asking:
+        one.start()
+    end = time.monotonic() + 10
+    while markdown.WAITING._value and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(running) == 1
+    assert served.ask("GET", "/health")[0] == 200
+    status, headers, _ = served.ask("POST", "/markdown", {"text": "3"}, {"Authorization": "Bearer k"})
+    assert status == 429 and headers["retry-after"] == "1"
+    go.set()
+    for one in asking:
+        one.join(10)
+    assert running == ["0", "1"] or running == ["1", "0"]
+    assert rendered(served, "4") == "4"

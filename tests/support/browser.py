@@ -1,93 +1,58 @@
-"""A headless Chromium, driven over its debugging pipe: no driver, no socket."""
+"""Debian's Chromium, or another one that is here, driven by Playwright."""
 
-import itertools
-import json
 import os
 import shutil
-import subprocess
-import time
 from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    from playwright.sync_api import sync_playwright
+except ImportError:
+    sync_playwright = None
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
+AXE = os.environ.get("CGPT_AXE")  # axe.min.js of npm's axe-core
 
 
-class Page:
-    """One tab. problems: what its console and its content security policy complained of."""
-
-    def __init__(self, to, back):
-        self._to, self._back, self._numbers, self._session = to, os.fdopen(back, "rb"), itertools.count(1), None
-        self._held, self.problems, self.requests = b"", [], []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method, **params):
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._to, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = json.loads(self._read())
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self._note(answer)
-
-    def _read(self):
-        while b"\0" not in self._held:
-            part = self._back.read1(65536)
-            assert part, "the browser has ended"
-            self._held += part
-        message, _, self._held = self._held.partition(b"\0")
-        return message
-
-    def _note(self, event):
-        params = event.get("params", {})
-        if event.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("warning", "error"):
-            self.problems.append(params["entry"]["text"])
-        elif event.get("method") == "Runtime.exceptionThrown":
-            self.problems.append(params["exceptionDetails"]["exception"].get("description"))
-        elif event.get("method") == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
-
-    def run(self, script):
-        """The value of an expression."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    def open(self, url):
-        self.call("Page.navigate", url=url)
-        self.wait("document.readyState == 'complete'")
-
-    def wait(self, condition, seconds=20):
-        end = time.monotonic() + seconds
-        while not self.run(condition):
-            assert time.monotonic() < end, condition
-            time.sleep(0.02)
+def missing():
+    """Why there is no browser to test with; None where there is one."""
+    if sync_playwright is None:
+        return "no playwright here: pip install -e '.[browser]'"
+    return None if CHROMIUM else "no chromium here: apt-get install chromium"
 
 
 @contextmanager
-def browser(directory):
-    """directory: for its profile."""
-    theirs_in, to = os.pipe()
-    back, theirs_out = os.pipe()
-    command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-    profile = [f"--user-data-dir={directory}", "--no-first-run", "--no-proxy-server"]
-    process = subprocess.Popen(
-        ["bash", "-c", command, CHROMIUM, *FLAGS, *profile],
-        pass_fds=(theirs_in, theirs_out),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(theirs_in)
-    os.close(theirs_out)
+def chromium():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--no-proxy-server"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def tab(browser, url, **options):
+    """A page with a profile of its own. page.problems: what it and its content security policy complained of;
+    page.asked: the addresses it asked."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    page.problems, page.asked = [], []
+    page.on("console", lambda said: said.type in ("warning", "error") and page.problems.append(said.text))
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
     try:
-        yield Page(to, back)
+        page.goto(url)
+        yield page
     finally:
-        process.kill()
-        process.wait()
-        os.close(to)
+        context.close()
+
+
+def violations(page):
+    """What axe-core finds against WCAG 2.2 AA, [(rule, first element)]."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(Path(AXE).read_text("utf-8"))
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    found = page.evaluate("tags => axe.run({ runOnly: tags })", tags)["violations"]
+    return [(one["id"], one["nodes"][0]["html"], one["nodes"][0].get("failureSummary")) for one in found]

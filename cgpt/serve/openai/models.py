@@ -19,14 +19,17 @@ from cgpt.serve.validation import Bounds, Invalid, Reads, Text, is_integer
 @dataclass
 class ModelCard:
     """The model that is served, as clients of OpenAI's API and of Anthropic's look for it. created, created_at: in
-    seconds, and in words. max_model_len: tokens of context. chats: whether it has a chat format."""
+    seconds, and in words. max_model_len: tokens of context. max_output_tokens: of one answer. chats: whether it has a
+    chat format. sampling_defaults: what its generation_config.json says, for clients that want to follow it."""
 
     id: str
     display_name: str
     created: Count
     created_at: str
     max_model_len: Count
+    max_output_tokens: Count
     chats: bool
+    sampling_defaults: dict[str, float]
     owned_by: str = "cgpt"
     object: Literal["model"] = "model"
     type: Literal["model"] = "model"
@@ -119,7 +122,8 @@ TO_DETOKENIZE = {"detokenize": {"operationId": "detokenize", "requestBody": {"to
 def _card(service: Service, name: str) -> ModelCard:
     created_at = datetime.fromtimestamp(service.created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     length = service.model.transformer.context_length
-    return ModelCard(name, name, service.created, created_at, length, service.no_chat is None)
+    defaults, chats = dict(service.model.sampling_defaults), service.no_chat is None
+    return ModelCard(name, name, service.created, created_at, length, service.limits.max_tokens, chats, defaults)
 
 
 async def models(service: Service) -> ModelList:

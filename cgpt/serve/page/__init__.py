@@ -1,0 +1,1 @@
+"""The page at /: assets.py serves the files of web/ as they are, markdown.py renders what its messages hold."""
