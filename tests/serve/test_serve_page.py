@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 
 import pytest
 
@@ -11,7 +10,7 @@ from cgpt.serve.limits import Limits
 from cgpt.serve.page import markdown
 from cgpt.serve.page.assets import CONTENTS, HEADERS
 
-from support.serve_cases import serving
+from support.serve_cases import serving, wait_for
 
 TEXTS = {name: content.decode() for name, content in CONTENTS.items()}
 SCRIPTS = sorted(name for name in TEXTS if name.endswith(".js"))
@@ -168,9 +167,7 @@ def test_others_are_answered_while_it_renders(served, monkeypatch):
     asking = [threading.Thread(target=rendered, args=(served, str(i))) for i in range(2)]
     for one in asking:
         one.start()
-    end = time.monotonic() + 10
-    while markdown.WAITING._value and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_for(lambda: running and not markdown.WAITING._value)
     assert len(running) == 1
     assert served.ask("GET", "/health")[0] == 200
     status, headers, _ = served.ask("POST", "/markdown", {"text": "3"}, {"Authorization": "Bearer k"})
