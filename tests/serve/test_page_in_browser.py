@@ -281,7 +281,11 @@ def test_settings(page, talker, monkeypatch):
 
 def test_a_schema(page):
     pytest.importorskip("llguidance")
-    set_up(page, temperature="0", schema='{"type": "object", "properties": {"n": {"enum": [42]}}, "required": ["n"]}')
+    set_up(
+        page,
+        temperature="0",
+        schema='{"type": "object", "properties": {"n": {"enum": [42]}}, "required": ["n"], "additionalProperties": false}',
+    )
     send(page, "Please compute 10 + 5.")
     assert json.loads(finished(page)) == {"n": 42}
 

@@ -1,7 +1,7 @@
 // The view of a conversation with a model that chats: the messages, and the field below them.
 
 import { ChatList } from "./chats.js";
-import { announce, button, element, grow, notice } from "./dom.js";
+import { announce, button, element, focusField, grow, notice } from "./dom.js";
 import { Answer, userMessage } from "./message.js";
 import { store } from "./store.js";
 import { Clock, ask, events } from "./stream.js";
@@ -60,7 +60,7 @@ class Chats {
     this.list.show(this.#chat.id);
   }
 
-  shown() { this.field.focus(); }
+  shown() { focusField(this.field); }
 
   // Opens a chat that is kept.
   async open(id) {
@@ -77,7 +77,7 @@ class Chats {
     this.#follows = true;
     this.#show();
     this.list.show(chat.id);
-    this.field.focus();
+    focusField(this.field);
   }
 
   #toggleList(open = !this.place.classList.contains("listed")) {

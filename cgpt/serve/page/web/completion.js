@@ -1,7 +1,7 @@
 // The view of a text that the model continues. Each token that it wrote knows what else could have stood there; taking
 // another one continues the text from there.
 
-import { announce, button, element, notice } from "./dom.js";
+import { announce, button, element, focusField, notice } from "./dom.js";
 import { Clock, ask, askJson, describe, events } from "./stream.js";
 
 const KEPT = "cgpt-text";
@@ -122,7 +122,7 @@ class Completion {
     this.#show();
   }
 
-  shown() { this.field.focus(); }
+  shown() { focusField(this.field); }
 
   // ---- the text ----
 

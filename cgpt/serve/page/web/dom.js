@@ -51,6 +51,11 @@ export function saveAs(name, text) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
+// Puts the cursor into a field, unless that would open a keyboard over the page.
+export function focusField(field) {
+  if (matchMedia("(pointer: fine)").matches) field.focus();
+}
+
 // A text area's height follows its text; the style sheet has the bounds.
 export function grow(area) {
   area.style.height = "auto";
