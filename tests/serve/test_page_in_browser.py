@@ -13,6 +13,7 @@ from support.serve_cases import serving, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 TOOL = {"name": "get_weather", "description": "Gets the weather in a city.", "parameters": {"type": "object"}}
+SCHEMA = {"properties": {"n": {"enum": [42]}}, "required": ["n"], "additionalProperties": False}
 NASTY = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 MARKUP = f"{NASTY}\n\n[a](javascript:document.title='taken') ![b](https://e.example/b.png)\n\n```js\n{NASTY}\n```"
 
@@ -281,11 +282,7 @@ def test_settings(page, talker, monkeypatch):
 
 def test_a_schema(page):
     pytest.importorskip("llguidance")
-    set_up(
-        page,
-        temperature="0",
-        schema='{"type": "object", "properties": {"n": {"enum": [42]}}, "required": ["n"], "additionalProperties": false}',
-    )
+    set_up(page, temperature="0", schema=json.dumps({"type": "object"} | SCHEMA))
     send(page, "Please compute 10 + 5.")
     assert json.loads(finished(page)) == {"n": 42}
 

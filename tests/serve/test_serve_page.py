@@ -1,5 +1,6 @@
 """The files of the page at /, and the endpoint that renders its messages. test_page_in_browser.py has what they do."""
 
+import html
 import re
 import threading
 
@@ -79,7 +80,7 @@ def rendered(served, text):
 
 
 def test_markdown_is_rendered(served):
-    html = rendered(
+    made = rendered(
         served,
         "# T\n\na **b** `c` ~~d~~\n\n```python\nx < 1\n```\n\n|a|b|\n|-|-|\n|1|2|\n\n[l](https://e.example/?a=1&b)",
     )
@@ -90,9 +91,9 @@ def test_markdown_is_rendered(served):
         "<s>d</s>",
         '<code class="language-python">x &lt; 1\n</code>',
     ):
-        assert part in html
-    assert "<td>2</td>" in html and 'href="https://e.example/?a=1&amp;b"' in html
-    assert 'rel="noopener noreferrer nofollow"' in html and 'target="_blank"' in html
+        assert part in made
+    assert "<td>2</td>" in made and 'href="https://e.example/?a=1&amp;b"' in made
+    assert 'rel="noopener noreferrer nofollow"' in made and 'target="_blank"' in made
     assert rendered(served, "a \ud800 b") == "<p>a ? b</p>\n"
 
 
@@ -133,8 +134,13 @@ ALLOWED = re.compile(rf'</?({NAMES})>|<code class="language-[\w+#.-]+">|<ol star
 
 @pytest.mark.parametrize("text", NASTY)
 def test_what_could_run_or_load_stays_text(served, text):
-    html = rendered(served, text)
-    assert not re.search("[<>]", ALLOWED.sub("", html)), html
+    made = rendered(served, text)
+    assert not re.search("[<>]", ALLOWED.sub("", made)), made
+
+
+@pytest.mark.parametrize("text", ["[x](javascript:alert(1))", "[x](/v1/models)", "<b onclick=alert(1)>"])
+def test_the_renderer_alone_keeps_it_as_text(text):
+    assert html.unescape(markdown.MARKDOWN.render(text)) == f"<p>{text}</p>\n"
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -143,9 +149,9 @@ def test_the_second_opinion_alone_lets_nothing_run(text):
     loose = markdown.Markdown()
     loose.options["html"] = True
     loose.validateLink = lambda url: True
-    html = markdown.CLEANER.clean(loose.enable("image").render(text))
-    assert not re.search("[<>]", ALLOWED.sub("", html)), html
-    assert not re.search(r'href="(?!https?://|mailto:)', html)
+    made = markdown.CLEANER.clean(loose.enable("image").render(text))
+    assert not re.search("[<>]", ALLOWED.sub("", made)), made
+    assert not re.search(r'href="(?!https?://|mailto:)', made)
 
 
 def test_it_is_bounded_and_behind_the_key(served):
