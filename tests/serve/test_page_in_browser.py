@@ -64,7 +64,7 @@ def send(page, text):
 def finished(page, count=1):
     """Waits until so many answers are there, whole; the text of the last one."""
     page.locator(".assistant[aria-busy='false']").nth(count - 1).wait_for()
-    return page.locator(".assistant .items > .text").last.inner_text().strip()
+    return page.locator(".assistant .items > .text").last.text_content().strip()
 
 
 def set_up(page, **fields):
@@ -241,7 +241,7 @@ def test_settings(page, talker, monkeypatch):
     asked = []
     page.on("request", lambda request: request.url.endswith("/responses") and asked.append(request.post_data_json))
     page.click("#open-settings")
-    assert page.locator("#set-temperature").get_attribute("placeholder") == "1, as the model says"
+    assert page.locator("#set-temperature").get_attribute("placeholder") == "1 (the model's)"
     page.fill("#set-temperature", "9")
     page.fill("#set-schema", "[1]")
     assert "2" in page.locator("[data-field=temperature] .problem").inner_text()

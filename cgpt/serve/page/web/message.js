@@ -72,6 +72,7 @@ export function userMessage(chat, index, hooks) {
     row.hidden = true;
     grow(area);
     area.focus();
+    box.scrollIntoView({ block: "nearest" });
   };
   const row = actions(branches(chat, index, hooks), button("Edit", edit, { class: "small", "aria-label": "Edit and send again" }),
     copyButton(() => text, "Copy your message"));

@@ -112,7 +112,7 @@ class Settings {
     for (const [name, { spec, input }] of Object.entries(this.#fields)) {
       input.value = name === "key" ? apiKey() : name === "effort" ? this.effort : this.#values[name] ?? "";
       if (input.type === "number") {
-        const own = this.#model?.sampling_defaults[name] !== undefined ? ", as the model says" : "";
+        const own = this.#model?.sampling_defaults[name] !== undefined ? " (the model's)" : "";
         input.placeholder = defaults[name] === undefined || defaults[name] === null ? "" : `${defaults[name]}${own}`;
         if (spec.name === "tokens" && this.#model) input.max = this.#model.max_output_tokens;
       }
