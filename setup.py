@@ -21,7 +21,7 @@ from setuptools.errors import CompileError
 
 SOURCES = sorted(str(p) for folder in ("core", "drivers", "isa") for p in Path("csrc", folder).glob("*.c"))
 # The slowest to compile begin first. CONTRIBUTING.md has the times.
-SLOWEST = ("ref", "avx512", "avx2", "_kernels", "avx512bf16", "avx512vnni")
+SLOWEST = ("ref", "avx512", "neon", "avx2", "_kernels", "avx512bf16", "avx512vnni")
 # Never -ffast-math: it changes sums, and linking with it turns denormals off for the whole process.
 FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 # Threads may have small stacks: a frame above 64 KB is an error, as GCC says it and as Clang does.

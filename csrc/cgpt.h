@@ -252,16 +252,25 @@ typedef struct {
 
 enum { CG_KERNEL_COUNT = sizeof(cg_kernels) / sizeof(void *) };
 
-typedef enum { CG_REF, CG_AVX2, CG_AVX512, CG_AMX, CG_LEVELS } cg_level;
+/* The levels of x86-64, and in their places those of aarch64. */
+typedef enum { CG_REF, CG_AVX2, CG_AVX512, CG_AMX, CG_LEVELS, CG_NEON = 1, CG_DOTPROD, CG_I8MM } cg_level;
 
 extern const cg_kernels *cg_active; /* the kernels that the drivers call */
 const char *cg_level_name(cg_level level);
 const char *cg_missing_for(cg_level level); /* the first feature that a level needs and the machine lacks, or NULL */
 /* Makes it the level in use, on a CPU that is treated as one without the masked feature and those that came with it or
    later; or returns what is missing for that, and changes nothing. */
-typedef enum { CG_NO_FEATURE, CG_AVX512_VNNI, CG_AVX512_BF16 } cg_feature;
+typedef enum {
+    CG_NO_FEATURE,
+    CG_AVX512_VNNI,
+    CG_AVX512_BF16,
+    CG_FEATURES,
+    CG_MASK_DOTPROD = 1,
+    CG_MASK_I8MM
+} cg_feature;
 const char *cg_use_level(cg_level level, cg_feature mask);
 cg_level cg_current_level(void);
+const char *cg_feature_name(cg_feature feature); /* "" for none */
 const char *cg_kernel_name(int slot);
 const char *cg_kernel_variant(int slot); /* "ref", "avx2", ..., or "-" where the level has none */
 

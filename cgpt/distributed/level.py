@@ -10,7 +10,7 @@ from typing import Any
 from cgpt.errors import KernelError
 from cgpt.kernels import _kernels, isa
 
-MASKS = ("", "avx512_bf16", "avx512_vnni")  # from nothing on to all that can be
+MASKS = ("", *reversed(_kernels.FEATURES[1:]))  # from nothing on to all that can be
 _lock = threading.Lock()
 Candidate = tuple[str, str]
 

@@ -8,7 +8,7 @@ cdef extern from "cgpt.h" nogil:
     ctypedef enum cg_status:
         CG_OK, CG_BAD_SHAPE, CG_BAD_DTYPE, CG_NO_MEMORY, CG_BAD_VALUE
     ctypedef enum cg_feature:
-        CG_NO_FEATURE
+        CG_NO_FEATURE, CG_FEATURES
     ctypedef enum cg_level:
         CG_REF, CG_LEVELS
     ctypedef enum cg_activation:
@@ -96,6 +96,7 @@ cdef extern from "cgpt.h" nogil:
     const char *cg_missing_for(cg_level)
     const char *cg_use_level(cg_level, cg_feature)
     cg_level cg_current_level()
+    const char *cg_feature_name(cg_feature)
     const char *cg_kernel_name(int)
     const char *cg_kernel_variant(int)
     int cg_has_openmp()

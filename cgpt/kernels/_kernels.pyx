@@ -33,12 +33,11 @@ cdef int64_t ANY = -(2**62)  # as a number of columns
 
 # ------------------------------------------------------------------------------------------------------ the level
 
-FEATURES = ("", "avx512_vnni", "avx512_bf16")  # that can be masked: cg_feature
-
-
 cdef text(const char *found):
     return None if found == NULL else found.decode()
 
+
+FEATURES = tuple(text(cg_feature_name(<cg_feature><int>i)) for i in range(CG_FEATURES))  # that can be masked
 
 def use_level(str name, *, str mask=""):
     """Makes `name` the level in use; KernelError if this machine lacks it. Only while no kernel runs. `mask`, one of

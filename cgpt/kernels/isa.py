@@ -16,11 +16,12 @@ def available() -> list[str]:
 
 def use_best() -> str:
     """Makes CGPT_ISA, or else the highest level here, the level in use. KernelError if CGPT_ISA names no level, or
-    one that this machine lacks. CGPT_MASK=avx512_bf16 or avx512_vnni treats the CPU as one without that feature."""
+    one that this machine lacks. CGPT_MASK, one of FEATURES, treats the CPU as one without that feature."""
     mask = os.environ.get("CGPT_MASK", "")
     if mask not in FEATURES:
         raise KernelError(f"CGPT_MASK={mask}: only {' and '.join(FEATURES[1:])} can be masked")
-    name = os.environ.get("CGPT_ISA") or next(n for n in reversed(available()) if not (mask and n == "amx"))
+    _kernels.use_level("ref", mask=mask)
+    name = os.environ.get("CGPT_ISA") or available()[-1]
     if name not in levels():
         raise KernelError(f"CGPT_ISA={name}: there is no such level; use one of {', '.join(available())}")
     _kernels.use_level(name, mask=mask)

@@ -1,5 +1,6 @@
-/* CGPT_X86: the levels above ref are built. Not on other architectures, with compilers that do not know AMX (GCC before
-   11, Clang before 12), or where CGPT_REF_ONLY leaves them out.
+/* CGPT_X86, CGPT_ARM: the levels above ref of x86-64, of aarch64 are built. Not on other architectures, with compilers
+   that do not know all instructions (GCC before 11; Clang before 12, on aarch64 before 16), or where CGPT_REF_ONLY
+   leaves them out.
 
    CG_TARGET("avx2,fma") .. CG_TARGET_END: the functions between are compiled for a CPU with these features. A file in
    isa/ is one such region and says in CG_HAS_* what its kernels may count on. */
@@ -12,6 +13,13 @@
 #else
 #warning "this compiler is too old for the AVX2, AVX-512 and AMX kernels; only the portable ones are built"
 #endif
+#elif defined(__AARCH64EL__) && !defined(CGPT_REF_ONLY)
+#if defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 11
+#define CGPT_ARM 1
+#include <arm_neon.h>
+#else
+#warning "this compiler is too old for the NEON kernels; only the portable ones are built"
+#endif
 #endif
 
 #define CG_PRAGMA(text) _Pragma(#text)
@@ -23,6 +31,8 @@
 #define CG_TARGET_END CG_PRAGMA(GCC pop_options)
 #endif
 
+#define CG_FEATURES_DOTPROD "arch=armv8.2-a+dotprod"
+#define CG_FEATURES_I8MM "arch=armv8.2-a+dotprod+i8mm+bf16"
 #define CG_FEATURES_AVX2 "avx2,fma,f16c"
 #ifdef CGPT_EMULATE /* emulate.h */
 #define CG_FEATURES_AVX512 CG_FEATURES_AVX2

@@ -1,5 +1,6 @@
 /* CPUID, XGETBV and the system call that permits AMX. Intel SDM vol. 1 ch. 13, vol. 2 CPUID; Linux,
-   Documentation/arch/x86/xstate.rst. */
+   Documentation/arch/x86/xstate.rst. On aarch64 the system tells: Linux, Documentation/arch/arm64/elf_hwcaps.rst;
+   Apple, "Determining Instruction Set Characteristics". */
 #include "core/arch.h"
 #include "core/cpu.h"
 
@@ -36,4 +37,29 @@ void cg_detect_cpu(uint32_t *words) {
     words[AMX_PERMITTED] =
         (words[XCR0] & STATE_TILES) == STATE_TILES && (words[LEAF7_EDX] & CPU_AMX) == CPU_AMX && ask_for_amx();
 }
+#elif defined(CGPT_ARM)
+#if defined(__linux__)
+#include <sys/auxv.h>
+
+void cg_detect_cpu(uint32_t *words) {
+    unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+    words[0] =
+        (first >> 20 & 1 ? ARM_DOTPROD : 0) | (second >> 13 & 1 ? ARM_I8MM : 0) | (second >> 14 & 1 ? ARM_BF16 : 0);
+}
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static uint32_t has(const char *name, uint32_t bit) {
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname(name, &found, &size, NULL, 0) == 0 && found ? bit : 0;
+}
+
+void cg_detect_cpu(uint32_t *words) {
+    words[0] = has("hw.optional.arm.FEAT_DotProd", ARM_DOTPROD) | has("hw.optional.arm.FEAT_I8MM", ARM_I8MM) |
+               has("hw.optional.arm.FEAT_BF16", ARM_BF16);
+}
+#else
+void cg_detect_cpu(uint32_t *words) { words[0] = 0; }
+#endif
 #endif

@@ -8,6 +8,8 @@ extern const cg_kernels cg_kernels__ref;
 #ifdef CGPT_X86
 extern const cg_kernels cg_kernels__avx2, cg_kernels__avx512, cg_kernels__avx512vnni, cg_kernels__avx512vnni256,
     cg_kernels__avx512bf16, cg_kernels__amx;
+#elif defined(CGPT_ARM)
+extern const cg_kernels cg_kernels__neon, cg_kernels__dotprod, cg_kernels__i8mm;
 #endif
 
 static cg_kernels table;
@@ -16,7 +18,13 @@ static const char *variants[CG_KERNEL_COUNT];
 static cg_level current;
 static cg_feature masked;
 
+#ifdef __aarch64__
+static const char *const level_names[CG_LEVELS] = {"ref", "neon", "dotprod", "i8mm"};
+static const char *const feature_names[CG_FEATURES] = {"", "dotprod", "i8mm"};
+#else
 static const char *const level_names[CG_LEVELS] = {"ref", "avx2", "avx512", "amx"};
+static const char *const feature_names[CG_FEATURES] = {"", "avx512_vnni", "avx512_bf16"};
+#endif
 static const char *const kernel_names[CG_KERNEL_COUNT] = {
 #define KERNEL(name, type) #name,
 #include "kernels.def"
@@ -33,7 +41,7 @@ static void overlay(const cg_kernels *from, const char *variant) {
     }
 }
 
-#ifdef CGPT_X86
+#if defined(CGPT_X86) || defined(CGPT_ARM)
 /* Bits of the CPU's words that a level needs beside those of the levels below. */
 static const struct {
     cg_level level;
@@ -41,6 +49,19 @@ static const struct {
     uint32_t bits;
     const char *name;
 } needs[] = {
+#ifdef CGPT_ARM
+    {CG_DOTPROD, 0, ARM_DOTPROD, "FEAT_DotProd"},
+    {CG_I8MM, 0, ARM_I8MM, "FEAT_I8MM"},
+    {CG_I8MM, 0, ARM_BF16, "FEAT_BF16"},
+};
+
+static int cpu_has(int word, uint32_t bits) {
+    uint32_t words[1];
+    cg_detect_cpu(words);
+    if (masked == CG_MASK_DOTPROD || (masked == CG_MASK_I8MM && bits != ARM_DOTPROD)) return 0;
+    return (words[word] & bits) == bits;
+}
+#else
     {CG_AVX2, LEAF7_EBX, CPU_AVX2, "AVX2"},
     {CG_AVX2, LEAF1_ECX, 1 << 12, "FMA"},
     {CG_AVX2, LEAF1_ECX, 1 << 29, "F16C"},
@@ -65,12 +86,15 @@ static int cpu_has(int word, uint32_t bits) {
     if (word == LEAF7_1_EAX && (masked || !cpu_has(LEAF7_ECX, CPU_VNNI))) return 0;
     return (words[word] & bits) == bits;
 }
+#endif
 
 const char *cg_missing_for(cg_level level) {
     for (size_t i = 0; i < sizeof needs / sizeof *needs; i++)
         if (level >= needs[i].level && !cpu_has(needs[i].word, needs[i].bits)) return needs[i].name;
     return NULL;
 }
+#elif defined(__aarch64__)
+const char *cg_missing_for(cg_level level) { return level == CG_REF ? NULL : "a build that has it"; }
 #else
 const char *cg_missing_for(cg_level level) { return level == CG_REF ? NULL : "an x86-64 processor"; }
 #endif
@@ -97,6 +121,10 @@ const char *cg_use_level(cg_level level, cg_feature mask) {
         if (cpu_has(LEAF7_1_EAX, CPU_BF16)) overlay(&cg_kernels__avx512bf16, "avx512bf16");
     }
     if (level >= CG_AMX) overlay(&cg_kernels__amx, "amx");
+#elif defined(CGPT_ARM)
+    if (level >= CG_NEON) overlay(&cg_kernels__neon, "neon");
+    if (level >= CG_DOTPROD) overlay(&cg_kernels__dotprod, "dotprod");
+    if (level >= CG_I8MM) overlay(&cg_kernels__i8mm, "i8mm");
 #endif
     current = level;
     return NULL;
@@ -104,5 +132,6 @@ const char *cg_use_level(cg_level level, cg_feature mask) {
 
 cg_level cg_current_level(void) { return current; }
 const char *cg_level_name(cg_level level) { return level_names[level]; }
+const char *cg_feature_name(cg_feature feature) { return feature_names[feature]; }
 const char *cg_kernel_name(int slot) { return kernel_names[slot]; }
 const char *cg_kernel_variant(int slot) { return variants[slot]; }

@@ -4,7 +4,7 @@
 CG_TARGET(CG_FEATURES_AVX2)
 #define CG_ISA avx2
 #define CG_LANES 8
-#include "kernels/linear/mxfp4_avx2.c"
+#include "kernels/linear/mxfp4_pairs.c"
 #include "isa/portable.inc"
 CG_TARGET_END
 #endif

@@ -6,11 +6,11 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 #define CG_LANES 16
 #define CG_HAS_VNNI 1
 #include "simd/emulate.h"
-#include "kernels/linear/mxfp4_a16_x86.c"
+#include "kernels/linear/mxfp4_a16_blocks.c"
 #include "kernels/linear/int8_a16.c"
 #include "kernels/linear/int8_a8.c"
 #include "kernels/linear/mxfp4_a8.c"
-#include "kernels/peak/a8_avx512vnni.c"
+#include "kernels/peak/a8.c"
 
 const cg_kernels cg_kernels__avx512vnni = {
     .linear_mxfp4_a16 = &linear_mxfp4_a16__avx512vnni,

@@ -16,6 +16,19 @@ typedef uint32_t vu __attribute__((vector_size(4 * CG_LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * CG_LANES)));
 typedef int16_t vs __attribute__((vector_size(4 * CG_LANES))); /* two to a lane */
 
+/* The registers there are, and the sums that keep all pipes busy. CG_HAS_NEON: a level of aarch64 above ref. It has
+   short vectors, and its largest cores four pipes for them. */
+#if CG_LANES == 16 || defined(CG_HAS_NEON)
+#define CG_REGISTERS 32
+#else
+#define CG_REGISTERS 16
+#endif
+#ifdef CG_HAS_NEON
+#define CG_CHAINS 24
+#else
+#define CG_CHAINS 12
+#endif
+
 /* CG_MM(op): the intrinsic for a whole vector; vmi, vmh: what it takes of integers, of half a vector.
    CG_HAS_MM: vec.h may use them; emulate.h has only what the kernels by hand use. */
 #if CG_LANES == 16
@@ -61,6 +74,8 @@ CG_INLINE vf vf_fma(vf a, vf b, vf c) {
     return c;
 #elif CG_LANES > 4
     return (vf)CG_MM(fmadd_ps)(a, b, c);
+#elif defined(CG_HAS_NEON)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
@@ -70,6 +85,8 @@ CG_INLINE vf vf_fma(vf a, vf b, vf c) {
 CG_INLINE vs vs_load_i8(const void *p) {
 #ifdef CG_HAS_MM
     return (vs)CG_MM(cvtepi8_epi16)(vmh_load(p));
+#elif defined(CG_HAS_NEON)
+    return (vs)vmovl_s8(vld1_s8(p));
 #else
     int8_t q[2 * CG_LANES];
     vs v;
@@ -93,10 +110,14 @@ CG_INLINE vf vf_load_i8(const void *p) {
 #endif
 }
 
-/* a[2i] * b[2i] + a[2i + 1] * b[2i + 1], exact in 32 bits unless all four are -32768. */
+/* a[2i] * b[2i] + a[2i + 1] * b[2i + 1], exact in 32 bits unless all four are -32768. With NEON: a[i] * b[i] + a[i + 4]
+   * b[i + 4]. */
 CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
 #ifdef CG_HAS_MM
     return (vi)CG_MM(madd_epi16)((vmi)a, (vmi)b);
+#elif defined(CG_HAS_NEON)
+    return (vi)vmlal_high_s16(vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b)), (int16x8_t)a,
+                              (int16x8_t)b);
 #else
     vi even = ((vi)((vu)a << 16) >> 16) * ((vi)((vu)b << 16) >> 16), odd = ((vi)a >> 16) * ((vi)b >> 16);
     return even + odd;
@@ -107,12 +128,21 @@ CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
 CG_INLINE vi vs_dot_pairs(vi sum, vs a, vs b) {
 #if defined(CG_HAS_VNNI) && !defined(CGPT_EMULATE)
     return (vi)CG_MM(dpwssd_epi32)((vmi)sum, (vmi)a, (vmi)b);
+#elif defined(CG_HAS_NEON)
+    int32x4_t half = vmlal_s16((int32x4_t)sum, vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+    return (vi)vmlal_high_s16(half, (int16x8_t)a, (int16x8_t)b);
 #else
     return sum + vs_multiply_pairs(a, b);
 #endif
 }
 
-CG_INLINE vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+CG_INLINE vf vf_select(vi mask, vf yes, vf no) {
+#ifdef CG_HAS_NEON
+    return (vf)vbslq_u32((uint32x4_t)mask, (uint32x4_t)yes, (uint32x4_t)no);
+#else
+    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
+#endif
+}
 /* b where a or b is NaN. GCC does not find the instruction. */
 CG_INLINE vf vf_max(vf a, vf b) {
 #ifdef CG_HAS_MM
@@ -127,6 +157,8 @@ CG_INLINE vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 CG_INLINE vf vf_load_bf16(const uint16_t *p) {
 #ifdef CG_HAS_MM
     return (vf)((vu)CG_MM(cvtepu16_epi32)(vmh_load(p)) << 16);
+#elif defined(CG_HAS_NEON)
+    return (vf)vshll_n_u16(vld1_u16(p), 16);
 #else
     vh h;
     memcpy(&h, p, sizeof h);
@@ -137,6 +169,8 @@ CG_INLINE vf vf_load_bf16(const uint16_t *p) {
 CG_INLINE vf vf_load_f16(const uint16_t *p) {
 #ifdef CG_HAS_MM
     return (vf)CG_MM(cvtph_ps)(vmh_load(p));
+#elif defined(CG_HAS_NEON)
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
     vh h;
     vf v;
@@ -163,6 +197,8 @@ CG_INLINE void vf_store_as(cg_dtype d, void *row, int64_t k, vf v) {
     } else {
 #ifdef CG_HAS_MM
         vh h = (vh)CG_MM(cvtps_ph)(v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(CG_HAS_NEON)
+        vh h = (vh)vcvt_f16_f32((float32x4_t)v);
 #else
         vh h;
         for (int i = 0; i < CG_LANES; i++) h[i] = cg_f32_to_f16(v[i]);

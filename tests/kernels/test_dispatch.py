@@ -16,8 +16,12 @@ from cgpt.kernels import _kernels, isa
 
 from support.kernel_cases import AVX512_VARIANTS, MASKS, avx512_variant, check_slots, expected_variant, use_level
 
+ARM = "neon" in _kernels.levels()
 NEEDS = {  # the names of /proc/cpuinfo
     "ref": "",
+    "neon": "asimd",
+    "dotprod": "asimddp",
+    "i8mm": "i8mm bf16",
     "avx2": "avx2 fma f16c",
     "avx512": "avx512f avx512bw avx512dq avx512vl",
     "amx": "avx512_vnni avx512_bf16 amx_tile amx_bf16",
@@ -66,7 +70,7 @@ def test_the_best_level_is_the_default():
     assert report() == {"level": best().partition("-")[0], "kernels": expected_kernels(best())}
 
 
-@pytest.mark.parametrize("name", list(NEEDS))
+@pytest.mark.parametrize("name", list(_kernels.levels()))
 def test_CGPT_ISA(name):
     use_level("ref")  # lifts a mask
     missing = _kernels.levels()[name]
@@ -85,6 +89,7 @@ def test_CGPT_ISA_that_is_no_level():
 
 
 @pytest.mark.parametrize("variant, mask", [("avx512-" + short, mask) for short, mask in MASKS.items()])
+@pytest.mark.skipif(ARM, reason="masks of x86")
 def test_CGPT_MASK(variant, mask):
     highest = "avx512" if best() == "amx" else best()
     level = min(variant, highest, key=AVX512_VARIANTS.index) if highest in AVX512_VARIANTS else highest
@@ -93,24 +98,35 @@ def test_CGPT_MASK(variant, mask):
     assert done.returncode and "KernelError: level 'amx' needs" in done.stderr
 
 
+@pytest.mark.skipif(not ARM, reason="masks of aarch64")
+@pytest.mark.parametrize("mask, below", [("dotprod", "neon"), ("i8mm", "dotprod")])
+def test_CGPT_MASK_of_a_level(mask, below):
+    names = list(_kernels.levels())
+    level = min(below, best(), key=names.index)
+    assert report(CGPT_MASK=mask) == {"level": level, "kernels": expected_kernels(level)}
+    done = python(REPORT, CGPT_MASK=mask, CGPT_ISA=mask)
+    assert done.returncode and f"KernelError: level '{mask}' needs FEAT_" in done.stderr
+
+
 def test_CGPT_MASK_that_is_no_feature():
     done = python(REPORT, CGPT_MASK="sse2")
     assert done.returncode and "KernelError: CGPT_MASK=sse2" in done.stderr
-    with pytest.raises(KernelError, match="'sse2' cannot be masked; avx512_vnni, avx512_bf16 can"):
+    with pytest.raises(KernelError, match=f"'sse2' cannot be masked; {', '.join(_kernels.FEATURES[1:])} can"):
         _kernels.use_level("ref", mask="sse2")
 
 
 def test_use_level_refuses(level):
     """And leaves the level as it is."""
     before, mask = (_kernels.kernels(), _kernels.levels()), MASKS.get(level.partition("-")[2], "")
-    with pytest.raises(KernelError, match="unknown level 'avx1024'; there are ref, avx2, avx512, amx"):
+    with pytest.raises(KernelError, match=f"unknown level 'avx1024'; there are {', '.join(_kernels.levels())}"):
         _kernels.use_level("avx1024")
     for name, missing in _kernels.levels().items():
         if missing:
             with pytest.raises(KernelError, match=f"level '{name}' needs {missing}"):
                 _kernels.use_level(name, mask=mask)
-    with pytest.raises(KernelError, match="level 'amx' needs"):
-        _kernels.use_level("amx", mask="avx512_bf16")
+    highest = list(_kernels.levels())[-1]
+    with pytest.raises(KernelError, match=f"level '{highest}' needs"):
+        _kernels.use_level(highest, mask=_kernels.FEATURES[-1])
     assert (_kernels.kernels(), _kernels.levels()) == before
 
 
@@ -124,20 +140,20 @@ def test_levels_build_on_one_another():
 
 
 def test_detection_agrees_with_the_kernel():
-    """What CPUID and XCR0 say is what Linux read from them."""
+    """What CPUID and XCR0 say, or the auxiliary vector, is what Linux read from the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists() or not (flags := re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.M)):
+    if not cpuinfo.exists() or not (flags := re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.M)):
         pytest.skip("no /proc/cpuinfo with flags")
     if missing_everything() or emulated():
         pytest.skip("this build has no levels above ref, or emulates AMX")
     flags, offered = set(flags[1].split()), True
-    for name, needs in NEEDS.items():
-        offered = offered and set(needs.split()) <= flags
+    for name in _kernels.levels():
+        offered = offered and set(NEEDS[name].split()) <= flags
         assert (_kernels.levels()[name] is None) == offered, f"{name}: {_kernels.levels()[name]}"
 
 
 def missing_everything():
-    return _kernels.levels()["avx2"] == "an x86-64 processor"
+    return list(_kernels.levels().values())[1] in ("an x86-64 processor", "a build that has it")
 
 
 def emulated():
@@ -178,7 +194,12 @@ def instructions(file):
     return "\n".join("\n".join(body) for body in disassembly().get(file, {}).values())
 
 
-ABOVE_REF = {"avx2.c", "avx512.c", "avx512vnni.c", "avx512vnni256.c", "avx512bf16.c", "amx.c"}
+ABOVE_REF = (
+    {"neon.c", "dotprod.c", "i8mm.c"}
+    if ARM
+    else {"avx2.c", "avx512.c", "avx512vnni.c", "avx512vnni256.c", "avx512bf16.c", "amx.c"}
+)
+DOTPROD, I8MM = r"^[su]dot\b", r"^(?:[us]mmla|usdot|sudot|bf\w+)\b"
 AVX = r"^v(?!err\b|erw\b)\w+|%[yz]mm"
 AVX512 = r"%zmm|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b"
 VNNI = r"^vpdp"
@@ -199,7 +220,8 @@ def test_only_the_levels_files_use_their_instructions():
             "avx512bf16.c": [AMX],
             "amx.c": [],
         }
-        for rule in rules.get(file, [AVX, AMX]):
+        arm = {"dotprod.c": [I8MM], "i8mm.c": []}
+        for rule in arm.get(file, [DOTPROD, I8MM]) if ARM else rules.get(file, [AVX, AMX]):
             for function, body in functions.items():
                 stray = next((i for i in body if re.search(rule, i)), None)
                 assert stray is None, f"{function} of {file or 'an external function'} has {stray}"
@@ -207,6 +229,12 @@ def test_only_the_levels_files_use_their_instructions():
 
 def test_each_level_uses_its_instructions():
     """A level whose pragma had no effect would pass every other test."""
+    if ARM:
+        assert sum(i.startswith("fmla") for i in disassembly()["neon.c"]["peak_run__neon"]) >= 24
+        for name in ("tbl", "fcvtl", "fcvtn", "shll", "smlal2"):
+            assert re.search(rf"^{name}\b", instructions("neon.c"), re.M), f"the neon level never uses {name}"
+        assert len(re.findall(r"^sdot\b", instructions("dotprod.c"), re.M)) >= 8
+        return
     assert re.search(r"^vfmadd.*%ymm", instructions("avx2.c"), re.M)
     # The sums of peak.c are equal: a compiler that sees it does one of the twelve.
     assert sum(i.startswith("vfmadd") for i in disassembly()["avx2.c"]["peak_run__avx2"]) >= 12

@@ -53,7 +53,7 @@ def test_peak_a8(level):
             peak(1, dtype="int8")
         return
     for rounds in (0, 1, 2, 7):
-        for one, x in ((1, 1), (2, 3), (1, -2), (200, 100)):
+        for one, x in ((1, 1), (2, 3), (1, -2), (200 if "avx512" in _kernels.kernels()["peak_a8"] else 127, 100)):
             out, flops = peak(rounds, one=one, x=x, dtype="int8")
             assert out == flops / 2 * one * x, f"{rounds} rounds of {one} * {x}"
 

@@ -21,6 +21,9 @@ VARIANTS = {
     "avx512-nobf16": ("avx512", "-", "avx512vnni", "avx512vnni", "avx512vnni", "avx512vnni"),
     "avx512-novnni": ("avx512", "-", "avx512", "avx512", "-", "avx512"),
     "amx": ("avx512", "amx", "avx512vnni", "avx512vnni", "amx", "amx"),
+    "neon": ("neon", "-", "neon", "neon", "-", "-"),
+    "dotprod": ("neon", "-", "neon", "dotprod", "dotprod", "dotprod"),
+    "i8mm": ("neon", "-", "neon", "dotprod", "dotprod", "dotprod"),
 }
 AVX512_VARIANTS = ("avx512-novnni", "avx512-nobf16", "avx512")  # each has what those before it have
 MASKS = {"nobf16": "avx512_bf16", "novnni": "avx512_vnni"}
@@ -39,15 +42,17 @@ THREADS = (1, 2, 4)
 
 def avx512_variant():
     """The highest of AVX512_VARIANTS that this CPU has."""
-    lacks = _kernels.levels()["amx"]
+    lacks = _kernels.levels().get("amx")
     return AVX512_VARIANTS[{"AVX512_VNNI": 0, "AVX512_BF16": 1}.get(lacks, 2)]
 
 
 def missing(level):
     """Why `level` cannot be tested here, or None."""
-    name, mask = level.partition("-")[0], os.environ.get("CGPT_MASK")
-    ceiling = os.environ.get("CGPT_ISA") or "amx"
-    if list(_kernels.levels()).index(name) > list(_kernels.levels()).index(ceiling):
+    name, mask, names = level.partition("-")[0], os.environ.get("CGPT_MASK"), list(_kernels.levels())
+    ceiling = os.environ.get("CGPT_ISA") or names[-1]
+    if name not in names:
+        return "another architecture's"
+    if names.index(name) > names.index(ceiling):
         return f"CGPT_ISA={ceiling}"
     use_level("ref")  # lifts a mask that would show in levels()
     if lacks := _kernels.levels()[name]:
@@ -55,7 +60,7 @@ def missing(level):
     has = AVX512_VARIANTS.index(level) if level in AVX512_VARIANTS else 0
     if has > AVX512_VARIANTS.index(avx512_variant()):
         return f"needs {_kernels.levels()['amx']}"
-    if mask and (level == "amx" or has >= _kernels.FEATURES.index(mask)):
+    if mask and (level in ("amx", "i8mm", mask) or has >= _kernels.FEATURES.index(mask)):
         return f"CGPT_MASK={mask}"
     return None
 
@@ -72,7 +77,7 @@ def expected_variant(level, slot):
     special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
     special |= {"linear_int8_a8": a8, "linear_mxfp4_a8": mxfp4_a8}
     special["linear_int8_a8_few"] = a8.replace("vnni", "vnni256")
-    special["peak_a8"] = "avx512vnni" if a8 != "-" else "-"
+    special["peak_a8"] = "avx512vnni" if a8 == "amx" else a8
     if tile != "-":
         special |= dict.fromkeys(("linear_bf16_tile", "linear_bf16_packed_tile"), tile)
     return special.get(slot, common)

@@ -6,7 +6,7 @@
 #include "simd/vec.h"
 
 enum {
-    ATT_ROWS = CG_LANES == 16 ? 8 : 4,  /* of a full tile; its sums fill the registers */
+    ATT_ROWS = CG_REGISTERS == 32 ? 8 : 4, /* of a full tile; its sums fill the registers */
     ATT_ALONE = CG_LANES == 16 ? 2 : 4, /* vectors that a single row sums at a time, so that no sum waits for another */
 };
 

@@ -47,7 +47,11 @@ CG_INLINE const uint8_t *packed_as_stored(const cg_product *p, int64_t n) {
 }
 
 /* Two lookups of an index: the bits of the exponent in the high byte of a bf16, and the one in its low byte. */
-#if CG_LANES == 4
+#if defined(CG_HAS_NEON)
+typedef struct {
+    uint8x16_t high, low;
+} packed_table;
+#elif CG_LANES == 4
 typedef struct {
     uint8_t high[CG_PACKED_EXPONENTS], low[CG_PACKED_EXPONENTS];
 } packed_table;
@@ -61,7 +65,10 @@ typedef struct {
 CG_INLINE packed_table packed_table_of(const uint8_t *row, int64_t k) {
     const uint8_t *exponents = row + PACKED_TABLES + k / CG_PACKED_RUN * CG_PACKED_EXPONENTS;
     packed_table t;
-#if CG_LANES == 4
+#if defined(CG_HAS_NEON)
+    t.high = vshrq_n_u8(vld1q_u8(exponents), 1);
+    t.low = vshlq_n_u8(vld1q_u8(exponents), 7);
+#elif CG_LANES == 4
     for (int i = 0; i < CG_PACKED_EXPONENTS; i++) {
         t.high[i] = exponents[i] >> 1;
         t.low[i] = (uint8_t)(exponents[i] << 7);
@@ -100,6 +107,16 @@ CG_INLINE void packed_pairs(vu *pairs, const packed_table *t, const uint8_t *blo
         __m256i low = (__m256i)((bytes & 0x7f7f7f7f) | (vu)_mm256_shuffle_epi8(t->low, index));
         pairs[i] = (vu)_mm256_unpacklo_epi8(low, high);
         pairs[2 + i] = (vu)_mm256_unpackhi_epi8(low, high);
+    }
+#elif defined(CG_HAS_NEON)
+    const uint8x16_t sign = vdupq_n_u8(0x80);
+    for (int i = 0; i < 4; i++) {
+        uint8x16_t bytes = vld1q_u8(block + 16 * i), nibbles = vld1q_u8(block + CG_PACKED_BLOCK + i % 2 * 16);
+        uint8x16_t index = i < 2 ? vandq_u8(nibbles, vdupq_n_u8(15)) : vshrq_n_u8(nibbles, 4);
+        uint8x16_t high = vbslq_u8(sign, bytes, vqtbl1q_u8(t->high, index));
+        uint8x16_t low = vbslq_u8(sign, vqtbl1q_u8(t->low, index), bytes);
+        pairs[i] = (vu)vzip1q_u8(low, high);
+        pairs[4 + i] = (vu)vzip2q_u8(low, high);
     }
 #else
     for (int i = 0; i < CG_PACKED_BLOCK; i++) {

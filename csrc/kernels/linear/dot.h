@@ -5,7 +5,7 @@
    dot_few, for a few tokens, reads the weights once, as they are stored.
    dot_many cuts rows along K into pieces of 2 KB. The pieces of 12 tokens stay in the first-level cache while the
    decoded pieces of 64 weight rows pass over them from the second-level cache. Weights are decoded once for 96 tokens.
-   The partial sums of a piece wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill the 32 registers of AVX-512,
+   The partial sums of a piece wait in memory, unrounded. Blocks of 8 rows x 3 tokens fill 32 registers, as AVX-512 has,
    4 x 3 the 16 of AVX2 (3 x 4 where each weight is converted as it is read). */
 #pragma once
 
@@ -14,7 +14,7 @@
 #include "kernels/linear/bf16_packed.h"
 
 enum {
-    DOT_ROWS = CG_LANES == 16 ? 8 : 4,
+    DOT_ROWS = CG_REGISTERS == 32 ? 8 : 4,
     DOT_TOKENS = 3,
     DOT_MAX_FEW_TOKENS = CG_LANES == 16 ? 8 : 4,
     DOT_STEP = 32, /* values of a row between two prefetches: a cache line of 16-bit weights */

@@ -1,5 +1,6 @@
-/* linear_int8_a8 for AVX512_VNNI: products of many tokens in the order of tile.h, with the activations of int8_a8.h. A
-   k-step is four values. The integer sums of a group and the float sums of a slice are both in registers. */
+/* linear_int8_a8 for AVX512_VNNI and DotProd: products of many tokens in the order of tile.h, with the activations of
+   int8_a8.h. A k-step is four values. The integer sums of a group and the float sums of a slice are both in registers.
+ */
 #include "kernels/linear/int8_a8.h"
 #include "kernels/linear/tile.h"
 
@@ -63,7 +64,7 @@ CG_INLINE void a8_decode_int8(void *out, const cg_product *p, int64_t n, int64_t
     for (int64_t g = 0; g < groups; g++) {
         float scale = int8_scale(p, n, g0 + g);
         for (int i = 0; i < CG_INT8_GROUP; i += (int)sizeof(vi)) {
-            vi w = vi_load(row + (g0 + g) * CG_INT8_GROUP + i) ^ (int32_t)0x80808080;
+            vi w = vi_load(row + (g0 + g) * CG_INT8_GROUP + i) ^ (int32_t)(A8_INT8 * 0x01010101u);
             memcpy((uint8_t *)out + g * CG_INT8_GROUP + i, &w, sizeof w);
         }
         memcpy((uint32_t *)out + A8_STEPS + g, &scale, 4);

@@ -4,7 +4,7 @@
 #include "kernels/linear/a8.h"
 
 enum {
-    A8_INT8 = 128,                     /* the offset of the weights */
+    A8_INT8 = A8_SIGNED ? 0 : 128,     /* the offset of the weights */
     A8_INT8_STEPS = CG_INT8_GROUP / 4, /* in a group */
 };
 

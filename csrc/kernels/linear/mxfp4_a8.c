@@ -1,18 +1,19 @@
 /* linear_mxfp4_a8: products of many tokens and MXFP4 weights, with the activations of a8.h. A lane is a row: a slice of
    some rows is decoded once, transposed, for all tokens, which are broadcast, so that no lane is idle however few
    tokens an expert has. Integer sums of a group, and float sums over groups, are both in registers. The weights are
-   multiplied as twice their values plus an offset, which makes them unsigned. */
+   multiplied as twice their values plus an offset, which makes them unsigned where that is needed. */
 #include "kernels/linear/a8.h"
+#include "kernels/linear/lookup.h"
 
 enum {
-    MA_OFFSET = 12,
-    MA_MIN_TOKENS = 9,                   /* fewer are as fast in 16 bits */
-    MA_TOKENS = CG_LANES == 16 ? 6 : 4,  /* of a block; from MA_MIN_TOKENS on blocks have MA_TOKENS - 2 at least */
-    MA_VECTORS = CG_LANES == 16 ? 2 : 1, /* of rows that a broadcast activation is multiplied by */
-    MA_STEPS = CG_MXFP4_GROUP / 4,       /* of four values, in a group */
-    MA_GROUPS = CG_LANES / 4,            /* that are decoded together: a vector of codes of each row */
-    MA_SLICE = 16,                       /* groups; a multiple of MA_GROUPS */
-    MA_BLOCKS = 64,                      /* of tokens for which rows are decoded once */
+    MA_OFFSET = A8_SIGNED ? 0 : 12,
+    MA_MIN_TOKENS = 9,                       /* fewer are as fast in 16 bits */
+    MA_TOKENS = CG_REGISTERS == 32 ? 6 : 4,  /* of a block; from MA_MIN_TOKENS on blocks have MA_TOKENS - 2 at least */
+    MA_VECTORS = CG_REGISTERS == 32 ? 2 : 1, /* of rows that a broadcast activation is multiplied by */
+    MA_STEPS = CG_MXFP4_GROUP / 4,           /* of four values, in a group */
+    MA_GROUPS = CG_LANES / 4,                /* that are decoded together: a vector of codes of each row */
+    MA_SLICE = 16,                           /* groups; a multiple of MA_GROUPS */
+    MA_BLOCKS = 64,                          /* of tokens for which rows are decoded once */
 };
 
 typedef struct {
@@ -61,6 +62,9 @@ static void CG_NAME(ma_pack)(void *packed, const cg_rows *x, int64_t T, int64_t 
     }
 }
 
+#if CG_LANES == 4
+CG_INLINE void ma_transpose(vu *rows) { f4_transpose((f4 *)rows); }
+#else
 #define MA_UNPACK(half, bits, a, b) (vu) CG_MM(unpack##half##_epi##bits)((vmi)(a), (vmi)(b))
 
 /* The transpose of a matrix of 4-byte values. */
@@ -91,6 +95,7 @@ CG_INLINE void ma_transpose(vu *rows) {
 #endif
     }
 }
+#endif
 
 /* The codes of `some` groups of `count` rows, a row every `stride` bytes, and zeros up to MA_GROUPS groups and CG_LANES
    rows. full: it is all of them. */
@@ -109,16 +114,16 @@ CG_INLINE void ma_load(const int full, vu *rows, const uint8_t *from, int64_t st
 
 /* The codes of MA_GROUPS groups, as bytes. */
 CG_INLINE void ma_decode_codes(vi *weights, vu *rows) {
-    static const uint8_t values[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
-    uint8_t twice[4 * CG_LANES];
-    for (int i = 0; i < 4 * CG_LANES; i += 16) memcpy(twice + i, values, 16);
-    vmi table = (vmi)vi_load(twice);
+    enum { O = MA_OFFSET };
+    static const int8_t doubled[16] = {O,     O + 1, O + 2, O + 3, O + 4, O + 6, O + 8, O + 12,
+                                       O - 0, O - 1, O - 2, O - 3, O - 4, O - 6, O - 8, O - 12};
+    const vu table = vu_repeat(doubled);
     ma_transpose(rows);
 #pragma GCC unroll 16
     for (int d = 0; d < CG_LANES; d++) {
         vi *to = weights + d / 4 * MA_STEPS + d % 4;
-        to[0] = (vi)CG_MM(shuffle_epi8)(table, (vmi)(rows[d] & 0x0f0f0f0f));
-        to[4] = (vi)CG_MM(shuffle_epi8)(table, (vmi)(rows[d] >> 4 & 0x0f0f0f0f));
+        to[0] = (vi)vu_lookup(table, rows[d] & 0x0f0f0f0f);
+        to[4] = (vi)vu_lookup(table, vu_upper(rows[d]));
     }
 }
 
@@ -138,10 +143,10 @@ CG_INLINE void ma_decode(vi *weights, vf *scales, const cg_product *p, int64_t n
         int whole = count == CG_LANES && g + CG_LANES <= groups;
         for (int r = 0; r < CG_LANES; r++) {
             const uint8_t *from = p->scales + (n + r) * groups + g;
-            __m128i exponents = {0};
-            if (whole) memcpy(&exponents, from, CG_LANES);
-            else if (r < count) memcpy(&exponents, from, (size_t)cg_min(CG_LANES, g1 - g));
-            vu bits = (vu)CG_MM(cvtepu8_epi32)(exponents) << 23;
+            uint8_t exponents[16] = {0};
+            if (whole) memcpy(exponents, from, CG_LANES);
+            else if (r < count) memcpy(exponents, from, (size_t)cg_min(CG_LANES, g1 - g));
+            vu bits = vu_load_u8(exponents) << 23;
             rows[r] = (vu)((vf)(bits | ((vu)(bits == 0) & 0x00400000)) * .5f); /* as cg_e8m0_to_f32 */
         }
         ma_transpose(rows);
@@ -160,7 +165,7 @@ typedef struct {
 /* dot += the products of four k-steps, from step s on and from x on. */
 CG_INLINE void ma_steps(const int B, const int V, vi (*dot)[MA_VECTORS], vi (*weights)[MA_SLICE * MA_STEPS], int64_t s,
                         const int32_t *x) {
-#ifndef CG_HAS_VNNI
+#ifndef A8_DOT
     vs pairs[MA_TOKENS][MA_VECTORS]; /* four times two products of 24 * 127 at the most: they fit into 16 bits */
 #endif
 #pragma GCC unroll 4
@@ -170,7 +175,7 @@ CG_INLINE void ma_steps(const int B, const int V, vi (*dot)[MA_VECTORS], vi (*we
             VF_KEEP(xs);
             for (int v = 0; v < V; v++) {
                 vi w = weights[v][s + i];
-#ifdef CG_HAS_VNNI
+#ifdef A8_DOT
                 dot[b][v] = a8_dot(dot[b][v], w, xs);
 #else
                 vs two = (vs)CG_MM(maddubs_epi16)((vmi)w, (vmi)xs);
@@ -178,7 +183,7 @@ CG_INLINE void ma_steps(const int B, const int V, vi (*dot)[MA_VECTORS], vi (*we
 #endif
             }
         }
-#ifndef CG_HAS_VNNI
+#ifndef A8_DOT
     for (int b = 0; b < B; b++)
         for (int v = 0; v < V; v++) dot[b][v] += vs_multiply_pairs(pairs[b][v], (vs)((vi){0} + 0x00010001));
 #endif

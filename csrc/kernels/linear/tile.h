@@ -7,7 +7,7 @@
 #include "kernels/linear/dot.h"
 
 enum {
-    TILE_ROWS = CG_LANES == 16 ? 8 : 4,
+    TILE_ROWS = CG_REGISTERS == 32 ? 8 : 4,
     TILE_VECTORS = 3,                 /* of tokens that a broadcast weight is multiplied by */
     TILE_STEPS = 256,                 /* k-steps of a slice at the most; a multiple of dot.h's groups */
     TILE_STEPS_ALIGN = 32,            /* slices are whole groups of weights */

@@ -1,7 +1,7 @@
 /* peak: how many f32 operations a core can do, as multiply-adds that stay in registers.
    Each of the sums is a = a * one + x, `rounds` times from 0; the result is their total. Two pipes with a latency of 4
-   to 5 cycles need so many independent sums, and they fit 16 registers. */
-enum { CG_NAME(PEAK_SUMS) = 12 };
+   to 5 cycles need 12 independent sums, which fit 16 registers, and four pipes 24. */
+enum { CG_NAME(PEAK_SUMS) = CG_CHAINS };
 
 static float CG_NAME(peak_run)(float one, float x, int64_t rounds) {
     volatile float zero = 0.f; /* volatile, or the compiler computes one sum and uses it for all */

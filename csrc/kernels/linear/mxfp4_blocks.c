@@ -1,4 +1,4 @@
-/* linear_mxfp4 by hand: what mxfp4_avx2.c and mxfp4_avx512.c have in common. They give the order of the activations,
+/* linear_mxfp4 by hand: what mxfp4_pairs.c and mxfp4_avx512.c have in common. They give the order of the activations,
    mx_order, and the weights of a block, mx_weights. One FMA applies the scales of a block's groups. Each output keeps
    its own order, so one token or many (dot.h) give the same bits. */
 #include "kernels/linear/dot.h"

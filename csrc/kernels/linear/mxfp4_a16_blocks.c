@@ -1,9 +1,10 @@
-/* linear_mxfp4_a16 for AVX2 and AVX-512. vpshufb looks up twice the weight as a byte. The upper byte of 16 bits is 256
-   times its value, and a shift brings the lower byte there; vpmaddwd (vpdpwssd where the CPU has VNNI) multiplies these
-   16 bits by the activations. A vector holds the codes of G = 2 or 4 groups; four vectors make a block, which has one
-   vector of scales. A lane sums 8 products of at most 3072 * 32767, which fit an int32 and are exact in a float. A
-   token gets the same bits alone and among others. */
+/* linear_mxfp4_a16 for AVX2, AVX-512 and NEON. vpshufb or tbl looks up twice the weight as a byte. The upper byte of 16
+   bits is 256 times its value, and a shift brings the lower byte there; vpmaddwd (vpdpwssd where the CPU has VNNI) or
+   smlal multiplies these 16 bits by the activations. A vector holds the codes of G = 1, 2 or 4 groups; four vectors
+   make a block, which has one vector of scales. A lane sums 8 products of at most 3072 * 32767, which fit an int32 and
+   are exact in a float. A token gets the same bits alone and among others. */
 #include "kernels/linear/dot.h"
+#include "kernels/linear/lookup.h"
 #include "kernels/linear/round.h"
 
 enum {
@@ -53,7 +54,11 @@ CG_INLINE vf a16_weight_scales(const uint8_t *scales, int64_t groups) {
         for (int64_t g = 0; g < groups; g++) some[g] = scales[g];
         scales = some;
     }
-#if CG_LANES == 16
+#if CG_LANES == 4
+    uint32_t four;
+    memcpy(&four, scales, sizeof four);
+    vi exponent = (vi)vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
+#elif CG_LANES == 16
     __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     vi exponent = (vi)_mm512_cvtepu8_epi32(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)scales), order));
 #else
@@ -65,32 +70,30 @@ CG_INLINE vf a16_weight_scales(const uint8_t *scales, int64_t groups) {
 
 /* The scales for vector v of codes, each in the four lanes of its group. */
 CG_INLINE vf a16_spread(vf scales, const int v) {
+#if CG_LANES == 4
+    return vf_set(scales[v]);
+#else
 #define A16_SPREAD(imm) (vf) CG_MM(permute_ps)(scales, imm)
     return v == 0 ? A16_SPREAD(0x00) : v == 1 ? A16_SPREAD(0x55) : v == 2 ? A16_SPREAD(0xaa) : A16_SPREAD(0xff);
 #undef A16_SPREAD
+#endif
 }
 
 /* The codes of `groups` <= A16_G groups; zeros up to a vector. */
-CG_INLINE vs a16_codes(const uint8_t *at, int64_t groups) {
-    if (groups == A16_G) return (vs)vi_load(at);
+CG_INLINE vu a16_codes(const uint8_t *at, CG_UNUSED int64_t groups) {
 #if CG_LANES == 16
-    return (vs)_mm512_maskz_loadu_epi32((__mmask16)((1u << 4 * groups) - 1), at);
-#else
-    return (vs)_mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)at));
+    if (groups < A16_G) return (vu)_mm512_maskz_loadu_epi32((__mmask16)((1u << 4 * groups) - 1), at);
+#elif CG_LANES == 8
+    if (groups < A16_G) return (vu)_mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)at));
 #endif
+    return (vu)vi_load(at);
 }
 
 /* The weights times 512: w[c] has the elements 4i + c of each group. */
-CG_INLINE void a16_weights(vs *w, vs codes) {
-    const __m128i doubled = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
-    vs low = codes & 0x0f0f, high = codes >> 4 & 0x0f0f;
-#if CG_LANES == 16
-    const vmi table = _mm512_broadcast_i32x4(doubled);
-#else
-    const vmi table = _mm256_broadcastsi128_si256(doubled);
-#endif
-    low = (vs)CG_MM(shuffle_epi8)(table, (vmi)low);
-    high = (vs)CG_MM(shuffle_epi8)(table, (vmi)high);
+CG_INLINE void a16_weights(vs *w, vu codes) {
+    static const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    const vu table = vu_repeat(doubled);
+    vs low = (vs)vu_lookup(table, codes & 0x0f0f0f0f), high = (vs)vu_lookup(table, vu_upper(codes));
     w[0] = low << 8;
     w[1] = high << 8;
     w[2] = low & (int16_t)0xff00;
