@@ -234,6 +234,8 @@ def test_each_level_uses_its_instructions():
         for name in ("tbl", "fcvtl", "fcvtn", "shll", "smlal2"):
             assert re.search(rf"^{name}\b", instructions("neon.c"), re.M), f"the neon level never uses {name}"
         assert len(re.findall(r"^sdot\b", instructions("dotprod.c"), re.M)) >= 8
+        assert len(re.findall(r"^smmla\b", instructions("i8mm.c"), re.M)) >= 8
+        assert len(re.findall(r"^bfmmla\b", instructions("i8mm.c"), re.M)) >= 8
         return
     assert re.search(r"^vfmadd.*%ymm", instructions("avx2.c"), re.M)
     # The sums of peak.c are equal: a compiler that sees it does one of the twelve.

@@ -23,7 +23,7 @@ VARIANTS = {
     "amx": ("avx512", "amx", "avx512vnni", "avx512vnni", "amx", "amx"),
     "neon": ("neon", "-", "neon", "neon", "-", "-"),
     "dotprod": ("neon", "-", "neon", "dotprod", "dotprod", "dotprod"),
-    "i8mm": ("neon", "-", "neon", "dotprod", "dotprod", "dotprod"),
+    "i8mm": ("neon", "i8mm", "neon", "dotprod", "i8mm", "i8mm"),
 }
 AVX512_VARIANTS = ("avx512-novnni", "avx512-nobf16", "avx512")  # each has what those before it have
 MASKS = {"nobf16": "avx512_bf16", "novnni": "avx512_vnni"}
@@ -32,6 +32,7 @@ TOKENS = (1, 2, 3, 5, 6, 7, 8, 13, 15, 16, 17, 23, 24, 31, 33, 48, 49, 100)
 # `auto` uses tile kernels from here on
 TILE_TOKENS = {
     "avx512bf16": {"BF16": 8, "BF16_PACKED": 8, "MXFP4": 24, "INT8": 24},
+    "i8mm": {"BF16": 8, "BF16_PACKED": 8, "MXFP4": 24, "INT8": 24},
     "amx": {"BF16": 8, "BF16_PACKED": 8, "MXFP4": 8, "INT8": 8},
 }
 A16_MAX = {"ref": 16}  # and the portable linear_mxfp4_a16 up to here
@@ -76,8 +77,8 @@ def expected_variant(level, slot):
     special = {"linear_mxfp4_a16": mxfp4_a16, "linear_int8_a16": int8_a16, "linear_int4_a16": int8_a16}
     special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
     special |= {"linear_int8_a8": a8, "linear_mxfp4_a8": mxfp4_a8}
-    special["linear_int8_a8_few"] = a8.replace("vnni", "vnni256")
-    special["peak_a8"] = "avx512vnni" if a8 == "amx" else a8
+    special["linear_int8_a8_few"] = "dotprod" if a8 == "i8mm" else a8.replace("vnni", "vnni256")
+    special["peak_a8"] = {"amx": "avx512vnni", "i8mm": "dotprod"}.get(a8, a8)
     if tile != "-":
         special |= dict.fromkeys(("linear_bf16_tile", "linear_bf16_packed_tile"), tile)
     return special.get(slot, common)
