@@ -2,10 +2,12 @@
 
 import argparse
 import json
+from typing import Any
 
-from cgpt.bench import plot, report
+from cgpt.bench import plot, report, share
 from cgpt.bench.checkpoints import checkpoint
 from cgpt.bench.session import bench
+from cgpt.checkpoint.locate import demo_models
 from cgpt.checkpoint.sizes import SIZES
 from cgpt.cli.options import ProgressBar, add_model_options, integers, say
 from cgpt.distributed.mpi import world
@@ -16,7 +18,8 @@ EXAMPLES = """\
   cgpt bench
   cgpt bench --model ./gpt-oss-20b -d 0,4096 -b 1,8 -t 1,2 --profile
   cgpt bench --model gpt-oss-20b --keep /data --jsonl     (random weights, no download)
-  cgpt bench --model gpt2 -p 128,512 -n 0 --plot gpt2.png"""
+  cgpt bench --model gpt2 -p 128,512 -n 0 --plot gpt2.png
+  cgpt bench --share arm.json     (for machines that nobody has timed yet)"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--profile", action="store_true", help="also where the time goes, kernel by kernel")
     add("--json", action="store_true", help="print one JSON array of all rows")
     add("--jsonl", action="store_true", help="print a JSON object for each row, as soon as it is measured")
+    add("--share", metavar="FILE.json", help="run the demos; write what may be sent: machine, level, speeds, no paths")
     add("--plot", metavar="FILE.png", help="draw the roofline and the speed by depth (needs matplotlib)")
     add_model_options(parser, sizes=list(SIZES), threads=integers)
     parser.set_defaults(threads=[None])
@@ -44,8 +48,20 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--json or --jsonl, not both")
     if args.plot:
         plot.require_matplotlib()
-    writing = ProgressBar(f"writing {args.model}")
-    with writing, checkpoint(args.model, args.keep, say, writing, args.revision) as directory:
+    rows: list[dict[str, Any]] = []
+    for model in demo_models() if args.share else [args.model]:
+        rows += _run_model(model, args)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    if args.plot:
+        plot.plot(rows, args.plot)
+    if args.share:
+        share.write(args.share, rows)
+
+
+def _run_model(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    writing = ProgressBar(f"writing {model}")
+    with writing, checkpoint(model, args.keep, say, writing, args.revision) as directory:
         rows = []
         for row in bench(
             directory,
@@ -68,11 +84,8 @@ def run(args: argparse.Namespace) -> None:
             rows.append(row)
             if args.jsonl:
                 print(json.dumps(row), flush=True)
-    if args.json:
-        print(json.dumps(rows, indent=2))
-    elif not args.jsonl:
+    if not args.json and not args.jsonl:
         print(report.heading(rows[0]), report.table(rows), sep="\n\n")
         if args.profile:
             print(*(f"\n{report.profile_table(row)}" for row in rows), sep="\n")
-    if args.plot:
-        plot.plot(rows, args.plot)
+    return rows

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from cgpt.bench import checkpoints, plot, session
+from cgpt.bench import checkpoints, plot, session, share
 from cgpt.bench.checkpoints import checkpoint
 from cgpt.cli import main as cli
 from cgpt.errors import InputError
+from cgpt.kernels import isa
 from cgpt.machine import roofline
 from cgpt.models import synth
 from cgpt.models.streaming import MemoryBudget
@@ -48,6 +49,21 @@ def test_jsonl(bench, model):
     one, three = rows[1], rows[2]
     assert three["bytes_per_token"] < one["bytes_per_token"], "three sequences share the weights"
     assert rows[4]["bytes_per_token"] > one["bytes_per_token"], "a cache is read"
+
+
+def test_share(bench, monkeypatch, tmp_path):
+    """Both demos, the machine and its peaks; nothing says where the files lie."""
+    monkeypatch.setattr(roofline, "SLICE", 0.001)
+    path = tmp_path / "sent.json"
+    status, out, _ = bench(*QUICK, "--share", str(path))
+    found = json.loads(path.read_text())
+    assert status == 0 and "demo-gpt2: " in out and "demo-gpt-oss: " in out
+    assert [row["test"] for row in found["rows"]] == ["pp16", "tg4"] * 2
+    assert len({row["model_type"] for row in found["rows"]}) == 2 and all(row["median_ts"] > 0 for row in found["rows"])
+    assert found["flops_per_s"]["f32"] > 1e8 and found["kernels"]["read"] != "-" and found["level"] in isa.available()
+    assert not any(word in path.read_text() for word in (os.sep + "demo", str(tmp_path), os.path.expanduser("~")))
+    with pytest.raises(InputError, match="nowhere/sent.json cannot be written: No such file"):
+        share.write(str(tmp_path / "nowhere/sent.json"), found["rows"], 0)
 
 
 def test_table_and_profile(bench):
