@@ -248,6 +248,9 @@ def test_settings(page, talker, monkeypatch):
     assert "object" in page.locator("[data-field=schema] .problem").inner_text()
     page.click("text=Done")
     assert page.locator("#settings").is_visible()  # until all is good
+    page.fill("#set-temperature", "")
+    page.click("text=Done")
+    assert page.locator("#set-schema:focus").is_visible()
     page.fill("#set-schema", "")
     page.select_option("#set-effort", "high")
     for name, value in {
@@ -501,4 +504,4 @@ def test_a_long_conversation_stays_fluent(browser, chats):
         median, most = frames[len(frames) // 2], frames[int(len(frames) * 0.95)]
         print(f"{len(frames)} frames: median {median:.1f} ms, 95 % {most:.1f} ms, the longest {frames[-1]:.1f} ms")
         assert page.locator(".message").count() == 202
-        assert median < 50 and most < 150
+        assert most < 60

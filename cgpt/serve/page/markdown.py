@@ -18,7 +18,7 @@ from cgpt.serve.validation import Bounds, Reads, RequestModel
 
 TAGS = set("p br hr h1 h2 h3 h4 h5 h6 strong em s code pre blockquote ul ol li table thead tbody tr th td a".split())
 LINK = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
-LANGUAGE = re.compile(r"language-[\w+#.-]{1,32}", re.ASCII)
+LANGUAGE = re.compile(r"language-[\w+#.-]{1,32}\Z", re.ASCII)
 MAX_NESTING = 20  # of blocks, and of brackets and emphasis in a line
 RENDERER = ThreadPoolExecutor(1, "cgpt-markdown")  # one text at a time, beside what else takes long
 WAITING = threading.BoundedSemaphore(64)
@@ -37,7 +37,8 @@ class Markdown(MarkdownIt):
 
 
 def _kept(tag: str, name: str, value: str) -> str | None:
-    return value if name != "class" or LANGUAGE.fullmatch(value) else None
+    pattern = {"class": LANGUAGE, "href": LINK}.get(name)
+    return value if pattern is None or pattern.match(value) else None
 
 
 MARKDOWN = Markdown()
@@ -49,7 +50,6 @@ CLEANER = nh3.Cleaner(
     set_tag_attribute_values={"a": {"target": "_blank"}},
     link_rel="noopener noreferrer nofollow",
     url_schemes={"http", "https", "mailto"},
-    url_relative="deny",
 )
 
 
