@@ -124,18 +124,32 @@ static inline int64_t cg_work_bytes(cg_linear *kernel, int64_t K) {
 
 /* --------------------------------------------------------------------------------------------------- attention */
 
-/* The keys and values of one sequence in one layer, in f32, f16 or bf16. Block b holds positions 32b .. 32b+31: its
-   keys as two panels [D, 16], so that one pass over D gives 16 scores, its values as Dv / 16 panels [32, 16], where Dv
-   is D rounded up to 16. Block b is stored at b % blocks, so that the cache of a sliding window is a ring. */
+/* The keys and values of one sequence in one layer, in f32, f16, bf16 or int8. Block b holds positions 32b .. 32b+31:
+   its keys as two panels [D, 16], so that one pass over D gives 16 scores, its values as Dv / 16 panels [32, 16], where
+   Dv is D rounded up to 16. Block b is stored at b % blocks, so that the cache of a sliding window is a ring.
+
+   int8: a row (of a head, at a position) is integers of -127 .. 127 times an f32 scale. Two numbers that are summed
+   into one stand side by side, for instructions that multiply pairs: keys as [Dk / 2, 16, 2], where Dk is D rounded up
+   to 2, values as [16, 16, 2], where the two are positions j and j + 16 of the block. A panel of keys ends in its 16
+   scales and in those of the values at the same positions. */
 typedef struct {
-    void *k; /* [G, blocks, 2, D, 16] */
+    void *k; /* [G, blocks, 2, D, 16]; int8: bytes [G, blocks, 2, Dk + 8, 16] */
     void *v; /* [G, blocks, Dv / 16, 32, 16] */
     int64_t blocks;
     cg_dtype dtype;
 } cg_kv;
 
+/* The bytes of a panel of keys, and of all values of a block. */
+static inline int64_t cg_kv_panel_bytes(cg_dtype d, int64_t D) {
+    return CG_KV_PANEL * (d == CG_INT8 ? cg_round_up(D, 2) + 8 : D * (int64_t)cg_dtype_bytes(d));
+}
+static inline int64_t cg_kv_value_bytes(cg_dtype d, int64_t D) {
+    return CG_KV_BLOCK * cg_round_up(D, CG_V_ALIGN) * (int64_t)cg_dtype_bytes(d);
+}
+
 /* Stores the T keys and values of head g (rows k and v of D floats, every kv_stride) at positions start .. start+T-1.
-   A 16-bit cache rounds to nearest even; what f16 cannot hold becomes infinity. */
+   A 16-bit cache rounds to nearest even; what f16 cannot hold becomes infinity. int8: the scale is the row's largest
+   magnitude / 127; below 2^-100 the row is 0, and where it is not finite the scale is infinite. */
 typedef void cg_kv_append_fn(const cg_kv *kv, const float *k, const float *v, int64_t kv_stride, int64_t start,
                              int64_t T, int64_t g, int64_t D);
 

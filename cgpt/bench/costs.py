@@ -54,7 +54,7 @@ def _attention(
     G, D = spans[0][0].G, spans[0][0].D
     for cache, _row, start, T in spans:
         first = max(0, start + 1 - window) if window else 0
-        read += 2 * cache.itemsize * G * D * (start + T - first)
+        read += 2 * cache.row_bytes * G * (start + T - first)
         pairs += sum(min(p + 1, window or p + 1) for p in range(start, start + T))
     return read, 4 * D * H * pairs
 

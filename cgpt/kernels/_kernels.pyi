@@ -14,6 +14,7 @@ DTYPES: Final[dict[str, int]]
 PRECISIONS: Final[tuple[str, ...]]
 ACTIVATIONS: Final[tuple[str, ...]]
 FLOATS: Final[tuple[str, ...]]
+KV_DTYPES: Final[tuple[str, ...]]
 NUMPY_DTYPES: Final[dict[str, str]]
 FEATURES: Final[tuple[str, ...]]  # that can be masked; the first, "", is none
 MAX_HEAD_DIM: Final[int]
@@ -71,10 +72,12 @@ class Matrix:
 class LayerCache:
     G: Final[int]
     D: Final[int]
-    itemsize: Final[int]  # bytes
-    def __init__(self, k: _Array, v: _Array, dtype: str = "F32") -> None: ...
+    row_bytes: Final[int]  # of a key, or a value, of a position and a head
+    dtype: Final[str]
+    def __init__(self, k: _Array, v: _Array, dtype: str = "F32", D: int = 0) -> None: ...
 
-def kv_shapes(blocks: int, G: int, D: int) -> tuple[tuple[int, ...], tuple[int, ...]]: ...
+def kv_shapes(blocks: int, G: int, D: int, dtype: str = "F32") -> tuple[tuple[int, ...], tuple[int, ...]]: ...
+def kv_row_bytes(D: int, dtype: str) -> int: ...
 
 # Kernels of rows: out, x and qkv are [rows, columns], and T of the rows are worked on
 

@@ -25,7 +25,8 @@ DTYPES = {"F32": CG_F32, "F16": CG_F16, "BF16": CG_BF16, "MXFP4": CG_MXFP4, "INT
 PRECISIONS = ("auto", "exact", "int8")  # cg_precision
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh")
 FLOATS = ("F32", "F16", "BF16")
-NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8"}
+KV_DTYPES = (*FLOATS, "INT8")  # of keys and values
+NUMPY_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "U8": "uint8", "INT8": "int8"}
 MAX_HEAD_DIM, MAX_EXPERTS, MAX_TOP_K = CG_MAX_HEAD_DIM, CG_MAX_EXPERTS, CG_MAX_TOP_K
 KV_BLOCK, KV_PANEL, KV_SPLIT, INT8_GROUP = CG_KV_BLOCK, CG_KV_PANEL, CG_KV_SPLIT, CG_INT8_GROUP
 cdef int64_t ANY = -(2**62)  # as a number of columns
@@ -116,8 +117,8 @@ cdef class Context:
 
 
 cdef class Tensor:
-    """A C-contiguous array of one or two dimensions that stays where it is. dtype "F32", "F16", "BF16" (as uint16)
-    or "U8". aligned=False admits one that is not, for the few kernels that take it."""
+    """A C-contiguous array of one or two dimensions that stays where it is. dtype "F32", "F16", "BF16" (as uint16),
+    "U8" or "INT8". aligned=False admits one that is not, for the few kernels that take it."""
     cdef Py_buffer view
     cdef cg_dtype dtype
     cdef readonly object array
@@ -232,28 +233,35 @@ def stored_rows(data):
 
 cdef class LayerCache:
     """Keys and values of one sequence in one layer, in memory the caller gives: zeroed arrays `k` and `v` of
-    kv_shapes(), "F32", "F16" or "BF16" (as uint16). Fewer positions than the context make a ring."""
+    kv_shapes(), one of KV_DTYPES; `D` where that is "INT8". Fewer positions than the context make a ring."""
     cdef cg_kv c
     cdef Tensor k, v
-    cdef readonly int64_t G, D
-    cdef readonly int itemsize  # bytes of a kept element
+    cdef readonly int64_t G, D, row_bytes  # row_bytes: of a key, or a value, of a position and a head
+    cdef readonly str dtype
 
-    def __init__(self, k, v, str dtype="F32"):
-        G, blocks, _, D, _ = k.shape if k.ndim == 5 else (0, 0, 0, 0, 0)
-        if dtype == "U8" or (k.shape, v.shape) != kv_shapes(blocks, G, D):
+    def __init__(self, k, v, str dtype="F32", int64_t D=0):
+        G, blocks, _, rows, _ = k.shape if k.ndim == 5 else (0, 0, 0, 0, 0)
+        D = D or rows
+        if dtype not in KV_DTYPES or (k.shape, v.shape) != kv_shapes(blocks, G, D, dtype):
             raise KernelError(f"a {dtype} cache cannot have keys {k.shape} and values {v.shape}")
         if not (k.flags.carray and v.flags.carray):
             raise KernelError("a cache is written in place: it needs aligned, C-contiguous arrays that can be written")
         self.k, self.v = Tensor(k.reshape(-1), dtype), Tensor(v.reshape(-1), dtype)
         self.c.k, self.c.v, self.c.dtype = self.k.view.buf, self.v.view.buf, self.k.dtype
-        self.c.blocks, self.G, self.D, self.itemsize = blocks, G, D, k.itemsize
+        self.c.blocks, self.G, self.D, self.dtype, self.row_bytes = blocks, G, D, dtype, kv_row_bytes(D, dtype)
 
 
-def kv_shapes(int64_t blocks, int64_t G, int64_t D):
+def kv_shapes(int64_t blocks, int64_t G, int64_t D, str dtype="F32"):
     """The shapes of the keys and values of `blocks` blocks of KV_BLOCK positions: [G, blocks, 2, D, 16] and [G, blocks,
-    panels of 16 of the D dimensions, 32, 16]. See cg_kv in csrc/cgpt.h."""
-    return ((G, blocks, CG_KV_BLOCK // CG_KV_PANEL, D, CG_KV_PANEL),
+    panels of 16 of the D dimensions, 32, 16]. INT8 keys have D rounded up to 2, and 8 rows more, of which the last four
+    are the float32 scales of the values, those before them of the keys. See cg_kv in csrc/cgpt.h."""
+    return ((G, blocks, CG_KV_BLOCK // CG_KV_PANEL, D + D % 2 + 8 if dtype == "INT8" else D, CG_KV_PANEL),
             (G, blocks, -(-D // CG_KV_PANEL), CG_KV_BLOCK, CG_KV_PANEL))
+
+
+def kv_row_bytes(int64_t D, str dtype):
+    """The bytes of a key, or a value, of a position and a head: D elements, and the scale of INT8."""
+    return D * np.dtype(NUMPY_DTYPES[dtype]).itemsize + (4 if dtype == "INT8" else 0)
 
 
 cdef bint warned = False

@@ -55,16 +55,17 @@ static int64_t fresh_blocks(const cg_attention *a) {
 }
 
 static int64_t fresh_bytes(const cg_attention *a) {
-    int64_t columns = a->D + cg_round_up(a->D, CG_V_ALIGN);
-    return cg_round_up(fresh_blocks(a) * a->G * CG_KV_BLOCK * columns * (int64_t)cg_dtype_bytes(a->past.dtype), 64);
+    cg_dtype dtype = a->past.dtype;
+    int64_t block = 2 * cg_kv_panel_bytes(dtype, a->D) + cg_kv_value_bytes(dtype, a->D);
+    return cg_round_up(fresh_blocks(a) * a->G * block, 64);
 }
 
 /* Blocks for the chunk's positions. The first one begins with what the ring holds of it. Slots that no token fills may
    hold anything. */
 static void lay_out_fresh(cg_attention *a, char *scratch) {
     const cg_kv *cache = &a->past;
-    int64_t blocks = fresh_blocks(a), size = (int64_t)cg_dtype_bytes(cache->dtype) * CG_KV_BLOCK;
-    int64_t keys = a->D * size, values = cg_round_up(a->D, CG_V_ALIGN) * size;
+    int64_t blocks = fresh_blocks(a), keys = 2 * cg_kv_panel_bytes(cache->dtype, a->D);
+    int64_t values = cg_kv_value_bytes(cache->dtype, a->D);
     a->first_fresh = a->start / CG_KV_BLOCK;
     a->fresh = (cg_kv){scratch, scratch + a->G * blocks * keys, blocks, cache->dtype};
     for (int64_t g = 0; g < a->G && a->start % CG_KV_BLOCK; g++) {

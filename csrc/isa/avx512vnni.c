@@ -6,6 +6,7 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 #define CG_LANES 16
 #define CG_HAS_VNNI 1
 #include "simd/emulate.h"
+#include "kernels/attention/attention.c"
 #include "kernels/linear/mxfp4_a16_blocks.c"
 #include "kernels/linear/int8_a16.c"
 #include "kernels/linear/int8_a8.c"
@@ -13,6 +14,7 @@ CG_TARGET(CG_FEATURES_AVX512VNNI)
 #include "kernels/peak/a8.c"
 
 const cg_kernels cg_kernels__avx512vnni = {
+    .attention = &attention__avx512vnni,
     .linear_mxfp4_a16 = &linear_mxfp4_a16__avx512vnni,
     .linear_int8_a16 = &linear_int8_a16__avx512vnni,
     .linear_int4_a16 = &linear_int4_a16__avx512vnni,

@@ -13,6 +13,7 @@ CG_TARGET(CG_FEATURES_DOTPROD)
 
 const cg_kernels cg_kernels__dotprod = {
     .linear_int8_a16 = &linear_int8_a16__dotprod,
+    .linear_int4_a16 = &linear_int4_a16__dotprod,
     .linear_int8_a8 = &linear_int8_a8__dotprod,
     .linear_int8_a8_few = &linear_int8_a8_few__dotprod,
     .linear_mxfp4_a8 = &linear_mxfp4_a8__dotprod,

@@ -110,6 +110,13 @@ CG_INLINE vf vf_load_i8(const void *p) {
 #endif
 }
 
+/* A pair of numbers in every lane. */
+CG_INLINE vs vs_set_pair(const int16_t *pair) {
+    int32_t both;
+    memcpy(&both, pair, sizeof both);
+    return (vs)(both + (vi){0});
+}
+
 /* a[2i] * b[2i] + a[2i + 1] * b[2i + 1], exact in 32 bits unless all four are -32768. With NEON: a[i] * b[i] + a[i + 4]
    * b[i + 4]. */
 CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
@@ -133,6 +140,16 @@ CG_INLINE vi vs_dot_pairs(vi sum, vs a, vs b) {
     return (vi)vmlal_high_s16(half, (int16x8_t)a, (int16x8_t)b);
 #else
     return sum + vs_multiply_pairs(a, b);
+#endif
+}
+
+/* As vs_dot_pairs, of neighbours on NEON too: where a lane is a sum of its own. */
+CG_INLINE vi vs_dot_neighbours(vi sum, vs a, vs b) {
+#ifdef CG_HAS_NEON
+    int32x4_t first = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+    return sum + (vi)vpaddq_s32(first, vmull_high_s16((int16x8_t)a, (int16x8_t)b));
+#else
+    return vs_dot_pairs(sum, a, b);
 #endif
 }
 

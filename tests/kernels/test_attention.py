@@ -21,7 +21,9 @@ assert all(sum(chunks) == TOKENS for chunks in CHUNKS)
 
 def new_cache(positions, G, D, fill=0.0, dtype="F32"):
     """Keys and values for `positions` positions, rounded up to whole blocks."""
-    shapes = _kernels.kv_shapes(-(-positions // _kernels.KV_BLOCK), G, D)
+    shapes = _kernels.kv_shapes(-(-positions // _kernels.KV_BLOCK), G, D, dtype)
+    if dtype == "INT8":  # scales of NaN where all bits are set
+        return tuple(np.full(shape, -1 if np.isnan(fill) else 0, np.int8) for shape in shapes)
     return tuple(np.full(shape, stored(np.float32([fill]), dtype)[0]) for shape in shapes)
 
 
@@ -32,8 +34,21 @@ def stored(x, dtype):
 
 
 def kept(x, dtype):
-    """The values, float32, that a cache of `dtype` keeps of float32 x."""
+    """The values, float32, that a cache of `dtype` keeps of float32 x [.., D]."""
+    if dtype == "INT8":
+        q, scale = quantized(x)
+        return q * scale
     return from_bf16(stored(x, dtype)) if dtype == "BF16" else stored(x, dtype).astype(np.float32)
+
+
+def quantized(x):
+    """float32 integers [.., D] and scales [.., 1] of the rows of x, as csrc/cgpt.h has it."""
+    x = np.float32(x)
+    largest = np.abs(x).max(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tiny = largest < 2.0**-100
+        q = np.where(tiny, 0, np.rint(x * (np.float32(127) / largest)))
+        return np.where(np.isfinite(largest), q, 0), np.where(tiny, 0, np.where(np.isfinite(largest), largest / 127, np.inf))
 
 
 def attention(
@@ -53,7 +68,7 @@ def attention(
     """The kernel's output [T, H * D] for a sequence qkv [T, (H + 2 G) D] cut into chunks, with a cache of
     `positions` positions (all of them where None)."""
     T, D = len(qkv), qkv.shape[1] // (H + 2 * G)
-    layer = _kernels.LayerCache(*(cache or new_cache(positions or T, G, D, fill, dtype)), dtype)
+    layer = _kernels.LayerCache(*(cache or new_cache(positions or T, G, D, fill, dtype)), dtype, D)
     out, x, sinks = np.full((T, H * D), np.float32(7)), tensor(qkv), None if sinks is None else tensor(sinks)
     scale, start, ctx = D**-0.5 if scale is None else scale, 0, context(threads=threads)
     for t in chunks or (T,):
@@ -71,7 +86,8 @@ def sequence(H, G, D, T=TOKENS, size=1.5):
 
 def exact(qkv, H, G, window, sinks, scale=None, dtype="F32"):
     """float64 result, of keys and values as the cache keeps them, and bound [T, H * D]. An error d in every score moves
-    each probability by a factor of at most e^(2d), so the result by 2 d of the probabilities' sum of |v|."""
+    each probability by a factor of at most e^(2d), so the result by 2 d of the probabilities' sum of |v|. An int8 cache
+    rounds queries, and the weights of a block of 32, to 2^-16 of the largest one."""
     T, D = len(qkv), qkv.shape[1] // (H + 2 * G)
     scale = D**-0.5 if scale is None else scale
     heads = qkv.astype(np.float64).reshape(T, H + 2 * G, D)
@@ -83,8 +99,13 @@ def exact(qkv, H, G, window, sinks, scale=None, dtype="F32"):
     products = np.abs(q).transpose(1, 0, 2) @ np.abs(np.repeat(k, H // G, 1)).transpose(1, 2, 0)  # [H, T, T]
     age = np.arange(T)[:, None] - np.arange(T)
     seen = np.where((age >= 0) & (age < (window or T)), products, 0).max(2)
-    off = 10 * F32 * scale * seen.T[:, :, None]
-    return out.reshape(T, -1), ((2 * off + 16 * F32) * size + TINY).reshape(T, -1)
+    off, weights = 10 * F32 * scale * seen.T[:, :, None], 0
+    if dtype == "INT8":
+        largest = np.abs(k).sum(2).max(0)  # of the keys of a head
+        off = off + np.abs(q).max(2, keepdims=True) * scale / 65534 * np.repeat(largest, H // G)[:, None]
+        tops = np.abs(v).max(2, keepdims=True) + 0 * v
+        weights = 32 / 65534 * reference(q, k, tops, scale, window=window or None, sinks=sinks)
+    return out.reshape(T, -1), ((2 * off + 16 * F32) * size + weights + TINY).reshape(T, -1)
 
 
 @functools.cache
@@ -127,7 +148,7 @@ def test_chunks_change_no_bit(level, window, H, G, D):
             assert_same_bits(out, whole, f"a cache of {positions} positions, chunks {chunks[:7]}")
 
 
-@pytest.mark.parametrize("window, dtype", [(0, "F32"), (600, "F32"), (0, "F16"), (600, "BF16")])
+@pytest.mark.parametrize("window, dtype", [(0, "F32"), (600, "F32"), (0, "F16"), (600, "BF16"), (0, "INT8")])
 def test_long_caches_and_threads(level, window, dtype):
     """Several KV splits, one after the other or each for a thread: right, the same bits whatever thread sums them."""
     check_slots(level, "attention", "attention_merge")
@@ -141,10 +162,10 @@ def test_long_caches_and_threads(level, window, dtype):
         assert_same_bits(out, whole, f"{threads} threads, chunks {chunks[:3]}")
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_halves(level, dtype):
-    """A cache of 16 bits: what float64 gives for keys and values rounded to nearest even, nothing else is rounded; and
-    the same bits however the sequence is cut."""
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "INT8"])
+def test_rounded_caches(level, dtype):
+    """A cache of fewer bits: what float64 gives for keys and values rounded to nearest even; and the same bits however
+    the sequence is cut."""
     for (H, G), D, window in ((HEADS[1], 64, 0), (HEADS[3], 20, 33), (HEADS[2], 80, 0), (HEADS[0], 8, 1)):
         qkv, sinks = sequence(H, G, D)
         whole = attention(qkv, H, G, window=window, sinks=sinks, dtype=dtype)
@@ -216,7 +237,7 @@ def test_rows_of_a_batch(level):
     assert (np.delete(out, range(4, 4 + T), 0) == 7).all()
 
 
-@pytest.mark.parametrize("window, dtype", [(0, "F32"), (600, "F16"), (64, "BF16")])
+@pytest.mark.parametrize("window, dtype", [(0, "F32"), (600, "F16"), (64, "BF16"), (64, "INT8")])
 def test_sequences_together(level, window, dtype):
     """Sequences of other lengths, more than one call of C takes, chunks and single tokens among them, with rings that
     wrap and caches of several KV splits: each gets the bits it gets alone."""
@@ -232,7 +253,7 @@ def test_sequences_together(level, window, dtype):
         caches = [new_cache(window or len(qkv), G, D, np.nan, dtype) for qkv in cases]
         for qkv, cache, (before, _) in zip(cases, caches, lengths, strict=True):
             attention(qkv[:before], H, G, None, window, sinks, cache=cache, dtype=dtype)
-        layers = [_kernels.LayerCache(*cache, dtype) for cache in caches]
+        layers = [_kernels.LayerCache(*cache, dtype, D) for cache in caches]
         slices = [(c, int(row), before, new) for c, row, (before, new) in zip(layers, rows, lengths, strict=False)]
         batch = np.concatenate([qkv[before:] for qkv, (before, _) in zip(cases, lengths, strict=True)])
         out = np.full((len(batch), H * D), np.float32(7))

@@ -75,6 +75,7 @@ def expected_variant(level, slot):
     """The variant that `level` promises for a slot."""
     common, tile, mxfp4_a16, int8_a16, a8, mxfp4_a8 = VARIANTS[level]
     special = {"linear_mxfp4_a16": mxfp4_a16, "linear_int8_a16": int8_a16, "linear_int4_a16": int8_a16}
+    special["attention"] = common if common == "neon" else int8_a16
     special |= dict.fromkeys(("linear_mxfp4_tile", "linear_int8_tile", "peak_tile"), tile)
     special |= {"linear_int8_a8": a8, "linear_mxfp4_a8": mxfp4_a8}
     special["linear_int8_a8_few"] = "dotprod" if a8 == "i8mm" else a8.replace("vnni", "vnni256")

@@ -2,6 +2,7 @@
    k, v: rows of D floats. Keys are transposed inside their block of 32 positions, so that attention computes 32 scores
    in one pass over D and adds nothing across lanes. Panels of 16 keys let each of its loops read in one direction, as
    the processor's prefetcher expects. */
+#include "kernels/linear/round.h"
 
 /* Stores n <= CG_LANES floats, rounded to the cache's type. */
 CG_INLINE void kv_store(const cg_dtype dtype, char *to, const float *x, int64_t n) {
@@ -60,9 +61,37 @@ CG_INLINE void kv_append(const cg_dtype dtype, const cg_kv *kv, const float *k, 
     }
 }
 
+/* Rounds a row of D floats to integers q[D]; returns the scale. */
+CG_INLINE float kv_quantize(int32_t *q, const float *x, int64_t D) {
+    float row[CG_MAX_HEAD_DIM];
+    int64_t n = cg_round_up(D, CG_V_ALIGN);
+    memcpy(row, x, (size_t)D * 4);
+    memset(row + D, 0, (size_t)(n - D) * 4);
+    float scale = group_round((int)n, 127.f, q, row);
+    return scale == scale ? scale : INFINITY;
+}
+
+static void CG_NAME(kv_append_int8)(const cg_kv *kv, const float *k, const float *v, int64_t kv_stride, int64_t start,
+                                    int64_t T, int64_t g, int64_t D) {
+    enum { P = CG_KV_PANEL };
+    int32_t q[CG_MAX_HEAD_DIM];
+    int64_t panel = cg_kv_panel_bytes(CG_INT8, D), Dk = cg_round_up(D, 2);
+    for (int64_t t = 0; t < T; t++, k += kv_stride, v += kv_stride) {
+        int64_t at = (start + t) % CG_KV_BLOCK, block = g * kv->blocks + (start + t) / CG_KV_BLOCK % kv->blocks;
+        int8_t *keys = (int8_t *)kv->k + (2 * block + at / P) * panel;
+        int8_t *values = (int8_t *)kv->v + block * cg_kv_value_bytes(CG_INT8, D) + at % P * 2 * P + at / P;
+        float *scales = (float *)(void *)(keys + Dk * P) + at % P;
+        scales[0] = kv_quantize(q, k, D);
+        for (int64_t d = 0; d < D; d++) keys[d / 2 * 2 * P + at % P * 2 + d % 2] = (int8_t)q[d];
+        scales[P] = kv_quantize(q, v, D);
+        for (int64_t d = 0; d < D; d++) values[d / P * P * CG_KV_BLOCK + d % P * 2] = (int8_t)q[d];
+    }
+}
+
 static void CG_NAME(kv_append)(const cg_kv *kv, const float *k, const float *v, int64_t kv_stride, int64_t start,
                                int64_t T, int64_t g, int64_t D) {
-    if (kv->dtype == CG_F32) kv_append(CG_F32, kv, k, v, kv_stride, start, T, g, D);
+    if (kv->dtype == CG_INT8) CG_NAME(kv_append_int8)(kv, k, v, kv_stride, start, T, g, D);
+    else if (kv->dtype == CG_F32) kv_append(CG_F32, kv, k, v, kv_stride, start, T, g, D);
     else if (kv->dtype == CG_F16) kv_append(CG_F16, kv, k, v, kv_stride, start, T, g, D);
     else kv_append(CG_BF16, kv, k, v, kv_stride, start, T, g, D);
 }

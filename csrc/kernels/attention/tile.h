@@ -13,13 +13,14 @@ enum {
 typedef struct {
     int64_t first, last; /* visible positions */
     float *acc;          /* a row of the state */
+    float scale;         /* of an int16 query */
 } att_row;
 
 /* A block of keys and values, and what to prefetch meanwhile: `step` bytes of next_k and next_v per step of the loops.
    Without it the processor waits for memory at the start of each block; everything at once would fill its queue, and it
    waits again. */
 typedef struct {
-    const char *k, *v; /* [2, D, 16], [Dv / 16, 32, 16] */
+    const char *k, *v; /* [2, D, 16], [Dv / 16, 32, 16]; int8: see cg_kv */
     int64_t base;      /* the block's first position */
     int64_t D, Dv;
     const char *next_k, *next_v;
@@ -62,9 +63,10 @@ CG_INLINE void att_scores(const int M, const int W, const cg_dtype dtype, float 
     }
 }
 
-/* Scores outside lo .. hi become -infinity, so that their probabilities are 0. */
-CG_INLINE void att_mask(float *p, int64_t lo, int64_t hi) {
-    for (int64_t i = 0; i < CG_KV_BLOCK; i++) p[i] = i < lo || i > hi ? -INFINITY : p[i];
+/* What a row does not see of a block becomes `hidden`: scores -infinity, so that their probabilities are 0. */
+CG_INLINE void att_mask(float *p, const att_row *row, int64_t base, float hidden) {
+    int64_t lo = row->first - base, hi = row->last - base;
+    for (int64_t i = 0; i < CG_KV_BLOCK; i++) p[i] = i < lo || i > hi ? hidden : p[i];
 }
 
 /* Turns scores into probabilities relative to the running maximum of each row, and computes the factor for what the row
@@ -161,17 +163,4 @@ CG_INLINE void att_masked_values(const int M, const cg_dtype dtype, const att_ro
         att_all_values(M, dtype, row, p, factor, kv, j0, j1);
         for (int m = 0; m < M; m++) factor[m] = 1.f;
     }
-}
-
-/* M rows q [D, M], in the order of their positions, over one block of keys and values of `dtype`. */
-CG_INLINE void att_block(const int M, const cg_dtype dtype, const att_row *row, const float *q, const att_kv *kv) {
-    float p[ATT_ROWS][CG_KV_BLOCK], factor[CG_LANES + ATT_ROWS] = {0};
-    int64_t base = kv->base;
-    if (row[M - 1].last < base || row[0].first >= base + CG_KV_BLOCK) return;
-    int whole = row[0].last >= base + CG_KV_BLOCK - 1 && row[M - 1].first <= base;
-    att_scores(M, M == 1 ? ATT_ALONE : 2, dtype, p, q, kv);
-    for (int m = 0; m < M && !whole; m++) att_mask(p[m], row[m].first - base, row[m].last - base);
-    att_softmax(M, row, p, factor, kv->Dv);
-    if (whole) att_all_values(M, dtype, row, p, factor, kv, 0, CG_KV_BLOCK);
-    else att_masked_values(M, dtype, row, p, factor, kv);
 }
