@@ -70,7 +70,7 @@ def calls(T: int, only: str, kv_cache_dtype: str) -> Iterator[tuple[str, str, li
     for name, (H, G, D, window, start) in ATTENTION.items():
         if only in name and not (start == 960 and T > 64):
             qkv, out = tensor(T, (H + 2 * G) * D), tensor(T, H * D)
-            size = 2 * (4 if kept == "F32" else 2) * G * D * min(start + T, window or start + T)
+            size = 2 * k.kv_row_bytes(D, kept) * G * min(start + T, window or start + T)
             caches = copies(lambda a=(window, G, D, start): KVCache([a[0]], *a[1:3], a[3] + T, dtype=kept), size)
             options = {"scale": D**-0.5, "window": window}
             for array in (a for cache in caches for arrays in cache.arrays for a in arrays):

@@ -33,7 +33,7 @@ def bench(
     repetitions: int = 5,
     precision: Precision = "auto",
     dense: Literal["bf16", "bf16-packed", "int8", "int4"] | None = None,
-    kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None,
+    kv_cache_dtype: Literal["f32", "f16", "bf16", "int8"] | None = None,
     huge_pages: bool = False,
     memory: int | str | None = None,
     weights_cache: str | os.PathLike[str] | None = None,

@@ -11,7 +11,7 @@ from cgpt.bench.trace import Trace
 from cgpt.checkpoint.expert_store import ExpertStats
 from cgpt.errors import ContextLengthError, InputError
 from cgpt.models.base import Transformer
-from cgpt.models.kv_cache import KVCache
+from cgpt.models.kv_cache import KVCache, int8_scales
 
 TRACED_STEPS = 8  # of generation, which tell what a step reads
 
@@ -133,10 +133,13 @@ def _fill(cache: KVCache, depth: int, rng: np.random.Generator) -> None:
     if not depth:
         return
     noise = rng.standard_normal(1 << 16, np.float32)
-    if cache.arrays[0][0].dtype == np.uint16:  # the bits of bf16
-        noise = (noise.view(np.uint32) >> 16).astype(np.uint16)
+    bf16 = (noise.view(np.uint32) >> 16).astype(np.uint16)
+    other = {np.dtype(np.uint16): bf16, np.dtype(np.int8): (noise * 25).clip(-127, 127).astype(np.int8)}
     for array in (a for arrays in cache.arrays for a in arrays):
-        flat = array.reshape(-1)
+        flat, some = array.reshape(-1), other.get(array.dtype, noise)
         for i in range(0, flat.size, noise.size):
-            flat[i : i + noise.size] = noise[: flat.size - i]
+            flat[i : i + noise.size] = some[: flat.size - i]
+    for keys, _ in cache.arrays:
+        if keys.dtype == np.int8:
+            int8_scales(keys)[:] = 1 / 25
     cache.position = depth

@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cgpt.arguments import require_integer
 from cgpt.checkpoint.config import SLIDING, GPT2Config, GptOssConfig, read_config, read_generation_config
 from cgpt.checkpoint.locate import SYNTH, find, not_found
@@ -18,9 +20,9 @@ from cgpt.checkpoint.safetensors import StoredTensor
 from cgpt.checkpoint.sizes import SIZES, published_config, published_generation_config
 from cgpt.errors import ConfigError, ContextLengthError, InputError
 from cgpt.fields import read_json_object
-from cgpt.kernels._kernels import INT8_GROUP, KV_BLOCK, KV_PANEL, packed_row_bytes
+from cgpt.kernels._kernels import INT8_GROUP, KV_BLOCK, NUMPY_DTYPES, kv_row_bytes, kv_shapes, packed_row_bytes
 from cgpt.models import gpt2, gpt_oss
-from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
+from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES, layer_dtype
 from cgpt.models.synth import SynthTensor, checkpoint_files, file_header
 
 # The part of a model a tensor belongs to, by its name in any layout; the first that matches.
@@ -102,15 +104,18 @@ def architecture(config: Config) -> str:
 def cache_bytes(config: Config, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
     """The bytes of keys and values of one sequence of `context` positions, in whole blocks."""
     shape = shape_of(config)
-    D = shape["head_dim"]
-    blocks = sum(-(-seen // KV_BLOCK) for seen in _seen(shape, context))
-    return _kept_bytes(kv_cache_dtype) * blocks * KV_BLOCK * shape["kv_heads"] * (D + -(-D // KV_PANEL) * KV_PANEL)
+    size = 0
+    for seen, kept in zip(_seen(shape, context), _kept(shape, kv_cache_dtype), strict=True):
+        keys, values = kv_shapes(-(-seen // KV_BLOCK), shape["kv_heads"], shape["head_dim"], kept)
+        size += (prod(keys) + prod(values)) * np.dtype(NUMPY_DTYPES[kept]).itemsize
+    return size
 
 
 def cache_read(config: Config, context: int, kv_cache_dtype: str = DEFAULT_KV_DTYPE["auto"]) -> int:
     """The bytes of keys and values that decoding the token at the end of `context` positions reads."""
     shape = shape_of(config)
-    return 2 * _kept_bytes(kv_cache_dtype) * shape["kv_heads"] * shape["head_dim"] * sum(_seen(shape, context))
+    layers = zip(_seen(shape, context), _kept(shape, kv_cache_dtype), strict=True)
+    return 2 * shape["kv_heads"] * sum(seen * kv_row_bytes(shape["head_dim"], kept) for seen, kept in layers)
 
 
 def _seen(shape: Mapping[str, int], context: int) -> list[int]:
@@ -119,10 +124,12 @@ def _seen(shape: Mapping[str, int], context: int) -> list[int]:
     return [min(shape.get("window", 0), context)] * sliding + [context] * (shape["layers"] - sliding)
 
 
-def _kept_bytes(kv_cache_dtype: str) -> int:
+def _kept(shape: Mapping[str, int], kv_cache_dtype: str) -> list[str]:
+    """What each layer keeps, in the order of _seen()."""
     if kv_cache_dtype not in KV_DTYPES:
         raise InputError(f"kv_cache_dtype is one of {', '.join(KV_DTYPES)}, not {kv_cache_dtype!r}")
-    return 4 if kv_cache_dtype == "f32" else 2
+    sliding, dtype = shape["sliding_layers"], KV_DTYPES[kv_cache_dtype]
+    return [layer_dtype(dtype, 1)] * sliding + [dtype] * (shape["layers"] - sliding)
 
 
 # -------------------------------------------------------------------------------------------- tensor by tensor

@@ -341,7 +341,7 @@ class Transformer:
         wrong = tuple(part.cache for part, fine in zip(slices, good, strict=True) if not fine)
         layers = [bad for cache in wrong if (bad := cache.first_bad_layer()) is not None]
         where = f"the keys and values of layer {min(layers)} are the first" if layers else "the last layer or the head"
-        f16 = layers and self.kv_cache_dtype == "f16"
+        f16 = layers and any(cache.layers[min(layers)].dtype == "F16" for cache in wrong)
         hint = '; an f16 cache keeps at most 65,504, kv_cache_dtype="bf16" keeps them' if f16 else ""
         raise NumericsError(
             f"NaN or infinity in the model's output ({where}): damaged weights, or an overflow{hint}", wrong

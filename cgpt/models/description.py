@@ -33,7 +33,7 @@ def describe(
     """Facts about a checkpoint directory, a model of the package, a published size (no files needed) or a config.json.
 
     context: positions to have room for; default all the model has. dense: as load() is told; bytes are those
-    in memory then. kv_cache_dtype: what keys and values are kept as, "f32", "f16" or "bf16". root: the file
+    in memory then. kv_cache_dtype: what keys and values are kept as, "f32", "f16", "bf16" or "int8". root: the file
     system that holds proc and sys. memory: as load() is told, what the process may take. measure: gives the rates of
     the disk and of memory, where experts are streamed. The result, which json can write, holds
       name, source ("files", "published size" or "config.json"), architecture;

@@ -19,7 +19,7 @@ L layers, T tokens, C the model's width, H query heads, E experts of which k run
 
 They come from the steps that Model.logits makes, by the same kernels. The shares are what `attention` gives, for the
 layer's own queries, keys and sinks, if the values are 1 for the tokens to be counted and 0 for the others; off by some
-1e-7. The choices are what `topk` gives of the layer's own logits. The lens is the model's final norm and head, applied
+1e-7, with int8 keys by some 1e-5. The choices are what `topk` gives of the layer's own logits. The lens is the model's final norm and head, applied
 early: nostalgebraist, "interpreting GPT: the logit lens" (2020).
 """
 
@@ -34,7 +34,7 @@ from cgpt.errors import InputError
 from cgpt.fields import shown
 from cgpt.kernels import _kernels as k
 from cgpt.models.base import BatchSlice, Ids, Transformer, Workspace
-from cgpt.models.kv_cache import KV_DTYPES, KVCache
+from cgpt.models.kv_cache import KVCache, int8_scales
 from cgpt.models.logprobs import top_logprobs
 
 SINKS, MASSES = ("sink_mass",), ("window_mass", "beyond_mass")
@@ -102,9 +102,8 @@ class _Inspector:
             shapes |= {"router_choices": (L, T, chosen), "router_weights": (L, T, chosen), "expert_load": (L, experts)}
         dtypes = {"lens_ids": np.int32, "router_choices": np.int32, "expert_load": np.int64}
         self.out = {name: np.zeros(shapes[name], dtypes.get(name, np.float32)) for name in names}
-        self.dtype = KV_DTYPES[model.kv_cache_dtype]
-        self.ones: npt.NDArray[Any] = np.empty(0)  # values that take the place of a layer's, once they are needed
-        self.marks: npt.NDArray[Any] = np.empty(0)
+        # By what a layer keeps: values, ones and marks, that take the place of its own.
+        self.values: dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
 
     def __call__(self, blocks: int, ws: Workspace, x: k.Tensor, slices: list[BatchSlice]) -> None:
         (part,), out = slices, self.out
@@ -149,37 +148,45 @@ class _Inspector:
         model, T, start = self.model, part.T, part.start
         H, G, D, W = model.heads, model.kv_heads, model.head_dim, self.window
         qkv, attended = ws.tensor("qkv", T, (H + 2 * G) * D), ws.tensor("attended", T, H * D)
-        keys, values = self.cache.arrays[block.layer]
+        (keys, values), kept = self.cache.arrays[block.layer], self.cache.layers[block.layer].dtype
         sinks, sees = getattr(block, "sinks", None), getattr(block, "window", 0)
-        if not self.ones.size:
-            self.ones, self.marks = np.zeros_like(values), np.zeros_like(values)
+        if kept not in self.values:
+            self.values[kept] = np.zeros_like(values), np.zeros_like(values)
+        ones, marks = self.values[kept]
+        if kept == "INT8":  # whose keys have the scales of values with them
+            keys = keys.copy()
 
         def attend(values: np.ndarray, new: float, row: int, n: int) -> np.ndarray:
             qkv.array[row : row + n, (H + G) * D :] = new
-            cache = k.LayerCache(keys, values, self.dtype)
+            if kept == "INT8":
+                int8_scales(keys)[:, :, :, 1] = np.float32(1 / 127)
+            cache = k.LayerCache(keys, values, kept, D)
             how = dict(scale=block.scale, window=sees, sinks=sinks)
             k.attention(ws.ctx, attended, qkv, [(cache, row, start + row, n)], H, **how)
             return attended.array[row : row + n].reshape(n, H, D)
 
         total, beyond = np.ones((T, H), np.float32), np.zeros((T, H), np.float32)
         if sinks is not None:
-            total[:] = attend(self.ones, 1, 0, T)[:, :, 0]
+            total[:] = attend(ones, 1, 0, T)[:, :, 0]
         step = min(D, W)
         for row in range(0, T, step):
             n = min(step, T - row)
             if start + row + n > W and not 0 < sees <= W:
-                self._mark(start + row)
+                self._mark(marks, kept, start + row)
                 each = np.arange(n)
-                beyond[row : row + n] = attend(self.marks, 0, row, n)[each, :, each]
+                beyond[row : row + n] = attend(marks, 0, row, n)[each, :, each]
         return total, beyond
 
-    def _mark(self, position: int) -> None:
+    def _mark(self, values: npt.NDArray[Any], kept: str, position: int) -> None:
         """Makes column c of the values before `position` 1 where the query at position + c has the key before its
         window, else 0. All columns of older ones are 1 already."""
-        panels = self.marks.shape[2]
+        panels = values.shape[2]
         first = max(0, position - self.window - self.model.head_dim) // k.KV_BLOCK
         last = -(-position // k.KV_BLOCK)
         at = np.arange(first * k.KV_BLOCK, last * k.KV_BLOCK)
         marks = at[:, None] <= position - self.window + np.arange(panels * k.KV_PANEL)
-        one = np.array(0x3F80 if self.dtype == "BF16" else 1, self.marks.dtype)
-        self.marks[:, first:last] = (marks * one).reshape(last - first, k.KV_BLOCK, panels, k.KV_PANEL).swapaxes(1, 2)
+        marks = (marks * np.array({"BF16": 0x3F80, "INT8": 127}.get(kept, 1), values.dtype)).reshape(
+            last - first, 2, k.KV_PANEL, panels, k.KV_PANEL
+        )
+        order = (0, 3, 2, 4, 1) if kept == "INT8" else (0, 3, 1, 2, 4)
+        values[:, first:last] = marks.transpose(order).reshape(last - first, *values.shape[2:])

@@ -13,7 +13,7 @@ from cgpt.kernels._kernels import KV_BLOCK, KV_PANEL, NUMPY_DTYPES, LayerCache, 
 from cgpt.models.partition import Ranks
 
 Array = npt.NDArray[Any]
-KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}  # as load() names them, and the kernels
+KV_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "int8": "INT8"}  # as load() names them, and the kernels
 KEY_AT, VALUE_AT = np.arange(KV_BLOCK).reshape(-1, 1, KV_PANEL), np.arange(KV_BLOCK).reshape(-1, 1)  # within a block
 DEFAULT_KV_DTYPE = {"exact": "f32", "auto": "f16", "int8": "f16"}  # f16 rounds eight times finer than bf16
 
@@ -50,8 +50,8 @@ class KVCache:
     """
 
     def __init__(self, windows: list[int], G: int, D: int, context: int, slack: int = 0, dtype: str = "F32") -> None:
-        """windows: per layer, how many positions it sees (0: all); G key/value heads of D. dtype: "F32", "F16" or
-        "BF16", of what is kept."""
+        """windows: per layer, how many positions it sees (0: all); G key/value heads of D. dtype: of what is kept, one
+        of the kernels' KV_DTYPES."""
         self.position = 0
         self.context = context
         self.ranks: Ranks | None = None  # those that have the other heads of this sequence
@@ -63,21 +63,23 @@ class KVCache:
         self._begun = 0  # the tokens of that step
         self._before: Snapshot | None = None  # what its windows held, if the step may overwrite some of it
         blocks = [-(-min(window + slack if window else context, context) // KV_BLOCK) for window in windows]
-        shapes = [shape for b in blocks for shape in kv_shapes(b, G, D)]
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        kept = np.dtype(NUMPY_DTYPES[dtype])
-        size = sum(sizes) * kept.itemsize
+        dtypes = [layer_dtype(dtype, window) for window in windows]
+        kept = [np.dtype(NUMPY_DTYPES[each]) for each in dtypes for _ in "kv"]
+        shapes = [shape for b, each in zip(blocks, dtypes, strict=True) for shape in kv_shapes(b, G, D, each)]
+        ends = np.cumsum([np.prod(shape) * each.itemsize for shape, each in zip(shapes, kept, strict=True)])
+        size = int(ends[-1])
         try:
             # Zeroed, and untouched so far; private, so that after a fork each process has its own.
-            memory = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), kept)
+            memory = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
         except (OSError, ValueError, OverflowError, MemoryError) as problem:
             raise OutOfMemoryError(
                 f"a cache for {context} positions takes {size / 1e9:.1f} GB of address space, which the system "
                 f"refuses ({problem}); ask for a shorter context"
             ) from None
-        parts = [part.reshape(s) for part, s in zip(np.split(memory, np.cumsum(sizes)[:-1]), shapes, strict=True)]
+        split = np.split(memory, ends[:-1])
+        parts = [part.view(each).reshape(shape) for part, each, shape in zip(split, kept, shapes, strict=True)]
         self.arrays = list(zip(parts[::2], parts[1::2], strict=True))
-        self.layers = [LayerCache(k, v, dtype) for k, v in self.arrays]
+        self.layers = [LayerCache(k, v, each, D) for (k, v), each in zip(self.arrays, dtypes, strict=True)]
 
     def require_room(self, tokens: int) -> None:
         """Raises where a step of `tokens` more tokens cannot be done."""
@@ -204,8 +206,21 @@ class KVCache:
     def first_bad_layer(self) -> int | None:
         """The first layer whose keys or values are not finite."""
         used = -(-(self.position + 1) // KV_BLOCK)
-        bad = (n for n, arrays in enumerate(self.arrays) if not all(_finite(a[:, :used]) for a in arrays))
-        return next(bad, None)
+        for n, (k, v) in enumerate(self.arrays):
+            kept = (int8_scales(k),) if k.dtype == np.int8 else (k, v)
+            if not all(_finite(array[:, :used]) for array in kept):
+                return n
+        return None
+
+
+def layer_dtype(dtype: str, window: int) -> str:
+    """What a layer keeps: `dtype`, but where it has a window F16 for INT8, since little is read there."""
+    return "F16" if window and dtype == "INT8" else dtype
+
+
+def int8_scales(keys: Array) -> Array:
+    """float32 [G, blocks, 2, 2, 16]: a view of the scales of INT8 keys, and of those of their values."""
+    return keys[:, :, :, -8:].reshape(*keys.shape[:3], 2, 64).view(np.float32)
 
 
 def _blocks(position: int, window: int, ring: Array) -> list[int]:

@@ -1,15 +1,18 @@
 /* The driver of attention: appends the new keys and values to the caches and cuts the queries of each sequence into
    partitions, rows (token, head) of one key/value head. Where a sequence has one partition per head only, as in
-   decoding with several threads, each KV split of its cache is a partition too. The threads take the partitions of all
-   sequences from one queue. */
+   decoding with several threads, runs of KV splits of its cache are partitions too. The threads take the partitions of
+   all sequences from one queue. */
 #include "core/parallel.h"
 
-enum { FORK = 32768 }; /* multiplications of queries and keys that are worth starting threads for */
+enum {
+    FORK = 32768, /* multiplications of queries and keys that are worth starting threads for */
+    RUNS = 8,     /* of KV splits for a thread: few, so that it reads on where it has prefetched */
+};
 
 typedef struct {
     const cg_attention *a;
     int64_t rows, part_rows, parts; /* the rows of a head, those of a partition, the partitions of a head */
-    int64_t split, splits;          /* the first KV split that a row sees, and how many */
+    int64_t split, splits, runs;    /* the first KV split that a row sees, how many, and how many runs are tasks */
     int64_t tasks;
     float *states; /* [G, splits, rows, stride], or NULL where a partition goes over all its splits */
     int *done;     /* [G], how many splits are */
@@ -95,12 +98,15 @@ static void rows_task(const sequence *s, int64_t i, float *work) {
     cg_active->attention_merge(a, &part, 1);
 }
 
-/* One KV split of a head. The task that finishes the head's last one merges them, in the order of their positions. */
+/* A run of KV splits of a head. The task that finishes the head's last one merges them, in the order of their positions. */
 static void split_task(const sequence *s, int64_t i, float *work) {
-    int64_t g = i / s->splits, size = s->rows * cg_attention_stride(s->a->D), split = s->split + i % s->splits;
-    cg_attention_part part = {g, 0, s->rows, split, split + 1, s->states + i * size, work};
+    int64_t g = i / s->runs, run = i % s->runs, size = s->rows * cg_attention_stride(s->a->D);
+    int64_t first = run * s->splits / s->runs, end = (run + 1) * s->splits / s->runs;
+    cg_attention_part part = {.g = g, .row1 = s->rows, .state_step = size, .work = work};
+    part.split0 = s->split + first, part.split1 = s->split + end;
+    part.state = s->states + (g * s->splits + first) * size;
     cg_active->attention(s->a, &part);
-    if (__atomic_add_fetch(&s->done[g], 1, __ATOMIC_ACQ_REL) < s->splits) return;
+    if (__atomic_add_fetch(&s->done[g], (int)(end - first), __ATOMIC_ACQ_REL) < s->splits) return;
     part.state = s->states + g * s->splits * size;
     cg_active->attention_merge(s->a, &part, s->splits);
 }
@@ -120,6 +126,7 @@ static sequence partition(int threads, const cg_attention *a) {
     s.parts = (s.rows + s.part_rows - 1) / s.part_rows;
     s.split = first / CG_KV_SPLIT;
     s.splits = (end - 1) / CG_KV_SPLIT + 1 - s.split;
+    s.runs = cg_min(s.splits, cg_max(1, RUNS * threads / a->G));
     s.tasks = s.parts * a->G;
     return s;
 }
@@ -184,10 +191,10 @@ cg_status cg_run_attention(const cg_context *ctx, cg_attention *a, int64_t n) {
             waiting = 1;
         } else if (state_bytes(threads, s)) {
             s->states = (float *)scratch;
-            s->done = (int *)(s->states + s->tasks * s->splits * s->rows * cg_attention_stride(a[i].D));
+            s->done = (int *)(s->states + a[i].G * s->splits * s->rows * cg_attention_stride(a[i].D));
             memset(s->done, 0, (size_t)a[i].G * sizeof *s->done);
             scratch += state_bytes(threads, s);
-            s->tasks *= s->splits;
+            s->tasks *= s->runs;
         }
         tasks += s->tasks;
         if (!appends_itself(s)) new += a[i].T * a[i].G * a[i].D;

@@ -246,7 +246,7 @@ def test_refuses_a_bad_context():
         compare(["gpt-oss-20b", "gpt2"], 1025)
     assert compare(["gpt-oss-20b", "gpt2"], 1024)["context"] == 1024
     with pytest.raises(InputError, match="kv_cache_dtype"):
-        compare(["gpt2", "gpt-oss-20b"], kv_cache_dtype="int8")
+        compare(["gpt2", "gpt-oss-20b"], kv_cache_dtype="int4")
 
 
 # ------------------------------------------------------------------------------------------------------ tables

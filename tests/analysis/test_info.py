@@ -79,7 +79,7 @@ def test_cache_of_the_20b():
         assert cache_read(config, 100, **kept) == 24 * position * 100
         assert describe("gpt-oss-20b", 4096, **kept)["memory"]["cache"] == cache_bytes(config, 4096, **kept)
     with pytest.raises(InputError, match="kv_cache_dtype"):
-        describe("gpt-oss-20b", kv_cache_dtype="int8")
+        describe("gpt-oss-20b", kv_cache_dtype="int4")
 
 
 # ---------------------------------------------------------------------------------------------- a directory's
@@ -125,7 +125,7 @@ def test_active_experts(tmp_path):
 @pytest.mark.parametrize("context", [1, 15, 16, 17, 50, 96])
 def test_cache_is_what_a_sequence_allocates(config, context, tmp_path):
     directory = checkpoint(config, tmp_path / "model")
-    for options in ({}, {"kv_cache_dtype": "bf16"}, {"precision": "exact"}):
+    for options in ({}, {"kv_cache_dtype": "bf16"}, {"kv_cache_dtype": "int8"}, {"precision": "exact"}):
         model = cgpt.load(directory, **options)
         arrays = [array for pair in model.transformer.new_cache(context).arrays for array in pair]
         assert cache_bytes(model.config, context, model.kv_cache_dtype) == sum(array.nbytes for array in arrays)

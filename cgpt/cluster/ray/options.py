@@ -28,7 +28,7 @@ class FleetOptions(BaseModel):
     threads: int | None = Field(None, ge=1)
     precision: Literal["auto", "exact", "int8"] = "auto"
     dense: Literal["bf16", "bf16-packed", "int8", "int4"] | None = None
-    kv_cache_dtype: Literal["f32", "f16", "bf16"] | None = None
+    kv_cache_dtype: Literal["f32", "f16", "bf16", "int8"] | None = None
     huge_pages: bool = False
     memory: Name | None = None
     weights_cache: Name | None = None

@@ -71,8 +71,9 @@ CG_INLINE void att_merge(float *total, const float *part, int64_t Dv) {
     *top = now;
 }
 
-/* N rows over one block. The first two tiles prefetch half of the next block each, a single tile all of it. */
-static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int64_t end, const att_row *row,
+/* N rows over one block; `last` is the last one that a row sees. The first two tiles prefetch half of the next block each,
+   a single tile all of it. int8 blocks are done sooner, so it is the one after the next. */
+static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int64_t last, const att_row *row,
                             const char *q, int64_t N, float *wide) {
     cg_dtype dtype = a->past.dtype;
     int64_t D = a->D, Dv = cg_round_up(D, CG_V_ALIGN), halves = N < 2 || N == ATT_ROWS ? 1 : 2, tile = 0;
@@ -80,7 +81,7 @@ static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int
     int64_t step_bytes = dtype == CG_F32 ? 4 : 2; /* of a vector's lane; int8 in pairs */
     att_kv kv = {.base = block * CG_KV_BLOCK, .D = D, .Dv = Dv, .step = 2 * CG_LANES * step_bytes / halves};
     att_locate(a, block, g, &kv.k, &kv.v);
-    att_locate(a, cg_min(block + 1, end - 1), g, &kv.next_k, &kv.next_v);
+    att_locate(a, cg_min(block + (dtype == CG_INT8 ? 2 : 1), last), g, &kv.next_k, &kv.next_v);
     if (N > 1 && N != ATT_ROWS && dtype != CG_INT8) {
         kv.k = att_floats(dtype, kv.k, D * CG_KV_BLOCK, wide);
         kv.v = att_floats(dtype, kv.v, Dv * CG_KV_BLOCK, wide + D * CG_KV_BLOCK);
@@ -153,8 +154,10 @@ static void CG_NAME(attention)(const cg_attention *a, const cg_attention_part *p
         row[m].last = a->start + (part->row0 + m) / rep;
         row[m].first = a->window ? cg_max(0, row[m].last - a->window + 1) : 0;
     }
+    int64_t last = row[N - 1].last / CG_KV_BLOCK;
     for (int64_t split = part->split0; split < part->split1; split++) {
-        float *to = split == part->split0 ? part->state : partial;
+        int64_t step = (split - part->split0) * part->state_step;
+        float *to = split == part->split0 || step ? part->state + step : partial;
         for (int64_t m = 0; m < N; m++) {
             row[m].acc = to + m * stride;
             memset(row[m].acc, 0, (size_t)stride * 4);
@@ -162,7 +165,7 @@ static void CG_NAME(attention)(const cg_attention *a, const cg_attention_part *p
         }
         int64_t block = cg_max(split * CG_KV_SPLIT, row[0].first) / CG_KV_BLOCK;
         int64_t end = cg_min((split + 1) * CG_KV_SPLIT - 1, row[N - 1].last) / CG_KV_BLOCK + 1;
-        for (; block < end; block++) att_step(a, part->g, block, end, row, (const char *)q, N, wide);
+        for (; block < end; block++) att_step(a, part->g, block, last, row, (const char *)q, N, wide);
         for (int64_t m = 0; m < N && to == partial; m++) att_merge(part->state + m * stride, partial + m * stride, Dv);
     }
 }

@@ -27,9 +27,9 @@ typedef struct {
     int64_t step;
 } att_kv;
 
-CG_INLINE void att_fetch(const char *at) {
+CG_INLINE void att_fetch(const cg_dtype dtype, const char *at) {
     __builtin_prefetch(at);
-    if (CG_LANES == 16) __builtin_prefetch(at + 64);
+    if (CG_LANES == 16 && dtype == CG_F32) __builtin_prefetch(at + 64);
 }
 
 /* The index of element [0, at] of a block [rows, columns] that is stored as [columns / 16, rows, 16]. */
@@ -52,7 +52,7 @@ CG_INLINE void att_scores(const int M, const int W, const cg_dtype dtype, float 
         for (int64_t d = 0; d < D; d++) {
             vf kd[4];
             for (int i = 0; i < W; i++) kd[i] = vf_load_as(dtype, k, at[i] + d * CG_KV_PANEL);
-            for (int i = 0; i < W; i += 2, next += step) att_fetch(next);
+            for (int i = 0; i < W; i += 2, next += step) att_fetch(dtype, next);
             for (int m = 0; m < M; m++) {
                 vf qm = vf_set(q[d * M + m]);
                 for (int i = 0; i < W; i++) s[m][i] = vf_fma(qm, kd[i], s[m][i]);
@@ -114,7 +114,7 @@ CG_INLINE const char *att_values(const int M, const int W, const cg_dtype dtype,
     for (int64_t j = j0; j < j1; j++) {
         vf vj[4];
         for (int i = 0; i < W; i++) vj[i] = vf_load_as(dtype, v, at[i] + j * CG_KV_PANEL);
-        for (int i = 0; i < W; i += 2, next += step) att_fetch(next);
+        for (int i = 0; i < W; i += 2, next += step) att_fetch(dtype, next);
         for (int m = 0; m < M; m++) {
             vf pm = vf_set(p[m][j]);
             for (int i = 0; i < W; i++) acc[m][i] = vf_fma(pm, vj[i], acc[m][i]);

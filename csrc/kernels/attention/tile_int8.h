@@ -25,7 +25,7 @@ CG_INLINE const char *att_dot(const int M, const int W, vi (*s)[4], const int16_
     for (int64_t step = 0; step < n; step++, x += x_step) {
         vs pairs[4];
         for (int i = 0; i < W; i++) pairs[i] = vs_load_i8(at[i] + step * 2 * CG_KV_PANEL);
-        for (int i = 0; i < W; i += 2, next += fetch) att_fetch(next);
+        for (int i = 0; i < W; i += 2, next += fetch) att_fetch(CG_INT8, next);
         for (int m = 0; m < M; m++) {
             vs xm = vs_set_pair(x + m * x_row);
             for (int i = 0; i < W; i++) s[m][i] = vs_dot_neighbours(s[m][i], xm, pairs[i]);
