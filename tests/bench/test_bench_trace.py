@@ -14,6 +14,7 @@ from cgpt.errors import ContextLengthError, InputError
 from cgpt.kernels import _kernels
 from cgpt.models import synth
 from cgpt.models.description import describe
+from cgpt.models.kv_cache import int8_scales
 
 from support.kernel_cases import Weights, tensor
 from support.synth_cases import GPT2, GPT_OSS
@@ -54,7 +55,7 @@ def test_attention():
     out, qkv = tensor(np.zeros((5, 32))), tensor(np.zeros((5, 64)))
 
     def attention(start, T, **options):
-        return cost("attention", (None, out, qkv, [(SimpleNamespace(itemsize=4, G=2, D=8), 0, start, T)], 4), options)
+        return cost("attention", (None, out, qkv, [(SimpleNamespace(row_bytes=32, G=2, D=8), 0, start, T)], 4), options)
 
     assert attention(0, 1) == (128, 4 * 32)
     assert attention(9, 1) == (10 * 128, 4 * 32 * 10)
@@ -62,7 +63,7 @@ def test_attention():
     assert attention(9, 1, window=4) == (4 * 128, 4 * 32 * 4)
     assert attention(9, 3, window=4) == (6 * 128, 4 * 32 * 12)  # positions 6 to 11
     assert attention(1, 4, window=4) == (5 * 128, 4 * 32 * (2 + 3 + 4 + 4))
-    two = [(SimpleNamespace(itemsize=4, G=2, D=8), 0, 0, 1), (SimpleNamespace(itemsize=4), 1, 9, 3)]
+    two = [(SimpleNamespace(row_bytes=32, G=2, D=8), 0, 0, 1), (SimpleNamespace(itemsize=4), 1, 9, 3)]
     assert cost("attention", (None, out, qkv, two, 4), {}) == (13 * 128, 4 * 32 * (1 + 10 + 11 + 12))
 
 
@@ -218,3 +219,9 @@ def test_a_depth_of_bf16_is_of_usual_numbers(models, monkeypatch):
     workload._fill(sequence, 70, np.random.default_rng(0))
     values = (sequence.arrays[0][0].astype(np.uint32) << 16).view(np.float32)
     assert 0.9 < values.std() < 1.1
+    monkeypatch.setattr(models["gpt2"].transformer, "kv_cache_dtype", "int8")
+    sequence = models["gpt2"].transformer.new_cache(70)
+    workload._fill(sequence, 70, np.random.default_rng(0))
+    keys, values = sequence.arrays[0]
+    scales = int8_scales(keys)
+    assert np.isfinite(scales).all() and 0.9 < values.std() * scales.mean() < 1.1

@@ -96,7 +96,7 @@ print(json.dumps([found.ids, found.logprobs.tolist(), found.num_cached_tokens]))
 """
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "int8"])
 @pytest.mark.parametrize("name", LENGTHS)
 def test_another_process_goes_on(tmp_path, name, dtype):
     """What is kept when a program ends is found by the next one, without a word from either."""

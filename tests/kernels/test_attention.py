@@ -197,6 +197,47 @@ def test_kv_append_rounds_to_nearest_even(level, dtype):
         assert_same_bits(found[known], expected[known], dtype)
 
 
+def test_kv_append_int8(level):
+    """Integers and scales to the bit, in chunks and one by one; rows of zeros, tiny ones, and what is not finite."""
+    for G, D, T in ((2, 20, 70), (1, 67, 40), (1, 64, 33)):
+        qkv, _ = sequence(G, G, D, T)
+        rows = qkv.reshape(T, 3 * G, D)[:, G:]
+        rows[3], rows[5], rows[8, 0, 1], rows[9, G, 2] = 0, 1e-32, np.nan, -np.inf
+        rows[11], rows[12] = 3e38, np.arange(D) - 127
+        q, scales = quantized(rows)
+        for chunks in ((T,), (5, 3, T - 8), (1,) * T):
+            k, v = new_cache(T, G, D, np.nan, "INT8")
+            attention(qkv, G, G, chunks, cache=(k, v), dtype="INT8")
+            blocks, Dk = k.shape[1], D + D % 2
+            keys = k[:, :, :, :Dk].reshape(G, blocks, 2, Dk // 2, 16, 2).transpose(0, 1, 2, 4, 3, 5)
+            values = v.reshape(G, blocks, -1, 16, 16, 2).transpose(0, 1, 5, 3, 2, 4)
+            kept = k[:, :, :, Dk:].reshape(G, blocks, 2, 2, 64).view(np.float32).swapaxes(2, 3)
+            for i, found in enumerate((keys, values)):
+                found = found.reshape(G, blocks * 32, -1)[:, :T, :D].swapaxes(0, 1)
+                assert np.array_equal(found, q[:, i * G : i * G + G]), f"D = {D}, chunks {chunks[:3]}"
+                found = kept[:, :, i].reshape(G, -1)[:, :T].T
+                assert_same_bits(found, np.float32(scales[:, i * G : i * G + G, 0]), f"scales, chunks {chunks[:3]}")
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_special_values_in_int8(level, part, special):
+    """They spoil all of their head's output, at the positions that see them, and no other bit."""
+    H, G, D, T, at = 4, 2, 20, 120, 40
+    qkv, sinks = sequence(H, G, D, T)
+    clean = attention(qkv, H, G, sinks=sinks, dtype="INT8").reshape(T, H, D)
+    bad, seen = qkv.copy(), np.zeros((T, H, D), bool)
+    bad[at, {"query": 2, "key": H + 1, "value": H + G + 1}[part] * D + 3] = special
+    if part == "query":
+        seen[at, 2] = True
+    else:
+        seen[at:, 2:] = True
+    for chunks in ((T,), (35, 50, 35), (1,) * T):
+        out = attention(bad, H, G, chunks, 0, sinks, dtype="INT8").reshape(T, H, D)
+        assert not np.isfinite(out[seen]).any(), f"chunks {chunks[:3]}"
+        assert_same_bits(out[~seen], clean[~seen], f"what cannot see it, chunks {chunks[:3]}")
+
+
 def keys_of(k):
     """[G, positions, D] of keys [G, blocks, 2, D, 16]."""
     return k.transpose(0, 1, 2, 4, 3).reshape(len(k), -1, k.shape[3])

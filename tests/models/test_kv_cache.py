@@ -7,7 +7,8 @@ import pytest
 
 import cgpt
 from cgpt.api import DENSE
-from cgpt.errors import InputError
+from cgpt.errors import InputError, NumericsError
+from cgpt.models.kv_cache import KVCache
 
 from golden import case
 
@@ -34,11 +35,11 @@ def with_wrong_guesses(model, ids, slack, seed=1):
     return np.concatenate(rows)
 
 
-@pytest.mark.parametrize("slack", [1, 7, 40])
+@pytest.mark.parametrize("slack, dtype", [(1, None), (7, None), (40, None), (7, "int8")])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_was_taken_back_leaves_no_trace(name, slack):
+def test_what_was_taken_back_leaves_no_trace(name, slack, dtype):
     """Through 400 positions of gpt-oss, so that rings of 128 + slack wrap around more than once."""
-    model = cgpt.load(name, precision="exact")
+    model = cgpt.load(name, precision="exact", kv_cache_dtype=dtype)
     ids = random_ids(model, 400)
     assert np.array_equal(with_wrong_guesses(model, ids, slack), model.logits(ids))
 
@@ -88,6 +89,22 @@ def test_without_windows_nothing_is_lost():
     model.transformer.step([(sequence, ids)])
     sequence.truncate(0)
     assert np.array_equal(model.transformer.step([(sequence, ids[:70])], rows="all"), model.logits(ids[:70]))
+
+
+def test_bytes_of_int8():
+    """0.54 of f16's bytes with heads of 64, in layers without a window; the others stay f16."""
+    halves, bytes_ = (KVCache([128, 0], 8, 64, 4096, dtype=dtype).arrays for dtype in ("F16", "INT8"))
+    assert [a.dtype for a in bytes_[0]] == [np.float16] * 2
+    sizes = [sum(a.nbytes for a in pair) for pair in (*halves, *bytes_)]
+    assert sizes[2] == sizes[0] and sizes[3] <= 0.54 * sizes[1]
+
+
+def test_values_that_int8_cannot_hold_are_named():
+    model = cgpt.load("demo-gpt2", precision="exact", kv_cache_dtype="int8")
+    model.transformer.blocks[2].c_attn.arrays[-1][-1] = np.nan  # of the last head's values
+    with pytest.raises(NumericsError, match="layer 2 are the first") as raised:
+        model.logits([1, 2, 3])
+    assert "65,504" not in str(raised.value)
 
 
 def test_slack_rounds_up_to_a_block():
