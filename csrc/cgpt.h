@@ -180,7 +180,7 @@ typedef struct {
     int64_t g, row0, row1, split0, split1;
     float *state;       /* the result so far: [rows, cg_attention_stride(D)] */
     int64_t state_step; /* floats from the state of a KV split to that of the next; 0: they are merged in one */
-    float *work;  /* cg_attention_work(D) floats that no other call uses at the same time, 64-byte aligned */
+    float *work;        /* cg_attention_work(D) floats that no other call uses at the same time, 64-byte aligned */
 } cg_attention_part;
 
 enum {

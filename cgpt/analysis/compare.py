@@ -46,8 +46,8 @@ def compare(
     config.json.
 
     context: the positions at whose end a token is decoded; default all that the model with the fewest has.
-    kv_cache_dtype: what keys and values are kept as, "f32", "f16", "bf16" or "int8". The result, which json can write, holds
-    context and kv_cache_dtype; longest, all the positions that the model with the most has; and models, each with
+    kv_cache_dtype: what keys and values are kept as, "f32", "f16", "bf16" or "int8". The result, which json can write,
+    holds context and kv_cache_dtype; longest, all the positions that the model with the most has; and models, each with
       name, source ("files", "published size" or "config.json"), architecture;
       choices: what the architecture is made of, see _choices();
       shape: layers, width, vocabulary, context;

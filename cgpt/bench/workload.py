@@ -133,12 +133,14 @@ def _fill(cache: KVCache, depth: int, rng: np.random.Generator) -> None:
     if not depth:
         return
     noise = rng.standard_normal(1 << 16, np.float32)
-    bf16 = (noise.view(np.uint32) >> 16).astype(np.uint16)
-    other = {np.dtype(np.uint16): bf16, np.dtype(np.int8): (noise * 25).clip(-127, 127).astype(np.int8)}
+    some: dict[str, np.ndarray] = {  # of what no float32 becomes by itself: the bits of bf16, integers for the scale below
+        "uint16": (noise.view(np.uint32) >> 16).astype(np.uint16),
+        "int8": (noise * 25).clip(-127, 127).astype(np.int8),
+    }
     for array in (a for arrays in cache.arrays for a in arrays):
-        flat, some = array.reshape(-1), other.get(array.dtype, noise)
+        flat, values = array.reshape(-1), some.get(array.dtype.name, noise)
         for i in range(0, flat.size, noise.size):
-            flat[i : i + noise.size] = some[: flat.size - i]
+            flat[i : i + noise.size] = values[: flat.size - i]
     for keys, _ in cache.arrays:
         if keys.dtype == np.int8:
             int8_scales(keys)[:] = 1 / 25

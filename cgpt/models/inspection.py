@@ -19,8 +19,8 @@ L layers, T tokens, C the model's width, H query heads, E experts of which k run
 
 They come from the steps that Model.logits makes, by the same kernels. The shares are what `attention` gives, for the
 layer's own queries, keys and sinks, if the values are 1 for the tokens to be counted and 0 for the others; off by some
-1e-7, with int8 keys by some 1e-5. The choices are what `topk` gives of the layer's own logits. The lens is the model's final norm and head, applied
-early: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+1e-7, with int8 keys by some 1e-5. The choices are what `topk` gives of the layer's own logits. The lens is
+the model's final norm and head, applied early: nostalgebraist, "interpreting GPT: the logit lens" (2020).
 """
 
 from collections.abc import Iterable

@@ -98,7 +98,8 @@ static void rows_task(const sequence *s, int64_t i, float *work) {
     cg_active->attention_merge(a, &part, 1);
 }
 
-/* A run of KV splits of a head. The task that finishes the head's last one merges them, in the order of their positions. */
+/* A run of KV splits of a head. The task that finishes the head's last one merges them, in the order of their
+ * positions. */
 static void split_task(const sequence *s, int64_t i, float *work) {
     int64_t g = i / s->runs, run = i % s->runs, size = s->rows * cg_attention_stride(s->a->D);
     int64_t first = run * s->splits / s->runs, end = (run + 1) * s->splits / s->runs;

@@ -63,7 +63,7 @@ def test_attention():
     assert attention(9, 1, window=4) == (4 * 128, 4 * 32 * 4)
     assert attention(9, 3, window=4) == (6 * 128, 4 * 32 * 12)  # positions 6 to 11
     assert attention(1, 4, window=4) == (5 * 128, 4 * 32 * (2 + 3 + 4 + 4))
-    two = [(SimpleNamespace(row_bytes=32, G=2, D=8), 0, 0, 1), (SimpleNamespace(itemsize=4), 1, 9, 3)]
+    two = [(SimpleNamespace(row_bytes=32, G=2, D=8), 0, 0, 1), (SimpleNamespace(row_bytes=32), 1, 9, 3)]
     assert cost("attention", (None, out, qkv, two, 4), {}) == (13 * 128, 4 * 32 * (1 + 10 + 11 + 12))
 
 

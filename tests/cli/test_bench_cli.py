@@ -104,7 +104,8 @@ def test_what_does_not_fit_is_left_out(bench):
 
 
 def test_kv_cache_dtype(bench):
-    """What a token reads of 100 more positions follows: keys and values, 160 wide, of 4 layers; int8 with the scales of 5 heads."""
+    """What a token reads of 100 more positions follows: keys and values, 160 wide, of 4 layers; int8 with the scales of
+    5 heads."""
     for name, size in {"f32": 4, "f16": 2, "bf16": 2, "int8": 1 + 5 * 4 / 160}.items():
         status, out, _ = bench("-p", "0", "-n", "4", "-d", "0,100", "-r", "1", "--jsonl", "--kv-cache-dtype", name)
         flat, deep = rows = [json.loads(line) for line in out.splitlines()]

@@ -48,7 +48,9 @@ def quantized(x):
     with np.errstate(divide="ignore", invalid="ignore"):
         tiny = largest < 2.0**-100
         q = np.where(tiny, 0, np.rint(x * (np.float32(127) / largest)))
-        return np.where(np.isfinite(largest), q, 0), np.where(tiny, 0, np.where(np.isfinite(largest), largest / 127, np.inf))
+        return np.where(np.isfinite(largest), q, 0), np.where(
+            tiny, 0, np.where(np.isfinite(largest), largest / 127, np.inf)
+        )
 
 
 def attention(

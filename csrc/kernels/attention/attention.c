@@ -40,8 +40,8 @@ ATT_BLOCK(bf16, 1, CG_BF16)
 ATT_BLOCK(int8, 1, CG_INT8)
 #undef ATT_BLOCK
 #define ATT_BLOCK_OF(name, dtype) \
-    ((dtype) == CG_F32    ? att_block_##name##f32  \
-     : (dtype) == CG_F16  ? att_block_##name##f16  \
+    ((dtype) == CG_F32    ? att_block_##name##f32 \
+     : (dtype) == CG_F16  ? att_block_##name##f16 \
      : (dtype) == CG_BF16 ? att_block_##name##bf16 \
                           : att_block_##name##int8)
 
@@ -71,8 +71,8 @@ CG_INLINE void att_merge(float *total, const float *part, int64_t Dv) {
     *top = now;
 }
 
-/* N rows over one block; `last` is the last one that a row sees. The first two tiles prefetch half of the next block each,
-   a single tile all of it. int8 blocks are done sooner, so it is the one after the next. */
+/* N rows over one block; `last` is the last one that a row sees. The first two tiles prefetch half of the next block
+   each, a single tile all of it. int8 blocks are done sooner, so it is the one after the next. */
 static inline void att_step(const cg_attention *a, int64_t g, int64_t block, int64_t last, const att_row *row,
                             const char *q, int64_t N, float *wide) {
     cg_dtype dtype = a->past.dtype;

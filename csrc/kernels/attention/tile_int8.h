@@ -1,6 +1,6 @@
-/* The inner loops of attention.c over int8 keys and values. Products are int16 x int8 and their sums exact in 32 bits, so
-   they are the same in any order: queries are rounded to 2^-16 of their largest element, the probabilities of a block,
-   times the scales of its values, to 2^-16 of the largest one. Layout: cg_kv in cgpt.h. */
+/* The inner loops of attention.c over int8 keys and values. Products are int16 x int8 and their sums exact in 32 bits,
+   so they are the same in any order: queries are rounded to 2^-16 of their largest element, the probabilities of a
+   block, times the scales of its values, to 2^-16 of the largest one. Layout: cg_kv in cgpt.h. */
 #pragma once
 
 #include "kernels/attention/tile.h"
@@ -50,10 +50,10 @@ CG_INLINE void att_scores_int8(const int M, const int W, float (*p)[CG_KV_BLOCK]
     }
 }
 
-/* The probabilities of M rows times the scales of their values, as pairs x[m] of positions j and j + 16; `scale` is what
-   the integers of a row have to be multiplied by. */
-CG_INLINE void att_weights(const int M, const int whole, int32_t (*x)[CG_KV_PANEL], float *scale, float (*p)[CG_KV_BLOCK],
-                           const att_row *row, const att_kv *kv) {
+/* The probabilities of M rows times the scales of their values, as pairs x[m] of positions j and j + 16; `scale` is
+   what the integers of a row have to be multiplied by. */
+CG_INLINE void att_weights(const int M, const int whole, int32_t (*x)[CG_KV_PANEL], float *scale,
+                           float (*p)[CG_KV_BLOCK], const att_row *row, const att_kv *kv) {
     float top[CG_LANES + ATT_ROWS] = {0};
     vf max[ATT_ROWS], round = vf_set(12582912.f); /* 1.5 * 2^23 */
     for (int m = 0; m < M; m++) {
