@@ -133,7 +133,7 @@ def _fill(cache: KVCache, depth: int, rng: np.random.Generator) -> None:
     if not depth:
         return
     noise = rng.standard_normal(1 << 16, np.float32)
-    some: dict[str, np.ndarray] = {  # of what no float32 becomes by itself: the bits of bf16, integers for the scale below
+    some: dict[str, np.ndarray] = {  # bits of bf16; integers, for the scale below
         "uint16": (noise.view(np.uint32) >> 16).astype(np.uint16),
         "int8": (noise * 25).clip(-127, 127).astype(np.int8),
     }
