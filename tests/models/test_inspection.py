@@ -97,6 +97,14 @@ def test_masses_of_rounded_keys(kv_cache_dtype, monkeypatch):
     assert np.abs(sum(seen.values()) - 1).max() <= (1e-5 if kv_cache_dtype == "int8" else MASS_GATE)
 
 
+def test_masses_of_int8_leave_the_cache_alone(monkeypatch):
+    model = load("gptoss_basic/hf_mxfp4", kv_cache_dtype="int8")
+    monkeypatch.setattr(model.transformer, "PREFILL_CHUNK", 16)
+    ids = prompt_of(model, 50)
+    alone, beside = model.inspect(ids, "hidden"), model.inspect(ids, ["hidden", *MASSES], window=7)
+    assert np.array_equal(alone["hidden"], beside["hidden"])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_hidden_states_and_router(name):
     model, trace = load(name), {}
