@@ -118,7 +118,7 @@ CG_INLINE vs vs_set_pair(const int16_t *pair) {
 }
 
 /* a[2i] * b[2i] + a[2i + 1] * b[2i + 1], exact in 32 bits unless all four are -32768. With NEON: a[i] * b[i] + a[i + 4]
-   * b[i + 4]. */
+ * b[i + 4]. */
 CG_INLINE vi vs_multiply_pairs(vs a, vs b) {
 #ifdef CG_HAS_MM
     return (vi)CG_MM(madd_epi16)((vmi)a, (vmi)b);
