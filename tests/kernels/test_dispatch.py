@@ -199,7 +199,7 @@ ABOVE_REF = (
     if ARM
     else {"avx2.c", "avx512.c", "avx512vnni.c", "avx512vnni256.c", "avx512bf16.c", "amx.c"}
 )
-DOTPROD, I8MM = r"^[su]dot\b", r"^(?:[us]mmla|usdot|sudot|bf\w+)\b"
+DOTPROD, I8MM = r"^[su]dot\b", r"^(?:[us]mmla|usdot|sudot|bf(?:mmla|dot|cvt|mlal)\w*)\b"
 AVX = r"^v(?!err\b|erw\b)\w+|%[yz]mm"
 AVX512 = r"%zmm|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b"
 VNNI = r"^vpdp"

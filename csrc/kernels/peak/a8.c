@@ -10,6 +10,7 @@ static float CG_NAME(peak_a8_run)(float one, float x, int64_t rounds) {
     vi sums[QUAD_SUMS];
     for (int i = 0; i < QUAD_SUMS; i++) sums[i] = (vi){0} + zero;
     for (int64_t r = 0; r < rounds; r++)
+#pragma GCC unroll 24 /* or the sums would be in memory */
         for (int i = 0; i < QUAD_SUMS; i++) sums[i] = a8_dot(sums[i], factor, term);
     float total = 0.f;
     for (int i = 0; i < QUAD_SUMS; i++) total += vf_sum(__builtin_convertvector(sums[i], vf));

@@ -8,6 +8,7 @@ static float CG_NAME(peak_run)(float one, float x, int64_t rounds) {
     vf a[CG_NAME(PEAK_SUMS)], factor = vf_set(one), term = vf_set(x);
     for (int i = 0; i < CG_NAME(PEAK_SUMS); i++) a[i] = vf_set(zero);
     for (int64_t r = 0; r < rounds; r++)
+#pragma GCC unroll 24 /* or the sums would be in memory */
         for (int i = 0; i < CG_NAME(PEAK_SUMS); i++) a[i] = vf_fma(a[i], factor, term);
     float total = 0.f;
     for (int i = 0; i < CG_NAME(PEAK_SUMS); i++) total += vf_sum(a[i]);

@@ -9,6 +9,7 @@ static float peak_tile_run__i8mm(float one, float x, int64_t rounds) {
     float32x4_t sums[BF16_SUMS];
     for (int i = 0; i < BF16_SUMS; i++) sums[i] = vdupq_n_f32(zero);
     for (int64_t r = 0; r < rounds; r++)
+#pragma GCC unroll 24 /* or the sums would be in memory */
         for (int i = 0; i < BF16_SUMS; i++) sums[i] = vbfmmlaq_f32(sums[i], factor, term);
     float total = 0.f;
     for (int i = 0; i < BF16_SUMS; i++) total += vf_sum((vf)sums[i]);
