@@ -2,8 +2,8 @@
 
 Environment: CGPT_REF_ONLY=1 builds the portable level alone; CGPT_SANITIZE=1 adds ASan and UBSan; CGPT_EMULATE=1
 replaces AVX-512's and AMX's instructions by C, to test their kernels on machines that lack them; CGPT_WERROR=1 makes
-the compiler's warnings errors; CGPT_ABI3=1 builds for every Python from 3.11 on, as the wheels are. CC, CFLAGS and
-LDFLAGS are honoured.
+the compiler's warnings errors; CGPT_ABI3=1 builds for every Python from 3.11 on, as the wheels are; CGPT_OPENMP=0
+takes threads of our own, as where the compiler has no OpenMP. CC, CFLAGS and LDFLAGS are honoured.
 """
 
 import hashlib
@@ -39,8 +39,6 @@ ABI3 = (
 )
 
 MAIN = "int main(void) { return 0; }"
-# GCC's and Clang's switch, and Apple's Clang with a libomp that CFLAGS and LDFLAGS say where to find.
-OPENMP_FLAGS = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
 OPENMP = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }"
 NO_COMPILER = """cgpt's kernels are written in C, and no C compiler works here: {}
 Install one, then try again:
@@ -52,10 +50,8 @@ NO_HEADERS = """the C compiler works, but not with the headers of this Python ({
 Install them, then try again:
     Debian, Ubuntu   apt install python3-dev
     Fedora           dnf install python3-devel"""
-NO_OPENMP = """built without OpenMP, so cgpt will use one thread: {}
-GCC brings OpenMP with it: build again with CC=gcc. For clang, install it and build again:
-    Debian, Ubuntu   apt install libomp-dev
-    Fedora           dnf install libomp-devel"""
+WINDOWS = """cgpt does not build on Windows itself: its C is GCC's and Clang's, and it needs POSIX calls.
+Install it in the Windows Subsystem for Linux: wsl --install"""
 
 
 def cores() -> int:
@@ -91,21 +87,22 @@ class BuildExt(build_ext):
         self.build_temp = str(Path("build", "objects"))
 
     def build_extensions(self):
+        if sys.platform == "win32":
+            raise CompileError(WINDOWS)
         problem = self.problem_with(MAIN)
         if problem:
             raise CompileError(NO_COMPILER.format(problem))
         problem = self.problem_with("#include <Python.h>\n" + MAIN)
         if problem:
             raise CompileError(NO_HEADERS.format(sys.executable, problem))
-        openmp = next((both for both in OPENMP_FLAGS if not self.problem_with(OPENMP, *both[0], *both[1])), None)
-        serial = None if openmp else self.problem_with(OPENMP, "-fopenmp")
+        openmp = os.environ.get("CGPT_OPENMP") != "0" and not self.problem_with(OPENMP, "-fopenmp")
         for extension in self.extensions:
             if os.environ.get("CGPT_SANITIZE") != "1" and "CGPT_EMULATE" not in SWITCHES:
                 frames = (flags for flags in FRAMES if not self.problem_with(MAIN, "-Werror", *flags))
                 extension.extra_compile_args += next(frames, [])
             if openmp:
-                extension.extra_compile_args += openmp[0]
-                extension.extra_link_args += openmp[1]
+                extension.extra_compile_args.append("-fopenmp")
+                extension.extra_link_args.append("-fopenmp")
             # Other switches give another library, so it is linked anew; objects that still fit are not compiled again.
             Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
         # What Python was built with, and the user did not ask for: debug information, five times the code, and the
@@ -114,8 +111,6 @@ class BuildExt(build_ext):
         self.compiler.linker_so = without(self.compiler.linker_so, "-Wl,-rpath", "LDFLAGS")
         self.compiler.compile = self.compile_in_parallel
         super().build_extensions()
-        if serial:
-            tell(NO_OPENMP.format(serial))
 
     def problem_with(self, program, *flags):
         """What keeps `program` from being compiled and linked, or None."""

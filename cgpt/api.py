@@ -29,10 +29,9 @@ from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Completion, Prompt
 from cgpt.generation.sampling import SamplingParams, checkpoint_defaults
 from cgpt.generation.scheduler import Scheduler
-from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
 from cgpt.machine.huge_pages import require as require_huge_pages
-from cgpt.machine.threads import ONE_THREAD, thread_count
+from cgpt.machine.threads import thread_count
 from cgpt.models import accounting, inspection, streaming, synth
 from cgpt.models.base import Floats, Precision, Transformer
 from cgpt.models.gpt2 import GPT2
@@ -504,8 +503,6 @@ def load(
     require_flag("huge_pages", huge_pages)
     require_flag("download", download)
     thread_count(threads)
-    if threads != 1 and not _kernels.has_openmp():
-        warn_caller(ONE_THREAD)
     if progress is not None and not callable(progress):
         raise InputError(f"progress is a function of two numbers, not a {type(progress).__name__}")
     how: dict[str, Any] = {"threads": threads, "precision": precision, "dense": dense, "kv_cache_dtype": kv_cache_dtype}

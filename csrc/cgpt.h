@@ -302,7 +302,8 @@ typedef struct {
     int64_t scratch_bytes;
 } cg_context;
 
-int cg_has_openmp(void);
+/* What this build has threads of. */
+const char *cg_thread_runtime(void);
 /* Where the system has started fewer threads than `wanted` (the last time that happened), how many it has started; 0
    where it never happened. */
 int cg_threads_short(int *wanted);

@@ -98,11 +98,10 @@ def compiled(tree):
 
 
 def test_no_openmp_and_what_is_compiled_again(tree, fake):
-    """The build succeeds, says at its end what is missing, and compiles nothing twice that did not change."""
+    """The build succeeds, and compiles nothing twice that did not change."""
     code, text = build(tree, CC=fake)
     assert code == 0, text
-    assert "built without OpenMP" in text[text.index("compiling the C kernels") :] and "libomp-dev" in text
-    assert "no C compiler" not in text
+    assert "compiling the C kernels" in text and "no C compiler" not in text
     every = compiled(tree)
     assert {"csrc/isa/ref.c", "cgpt/kernels/_kernels.c"} <= set(every) and len(every) == len(set(every))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cgpt.machine.cpu_time import OTHERS, STOLEN
-from cgpt.machine.threads import ONE_THREAD, openmp_limit
+from cgpt.machine.threads import openmp_limit
 
 LEVELS = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AMX"}
 
@@ -56,9 +56,6 @@ def _cpus(facts: Mapping[str, Any]) -> Iterator[str]:
 def _threads(facts: Mapping[str, Any]) -> Iterator[str]:
     environment, cores, quota = facts["environment"], facts["usable"]["cores"], facts["usable"]["quota"]
     default, in_use = facts["threads"]["default"], facts["threads"]["in_use"]
-    if not facts["threads"]["openmp"]:
-        yield f"{ONE_THREAD}; install a compiler that has it (gcc, or clang with libomp) and build cgpt again"
-        return
     if in_use > cores:
         yield f"{in_use} threads on {cores} physical cores: they share them and wait for each other; use {default}"
     elif in_use > default:

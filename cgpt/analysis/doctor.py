@@ -16,7 +16,7 @@ from cgpt.machine.cpu_time import CpuTime
 from cgpt.machine.disk import DiskRate
 from cgpt.machine.memory import available_memory
 from cgpt.machine.roofline import Roofline
-from cgpt.machine.threads import ONE_THREAD, cpu_quota, default_threads, thread_count
+from cgpt.machine.threads import cpu_quota, default_threads, thread_count
 from cgpt.models.forecast import CONTEXT, REACHED, VARIANTS, forecast
 from cgpt.models.streaming_speed import said
 from cgpt.version import __version__
@@ -52,7 +52,7 @@ def examine(
       level: in_use, and missing {level: what keeps it out, or None};
       cpu: of the machine: name, packages, cores, efficient_cores (of these), cpus, numa_nodes [{node, cpus, memory}];
       usable: of these: cpus (affinity), cores, quota (in CPUs);
-      threads: default, in_use, openmp (whether the build has it);
+      threads: default, in_use, runtime ("OpenMP" or "pthreads");
       memory: available (within the cgroup), total; huge_pages: transparent ("always", "madvise" or "never"), and of
         hugetlb's reserved, free and size;
       load: average (of the last minute, in CPUs), others and stolen (shares of the usable CPUs while measuring);
@@ -75,7 +75,7 @@ def examine(
         "level": {"in_use": isa.level(), "missing": isa.levels()},
         "cpu": _cpu(root),
         "usable": {"cpus": len(usable), "cores": len(topology.cores(usable, root)), "quota": cpu_quota(root)},
-        "threads": {"default": default, "in_use": in_use, "openmp": _kernels.has_openmp()},
+        "threads": {"default": default, "in_use": in_use, "runtime": _kernels.thread_runtime()},
         "memory": _memory(root),
         "load": {"average": _load_average(root), "others": others, "stolen": stolen},
         "roofline": None if roofline is None else asdict(roofline),
@@ -168,12 +168,10 @@ def _cores_text(cpu: Mapping[str, Any], usable: Mapping[str, Any]) -> str:
 
 
 def _threads_text(threads: Mapping[str, Any]) -> str:
-    if not threads["openmp"]:
-        return ONE_THREAD
     text = f"{threads['default']} by default"
     if threads["in_use"] != threads["default"]:
         text += f", {threads['in_use']} asked for"
-    return text + ", OpenMP"
+    return f"{text}, {threads['runtime']}"
 
 
 def _settings(environment: Mapping[str, str], *prefixes: str) -> str:

@@ -231,7 +231,7 @@ class ExpertStore:
     def _give_back(self, first: int, end: int) -> None:
         """Gives the memory of slots from `first` on back to the system; what it held is lost."""
         if self._memory and end > first:
-            self._memory.madvise(mmap.MADV_DONTNEED, first * self.slot_bytes, (end - first) * self.slot_bytes)
+            huge_pages.give_back(self._memory, first * self.slot_bytes, (end - first) * self.slot_bytes)
 
     def close(self) -> None:
         """Ends the threads, once the reads that run have ended, and gives the memory back."""

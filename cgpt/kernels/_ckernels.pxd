@@ -99,7 +99,7 @@ cdef extern from "cgpt.h" nogil:
     const char *cg_feature_name(cg_feature)
     const char *cg_kernel_name(int)
     const char *cg_kernel_variant(int)
-    int cg_has_openmp()
+    const char *cg_thread_runtime()
     int cg_threads_short(int *)
     void cg_name_bus_errors()
     int cg_openmp_places(int *, int)

@@ -68,9 +68,9 @@ def kernels():
     return {cg_kernel_name(i).decode(): cg_kernel_variant(i).decode() for i in range(CG_KERNEL_COUNT)}
 
 
-def has_openmp():
-    """Whether this build runs on more than one thread."""
-    return bool(cg_has_openmp())
+def thread_runtime():
+    """What this build has threads of, "OpenMP" or "pthreads"."""
+    return cg_thread_runtime().decode()
 
 
 def name_bus_errors():

@@ -7,9 +7,11 @@ is idle; bench/SPEED.md has the measurements. An iteration is one pause instruct
 """
 
 import os
+import sys
 from pathlib import Path
 
 SPINS = 2000
+WINDOWS = "cgpt does not run on Windows itself; install it in the Windows Subsystem for Linux (wsl --install)"
 
 
 def _load() -> None:
@@ -25,6 +27,8 @@ def _load() -> None:
         folder = Path(__file__).parent
         if any(folder.glob("_kernels*.so")):
             raise
+        if sys.platform == "win32":
+            raise ImportError(f"{WINDOWS}, and there are no kernels in {folder}") from None
         raise ImportError(
             f"the kernels in {folder} are not compiled: pip install -e . there, or run Python from another folder if "
             f"cgpt is installed already"

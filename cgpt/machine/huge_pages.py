@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from math import prod
@@ -55,8 +56,16 @@ def populate(address: int, size: int) -> None:
     is touched, and keeps what it holds. Without effect where the system cannot, as Linux before 5.14."""
     import ctypes  # Python's own madvise() would hold its lock
 
+    if sys.platform != "linux":
+        return
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), MADV_POPULATE_WRITE)
+
+
+def give_back(memory: mmap.mmap, begin: int, size: int) -> None:
+    """Gives the memory of `size` bytes of address space from `begin` on back; what they held is lost. On macOS, where
+    MADV_DONTNEED keeps it, once the system wants it."""
+    memory.madvise(mmap.MADV_FREE if sys.platform == "darwin" else mmap.MADV_DONTNEED, begin, size)
 
 
 def chunk(size: int, what: str = "weights") -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from cgpt.machine import cgroups, sysfs
+from cgpt.machine import cgroups, sysctl, sysfs
 
 # By version: the limit, what is used, and the page cache in it, which the system takes back.
 _FILES = {
@@ -26,7 +26,10 @@ def _machine(root: Path) -> int | None:
     found = sysfs.numbers(root / "proc/meminfo").get("MemAvailable:")
     if found is not None:
         return found
-    try:  # not Linux: what is installed is the best that is known
+    pages = [sysctl.number(f"vm.page_{name}_count") for name in ("free", "pageable_external", "purgeable")]
+    if None not in pages:  # macOS: what is free, read from files, or may be thrown away
+        return sum(page for page in pages if page) * (sysctl.number("hw.pagesize") or 0)
+    try:  # neither: what is installed is the best that is known
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None

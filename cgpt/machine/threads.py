@@ -4,18 +4,15 @@ import os
 from pathlib import Path
 
 from cgpt.arguments import require_integer
-from cgpt.kernels import _kernels
 from cgpt.machine import cgroups, sysfs, topology
 
-ONE_THREAD = "one thread: built without OpenMP"
 MAX_THREADS = 4096
 
 
 def thread_count(threads: int | None) -> int:
-    """The threads to run on: `threads`, or default_threads() for None, but one where the build has no OpenMP.
-    InputError where it is no number from 1 to MAX_THREADS."""
-    count = default_threads() if threads is None else require_integer("threads", threads, low=1, high=MAX_THREADS)
-    return count if _kernels.has_openmp() else 1
+    """The threads to run on: `threads`, or default_threads() for None. InputError where it is no number from 1 to
+    MAX_THREADS."""
+    return default_threads() if threads is None else require_integer("threads", threads, low=1, high=MAX_THREADS)
 
 
 def default_threads(root: Path = Path("/")) -> int:
@@ -24,14 +21,14 @@ def default_threads(root: Path = Path("/")) -> int:
     Two threads on one core share its caches and arithmetic: they gain nothing and wait for each other. On a hybrid
     machine performance and efficiency cores count alike: tasks are dealt out one by one as threads become free
     (csrc/core/parallel.c), so a slow core does less instead of holding the others up. Whoever wants the fast cores
-    alone, to save the battery, gives their number or uses taskset.
+    alone, to save the battery, gives their number or uses taskset. On a Mac only the performance cores count.
 
     OMP_NUM_THREADS and OMP_THREAD_LIMIT, which Slurm, joblib and users set to leave room for others, lower this number.
     They never raise it: they are often set once to all CPUs, siblings included. load(threads=..) is free to.
 
     root: the root of the file system that holds proc and sys.
     """
-    most = [len(topology.cores(topology.usable_cpus(root), root))]
+    most = [topology.core_count(topology.usable_cpus(root), root)]
     if (quota := cpu_quota(root)) is not None:
         most.append(int(quota))
     names = "OMP_NUM_THREADS", "OMP_THREAD_LIMIT"

@@ -1,5 +1,5 @@
-"""The CPUs of this machine, which of them share a core, and which this process may use. From Linux's sysfs; elsewhere
-every CPU counts as a core."""
+"""The CPUs of this machine, which of them share a core, and which this process may use. From Linux's sysfs and macOS's
+sysctl; elsewhere every CPU counts as a core."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from cgpt.kernels import _kernels
-from cgpt.machine import sysfs
+from cgpt.machine import sysctl, sysfs
 
 CPU = "sys/devices/system/cpu"
 Core = tuple[int | str | None, ...]  # (package, die, core)
@@ -35,6 +35,12 @@ def cores(cpus: set[int], root: Path = Path("/")) -> set[Core]:
     return {_core(cpu, root) for cpu in cpus}
 
 
+def core_count(cpus: set[int], root: Path = Path("/")) -> int:
+    """How many physical cores `cpus` are. On a Mac, which lets no process choose its CPUs, the performance cores:
+    threads beyond them run on slow ones, and all wait for the last task."""
+    return sysctl.number("hw.perflevel0.physicalcpu") or sysctl.number("hw.physicalcpu") or len(cores(cpus, root))
+
+
 def _core(cpu: int, root: Path) -> Core:
     place = root / CPU / f"cpu{cpu}" / "topology"
     package, die, core = (sysfs.number(place / f) for f in ("physical_package_id", "die_id", "core_id"))
@@ -54,7 +60,8 @@ def efficient_cpus(root: Path = Path("/")) -> set[int]:
 def cpu_name(root: Path = Path("/")) -> str:
     """The name the CPU gives itself, else the architecture's."""
     found = re.search(r"^model name\s*:\s*(\S.*)$", sysfs.text(root / "proc/cpuinfo"), re.M)
-    return found[1].strip() if found else platform.processor() or platform.machine() or "unknown"
+    told = found[1].strip() if found else sysctl.text("machdep.cpu.brand_string")
+    return told or platform.processor() or platform.machine() or "unknown"
 
 
 def numa_nodes(root: Path = Path("/")) -> dict[int, set[int]]:

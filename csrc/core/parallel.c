@@ -1,8 +1,8 @@
-/* Threads: OpenMP's, with care for fork and for systems that start no more threads. */
+/* Threads of OpenMP, with care for fork and for systems that start no more threads. */
 #define _GNU_SOURCE /* dladdr, dl_iterate_phdr, sched_getcpu */
 #include "core/parallel.h"
 
-#ifdef _OPENMP
+#ifdef _OPENMP /* else parallel_pthread.c */
 #include <dlfcn.h>
 #include <omp.h>
 #include <pthread.h>
@@ -108,7 +108,7 @@ static int startable(int threads, int wanted) {
     return (int)cg_min(threads, mine.had);
 }
 
-int cg_has_openmp(void) { return 1; }
+const char *cg_thread_runtime(void) { return "OpenMP"; }
 
 int cg_threads_short(int *wanted) {
     *wanted = __atomic_load_n(&asked, __ATOMIC_RELAXED);
@@ -189,15 +189,5 @@ void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t i = 0; i < tasks; i++) fn(job, i, thread);
     }
-}
-#else
-int cg_has_openmp(void) { return 0; }
-
-int cg_threads_short(int *wanted) { return *wanted = 0; }
-
-int cg_openmp_places(CG_UNUSED int *cpus, CG_UNUSED int max) { return 0; }
-
-void cg_parallel(CG_UNUSED int threads, int64_t tasks, cg_task_fn *fn, void *job) {
-    for (int64_t i = 0; i < tasks; i++) fn(job, i, 0);
 }
 #endif

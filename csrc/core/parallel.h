@@ -1,4 +1,4 @@
-/* The only place that knows OpenMP. Without it, everything runs in the calling thread. */
+/* The only place that knows OpenMP, and what is there without it. */
 #pragma once
 
 #include "cgpt.h"

@@ -20,7 +20,6 @@ from cgpt.kernels import _kernels, isa
 from cgpt.machine.cpu_time import CpuTime
 from cgpt.machine.disk import DiskRate
 from cgpt.machine.roofline import Roofline
-from cgpt.machine.threads import ONE_THREAD
 from cgpt.models.accounting import cache_read, dense_bits, loaded_bytes
 from cgpt.models.description import describe
 from cgpt.models.forecast import VARIANTS, flops_per_token, forecast
@@ -57,7 +56,7 @@ def facts(tmp_path, monkeypatch):
         affinity=range(16),
         level="amx",
         levels=LEVELS,
-        openmp=True,
+        runtime="OpenMP",
         disk=None,
         **environment,
     ):
@@ -66,7 +65,7 @@ def facts(tmp_path, monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(_kernels, "openmp_places", lambda: [])
-        monkeypatch.setattr(_kernels, "has_openmp", lambda: openmp)
+        monkeypatch.setattr(_kernels, "thread_runtime", lambda: runtime)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(affinity), raising=False)
         monkeypatch.setattr(isa, "level", lambda: level)
         monkeypatch.setattr(isa, "levels", lambda: levels)
@@ -89,7 +88,7 @@ def test_a_healthy_machine(facts):
         "numa_nodes": [{"node": 0, "cpus": 16, "memory": 32_768_000_000}],
     }
     assert found["usable"] == {"cpus": 16, "cores": 8, "quota": None}
-    assert found["threads"] == {"default": 8, "in_use": 8, "openmp": True}
+    assert found["threads"] == {"default": 8, "in_use": 8, "runtime": "OpenMP"}
     assert found["memory"] == {
         "available": 20_480_000_000,
         "total": 32_768_000_000,
@@ -120,7 +119,7 @@ def test_json_schema(facts):
         "cpu": {"name": "str", "packages": "int", "cores": "int", "efficient_cores": "int", "cpus": "int",
                 "numa_nodes": [{"node": "int", "cpus": "int", "memory": "int"}]},
         "usable": {"cpus": "int", "cores": "int", "quota": "NoneType"},
-        "threads": {"default": "int", "in_use": "int", "openmp": "bool"},
+        "threads": {"default": "int", "in_use": "int", "runtime": "str"},
         "memory": {"available": "int", "total": "int",
                    "huge_pages": {"transparent": "str", "reserved": "int", "free": "int", "size": "int"}},
         "load": {"average": "float", "others": "NoneType", "stolen": "NoneType"},
@@ -256,13 +255,9 @@ def test_advice(facts, change, expected):
     assert text.count("\n! ") == len(expected) and ("nothing stands in the way" in text) == (not expected)
 
 
-def test_no_openmp(facts, monkeypatch):
-    found = facts(threads=4, openmp=False)
-    assert (found["threads"]["in_use"], found["threads"]["openmp"]) == (1, False)
-    assert [ONE_THREAD in line for line in found["advice"]] == [True]
-    assert f"threads   {ONE_THREAD}" in render(found)
-    with pytest.warns(UserWarning, match=ONE_THREAD):
-        assert cgpt.load("demo-gpt2", threads=4).threads == 1
+def test_threads_without_openmp(facts):
+    found = facts(threads=4, runtime="pthreads")
+    assert found["threads"]["runtime"] == "pthreads" and "4 asked for, pthreads" in render(found)
 
 
 # ---------------------------------------------------------------------------------------------------- forecast

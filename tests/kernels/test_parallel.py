@@ -33,7 +33,8 @@ with warnings.catch_warnings(record=True) as caught:
 print("|".join(str(w.message) for w in caught))
 """
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or not _kernels.has_openmp(), reason="needs Linux's limits and OpenMP"
+    not sys.platform.startswith("linux") or _kernels.thread_runtime() != "OpenMP",
+    reason="needs Linux's limits and OpenMP",
 )
 
 

@@ -33,7 +33,8 @@ print(json.dumps([[sorted(os.sched_getaffinity(task)) for task in team], callers
 
 CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or len(CPUS) < 2 or not _kernels.has_openmp(), reason="needs Linux, two CPUs and OpenMP"
+    sys.platform != "linux" or len(CPUS) < 2 or _kernels.thread_runtime() != "OpenMP",
+    reason="needs Linux, two CPUs and OpenMP",
 )
 
 

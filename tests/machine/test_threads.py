@@ -197,7 +197,7 @@ def test_binding_leaves_the_default_as_it_is(binding):
     assert done.stdout.strip() == str(sorted(os.sched_getaffinity(0)))
 
 
-@pytest.mark.skipif(not _kernels.has_openmp(), reason="a build without OpenMP")
+@pytest.mark.skipif(_kernels.thread_runtime() != "OpenMP", reason="a build without OpenMP")
 @pytest.mark.parametrize(
     "setting, spins", [("", f"'{SPINS}'"), ("GOMP_SPINCOUNT=77", "'77'"), ("OMP_WAIT_POLICY=passive", "'0'")]
 )
