@@ -133,16 +133,18 @@ int cg_openmp_places(int *cpus, int max) {
    milliseconds until the caller sleeps. The caller itself stays free: threads it starts inherit its CPUs. */
 typedef struct {
     cpu_set_t allowed;
-    int apart, here; /* the CPU that the caller is on */
+    int count, here; /* CPUs, 0 where OpenMP binds threads itself; the one that the caller is on */
 } cpus;
 
-static void find_cpus(cpus *found, int team) {
+/* Returns `threads`, but two for each CPU at the most: to wake 64 on two CPUs takes ten times as long as their work. */
+static int find_cpus(cpus *found, int threads) {
     static __thread unsigned regions; /* which may wrap */
     static __thread cpu_set_t allowed;
     if (regions++ % 64 == 0 && sched_getaffinity(0, sizeof allowed, &allowed)) CPU_ZERO(&allowed);
-    found->apart = CPU_COUNT(&allowed) == team && omp_get_proc_bind() == omp_proc_bind_false;
+    found->count = omp_get_proc_bind() == omp_proc_bind_false ? CPU_COUNT(&allowed) : 0;
     found->allowed = allowed;
-    if (found->apart) found->here = sched_getcpu();
+    found->here = sched_getcpu();
+    return found->count ? (int)cg_min(threads, 2 * found->count) : threads;
 }
 
 static int nth_cpu(const cpu_set_t *set, int n) {
@@ -151,10 +153,10 @@ static int nth_cpu(const cpu_set_t *set, int n) {
     return cpu;
 }
 
-static void keep_apart(const cpus *of, int thread) {
+static void keep_apart(const cpus *of, int team, int thread) {
     static __thread int mine = -1;
     if (!thread) return;
-    if (!of->apart) { /* a team of another size, later */
+    if (of->count != team) { /* a team of another size, later */
         if (mine >= 0 && sched_setaffinity(0, sizeof of->allowed, &of->allowed) == 0) mine = -1;
         return;
     }
@@ -169,23 +171,25 @@ static void keep_apart(const cpus *of, int thread) {
 #else
 typedef int cpus;
 
-static void find_cpus(CG_UNUSED cpus *found, CG_UNUSED int team) {}
-static void keep_apart(CG_UNUSED const cpus *of, CG_UNUSED int thread) {}
+static int find_cpus(CG_UNUSED cpus *found, int threads) { return threads; }
+static void keep_apart(CG_UNUSED const cpus *of, CG_UNUSED int team, CG_UNUSED int thread) {}
 #endif
 
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
+    cpus found;
     int team = lost ? 1 : cg_team(threads, tasks);
-    if (team > 1) team = startable(team, cg_team(threads, cg_max(tasks, 64)));
+    if (team > 1) {
+        threads = find_cpus(&found, threads);
+        team = startable(cg_team(threads, tasks), cg_team(threads, cg_max(tasks, 64)));
+    }
     if (team == 1) {
         for (int64_t i = 0; i < tasks; i++) fn(job, i, 0);
         return;
     }
-    cpus apart;
-    find_cpus(&apart, team);
 #pragma omp parallel num_threads(team)
     {
         int thread = omp_get_thread_num();
-        keep_apart(&apart, thread);
+        keep_apart(&found, team, thread);
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t i = 0; i < tasks; i++) fn(job, i, thread);
     }

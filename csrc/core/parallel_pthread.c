@@ -4,6 +4,7 @@
 
 #ifndef _OPENMP
 #include <pthread.h>
+#include <unistd.h>
 #ifdef __APPLE__
 #include <pthread/qos.h>
 #endif
@@ -16,7 +17,7 @@ enum { SPINS = 2000 }; /* some 50 us, as long as libgomp's threads look for work
 static struct {
     pthread_mutex_t use, sleep; /* held by the caller whose job runs; for what follows */
     pthread_cond_t woken, done;
-    int members, asleep;
+    int cpus, members, asleep;
     uint64_t turn, born[CG_MAX_THREADS]; /* the turn when a member was made */
     cg_task_fn *fn;
     void *job;
@@ -101,7 +102,12 @@ int cg_openmp_places(CG_UNUSED int *cpus, CG_UNUSED int max) { return 0; }
 
 /* Two callers at once: the second does its job alone. */
 void cg_parallel(int threads, int64_t tasks, cg_task_fn *fn, void *job) {
-    int members = cg_team(threads, tasks) - 1;
+    int cpus = __atomic_load_n(&pool.cpus, __ATOMIC_RELAXED);
+    if (!cpus) {
+        cpus = (int)cg_max(1, sysconf(_SC_NPROCESSORS_ONLN));
+        __atomic_store_n(&pool.cpus, cpus, __ATOMIC_RELAXED);
+    }
+    int members = cg_team((int)cg_min(threads, 2 * cpus), tasks) - 1; /* as parallel.c */
     if (members < 1 || pthread_mutex_trylock(&pool.use)) {
         for (int64_t i = 0; i < tasks; i++) fn(job, i, 0);
         return;

@@ -67,6 +67,10 @@ def test_more_or_fewer_threads_than_cpus_are_left_to_the_system(threads, cpus):
     assert run(threads, CPUS[:cpus])[0] == [CPUS[:cpus]] * (threads - 1)
 
 
+def test_no_more_than_two_threads_for_each_cpu():
+    assert len(run(16, CPUS[:2])[0]) == 3
+
+
 def test_a_caller_that_may_use_fewer_cpus_later_has_its_threads_there():
     assert run(len(CPUS), CPUS, CPUS[:1])[0] == [CPUS[:1]] * (len(CPUS) - 1)
 
