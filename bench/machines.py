@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 import cgpt
-from cgpt.api import follow
 from cgpt.bench.gathers import GatherClock, measure_roofline
 from cgpt.bench.workload import Case, measure
 from cgpt.distributed.mpi import MPICommunicator, world
 from cgpt.distributed.session import Session
+from cgpt.loading import follow
 from cgpt.models.accounting import bytes_per_token, look_up, shape_of
 from cgpt.models.base import Floats
 

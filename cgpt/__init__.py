@@ -9,20 +9,21 @@ SamplingParams say how a text is sampled, a Completion is the result, a PrefixCa
 failure is a CgptError.
 
 The layers, each importing only those before it: errors, fields, arguments; kernels (the C of csrc/); machine;
-checkpoint and tokenizer; models (gpt2.py and gpt_oss.py side by side); generation; distributed; chat; api; serve and
-analysis; batch; cluster; bench; evolution; cli.
+checkpoint and tokenizer; models (gpt2.py and gpt_oss.py side by side); generation; distributed; chat; api; loading;
+serve and analysis; batch; cluster; bench; evolution; cli.
 """
 
 from cgpt import kernels as _kernels  # noqa: F401  first: it loads the kernels
 
 # isort: split
-from cgpt.api import Model, load
+from cgpt.api import Model
 from cgpt.checkpoint.locate import demo_models, locate
 from cgpt.errors import CgptError
 from cgpt.generation.prefix_cache import PrefixCache
 from cgpt.generation.request import Completion
 from cgpt.generation.sampling import SamplingParams
 from cgpt.kernels.isa import kernels as kernel_variants
+from cgpt.loading import load
 from cgpt.version import __version__
 
 __all__ = [

@@ -6,10 +6,14 @@ import functools
 import inspect
 import math
 import operator
+import os
 import re
+import stat
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -122,6 +126,20 @@ def require_number(name: str, value: Any, wanted: str, valid: Callable[[float], 
     if isinstance(value, bool) or not math.isfinite(number) or not valid(number):
         raise InputError(f"{name} must be a finite number{wanted}, not {shown(value)}")
     return number
+
+
+def require_directory(what: str, value: Any) -> Path:
+    """`value` as an absolute path; InputError, which names `what` it is for, where it can be none of a directory."""
+    try:
+        if not (name := os.fspath(value)):
+            raise ValueError("it is no name")
+        path = Path(os.path.abspath(os.path.expanduser(name)))
+        with suppress(OSError):
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                raise ValueError("it is a file")
+    except (TypeError, ValueError) as problem:
+        raise InputError(f"{shown(value)} is no directory for {what}: {problem}") from None
+    return path
 
 
 def require_flag(name: str, value: Any) -> bool:

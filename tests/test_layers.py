@@ -22,6 +22,7 @@ LEVELS = (
     ("distributed",),
     ("chat",),
     ("api",),
+    ("loading",),
     ("serve", "analysis"),
     ("batch",),
     ("cluster",),

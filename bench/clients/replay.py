@@ -8,9 +8,9 @@ need a cleverer model than the demo, as coding agents do.
 
 import sys
 
-from cgpt.api import load
 from cgpt.generation.engine import Engine
 from cgpt.generation.request import Request
+from cgpt.loading import load
 from cgpt.serve import server
 from cgpt.serve.app import make_app
 from cgpt.serve.limits import Limits

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cgpt.api import load
 from cgpt.arguments import require_integer
 from cgpt.bench import rows
 from cgpt.bench.gathers import measure_roofline
@@ -16,6 +15,7 @@ from cgpt.bench.noise import Watch
 from cgpt.bench.trace import Trace
 from cgpt.bench.workload import Case, cases, measure, run
 from cgpt.checkpoint.expert_store import READERS, ExpertStore
+from cgpt.loading import load
 from cgpt.machine.disk import MAX_REQUEST, DiskRate, disk_rate
 from cgpt.models.base import Precision, Transformer
 

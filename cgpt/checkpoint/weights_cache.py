@@ -7,11 +7,10 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
-from cgpt.arguments import warn_caller
+from cgpt.arguments import require_directory, warn_caller
 from cgpt.checkpoint.safetensors import SINGLE_FILE, Checkpoint
 from cgpt.errors import CheckpointError
 from cgpt.version import __version__
@@ -38,7 +37,7 @@ class WeightsCache:
         stamps = [file.stamp for file in checkpoint.files]
         what = repr((__version__, LAYOUT, dense, partition, stamps)).encode()
         key = hashlib.blake2b(what + checkpoint.watch().digest(), digest_size=16).hexdigest()
-        self._directory = Path(directory).expanduser() / key
+        self._directory = require_directory("a weights cache", directory) / key
         self._made: dict[str, np.ndarray] = {}
         self.kept: Checkpoint | None = None
         if os.path.lexists(self._directory / SINGLE_FILE):

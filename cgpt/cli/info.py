@@ -4,8 +4,8 @@ import argparse
 import json
 
 from cgpt.analysis.info import render
-from cgpt.api import DENSE
 from cgpt.cli.options import add_inspection_options
+from cgpt.loading import DENSE
 from cgpt.models.description import describe
 from cgpt.models.streaming_speed import measure_rates
 

@@ -9,7 +9,6 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-from cgpt.api import follow
 from cgpt.cli import (
     batch,
     bench,
@@ -29,6 +28,7 @@ from cgpt.cli.options import say
 from cgpt.distributed import mpi
 from cgpt.errors import CgptError
 from cgpt.kernels import _kernels
+from cgpt.loading import follow
 from cgpt.version import __version__
 
 COMMANDS = (generate, chat, serve, batch, pull, info, compare, synth, bench, doctor, quality, evolution, kernels)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from cgpt.api import DENSE, Model, load
+from cgpt.api import Model
 from cgpt.checkpoint.expert_store import ExpertStats
 from cgpt.checkpoint.locate import SYNTH, demo_models
 from cgpt.checkpoint.sizes import SIZES
@@ -19,6 +19,7 @@ from cgpt.errors import InputError
 from cgpt.generation.request import TextModel
 from cgpt.generation.sampling import CHECKPOINT_PARAMS, SamplingParams
 from cgpt.kernels._kernels import PRECISIONS
+from cgpt.loading import DENSE, load
 from cgpt.models.kv_cache import DEFAULT_KV_DTYPE, KV_DTYPES
 
 DEFAULT_MODEL = "demo-gpt2"

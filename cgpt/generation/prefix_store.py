@@ -33,9 +33,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cgpt.arguments import warn_caller
+from cgpt.arguments import require_directory, warn_caller
 from cgpt.errors import InputError
-from cgpt.fields import shown
 from cgpt.kernels import _kernels
 from cgpt.models.base import Ids, Transformer
 from cgpt.models.kv_cache import Array, KVCache, Snapshot
@@ -98,15 +97,7 @@ class PrefixStore:
     """
 
     def __init__(self, transformer: Transformer, directory: str | os.PathLike[str], max_bytes: int) -> None:
-        try:
-            if not (name := os.fspath(directory)):
-                raise ValueError("it is no name")
-            self.directory = Path(os.path.abspath(name))
-            with suppress(OSError):
-                if not stat.S_ISDIR(os.stat(self.directory).st_mode):
-                    raise ValueError("it is a file")
-        except (TypeError, ValueError) as problem:
-            raise InputError(f"{shown(directory)} is no directory for a prefix cache: {problem}") from None
+        self.directory = require_directory("a prefix cache", directory)
         self.max_bytes = max_bytes
         self.num_hits = self.nbytes = 0
         self._key = make_key(transformer)

@@ -8,12 +8,12 @@ from safetensors.numpy import save_file
 
 import cgpt
 from cgpt.analysis import quality
-from cgpt.api import DENSE
 from cgpt.checkpoint import loader
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.errors import OutOfMemoryError
 from cgpt.kernels import _kernels
 from cgpt.kernels._kernels import PRECISIONS
+from cgpt.loading import DENSE
 from cgpt.models import synth
 
 from support.kernel_cases import assert_same_bits, from_bf16, round_bf16

@@ -186,7 +186,7 @@ def test_without_the_client(monkeypatch, tmp_path):
 
 def test_a_directory_of_that_name_is_no_reason_to_download(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cgpt.api.pull", lambda *_: pytest.fail("it downloads"))
+    monkeypatch.setattr("cgpt.loading.pull", lambda *_: pytest.fail("it downloads"))
     (tmp_path / "owner/tiny").mkdir(parents=True)
     (tmp_path / "owner/tiny/pytorch_model.bin").touch()
     with pytest.raises(CheckpointError, match="a pickle of PyTorch"):

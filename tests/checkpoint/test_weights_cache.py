@@ -11,7 +11,7 @@ from cgpt.checkpoint import loader, weights_cache
 from cgpt.checkpoint.config import read_config
 from cgpt.checkpoint.names import open_checkpoint
 from cgpt.checkpoint.weights_cache import WeightsCache
-from cgpt.errors import CheckpointError
+from cgpt.errors import CheckpointError, InputError
 
 IDS = list(range(5, 45))
 
@@ -85,8 +85,10 @@ def test_a_damaged_file_is_made_again(tmp_path):
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is no directory for a weights cache: it is a file"):
+        cgpt.load("demo-gpt2", 1, weights_cache=str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="converted weights were not kept: Not a directory"):
-        model = cgpt.load("demo-gpt2", 1, weights_cache=tmp_path / "file")
+        model = cgpt.load("demo-gpt2", 1, weights_cache=tmp_path / "file" / "more" / "yet")
     assert model.generate("ROMEO:", max_new_tokens=2).ids
 
     def full(descriptor):

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("ray", reason="a fleet needs the extra [ray]")
 
-from cgpt.api import DENSE  # noqa: E402
 from cgpt.cluster.ray import cores, front, runner  # noqa: E402
 from cgpt.cluster.ray.affinity import BLOCK, prompt_blocks, referred_tag  # noqa: E402
 from cgpt.cluster.ray.cores import CoreClaim, core_count  # noqa: E402
@@ -19,6 +18,7 @@ from cgpt.cluster.ray.options import FleetOptions  # noqa: E402
 from cgpt.cluster.ray.relay import Relay, replica_lost  # noqa: E402
 from cgpt.cluster.ray.router import PrefixRouter  # noqa: E402
 from cgpt.errors import InputError  # noqa: E402
+from cgpt.loading import DENSE  # noqa: E402
 from cgpt.machine import topology  # noqa: E402
 from cgpt.serve.errors import ApiError  # noqa: E402
 from cgpt.serve.limits import Limits  # noqa: E402

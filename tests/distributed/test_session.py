@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt import api
-from cgpt.api import DENSE
+from cgpt import loading
 from cgpt.errors import CheckpointError, InputError, NumericsError
 from cgpt.generation.engine import Engine
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
+from cgpt.loading import DENSE
 from cgpt.models.partition import OUTPUTS, split
 from cgpt.models.streaming import MemoryBudget
 from cgpt.models.synth import write
@@ -294,9 +294,9 @@ def test_what_fails_to_load_on_one_rank_fails_on_all_and_another_loads(tmp_path)
 def checkpoints_of_ranks(tmp_path, monkeypatch):
     """The directories of two ranks, each of which finds its own by whatever name is given."""
     places = [tmp_path / f"of rank {rank}" for rank in (0, 1)]
-    locate, main = api.locate, threading.main_thread()
+    locate, main = loading.locate, threading.main_thread()
     mine = lambda *_: locate(places[int(threading.current_thread() is not main)])  # noqa: E731
-    monkeypatch.setattr(api, "locate", mine)
+    monkeypatch.setattr(loading, "locate", mine)
     return places
 
 

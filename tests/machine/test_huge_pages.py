@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt.api import DENSE
 from cgpt.bench.costs import matrix_bytes
 from cgpt.checkpoint import names
 from cgpt.checkpoint.safetensors import Checkpoint
 from cgpt.cli import main as cli
 from cgpt.errors import InputError, OutOfMemoryError
+from cgpt.loading import DENSE
 from cgpt.machine import huge_pages
 from cgpt.machine.huge_pages import ALIGN, CHUNK, HUGE, Arena
 
@@ -121,7 +121,7 @@ def test_load_asks_before_it_copies(monkeypatch, capsys):
         asked.append(nbytes)
         raise OutOfMemoryError("too much")
 
-    monkeypatch.setattr("cgpt.api.require_huge_pages", refuse)
+    monkeypatch.setattr("cgpt.loading.require_huge_pages", refuse)
     assert cli.main(["generate", "--huge-pages", "--max-new-tokens", "1", "x"]) == cli.FAILED
     assert "too much" in capsys.readouterr().err
     assert asked == [sum(t.nbytes for t in Checkpoint(cgpt.locate("demo-gpt2")).tensors.values())]

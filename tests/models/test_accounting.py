@@ -3,10 +3,10 @@
 import pytest
 
 import cgpt
-from cgpt.api import DENSE
 from cgpt.bench.costs import matrix_bytes
 from cgpt.bench.trace import Trace
 from cgpt.errors import ConfigError, InputError
+from cgpt.loading import DENSE
 from cgpt.models import synth
 from cgpt.models.accounting import flops, loaded_bytes, look_up, parameters, part_of
 

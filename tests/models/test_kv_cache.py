@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt.api import DENSE
 from cgpt.errors import InputError, NumericsError
+from cgpt.loading import DENSE
 from cgpt.models.kv_cache import KVCache
 
 from golden import case

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import cgpt
-from cgpt.api import DENSE, load
 from cgpt.errors import CheckpointError, CheckpointReadError, InputError, OutOfMemoryError
 from cgpt.generation.engine import Engine
 from cgpt.generation.request import Request
 from cgpt.generation.sampling import SamplingParams
+from cgpt.loading import DENSE, load
 from cgpt.models.streaming import MemoryBudget
 from cgpt.models.streaming_speed import Rates
 from cgpt.models.synth import write

@@ -5,8 +5,8 @@ import queue
 import threading
 
 import cgpt
-from cgpt.api import follow
 from cgpt.distributed.session import Session
+from cgpt.loading import follow
 
 TIMEOUT = 20  # seconds
 

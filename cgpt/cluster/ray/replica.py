@@ -12,12 +12,12 @@ from anyio import to_thread
 from ray import serve
 from starlette.types import Message, Scope
 
-from cgpt.api import load
 from cgpt.checkpoint.locate import model_name
 from cgpt.cluster.ray.cores import claim_cores
 from cgpt.cluster.ray.messages import Forwarded, replica_tag
 from cgpt.cluster.ray.options import FleetOptions, listed
 from cgpt.generation.engine import Engine
+from cgpt.loading import load
 from cgpt.serve.app import THREADS, unguarded_app
 from cgpt.serve.limits import Limits
 from cgpt.serve.metrics import Family
