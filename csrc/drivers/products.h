@@ -3,8 +3,8 @@
 
 #include "core/parallel.h"
 
-/* The fastest kernel for T tokens that the precision allows. */
-cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision);
+/* The fastest kernel for T of the tokens of a step that the precision allows. */
+cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int64_t step, cg_precision precision);
 /* The bytes of packed activations, and of each thread's work, that suffice for up to T tokens, in one product or in
    several, whichever kernels are picked. */
 void cg_product_bytes(const cg_matrix *w, int64_t T, int64_t *packed, int64_t *work);

@@ -5,7 +5,8 @@ enum {
     PANEL_ROWS = 64, /* they stay in the second-level cache for several passes */
     PANEL_FEW = 15,  /* tokens up to which rows are read once, from memory, which gives more to long streams */
     PANEL_BYTES = 512 * 1024,
-    INT4_FEW_ROWS = 8, /* that are decoded together for PANEL_FEW tokens: they stay in the first-level cache */
+    INT4_FEW_ROWS = 8,     /* that are decoded together for PANEL_FEW tokens: they stay in the first-level cache */
+    PANEL_MXFP4_STEP = 96, /* rows: kernels take them by 32 or 48 */
 };
 
 /* The kinds of kernels, the first that is allowed and suits before the others. EXACT takes f32 activations. */
@@ -26,14 +27,15 @@ static cg_linear *kernel_of(int kind, cg_dtype dtype) {
     return kernels[kind][dtype];
 }
 
-/* There is such a kernel, and it is meant for T tokens. */
-static int suits(cg_linear *kernel, int64_t T) {
-    return kernel && T >= kernel->min_tokens && (!kernel->max_tokens || T <= kernel->max_tokens);
+/* There is such a kernel, and it is meant for T tokens of a step. */
+static int suits(cg_linear *kernel, int64_t T, int64_t step) {
+    return kernel && T >= kernel->min_tokens && step >= kernel->min_step &&
+           (!kernel->max_tokens || T <= kernel->max_tokens);
 }
 
-cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, cg_precision precision) {
+cg_linear *cg_pick_linear(const cg_matrix *w, int64_t T, int64_t step, cg_precision precision) {
     int kind = precision == CG_PRECISION_EXACT ? EXACT : precision == CG_PRECISION_INT8 ? A8_FEW : TILE;
-    while (kind < EXACT && !suits(kernel_of(kind, w->dtype), T)) kind++;
+    while (kind < EXACT && !suits(kernel_of(kind, w->dtype), T, step)) kind++;
     return kernel_of(kind, w->dtype);
 }
 
@@ -93,10 +95,11 @@ void cg_run_panel(const cg_linear *kernel, cg_dtype dtype, const cg_product *p, 
 }
 
 int64_t cg_panel_rows(const cg_matrix *w, int64_t T, int threads) {
-    int64_t rows = cg_round_up(w->N / ((int64_t)threads * 8) + 1, 16), max = PANEL_ROWS;
     /* MXFP4 rows of an expert are read once, too, and the first ones of a task are waited for. */
-    if (T <= PANEL_FEW || w->dtype == CG_MXFP4) max = cg_max(max, PANEL_BYTES / cg_row_bytes(w->dtype, w->K) / 16 * 16);
-    return cg_max(16, cg_min(rows, max));
+    int mxfp4 = w->dtype == CG_MXFP4;
+    int64_t step = mxfp4 ? PANEL_MXFP4_STEP : 16, rows = cg_round_up(w->N / ((int64_t)threads * 8) + 1, step);
+    int64_t max = T <= PANEL_FEW || mxfp4 ? cg_round_up(PANEL_BYTES / cg_row_bytes(w->dtype, w->K), step) : 0;
+    return cg_max(16, cg_min(rows, cg_max(max, PANEL_ROWS)));
 }
 
 int64_t cg_panels(const cg_matrix *w, int64_t T, int threads) {
@@ -105,7 +108,7 @@ int64_t cg_panels(const cg_matrix *w, int64_t T, int threads) {
 }
 
 int64_t cg_linear_scratch(const cg_context *ctx, const cg_matrix *w, int64_t T) {
-    cg_linear *kernel = cg_pick_linear(w, T, ctx->precision);
+    cg_linear *kernel = cg_pick_linear(w, T, T, ctx->precision);
     if (!kernel) return 0;
     int team = cg_team(ctx->threads, cg_panels(w, T, ctx->threads));
     return kernel->packed_bytes(T, w->K) + team * work_bytes(kernel, w);
@@ -114,7 +117,7 @@ int64_t cg_linear_scratch(const cg_context *ctx, const cg_matrix *w, int64_t T) 
 /* A kernel gives a row the same bits among any number of rows. The *_tile kernels do not, but none takes one token. */
 int64_t cg_uniform_tokens(const cg_matrix *w, int64_t limit, cg_precision precision) {
     int64_t T = 1;
-    while (T < limit && cg_pick_linear(w, T + 1, precision) == cg_pick_linear(w, 1, precision)) T++;
+    while (T < limit && cg_pick_linear(w, T + 1, T + 1, precision) == cg_pick_linear(w, 1, 1, precision)) T++;
     return T;
 }
 
@@ -146,7 +149,7 @@ cg_status cg_run_linear(const cg_context *ctx, float *y, int64_t y_stride, const
     if (bad) return bad;
     if (cg_linear_scratch(ctx, w, T) > ctx->scratch_bytes) return CG_NO_MEMORY;
     linear_job job = {
-        cg_pick_linear(w, T, ctx->precision), w->dtype, cg_product_of(w, 0), {x, x_stride, NULL}, .N = w->N};
+        cg_pick_linear(w, T, T, ctx->precision), w->dtype, cg_product_of(w, 0), {x, x_stride, NULL}, .N = w->N};
     job.packed = ctx->scratch;
     job.work = job.packed + job.kernel->packed_bytes(T, w->K);
     job.work_bytes = work_bytes(job.kernel, w);

@@ -88,7 +88,7 @@ static cg_status group_slots(moe_job *job, cg_precision precision) {
         *g = (moe_group){.expert = e, .first = first[e], .count = count};
         for (int i = 0; i < 2; i++) {
             const cg_matrix *w = job->matrix[i];
-            g->kernel[i] = cg_pick_linear(w, count, precision);
+            g->kernel[i] = cg_pick_linear(w, count, m->T, precision);
             g->packed[i] = packed[i];
             packed[i] += g->kernel[i]->packed_bytes(count, w->K);
         }

@@ -6,6 +6,7 @@ CG_TARGET(CG_FEATURES_AVX512BF16)
 #define CG_HAS_AVX512BF16 1
 #include "simd/emulate.h"
 #include "kernels/linear/tile_avx512bf16.c"
+#include "kernels/linear/mxfp4_tile.c"
 #include "kernels/peak/tile_avx512bf16.c"
 
 const cg_kernels cg_kernels__avx512bf16 = {

@@ -38,6 +38,8 @@ EMU(i32gather, 16, emu_i32,
     (int32_t)cg_bits_from_f32(*(const float *)((const char *)base + EMU_LANE(emu_i32, index) * (int64_t)scale)),
     __m512i index, const void *base, int scale)
 EMU(broadcast_i32x4, 8, emu_i64, v[i % 2], __m128i v)
+EMU(mask_broadcast_i32x4, 16, emu_i32, mask >> i & 1 ? ((i4)v)[i % 4] : EMU_LANE(emu_i32, src), __m512i src,
+    uint32_t mask, __m128i v)
 EMU(broadcast_i64x4, 8, emu_i64, v[i % 4], __m256i v)
 EMU(cvtepu8_epi32, 16, emu_i32, ((emu_u8x16)v)[i], __m128i v)
 
@@ -60,6 +62,8 @@ EMU(srlv_epi16, 32, emu_u16, EMU_LANE(emu_u16, by) < 16 ? EMU_LANE(emu_u16, v) >
 EMU(srlv_epi64, 8, emu_i64, EMU_LANE(emu_i64, by) < 64 ? (int64_t)((uint64_t)v[i] >> by[i]) : 0, __m512i v, __m512i by)
 EMU(unpack_epi8, 64, emu_u8, (i % 2 ? (emu_u8)b : (emu_u8)a)[i / 16 * 16 + 8 * high + i % 16 / 2], __m512i a, __m512i b,
     int high)
+EMU(subs_epu16, 32, emu_u16,
+    EMU_LANE(emu_u16, a) > EMU_LANE(emu_u16, b) ? EMU_LANE(emu_u16, a) - EMU_LANE(emu_u16, b) : 0, __m512i a, __m512i b)
 EMU(mask_add_epi16, 32, emu_u16, mask >> i & 1 ? EMU_LANE(emu_u16, a) + EMU_LANE(emu_u16, b) : EMU_LANE(emu_u16, src),
     __m512i src, uint32_t mask, __m512i a, __m512i b)
 
@@ -130,6 +134,7 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_mask_storeu_ps emu_mask_storeu_ps
 #define _mm512_i32gather_ps(index, base, scale) ((__m512)emu_i32gather(index, base, scale))
 #define _mm512_broadcast_i32x4 emu_broadcast_i32x4
+#define _mm512_mask_broadcast_i32x4 emu_mask_broadcast_i32x4
 #define _mm512_broadcast_i64x4 emu_broadcast_i64x4
 #define _mm512_cvtepu8_epi32 emu_cvtepu8_epi32
 #define _mm512_set1_epi64(n) ((__m512i)((emu_i64){0} + (int64_t)(n)))
@@ -149,6 +154,7 @@ static inline void emu_tile_multiply(int c, int a, int b) {
 #define _mm512_unpacklo_epi8(a, b) emu_unpack_epi8(a, b, 0)
 #define _mm512_unpackhi_epi8(a, b) emu_unpack_epi8(a, b, 1)
 #define _mm512_mask_add_epi16 emu_mask_add_epi16
+#define _mm512_subs_epu16 emu_subs_epu16
 #define _mm512_cvtne2ps_pbh(high, low) ((emu_u16)emu_cvtne2ps(high, low))
 #define _mm512_dpbf16_ps emu_dpbf16_ps
 #define _mm512_maddubs_epi16 emu_maddubs_epi16

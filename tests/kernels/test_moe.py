@@ -81,7 +81,7 @@ def exact_moe(model, x, index, weight, out, level=None):
     total, bound = out.astype(np.float64), F32 * np.abs(out.astype(np.float64))
     for e in np.unique(index):
         tokens, choice = np.nonzero(index == e)
-        how = rounding(level, model.dtype, len(tokens)) if level else None
+        how = rounding(level, model.dtype, len(tokens), step=len(x)) if level else None
         rows, off = operand(x[tokens], how)
         up, down = multiplied(model.gate_up, how)[e], multiplied(model.down, how)[e]
         hidden = rows.astype(np.float64) @ up.T + model.biases[0][e]

@@ -173,7 +173,7 @@ def test_every_scale(level, exact, rng):
     blocks = small[rng.integers(0, 8, (256, 5, 16))] | small[rng.integers(0, 8, (256, 5, 16))] << 4
     scales = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 5, 1)
     matrix = _kernels.Matrix("MXFP4", blocks, scales)
-    for T in (1, 5, 17):
+    for T in (1, 5, 17, 25):
         x = rng.standard_normal((T, K), np.float32) * np.float32(2**-10)
         y = linear(matrix, x, T, exact=exact)
         values = dequantise(blocks, scales)
@@ -201,7 +201,7 @@ def test_mixed_scales(level, exact, rng):
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "auto"])
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-@pytest.mark.parametrize("T", [3, 17])
+@pytest.mark.parametrize("T", [3, 17, 25])
 def test_special_values_stay_in_their_row(level, exact, special, T):
     N, bad_row = 21, T - 2
     for K, at in ((32, 31), (160, 0), (160, 130), (2880, 2879)):

@@ -35,6 +35,7 @@ TILE_TOKENS = {
     "i8mm": {"BF16": 8, "BF16_PACKED": 8, "MXFP4": 24, "INT8": 24},
     "amx": {"BF16": 8, "BF16_PACKED": 8, "MXFP4": 8, "INT8": 8},
 }
+TILE_EXPERT = 5  # and avx512bf16's for MXFP4, in steps of so many, for experts of fewer
 A16_MAX = {"ref": 16}  # and the portable linear_mxfp4_a16 up to here
 A8_TOKENS = {"INT8": 6, "MXFP4": 9}  # precision int8 uses its own kernels from here on
 TILE_FLOATS = 48  # and those of f32, f16 and, where no CPU multiplies them, bf16
@@ -92,10 +93,12 @@ def check_slots(level, *slots):
         assert found == expected, f"{slot} at level {level}: the variant is {found}, expected {expected}"
 
 
-def tiled(level, dtype, T, exact=False):
-    """Whether a product with T tokens is a tile kernel's, which sums in an order of its own."""
+def tiled(level, dtype, T, exact=False, step=None):
+    """Whether a product with T tokens, of a step of `step` or of T, is a tile kernel's, which sums in its own order."""
     variant = expected_variant(level, f"linear_{dtype.lower()}_tile")
     first = TILE_TOKENS.get(variant, {}).get(dtype, TILE_FLOATS if variant != "-" else math.inf)
+    if variant == "avx512bf16" and dtype == "MXFP4" and step is not None:
+        return exact is not True and T >= TILE_EXPERT and step >= first
     return exact is not True and T >= first
 
 
@@ -104,16 +107,16 @@ def has_a8(level, dtype):
     return VARIANTS[level][5 if dtype == "MXFP4" else 4] not in ("-", "amx")
 
 
-def rounding(level, dtype, T, exact=False):
-    """How a product with T tokens rounds its activations: "bf16", "a16 32" (16 bits per group of 32), "a16 64",
-    "a8 32", "a8 64" or None, not at all. exact: True, False for auto, or "int8"."""
+def rounding(level, dtype, T, exact=False, step=None):
+    """How a product with T tokens, of a step of `step` or of T, rounds its activations: "bf16", "a16 32" (16 bits per
+    group of 32), "a16 64", "a8 32", "a8 64" or None, not at all. exact: True, False for auto, or "int8"."""
     if exact == "int8":
         if has_a8(level, dtype) and T >= A8_TOKENS.get(dtype, math.inf):
             return "a8 32" if dtype == "MXFP4" else "a8 64"
         exact = False
     if exact:
         return None
-    if dtype not in ("F32", "F16") and VARIANTS[level][1] != "-" and tiled(level, dtype, T):
+    if dtype not in ("F32", "F16") and VARIANTS[level][1] != "-" and tiled(level, dtype, T, step=step):
         return "bf16"
     if dtype == "INT8":
         return "a16 64"

@@ -1,6 +1,6 @@
-/* linear_bf16_tile, linear_bf16_packed_tile, linear_mxfp4_tile, linear_int8_tile for AVX512_BF16: activations are
+/* linear_bf16_tile, linear_bf16_packed_tile, linear_int8_tile for AVX512_BF16: activations are
    rounded to bf16, products and sums are f32. vdpbf16ps multiplies slices of weight rows and of activations (tile.h).
-   MXFP4 weights become bf16 exactly, INT8 weights are rounded. */
+   INT8 weights are rounded. */
 #include "kernels/linear/bf16_rows.h"
 #include "kernels/linear/tile.h"
 
@@ -53,13 +53,10 @@ static cg_linear linear_bf16_packed_tile__avx512bf16 = {
     packed_bytes_bf16_tile__avx512bf16, pack_bf16_tile__avx512bf16,      panel_bf16_packed_tile__avx512bf16,
     .min_tokens = TILE_MIN_TOKENS,      .work_bytes = sizeof(tile_work), .work_bytes_per_input = TILE_FEW_ROWS * 2};
 
-#define TILE_DECODED(name, dtype) \
-    static void panel_##name##_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) { \
-        tile_many((p->K + 1) / 2, 2, TILE_STEPS, dtype, bf16_decode_##name, tile_blocks, p, n0, n1); \
-    } \
-    static cg_linear linear_##name##_tile__avx512bf16 = { \
-        packed_bytes_tile__avx512bf16, pack_tile__avx512bf16, panel_##name##_tile__avx512bf16, \
-        .min_tokens = TILE_MIN_TOKENS_DECODED, .work_bytes = sizeof(tile_work)};
-TILE_DECODED(mxfp4, CG_MXFP4)
-TILE_DECODED(int8, CG_INT8)
-#undef TILE_DECODED
+static void panel_int8_tile__avx512bf16(const cg_product *p, int64_t n0, int64_t n1) {
+    tile_many((p->K + 1) / 2, 2, TILE_STEPS, CG_INT8, bf16_decode_int8, tile_blocks, p, n0, n1);
+}
+
+static cg_linear linear_int8_tile__avx512bf16 = {packed_bytes_tile__avx512bf16, pack_tile__avx512bf16,
+                                                 panel_int8_tile__avx512bf16, .min_tokens = TILE_MIN_TOKENS_DECODED,
+                                                 .work_bytes = sizeof(tile_work)};
