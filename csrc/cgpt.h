@@ -115,8 +115,8 @@ typedef const struct {
     int64_t max_tokens;
     /* The fewest tokens for which it is the fastest. */
     int64_t min_tokens;
-    /* The fewest tokens of a step for it, where a product has only those of an expert; 0: any number. Shorter steps give
-       each token the bits that it gets alone (cg_uniform_tokens). */
+    /* The fewest tokens of a step for it, where a product has only those of an expert; 0: any number. Shorter steps
+       give each token the bits that it gets alone (cg_uniform_tokens). */
     int64_t min_step;
     /* The memory that panel() works in: a constant, and for each input. */
     int64_t work_bytes, work_bytes_per_input;
