@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -53,6 +54,8 @@ class WeightsCache:
             self._made |= {f"{name}:{i}": array for i, array in enumerate(made)}
             return made
         names = [one for one in self.kept.tensors if one.rpartition(":")[0] == name]
+        if not names:  # the file is of a load that copied, which leaves an embedding where it is
+            return make()
         for one in names:
             self.kept.prefetch(one)
         return [self.kept.array(one) for one in sorted(names)]
@@ -61,10 +64,10 @@ class WeightsCache:
         """Writes what was made. Where that fails, as on a full disk, the model runs all the same: a warning says so."""
         if not self._made:
             return
-        temporary = self._directory / f"{os.getpid()}.part"
+        temporary = self._directory / f"{secrets.token_hex(8)}.part"  # containers have the same process ids
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 # Without gaps, as the format wants it: those that would leave others unaligned come last.
                 tensors = sorted(self._made.items(), key=lambda item: (item[1].nbytes % ALIGN > 0, -item[1].itemsize))
                 file.write(_header(tensors))
@@ -74,9 +77,10 @@ class WeightsCache:
                 os.fsync(file.fileno())
             temporary.replace(self._directory / SINGLE_FILE)
         except OSError as problem:
-            with suppress(OSError):
-                temporary.unlink()
             warn_caller(f"{self._directory}: the converted weights were not kept: {problem.strerror or problem}")
+        finally:
+            with suppress(OSError):  # it has its name by now
+                temporary.unlink()
         self._made.clear()
 
 

@@ -122,3 +122,43 @@ def test_copies_are_of_what_was_kept(tmp_path, no_conversion):
     with open(path, "r+b") as file:
         file.truncate(10)
     assert np.array_equal(logits(model), expected)
+
+
+def test_loads_that_convert_other_matrices_share_a_file(tmp_path):
+    """Of values that are unaligned, an embedding is copied only where the model is mapped."""
+    directory = shutil.copytree(cgpt.locate("demo-gpt-oss"), tmp_path / "model")
+    (path,) = directory.glob("*.safetensors")
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    path.write_bytes((end - 7).to_bytes(8, "little") + data[8:end] + b" " + data[end:])
+    expected = logits(cgpt.load(directory, 1, "exact"))
+    for memory in ("1GB", None, "1GB"):
+        model = cgpt.load(directory, 1, "exact", memory=memory, weights_cache=tmp_path / "cache")
+        assert np.array_equal(logits(model), expected)
+
+
+def test_nothing_is_left_where_a_load_is_interrupted(tmp_path, monkeypatch):
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cgpt.load("demo-gpt2", 1, weights_cache=tmp_path)
+    assert kept(tmp_path) == []
+
+
+def test_processes_of_one_number_do_not_write_one_file(tmp_path, monkeypatch):
+    """As in containers that share a directory: each is the first of its own."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    begun, fsync = [], os.fsync
+
+    def other(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        cgpt.load("demo-gpt2", 1, weights_cache=tmp_path)
+        begun.extend(tmp_path.glob("*/*"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", other)
+    cgpt.load("demo-gpt2", 1, weights_cache=tmp_path)
+    assert sorted(path.suffix for path in begun) == [".part", ".safetensors"]
+    assert kept(tmp_path) == ["model.safetensors"]
