@@ -45,7 +45,8 @@ CG_INLINE float int4_error(const float *group, float factor) {
 
 static void CG_NAME(quantize_int4)(uint8_t *out, uint8_t *scales, const void *x, cg_dtype dtype, int64_t K) {
     for (int64_t k = 0; k < K; k += CG_INT8_GROUP, out += CG_INT8_GROUP / 2, scales += 2) {
-        float group[CG_INT8_GROUP], least = INFINITY, factor = 0.f;
+        float group[CG_INT8_GROUP], factor = 0.f;
+        double least = INFINITY; /* the square of a float may be too large, or too small, for a float */
         int32_t codes[CG_INT8_GROUP];
         uint16_t scale = 0;
         float largest = group_load(CG_INT8_GROUP, group, dtype, x, k, K);
@@ -54,7 +55,8 @@ static void CG_NAME(quantize_int4)(uint8_t *out, uint8_t *scales, const void *x,
         float edge = vf_max_lane(most) == largest ? -largest : largest;
         for (int at = INT4_FIRST; largest >= 0x1p-100f && at <= INT4_LAST; at += INT4_STEP) {
             uint16_t tried = cg_f32_to_bf16(edge / (float)at);
-            float size = cg_bf16_to_f32(tried), error = int4_error(group, 1.f / size) * (size * size);
+            float size = cg_bf16_to_f32(tried);
+            double error = (double)int4_error(group, 1.f / size) * size * size;
             if (error < least) least = error, scale = tried, factor = 1.f / size;
         }
         if (largest != largest) scale = 0x7fc0;
