@@ -49,7 +49,8 @@ _FOREIGN = {
     **dict.fromkeys(("num_beams", "beam_width", "length_penalty", "early_stopping"), "cgpt has no beam search"),
     **dict.fromkeys(("n_threads", "num_threads", "nthreads"), "threads"),
     **dict.fromkeys(("dtype", "torch_dtype", "quantization"), 'dense="bf16" or "int8", and precision'),
-    **dict.fromkeys(("load_in_8bit", "load_in_4bit"), 'dense="int8"'),
+    "load_in_8bit": 'dense="int8"',
+    "load_in_4bit": 'dense="int4"',
     **dict.fromkeys(("device", "device_map", "n_gpu_layers"), "cgpt runs on CPUs"),
     **dict.fromkeys(("pretrained_model_name_or_path", "model_path", "model_id", "model"), "path_or_name"),
 }

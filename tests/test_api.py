@@ -257,6 +257,8 @@ def test_keywords_of_other_libraries_are_told_ours(model, foreign, ours):
         model.generate("x", **{foreign: 1})
     with pytest.raises(InputError, match=r"load\(\) has no argument .n_threads.; did you mean threads"):
         cgpt.load("demo-gpt2", n_threads=1)
+    with pytest.raises(InputError, match='did you mean dense="int4"'):
+        cgpt.load("demo-gpt2", load_in_4bit=True)
 
 
 def test_help_shows_every_argument():
