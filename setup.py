@@ -100,9 +100,8 @@ class BuildExt(build_ext):
             if os.environ.get("CGPT_SANITIZE") != "1" and "CGPT_EMULATE" not in SWITCHES:
                 frames = (flags for flags in FRAMES if not self.problem_with(MAIN, "-Werror", *flags))
                 extension.extra_compile_args += next(frames, [])
-            if openmp:
-                extension.extra_compile_args.append("-fopenmp")
-                extension.extra_link_args.append("-fopenmp")
+            extension.extra_compile_args.append("-fopenmp" if openmp else "-pthread")
+            extension.extra_link_args.append("-fopenmp" if openmp else "-pthread")
             # Other switches give another library, so it is linked anew; objects that still fit are not compiled again.
             Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
         # What Python was built with, and the user did not ask for: debug information, five times the code, and the

@@ -82,9 +82,9 @@ def load(
     threads: None takes the physical cores that this process may use (cgpt.machine.threads)
     precision: "auto" lets prompts use bf16 products where the CPU has them, 16-bit fixed-point activations and other
         orders of sums; "exact" keeps f32 activations everywhere, and then every logit is the same to the bit for any
-        threads, batch companions and chunking; "int8" is "auto", but on x86 CPUs without matrix units it rounds the
+        threads, batch companions and chunking; "int8" is "auto", but on CPUs without AMX it rounds the
         activations of prompts, and of 6 or more requests at once, to 8 bits where the weights are MXFP4 (from AVX2 on)
-        or INT8 (with AVX512_VNNI), group by group, as most engines do
+        or INT8 (with AVX512_VNNI, and both from DotProd on), group by group, as most engines do
     dense: None keeps the dense matrices as stored, "bf16" rounds them, "bf16-packed" is "bf16" in 12 bits with the same
         logits to the bit, "int8" quantises those that products read whole, in groups of 64, "int4" to four bits
         (`cgpt quality` measures the price)
