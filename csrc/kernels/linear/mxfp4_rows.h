@@ -32,7 +32,10 @@ CG_INLINE int64_t mr_block(const mr_cut *cut, int64_t t) {
 /* Four rows of four words, in each quarter: rows become columns. */
 CG_INLINE void mr_transpose_quarters(vu *rows) {
 #if CG_LANES == 4
-    f4_transpose((f4 *)rows);
+    f4 f[4];
+    memcpy(f, rows, sizeof f);
+    f4_transpose(f);
+    memcpy(rows, f, sizeof f);
 #else
 #define MR_UNPACK(half, bits, a, b) (vu) CG_MM(unpack##half##_epi##bits)((vmi)(a), (vmi)(b))
     vu t[4];
@@ -61,8 +64,10 @@ CG_INLINE void mr_transpose(vu *columns, const uint8_t *from, int64_t stride, in
         all = _mm512_mask_broadcast_i32x4(all, 0x00f0, (__m128i)part[1]);
         all = _mm512_mask_broadcast_i32x4(all, 0x0f00, (__m128i)part[2]);
         columns[i] = (vu)_mm512_mask_broadcast_i32x4(all, 0xf000, (__m128i)part[3]);
+#elif CG_LANES == 8
+        columns[i] = (vu)_mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)part[0]), (__m128i)part[1], 1);
 #else
-        memcpy(&columns[i], part, sizeof part);
+        columns[i] = (vu)part[0];
 #endif
     }
     mr_transpose_quarters(columns);
