@@ -80,6 +80,19 @@ class OpenFile:
         return hashed.digest()
 
 
+_watches: weakref.WeakSet[FileWatch] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a child of a fork: another thread of the parent may have been looking."""
+    for watch in _watches:
+        watch._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 class FileWatch:
     """The files of a loaded model, and `others` that were made of them, which are no part of the digest. A file from
     which nothing is read any more, as all was copied, may change."""
@@ -89,6 +102,7 @@ class FileWatch:
     def __init__(self, files: Iterable[OpenFile], others: Iterable[OpenFile] = ()) -> None:
         self._files, self._others = list(files), list(others)
         self._lock = threading.Lock()
+        _watches.add(self)
         self._next = 0.0
         self._problem = ""
 

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 
 import numpy as np
 
@@ -56,6 +55,9 @@ class Scheduler:
         self.failed: list[Request] = []  # in the last step
         self.prompt_ids_read = 0  # in the last step
         self._in_step: list[Request] = []
+        # What runs the steps that read no prompt. No cached_property: before Python 3.12 it holds a lock meanwhile,
+        # which a fork by another thread would leave held in the child.
+        self.speculation = Speculation(transformer, self.MAX_RUNNING, step=self._step, accept=self._accept)
         self._copies: dict[Request, list[Request]] = {}  # those that wait for another one to read their prompt
 
     @property
@@ -212,11 +214,6 @@ class Scheduler:
             if not self.isolated:
                 raise
             request.error = error
-
-    @cached_property
-    def speculation(self) -> Speculation:
-        """What runs the steps that read no prompt, where a request has prompt lookup."""
-        return Speculation(self.transformer, self.MAX_RUNNING, step=self._step, accept=self._accept)
 
     def _step(self, batch: list[tuple[KVCache, Ids]], *, rows: Rows = "last", head: bool = True) -> Floats:
         """A step over what `_in_step` reads. Rows of requests that failed mean nothing."""

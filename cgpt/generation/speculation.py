@@ -11,7 +11,6 @@ without.)
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -99,14 +98,11 @@ class Speculation:
         """max_tokens: in a step, which bounds the memory of their logits. step: instead of the transformer's. accept:
         instead of Request.accept. Both may give requests an `error`, which are left out then."""
         self._step, self._clock, self._accept = step or transformer.step, clock, accept or _accept
-        self._pool = NgramPool()
+        self._pool: NgramPool | None = None  # until a request drafts
+        self._max_tokens: int | None = None
         self.num_drafted = self.num_accepted = 0
         self._transformer, self._limit = transformer, max_tokens
         self.controller = SpeculationController()
-
-    @cached_property
-    def _max_tokens(self) -> int:
-        return self._transformer.uniform_tokens(self._limit)
 
     def step(self, batch: list[tuple[KVCache, Ids]], requests: list[Request]) -> Deltas:
         """Steps over the batch, each request's next id and its draft. Returns for every new id its request and the text
@@ -132,16 +128,21 @@ class Speculation:
     def insert(self, request: Request) -> None:
         """Puts what is new of a request into the pool."""
         if request.lookup:
+            self._pool = self._pool or NgramPool()
             request.lookup.insert(self._pool, request.prompt_ids, request.ids)
 
     def _drafts(self, requests: list[Request]) -> list[Ids]:
         drafts = [np.empty(0, np.int64)] * len(requests)
+        if not any(request.lookup for request in requests):
+            return drafts
+        if self._max_tokens is None:
+            self._max_tokens = self._transformer.uniform_tokens(self._limit)
         room = self._max_tokens - len(requests)
         if room > 0 and self.controller.may_draft(len(requests)):
             for request in requests:
                 self.insert(request)
             for i, request in enumerate(requests):
-                if request.lookup:
+                if request.lookup and self._pool:
                     # The last id that may come is not read, so it needs no draft after it.
                     max_tokens = min(-(-room // (len(requests) - i)), request.max_new_tokens - len(request.ids) - 1)
                     drafts[i] = request.lookup.propose(self._pool, request.prompt_ids, request.ids, max_tokens)

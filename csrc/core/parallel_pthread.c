@@ -83,7 +83,11 @@ static int grow(int members) {
     return (int)cg_min(members, pool.members);
 }
 
-/* A child of fork() has none of its parent's threads; it starts its own. */
+/* No job runs while the process forks: one that is about to start threads holds locks of the C library. */
+static void before_fork(void) { pthread_mutex_lock(&pool.use); }
+static void in_parent(void) { pthread_mutex_unlock(&pool.use); }
+
+/* A child has none of its parent's threads; it starts its own. */
 static void in_child(void) {
     pthread_mutex_init(&pool.use, NULL);
     pthread_mutex_init(&pool.sleep, NULL);
@@ -92,7 +96,7 @@ static void in_child(void) {
     pool.members = pool.asleep = 0;
 }
 
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
 const char *cg_thread_runtime(void) { return "pthreads"; }
 

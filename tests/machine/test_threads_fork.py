@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 import cgpt
+from cgpt.checkpoint.changes import OpenFile
 from cgpt.errors import InputError
+from cgpt.generation.speculation import Speculation
 from cgpt.kernels import _kernels
 
 from support.greedy import load_greedy
@@ -374,3 +376,26 @@ def test_torch_is_not_needed():
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+@pytest.mark.parametrize(("owner", "name"), [(OpenFile, "change"), (Speculation, "__init__")])
+def test_a_fork_while_another_thread_is_in(owner, name, monkeypatch):
+    """Whatever lock the other thread holds there, the child gets on."""
+    model = cgpt.load("demo-gpt2", threads=1, precision="exact")
+    expected, inside, leave, real = generate(model), threading.Event(), threading.Event(), getattr(owner, name)
+
+    def slow(*of, **options):
+        if threading.current_thread() is other:
+            inside.set()
+            leave.wait()
+        return real(*of, **options)
+
+    other = threading.Thread(target=generate, args=[model])
+    monkeypatch.setattr(owner, name, slow)
+    other.start()
+    inside.wait()
+    try:
+        assert in_child(lambda: generate(model)) == expected
+    finally:
+        leave.set()
+        other.join()
