@@ -378,7 +378,7 @@ def test_both_views_of_a_model_that_chats(page):
     page.reload()
     page.locator("textarea#text").wait_for()
     page.click("#views >> text=Chat")
-    assert page.locator("#prompt:focus").count() == 1
+    page.locator("#prompt:focus").wait_for()  # the view is shown by hashchange, which comes after the click
 
 
 def test_by_keyboard_alone(page):
