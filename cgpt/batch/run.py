@@ -141,5 +141,7 @@ def local_runner_type(what: str) -> type[LocalRunner]:
         from cgpt.batch.local import LocalRunner
     except ImportError as problem:
         package = (problem.name or "").partition(".")[0]
-        raise CgptError(f"{what} needs the package {package}: pip install starlette pydantic") from None
+        raise CgptError(
+            f"{what} needs the package {package}: pip install starlette pydantic markdown-it-py nh3"
+        ) from None
     return LocalRunner

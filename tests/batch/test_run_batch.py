@@ -251,7 +251,7 @@ def test_dicts_that_json_cannot_hold(gpt2, bad):
     assert not [one for one in threading.enumerate() if one.name in ("cgpt-batch", "cgpt-engine")]
 
 
-@pytest.mark.parametrize("package", ["starlette", "pydantic"])
+@pytest.mark.parametrize("package", ["starlette", "pydantic", "markdown_it", "nh3"])
 def test_a_package_that_is_missing_is_named(package):
     code = f"""import sys
 sys.modules["{package}"] = None
@@ -263,8 +263,9 @@ except cgpt.CgptError as problem:
     print(problem)
 sys.exit(main(["batch", "in", "out"]))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and f"Model.batch() needs the package {package}: pip install" in done.stdout
-    assert f"cgpt: error: cgpt batch needs the package {package}: pip install" in done.stderr
+    install = "pip install starlette pydantic markdown-it-py nh3"
+    assert done.returncode == 2 and f"Model.batch() needs the package {package}: {install}" in done.stdout
+    assert f"cgpt: error: cgpt batch needs the package {package}: {install}" in done.stderr
 
 
 def test_importing_cgpt_needs_none_of_it():
