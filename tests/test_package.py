@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Lines of code in cgpt/ and csrc/: no blank lines, comments, docstrings, stubs. For the same features it only falls.
-MAX_CODE_LINES = 23_233
+MAX_CODE_LINES = 23_235
 
 
 def python_lines(text):
