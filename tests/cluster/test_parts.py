@@ -250,7 +250,7 @@ def test_an_answer_that_is_no_stream_breaks_off():
     [
         ({}, "model"),
         ({"model": "m", "thread": "2"}, "thread"),
-        ({"model": "m", "dense": "int4"}, "int8"),
+        ({"model": "m", "dense": "int2"}, "int8"),
         ({"model": "m", "replicas": 2, "max_replicas": 3}, "one of them"),
         ({"model": "m", "min_replicas": 3, "max_replicas": 2}, "3 or more|min_replicas or more"),
     ],
