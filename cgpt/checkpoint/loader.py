@@ -157,8 +157,7 @@ class Loader:
         if not self.copy:
             return array
         self.checkpoint.prefetch(name, rows if isinstance(rows, slice) else ALL)
-        copy = self._memory.empty(array.shape, array.dtype)
-        np.copyto(copy, array)
+        copy = self._in_memory(array)
         self.checkpoint.release(name)
         return copy
 

@@ -53,12 +53,12 @@ class WeightsCache:
             made = make()
             self._made |= {f"{name}:{i}": array for i, array in enumerate(made)}
             return made
-        names = [one for one in self.kept.tensors if one.rpartition(":")[0] == name]
+        names = [one for i in range(2) if (one := f"{name}:{i}") in self.kept.tensors]
         if not names:  # the file is of a load that copied, which leaves an embedding where it is
             return make()
         for one in names:
             self.kept.prefetch(one)
-        return [self.kept.array(one) for one in sorted(names)]
+        return [self.kept.array(one) for one in names]
 
     def save(self) -> None:
         """Writes what was made. Where that fails, as on a full disk, the model runs all the same: a warning says so."""
